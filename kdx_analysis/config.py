@@ -1,0 +1,280 @@
+"""What a study is: typed, validated, YAML in and out.
+
+Values are checked here; names (data sets, models) are checked by the study, which knows the rooms.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from kdx_analysis.errors import KdxError
+from kdx_analysis.io import write_text
+from kdx_analysis.registry import unknown
+
+ObjectiveName = Literal["hard", "label_smoothing", "hard_T", "kd_flat", "kd_shuffled", "kd"]
+LADDER: tuple[str, ...] = ("hard", "hard_T", "kd_flat", "kd_shuffled", "kd")
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, protected_namespaces=())
+
+
+class DataConfig(_Config):
+    """Which images, and how they are split.
+
+    ``per_class`` takes that many training images of every class before validation is held out.
+    """
+
+    name: str
+    per_class: Count | None = None
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    split_seed: int = 0
+    size: Count | None = None
+    augment: bool = True
+
+
+class TrainingConfig(_Config):
+    """How one model is trained; ``accelerator``, ``devices``, ``strategy`` and ``precision`` are Fabric's."""
+
+    epochs: Count = 30
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: Positive = 2e-3
+    gate_lr_factor: Positive = 10.0
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
+    selection: Literal["last", "best"] = "last"
+    accelerator: str = "auto"
+    devices: int | str = 1
+    strategy: str = "auto"
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    channels_last: bool = False
+    threads: Count = 1
+
+
+class TeacherConfig(_Config):
+    """A model by name and how it is trained, or ``path`` of a run or checkpoint that is loaded instead."""
+
+    model: str
+    path: str | None = None
+    training: TrainingConfig = TrainingConfig()
+
+
+class TemperatureConfig(_Config):
+    """Annealing of the gates' temperature τ over epochs, counted from 1.
+
+    ``reciprocal`` is start/epoch, as the released code has it; ``exponential`` and ``cosine`` end at ``end``.
+    """
+
+    schedule: Literal["reciprocal", "exponential", "cosine", "constant"] = "reciprocal"
+    start: Positive = 5.0
+    end: Positive = 0.05
+
+
+class ExplainerConfig(_Config):
+    """The HME made of the student: experts of each level above the trunk, and their gates' temperature."""
+
+    experts: tuple[Count, ...] | Count = 4
+    temperature: TemperatureConfig = TemperatureConfig()
+
+
+class ObjectiveConfig(_Config):
+    """What the student is asked to match.
+
+    ``T`` and ``lambda`` are the distillation temperature and weight, ``epsilon`` the label smoothing,
+    ``cut`` how the teacher's distribution becomes binary targets, ``scale_to: kd`` multiplies the loss by a
+    constant so that its gradient norm at initialisation is that of ``kd``.
+    """
+
+    name: ObjectiveName
+    decomposition: Literal["binary", "multiclass"] = "binary"
+    T: Positive = 4.0
+    lam: Annotated[Share, Field(alias="lambda")] = 0.9
+    epsilon: Share = 0.1
+    cut: Literal["two_way", "softmax_then_cut"] = "two_way"
+    positive_weight: Literal["none", "balanced"] = "none"
+    scale_to: Literal["kd"] | None = None
+    label: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _give_label(self) -> Self:
+        if not self.label:
+            parts = [self.name]
+            if self.decomposition == "multiclass":
+                parts.append("multiclass")
+            defaults = type(self).model_fields
+            for field in ("T", "lam", "epsilon", "cut", "positive_weight", "scale_to"):
+                if (value := getattr(self, field)) != defaults[field].default:
+                    parts.append(f"{defaults[field].alias or field}={value}")
+            object.__setattr__(self, "label", " ".join(parts))
+        return self
+
+
+class ProbeConfig(_Config):
+    """When and on what the probes look.
+
+    ``per_class`` images of every class from train, and as many from validation; conflict at ``checkpoints``
+    epochs spread from the first to the last; ``null_draws`` permutations for each null; ``max_memory`` bytes for
+    the gradients that are held at once.
+    """
+
+    per_class: Count = 20
+    seed: int = 0
+    checkpoints: Annotated[int, Field(ge=1)] = 4
+    null_draws: Annotated[int, Field(ge=19)] = 99
+    permutations: Annotated[int, Field(ge=19)] = 999
+    max_memory: Count = 2**30
+
+
+class StudyConfig(_Config):
+    """Runs that share data and teacher: one explainer and one undivided student per objective and seed."""
+
+    name: str
+    data: DataConfig
+    teacher: TeacherConfig
+    student: str
+    explainer: ExplainerConfig = ExplainerConfig()
+    objectives: Annotated[tuple[ObjectiveConfig, ...], Field(min_length=1)]
+    training: TrainingConfig = TrainingConfig()
+    probes: ProbeConfig = ProbeConfig()
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        for what, values in (("seed", self.seeds), ("objective", [o.label for o in self.objectives])):
+            twice = sorted({str(v) for v in values if list(values).count(v) > 1})
+            if twice:
+                raise ValueError(f"{what} {', '.join(twice)} is given more than once")
+        return self
+
+    @classmethod
+    def parse(cls, value: Mapping[str, Any], *, source: str = "study") -> StudyConfig:
+        """Validate a nested mapping; raises KdxError in one line, with the nearest valid keys."""
+        try:
+            return cls.model_validate(value)
+        except ValidationError as error:
+            raise _one_line(error, cls, source) from None
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Iterable[str] = ()) -> StudyConfig:
+        """Read a YAML file and apply ``key=value`` overrides with dotted keys (values are YAML too)."""
+        path = Path(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise KdxError(f"cannot read study {str(path)!r}: {error.strerror}") from None
+        return cls.parse(_apply(_yaml(text, str(path)), overrides), source=str(path))
+
+    def override(self, overrides: Iterable[str]) -> StudyConfig:
+        """This study with ``key=value`` overrides."""
+        return type(self).parse(_apply(self.to_dict(), overrides), source=f"study {self.name!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", by_alias=True)
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+    def save(self, path: Path) -> None:
+        write_text(path, self.to_yaml())
+
+
+def digest(value: Mapping[str, Any], length: int = 8) -> str:
+    """The first ``length`` hexadecimal digits of the SHA-256 of a JSON-able mapping, independent of key order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:length]
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as one level of dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            flat |= flatten(item, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = item
+    return flat
+
+
+def _yaml(text: str, source: str) -> dict[str, Any]:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise KdxError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(value, dict):
+        raise KdxError(f"{source} should hold keys and values (name, data, teacher, ...), not {value!r}")
+    return value
+
+
+def _apply(value: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise KdxError(f"--set {override!r} should be key=value, for example data.per_class=500")
+        try:
+            item = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise KdxError(f"--set {override!r}: the value is not valid YAML") from None
+        *path, last = key.split(".")
+        inner = value
+        for part in path:
+            inner = inner.setdefault(part, {})
+            if not isinstance(inner, dict):
+                raise KdxError(f"--set {override!r}: {part!r} holds no keys")
+        inner[last] = item
+    return value
+
+
+def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The valid keys where an unknown one stands, following ``location`` through nested models."""
+    here: Any = model
+    for part in location:
+        if isinstance(part, int) or not (isinstance(here, type) and issubclass(here, BaseModel)):
+            continue
+        field = here.model_fields.get(str(part))
+        if field is not None:
+            nested = [t for t in (field.annotation, *_inner(field.annotation)) if _is_model(t)]
+            here = nested[0] if nested else here
+    return [field.alias or name for name, field in here.model_fields.items()]
+
+
+def _inner(annotation: Any) -> list[Any]:
+    found: list[Any] = []
+    for argument in get_args(annotation):
+        found += [argument, *_inner(argument)]
+    return found
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _one_line(error: ValidationError, model: type[BaseModel], source: str) -> KdxError:
+    problem = error.errors()[0]
+    location = problem["loc"]
+    key = ".".join(map(str, location))
+    if problem["type"] == "extra_forbidden":
+        return KdxError(f"{source}: {unknown('configuration key', str(location[-1]), _keys_at(model, location))}")
+    if problem["type"] == "missing":
+        return KdxError(f"{source}: {key!r} is missing; add it")
+    if problem["type"] == "literal_error" and isinstance(problem["input"], str):
+        valid = [v.strip().strip("'") for v in str(problem["ctx"]["expected"]).replace(" or ", ", ").split(", ")]
+        return KdxError(f"{source}: {unknown(str(location[-1]), problem['input'], valid)} (at {key!r})")
+    message = problem["msg"].removeprefix("Value error, ")
+    where = f"{key} = {problem['input']!r}: " if key else ""
+    return KdxError(f"{source}: {where}{message[0].lower()}{message[1:]}")

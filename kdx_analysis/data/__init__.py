@@ -1,0 +1,96 @@
+"""Data sets as tensors with class names and splits: the registry of named ones, and image folders."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from kdx_analysis.data.augment import augment
+from kdx_analysis.data.dataset import Dataset, Split
+from kdx_analysis.data.folder import channel_statistics, decoded_within, read_folder
+from kdx_analysis.data.sources import DATASETS, Source
+from kdx_analysis.data.splits import stratified_indices, take_per_class
+from kdx_analysis.errors import KdxError
+
+__all__ = ["DATASETS", "Dataset", "Split", "augment", "load_dataset"]
+
+
+def load_dataset(
+    name: str | Path,
+    *,
+    data_dir: str | Path | None = None,
+    per_class: int | None = None,
+    val_fraction: float = 0.1,
+    split_seed: int = 0,
+    size: int | None = None,
+    max_memory: int = 2 * 2**30,
+) -> Dataset:
+    """The data set of that ``name``, or the image folder at that path, with validation held out of train.
+
+    A Path is a folder; so is a string that is not registered and has a path separator or names a directory.
+
+    - ``data_dir``: where named data sets lie; by default $KDX_DATA, else ./data.
+    - ``per_class``: so many training images of each class, drawn before validation is held out of them; the
+      test split is always kept in full.
+    - ``val_fraction``: the share of each class's training images for validation, in (0, 1); a folder with a
+      val of its own keeps that.
+    - ``split_seed``: what both are drawn with.
+    - ``size``: resize and centre-crop the images of a folder to this many pixels a side.
+    - ``max_memory``: a folder whose decoded images would take more bytes is decoded as images are taken.
+
+    Raises KdxError for an unknown name, missing or unusable files, an option out of its range, and whatever
+    :class:`Dataset` refuses.
+    """
+    if not 0 < val_fraction < 1:
+        raise KdxError(f"val_fraction is {val_fraction}: it must lie between 0 and 1, both excluded")
+    from_folder = _is_folder(name)
+    if from_folder:
+        source = read_folder(Path(name).expanduser(), size)
+    elif size is not None:
+        raise KdxError(f"size is for image folders, and {str(name)!r} has a size of its own: leave size out")
+    else:
+        source = DATASETS[str(name)](Path(data_dir or os.environ.get("KDX_DATA") or "data").expanduser())
+    train = source.train if per_class is None else _take(source, per_class, split_seed)
+    val = source.val
+    if val is None:
+        rest, held = stratified_indices(train.labels, val_fraction, split_seed)
+        train, val = train.subset(rest), replace(train.subset(held), name="val")
+    test = source.test
+    if from_folder:
+        train, val, test = decoded_within([train, val, test], max_memory)
+    mean, std = source.mean, source.std
+    if mean is None or std is None:
+        mean, std = channel_statistics(train.images)
+    return Dataset(
+        name=source.name,
+        train=train,
+        val=val,
+        test=test,
+        classes=source.classes,
+        mean=mean,
+        std=std,
+        pad=source.pad,
+        flip=source.flip,
+        superclasses=source.superclasses,
+        source=source.source,
+    )
+
+
+def _is_folder(name: str | Path) -> bool:
+    if isinstance(name, Path):
+        return True
+    return name not in DATASETS and ("/" in name or os.sep in name or Path(name).is_dir())
+
+
+def _take(source: Source, per_class: int, seed: int) -> Split:
+    if per_class < 1:
+        raise KdxError(f"per_class is {per_class}: it must be at least 1")
+    counts = source.train.labels.bincount(minlength=len(source.classes))
+    if per_class > counts.min():
+        fewest = int(counts.argmin())
+        raise KdxError(
+            f"per_class is {per_class}, but class {source.classes[fewest]!r} of {source.name} has only "
+            f"{int(counts[fewest])} training images: lower per_class"
+        )
+    return source.train.subset(take_per_class(source.train.labels, per_class, seed))

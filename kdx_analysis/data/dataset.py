@@ -1,0 +1,253 @@
+"""A data set: images as uint8, class names and three splits; validated when it is built."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from kdx_analysis.data.splits import take_per_class
+from kdx_analysis.errors import KdxError
+from kdx_analysis.registry import unknown
+
+
+class ImageStore(Protocol):
+    """N images of one shape that can be taken by index."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        ...
+
+    def take(self, indices: Tensor) -> Tensor:
+        """The images at the int64 ``indices`` (B,): uint8 B×C×H×W on the store's device."""
+        ...
+
+    def subset(self, indices: Tensor) -> ImageStore:
+        """A store of the images at the int64 ``indices`` only, in that order."""
+        ...
+
+    def to(self, device: torch.device | str) -> ImageStore:
+        """The same images, taken onto ``device``."""
+        ...
+
+
+class TensorImages:
+    """An image store that holds its ``images``, uint8 N×C×H×W, decoded."""
+
+    def __init__(self, images: Tensor) -> None:
+        if images.dtype != torch.uint8 or images.ndim != 4:
+            raise ValueError(f"images must be uint8 N×C×H×W, got {images.dtype} {tuple(images.shape)}")
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        C, H, W = self._images.shape[1:]
+        return C, H, W
+
+    def take(self, indices: Tensor) -> Tensor:
+        return self._images[indices.to(self._images.device)]
+
+    def subset(self, indices: Tensor) -> TensorImages:
+        return TensorImages(self.take(indices))
+
+    def to(self, device: torch.device | str) -> TensorImages:
+        return TensorImages(self._images.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images with their labels, int64 (N,) in [0, K), and ids, int64 (N,).
+
+    An id is the sample's index in the file or listing of its source that the split was drawn from: train and
+    val share one, so their ids never meet.
+    """
+
+    name: str
+    images: ImageStore
+    labels: Tensor
+    ids: Tensor
+
+    def __post_init__(self) -> None:
+        sizes = (len(self.images), len(self.labels), len(self.ids))
+        if len(set(sizes)) > 1:
+            raise ValueError(f"{self.name}: {sizes} images, labels and ids must be equally many")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> Split:
+        """The same split with all its tensors on ``device``."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device), ids=self.ids.to(device))
+
+    def subset(self, indices: Tensor) -> Split:
+        """The samples at the int64 ``indices`` (positions in this split, not ids), in that order."""
+        indices = indices.to(self.labels.device)
+        return replace(self, images=self.images.subset(indices), labels=self.labels[indices], ids=self.ids[indices])
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Three splits over the same K classes, with how to normalise and augment their images.
+
+    ``mean`` and ``std`` are per channel, of pixels scaled to [0, 1]; ``pad`` is in pixels. ``superclasses``
+    maps a superclass to its classes and holds each class once. Change a field with ``dataclasses.replace``.
+
+    Raises KdxError if a label is no class, a class has no training sample, val has fewer samples than there
+    are classes, test is empty, images, mean and std disagree on the channels, or a std is not positive.
+    """
+
+    name: str
+    train: Split
+    val: Split
+    test: Split
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    pad: int
+    flip: bool
+    superclasses: Mapping[str, tuple[str, ...]] | None
+    source: str
+
+    def __post_init__(self) -> None:
+        for split in self._splits:
+            self._validate_split(split)
+        self._validate_counts()
+        self._validate_channels()
+        if self.superclasses is not None:
+            self._validate_superclasses(self.superclasses)
+
+    @property
+    def _splits(self) -> tuple[Split, Split, Split]:
+        return self.train, self.val, self.test
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image."""
+        return self.train.images.shape
+
+    def to(self, device: torch.device | str) -> Dataset:
+        """The same data set with all its tensors on ``device``."""
+        train, val, test = (split.to(device) for split in self._splits)
+        return replace(self, train=train, val=val, test=test)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """(x/255 - mean)/std per channel: uint8 B×C×H×W to float32 B×C×H×W, on the images' device."""
+        mean, std = (
+            torch.tensor(values).view(-1, 1, 1).to(images.device, non_blocking=True) for values in (self.mean, self.std)
+        )
+        return images.float().div_(255).sub_(mean).div_(std)
+
+    def describe(self) -> dict[str, Any]:
+        """What it is, as JSON-able values; equal fingerprints mean the same samples in the same splits."""
+        return {
+            "name": self.name,
+            "source": self.source,
+            "sizes": {split.name: len(split) for split in self._splits},
+            "shape": list(self.shape),
+            "classes": list(self.classes),
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "fingerprint": self._fingerprint(),
+        }
+
+    def probe_set(self, split: str, per_class: int, seed: int = 0) -> Split:
+        """A class-balanced, un-augmented subset of ``split`` ('train' or 'val'), by class, then by id.
+
+        Drawn without replacement with a generator of its own; a class with fewer than ``per_class`` samples
+        gives all of them. Raises KdxError if a class has none, or for any other split: probes that choose
+        between models must not see the test split.
+        """
+        if split not in ("train", "val"):
+            raise unknown("split of a probe set", split, ("train", "val"))
+        if per_class < 1:
+            raise KdxError(f"a probe set of {per_class} images a class is empty: ask for at least 1")
+        whole = self.train if split == "train" else self.val
+        counts = whole.labels.bincount(minlength=self.num_classes)
+        if not counts.all():
+            lacking = self.classes[int(counts.argmin())]
+            raise KdxError(
+                f"the {split} split of {self.name} has no sample of class {lacking!r} for a probe set: "
+                "raise data.val_fraction or per_class"
+            )
+        by_id = whole.ids.argsort()
+        ordered = by_id[whole.labels[by_id].argsort(stable=True)]
+        taken = take_per_class(whole.labels[ordered], per_class, seed)
+        return whole.subset(ordered[taken.to(ordered.device)])
+
+    def _validate_split(self, split: Split) -> None:
+        K = self.num_classes
+        wrong = split.labels[(split.labels < 0) | (split.labels >= K)]
+        if len(wrong):
+            raise KdxError(
+                f"label {int(wrong[0])} in the {split.name} split of {self.name} is no class: "
+                f"the {K} classes are labelled 0 to {K - 1}"
+            )
+        if split.images.shape != self.shape:
+            raise KdxError(
+                f"{self.name}: {split.name} images are {split.images.shape} (C, H, W), train images are "
+                f"{self.shape}: all splits must share one shape"
+            )
+
+    def _validate_counts(self) -> None:
+        K = self.num_classes
+        counts = self.train.labels.bincount(minlength=K)
+        if not counts.all():
+            raise KdxError(
+                f"class {self.classes[int(counts.argmin())]!r} of {self.name} has no training sample: "
+                "add images of it or remove the class"
+            )
+        if len(self.val) < K:
+            raise KdxError(
+                f"{self.name} has fewer validation samples than classes ({len(self.val)} for {K}): "
+                "raise data.val_fraction or per_class"
+            )
+        if not len(self.test):
+            raise KdxError(f"the test split of {self.name} is empty: add test images")
+
+    def _validate_channels(self) -> None:
+        C = self.shape[0]
+        if not C == len(self.mean) == len(self.std):
+            raise KdxError(
+                f"{self.name}: images have {C} channels, mean has {len(self.mean)} and std {len(self.std)}: "
+                "give one value a channel"
+            )
+        for channel, std in enumerate(self.std):
+            if not (math.isfinite(std) and std > 0):
+                raise KdxError(
+                    f"{self.name}: the std of channel {channel} is {std}: it must be positive, so the "
+                    "training images must not all be one colour there"
+                )
+
+    def _validate_superclasses(self, superclasses: Mapping[str, tuple[str, ...]]) -> None:
+        filed = Counter(name for members in superclasses.values() for name in members)
+        for name in (*self.classes, *filed):
+            if filed[name] != 1 or name not in self.classes:
+                raise KdxError(
+                    f"superclasses of {self.name}: {name!r} stands in {filed[name]} of them and is "
+                    f"{'' if name in self.classes else 'not '}a class: each class must stand in exactly one"
+                )
+
+    def _fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for split in self._splits:
+            ends = torch.tensor([0, len(split) - 1])
+            digest.update(f"{split.name} {len(split)} {self.shape}\n".encode())
+            for tensor in (split.labels, split.ids, split.images.take(ends)):
+                digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()

@@ -1,0 +1,47 @@
+"""Which samples belong to which split: pure functions of labels and a seed.
+
+Draws come from a generator of their own on the CPU, so the global random state neither matters nor moves.
+"""
+
+from __future__ import annotations
+
+import torch
+from beartype import beartype
+from jaxtyping import Int64, jaxtyped
+from torch import Tensor
+
+
+def _shuffled_classes(labels: Tensor, seed: int) -> list[Tensor]:
+    """The indices of each class that occurs, in label order, each shuffled."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = labels.cpu()
+    members = [(labels == label).nonzero().flatten() for label in labels.unique()]
+    return [indices[torch.randperm(len(indices), generator=generator)] for indices in members]
+
+
+def _ascending(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts).sort().values if parts else torch.empty(0, dtype=torch.int64)
+
+
+@jaxtyped(typechecker=beartype)
+def stratified_indices(
+    labels: Int64[Tensor, " N"], fraction: float, seed: int
+) -> tuple[Int64[Tensor, " rest"], Int64[Tensor, " held"]]:
+    """Hold out ``fraction`` of each class: (rest, held out), ascending indices that partition 0 … N-1.
+
+    A class of n ≥ 2 samples gives round(fraction·n), but at least 1 and at most n-1; a class of 1 gives none.
+    """
+    rest, held = [], []
+    for indices in _shuffled_classes(labels, seed):
+        n = len(indices)
+        count = min(max(round(fraction * n), 1), n - 1)
+        held.append(indices[:count])
+        rest.append(indices[count:])
+    return _ascending(rest), _ascending(held)
+
+
+@jaxtyped(typechecker=beartype)
+def take_per_class(labels: Int64[Tensor, " N"], per_class: int, seed: int) -> Int64[Tensor, " taken"]:
+    """Draw ``per_class`` samples of each class without replacement, all of a class that has fewer: ascending
+    indices."""
+    return _ascending([indices[:per_class] for indices in _shuffled_classes(labels, seed)])

@@ -1,0 +1,110 @@
+"""Knowledge conflict between binary subtasks: pure functions on Gram matrices of their gradients.
+
+Axes: K subtasks, N experts, leading axes free (losses, null draws). Pairs are a < b.
+"""
+
+from __future__ import annotations
+
+import torch
+from beartype import beartype
+from jaxtyping import Bool, Float, jaxtyped
+from torch import Tensor
+
+
+@jaxtyped(typechecker=beartype)
+def cosine(gram: Float[Tensor, "*draws K K"]) -> Float[Tensor, "*draws K K"]:
+    """c_ab = G_ab/√(G_aa G_bb) in [−1, 1]; NaN where a gradient is zero."""
+    norm = gram.diagonal(dim1=-2, dim2=-1).sqrt()
+    return (gram / (norm.unsqueeze(-1) * norm.unsqueeze(-2))).clamp(-1, 1)
+
+
+@jaxtyped(typechecker=beartype)
+def conflict_rate(cosines: Float[Tensor, "*draws K K"]) -> Float[Tensor, "*draws"]:
+    """Share of pairs with c_ab < 0; NaN pairs left out, NaN if none is left."""
+    pairs = upper(cosines)
+    return torch.where(pairs.isnan(), torch.nan, (pairs < 0).to(pairs.dtype)).nanmean(dim=-1)
+
+
+@jaxtyped(typechecker=beartype)
+def severity(cosines: Float[Tensor, "*draws K K"]) -> Float[Tensor, "*draws"]:
+    """Mean over pairs of max(0, −c_ab), in [0, 1]; NaN pairs left out, NaN if none is left."""
+    return (-upper(cosines)).clamp(min=0).nanmean(dim=-1)
+
+
+@jaxtyped(typechecker=beartype)
+def mean_cosine(cosines: Float[Tensor, "*draws K K"]) -> Float[Tensor, "*draws"]:
+    """Mean of c_ab over pairs; NaN pairs left out, NaN if none is left."""
+    return upper(cosines).nanmean(dim=-1)
+
+
+@jaxtyped(typechecker=beartype)
+def contention(
+    ungated: Float[Tensor, "*#draws N K K"], gates: Float[Tensor, "*#draws K N"]
+) -> Float[Tensor, "..."]:
+    """C(Q) = Σ_i Σ_{a<b} max(0, −G^i_ab(Q)) / Σ_{a<b} √(G_aa(Q) G_bb(Q)), in [0, 1]; 0/0 is NaN.
+
+    How much of all gradient pulls against another inside an expert that both subtasks use.
+
+    Args:
+        ungated: ⟨h^i_a, h^i_b⟩ of the last level, the gradients without the gates' factor.
+        gates: Q, any gates into the heads; G^i_ab(Q) = Q_ai Q_bi ⟨h^i_a, h^i_b⟩ and G = Σ_i G^i.
+    """
+    q = gates.transpose(-1, -2)
+    gated = q.unsqueeze(-1) * q.unsqueeze(-2) * ungated
+    against = upper((-gated).clamp(min=0)).sum(dim=(-1, -2))
+    norm = gated.sum(dim=-3).diagonal(dim1=-2, dim2=-1).sqrt()
+    return against / upper(norm.unsqueeze(-1) * norm.unsqueeze(-2)).sum(dim=-1)
+
+
+@jaxtyped(typechecker=beartype)
+def bounded_difference(
+    reference: Float[Tensor, "*draws"], value: Float[Tensor, "*draws"]
+) -> Float[Tensor, "*draws"]:
+    """(reference − value)/(reference + value) in [−1, 1], for contentions; 0/0 is NaN."""
+    return (reference - value) / (reference + value)
+
+
+@jaxtyped(typechecker=beartype)
+def separation(ungated: Float[Tensor, "N K K"], gates: Float[Tensor, "K N"]) -> Float[Tensor, ""]:
+    """(C(uniform) − C(α))/(C(uniform) + C(α)): 1: gates keep every conflict apart, 0: no better than sharing all."""
+    uniform = torch.full_like(gates, 1 / gates.shape[1])
+    return bounded_difference(contention(ungated, uniform), contention(ungated, gates))
+
+
+@jaxtyped(typechecker=beartype)
+def modulation(
+    ungated: Float[Tensor, "N K K"],
+    gates: Float[Tensor, "K N"],
+    permutations: int,
+    generator: torch.Generator,
+) -> tuple[Float[Tensor, ""], float]:
+    """(C̄_π − C(α))/(C̄_π + C(α)) with C̄_π the mean over α's rows permuted over subtasks, and its p.
+
+    Above 0 it matters *which* subtask goes where, beyond how sparse the gates are; gates that are all alike and
+    K = 2 give 0, 0/0 is NaN. p = (1 + #{C_π ≤ C})/(1 + R).
+    """
+    K = gates.shape[0]
+    order = torch.rand(permutations, K, generator=generator).argsort(dim=1).to(gates.device)
+    permuted = torch.cat([contention(ungated, q) for q in gates[order].split(_at_once(ungated))])
+    own = contention(ungated, gates)
+    tolerance = 1e-6 * own.abs()  # the same gates in another order sum to the same only up to rounding
+    p = float((1 + (permuted <= own + tolerance).sum()) / (1 + permutations))
+    return bounded_difference(permuted.mean(), own), torch.nan if own.isnan() else p
+
+
+@jaxtyped(typechecker=beartype)
+def upper(table: Float[Tensor, "*draws K K"]) -> Float[Tensor, "*draws P"]:
+    """The P = K(K − 1)/2 entries with a < b."""
+    a, b = torch.triu_indices(table.shape[-2], table.shape[-1], offset=1, device=table.device)
+    return table[..., a, b]
+
+
+@jaxtyped(typechecker=beartype)
+def undefined(cosines: Float[Tensor, "*draws K K"]) -> Bool[Tensor, "*draws P"]:
+    """Pairs whose cosine is NaN because a gradient is zero."""
+    return upper(cosines).isnan()
+
+
+def _at_once(ungated: Tensor) -> int:
+    """Permutations whose N×K×K tables are held together: some 10 million entries."""
+    return max(1, 10_000_000 // ungated.numel())

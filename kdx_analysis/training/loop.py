@@ -1,0 +1,298 @@
+"""The one training loop: teachers, students and explainers alike, on Lightning Fabric."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from kdx_analysis.config import ObjectiveConfig, TemperatureConfig, TrainingConfig
+from kdx_analysis.data import Dataset, Split, augment
+from kdx_analysis.errors import KdxError
+from kdx_analysis.models import HME
+from kdx_analysis.objectives import Objective, scale_to
+from kdx_analysis.training.schedules import learning_rate_factor, temperature_at
+
+_STREAMS = ("order", "augmentation", "shuffling")
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """Where a training stands: what progress shows and what callbacks are handed.
+
+    ``temperature`` is τ, None for models without gates; ``loss`` is the objective's mean over the epoch.
+    """
+
+    epoch: int
+    epochs: int
+    loss: float
+    val_accuracy: float
+    temperature: float | None
+
+
+Callback = Callable[[Epoch, nn.Module], None]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A finished training; the model holds the weights of the selected epoch.
+
+    Attributes:
+        history: tidy frame with columns epoch, split, metric, value, n.
+        epoch: the selected epoch: the last, or the best on validation (``selection: best``).
+    """
+
+    history: pd.DataFrame
+    epoch: int
+
+
+@contextmanager
+def reproducible(seed: int, threads: int) -> Iterator[None]:
+    """Seed torch's random state and fix its thread count inside the body; both are as before afterwards."""
+    before = torch.get_num_threads()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        torch.set_num_threads(threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
+def fabric_for(config: TrainingConfig) -> Fabric:
+    """Fabric with the device, precision and processes of ``config``; Fabric's own complaints become KdxErrors."""
+    try:
+        return Fabric(
+            accelerator=config.accelerator,
+            devices=config.devices,
+            strategy=config.strategy,
+            precision=config.precision,
+        )
+    except (ValueError, RuntimeError) as error:
+        wanted = f"accelerator={config.accelerator!r}, devices={config.devices!r}, strategy={config.strategy!r}"
+        raise KdxError(f"cannot train with {wanted}, precision={config.precision!r}: {error}") from None
+
+
+def fit(
+    model: nn.Module,
+    data: Dataset,
+    objective: ObjectiveConfig,
+    config: TrainingConfig,
+    *,
+    seed: int,
+    fabric: Fabric | None = None,
+    teacher: nn.Module | None = None,
+    temperature: TemperatureConfig | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Fit:
+    """Train ``model`` in place.
+
+    Args:
+        model: images → B×K logits or margins.
+        data: where training, validation and test images come from; only train and validation guide the training.
+        objective: what is matched.
+        config: optimiser, length, precision, selection.
+        seed: of the order of samples, the augmentation and the shuffled control; initial weights are the caller's.
+        fabric: already launched, where there are several processes; made from ``config`` by default.
+        teacher: images → B×K logits, kept in eval mode without gradients.
+        temperature: annealing of an explainer's gates.
+        callbacks: called after every epoch with the unwrapped model.
+
+    Raises:
+        KdxError: the objective needs a teacher and there is none, or the loss stops being finite.
+    """
+    if Objective(objective).needs_teacher and teacher is None:
+        raise KdxError(f"objective {objective.name!r} needs a teacher; pass teacher=")
+    fabric = fabric or fabric_for(config)
+    data = data.to(fabric.device)
+    if config.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(fabric.device)
+    if teacher is not None:
+        teacher = copy.deepcopy(teacher).to(fabric.device).eval().requires_grad_(False)
+    optimizer = _optimizer(model, config)
+    wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
+    run = _Training(fabric, wrapped, model, teacher, data, objective, config, seed)
+    steps_per_epoch = run.steps_per_epoch
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: learning_rate_factor(
+            config.schedule, step, config.epochs * steps_per_epoch, round(config.warmup_epochs * steps_per_epoch)
+        ),
+    )
+    rows: list[dict[str, Any]] = []
+    best: tuple[float, int, dict[str, Tensor]] | None = None
+    for epoch in range(1, config.epochs + 1):
+        tau = None
+        if temperature is not None and isinstance(model, HME):
+            tau = model.temperature = temperature_at(temperature, epoch, config.epochs)
+        loss = run.train_epoch(epoch, wrapped_optimizer, scheduler)
+        scores = run.score(data.val)
+        rows.append({"epoch": epoch, "split": "train", "metric": "loss", "value": loss, "n": run.samples})
+        rows += [{"epoch": epoch, "split": "val", **row} for row in scores]
+        accuracy = next(row["value"] for row in scores if row["metric"] == "accuracy")
+        if config.selection == "best" and (best is None or accuracy > best[0]):
+            best = (accuracy, epoch, copy.deepcopy(model.state_dict()))
+        state = Epoch(epoch, config.epochs, loss, accuracy, tau)
+        if fabric.is_global_zero:
+            for callback in callbacks:
+                callback(state, model)
+        fabric.barrier()
+    selected = config.epochs
+    if best is not None:
+        selected = best[1]
+        model.load_state_dict(best[2])
+    rows += [{"epoch": selected, "split": "test", **row} for row in run.score(data.test)]
+    return Fit(pd.DataFrame(rows), selected)
+
+
+@torch.no_grad()
+def predict(model: nn.Module, split: Split, data: Dataset, batch_size: int = 512) -> Tensor:
+    """Logits or margins of every sample of ``split``, N×K float32 on the CPU, in eval mode.
+
+    The model's training mode is restored.
+    """
+    was_training = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        indices = torch.arange(len(split)).split(batch_size)
+        outputs = [model(data.normalise(split.images.take(i))).float().cpu() for i in indices]
+    finally:
+        for module, training in was_training:
+            module.training = training
+    return torch.cat(outputs)
+
+
+class _Training:
+    """What the epochs of one training share."""
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        wrapped: nn.Module,
+        model: nn.Module,
+        teacher: nn.Module | None,
+        data: Dataset,
+        objective: ObjectiveConfig,
+        config: TrainingConfig,
+        seed: int,
+    ) -> None:
+        self.fabric, self.wrapped, self.teacher = fabric, wrapped, teacher
+        self.data, self.config = data, config
+        self.generators = {
+            stream: torch.Generator().manual_seed(len(_STREAMS) * seed + i) for i, stream in enumerate(_STREAMS)
+        }
+        self.batch = min(config.batch_size, len(data.train) // fabric.world_size)
+        if self.batch < 2:
+            raise KdxError(f"{len(data.train)} training images are too few for {fabric.world_size} processes")
+        self.steps_per_epoch = len(data.train) // (self.batch * fabric.world_size)
+        self.samples = self.steps_per_epoch * self.batch * fabric.world_size
+        self.objective = Objective(objective)
+        if objective.scale_to is not None:
+            self.objective = self._scaled(model, objective)
+        self.teacher_choice: dict[str, Tensor] = {}
+
+    def images(self, split: Split, indices: Tensor, augmented: bool = False) -> Tensor:
+        images = split.images.take(indices)
+        if augmented and self.config_augment:
+            images = augment(images, self.data.pad, self.data.flip, self.generators["augmentation"])
+        normalised = self.data.normalise(images)
+        if self.config.channels_last:
+            normalised = normalised.contiguous(memory_format=torch.channels_last)
+        return normalised
+
+    @property
+    def config_augment(self) -> bool:
+        return self.data.pad > 0 or self.data.flip
+
+    def teacher_logits(self, images: Tensor) -> Tensor | None:
+        if self.teacher is None or not self.objective.needs_teacher:
+            return None
+        with torch.no_grad(), self.fabric.autocast():
+            return self.teacher(images).float()
+
+    def train_epoch(self, epoch: int, optimizer: Any, scheduler: Any) -> float:
+        """One pass over train in a fresh order, the last incomplete batch left out; the mean loss."""
+        self.wrapped.train()
+        fabric, train = self.fabric, self.data.train
+        order = torch.randperm(len(train), generator=self.generators["order"])[: self.samples]
+        total = torch.zeros((), device=fabric.device)
+        for batch in order.split(self.batch * fabric.world_size):
+            indices = batch[fabric.global_rank :: fabric.world_size]
+            images = self.images(train, indices, augmented=True)
+            labels = train.labels[indices.to(train.labels.device)]
+            margins = self.wrapped(images).float()
+            loss = self.objective.loss(margins, labels, self.teacher_logits(images), self.generators["shuffling"])
+            optimizer.zero_grad()
+            fabric.backward(loss)
+            optimizer.step()
+            scheduler.step()
+            total += loss.detach()
+        mean = float(fabric.all_reduce(total / self.steps_per_epoch, reduce_op="mean"))  # type: ignore[arg-type]
+        if mean != mean or mean in (float("inf"), float("-inf")):
+            raise KdxError(
+                f"the loss of objective {self.objective.config.label!r} is {mean} in epoch {epoch}; "
+                "lower training.lr or use precision 32-true"
+            )
+        return mean
+
+    def score(self, split: Split) -> list[dict[str, Any]]:
+        """Accuracy, hard loss, and agreement with the teacher on a split."""
+        outputs = self._predict(self.wrapped, split)
+        labels = split.labels.cpu()
+        choice = outputs.argmax(dim=1)
+        hard = Objective(ObjectiveConfig(name="hard", decomposition=self.objective.config.decomposition))
+        values = {
+            "accuracy": float((choice == labels).double().mean()),
+            "hard_loss": float(hard.loss(outputs, labels, None, torch.Generator())),
+        }
+        if self.teacher is not None:
+            if split.name not in self.teacher_choice:
+                self.teacher_choice[split.name] = self._predict(self.teacher, split).argmax(dim=1)
+            values["agreement"] = float((choice == self.teacher_choice[split.name]).double().mean())
+        return [{"metric": metric, "value": value, "n": len(split)} for metric, value in values.items()]
+
+    def _predict(self, model: nn.Module, split: Split) -> Tensor:
+        with self.fabric.autocast():
+            return predict(model, split, self.data)
+
+    def _scaled(self, model: nn.Module, objective: ObjectiveConfig) -> Objective:
+        kd = Objective(objective.model_copy(update={"name": "kd", "scale_to": None}))
+        if self.teacher is None:
+            raise KdxError(f"objective {objective.label!r} is scaled to kd and needs a teacher; pass teacher=")
+        images = self.images(self.data.train, torch.arange(min(len(self.data.train), 256)))
+        labels = self.data.train.labels[: len(images)]
+        was_training = model.training
+        model.eval()
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        with torch.no_grad():
+            teacher_logits = self.teacher(images).float()
+        factor = scale_to(kd, Objective(objective), model(images).float(), parameters, labels, teacher_logits)
+        model.train(was_training)
+        return Objective(objective, factor)
+
+
+def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    """Weights in one group, an explainer's gates in another: a higher rate and no weight decay."""
+    gates = list(model.gate_parameters()) if isinstance(model, HME) else []
+    chosen = {id(p) for p in gates}
+    weights = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
+    groups: list[dict[str, Any]] = [{"params": weights, "lr": config.lr, "weight_decay": config.weight_decay}]
+    if gates:
+        groups.append({"params": gates, "lr": config.lr * config.gate_lr_factor, "weight_decay": 0.0})
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True)
+    return torch.optim.AdamW(groups, lr=config.lr)
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

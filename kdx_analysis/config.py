@@ -115,7 +115,7 @@ class ObjectiveConfig(_Config):
     @model_validator(mode="after")
     def _give_label(self) -> Self:
         if not self.label:
-            parts = [self.name]
+            parts: list[str] = [self.name]
             if self.decomposition == "multiclass":
                 parts.append("multiclass")
             defaults = type(self).model_fields

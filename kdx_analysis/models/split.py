@@ -22,17 +22,13 @@ class Level:
     channels: int
 
 
-def split_student(student: nn.Module, experts: int | Sequence[int]) -> tuple[nn.Module, list[Level]]:
+def split_student(student: StagedNet, experts: int | Sequence[int]) -> tuple[nn.Module, list[Level]]:
     """Trunk (stem and first stage) and levels (later stages, narrowed into experts) with fresh weights.
 
-    Raises KdxError if the student declares no stages, or if ``experts`` is a sequence of another length than
-    there are stages above the trunk.
+    All stages are narrowed alike, to the share of their width at which the levels together have as many
+    parameters as the stages that they stand for. Raises KdxError if ``experts`` is a sequence of another length
+    than there are stages above the trunk.
     """
-    if not isinstance(student, StagedNet):
-        raise KdxError(
-            f"{type(student).__name__} does not declare its stages, so it can't be split into experts; "
-            "build it as a StagedNet or take a student of the zoo (kdx list models)"
-        )
     plans = student.plans[1:]
     counts = [experts] * len(plans) if isinstance(experts, int) else list(experts)
     if len(counts) != len(plans) or min(counts, default=0) < 1:
@@ -42,24 +38,34 @@ def split_student(student: nn.Module, experts: int | Sequence[int]) -> tuple[nn.
         )
     first = student.plans[0]
     trunk = nn.Sequential(student.build_stem(), first.build(student.stem_width, first.width, 1))
-    levels, below, whole_below = [], first.width, first.width
-    for plan, n in zip(plans, counts, strict=True):
-        channels = expert_channels(plan, whole_below, below, n)
-        levels.append(Level(plan.build(n * below, n * channels, n), n, channels))
-        below, whole_below = channels, plan.width
-    return trunk, levels
+    return trunk, _levels(plans, counts, first.width, _channels(plans, counts, first.width))
 
 
-def expert_channels(plan: StagePlan, whole_below: int, below: int, experts: int) -> int:
-    """Channels of one expert, so that a level's parameters come nearest to those of the undivided stage.
-
-    Args:
-        plan: the stage.
-        whole_below: channels that the undivided stage reads.
-        below: channels that one expert reads.
-        experts: N, the experts of the level.
-    """
+def _channels(plans: Sequence[StagePlan], counts: Sequence[int], below: int) -> list[int]:
+    """Channels of one expert on each level; ``below`` are those of the trunk."""
+    widest = max(plan.width for plan in plans)
+    choices = [[max(1, round(c * plan.width / widest)) for plan in plans] for c in range(1, widest + 1)]
     with torch.device("meta"):
-        budget = count_parameters(plan.build(whole_below, plan.width, 1))
-        sizes = {c: experts * count_parameters(plan.build(below, c, 1)) for c in range(1, plan.width + 1)}
-    return min(sizes, key=lambda c: abs(sizes[c] - budget))
+        whole = [1] * len(plans)
+        budget = _size(_levels(plans, whole, below, [plan.width for plan in plans]))
+        low, high = 0, len(choices) - 1
+        while low < high:  # the narrowest choice with at least the budget
+            middle = (low + high) // 2
+            if _size(_levels(plans, counts, below, choices[middle])) < budget:
+                low = middle + 1
+            else:
+                high = middle
+        near = choices[max(low - 1, 0) : low + 1]
+        return min(near, key=lambda channels: abs(_size(_levels(plans, counts, below, channels)) - budget))
+
+
+def _levels(plans: Sequence[StagePlan], counts: Sequence[int], below: int, channels: Sequence[int]) -> list[Level]:
+    levels = []
+    for plan, n, c in zip(plans, counts, channels, strict=True):
+        levels.append(Level(plan.build(n * below, n * c, n), n, c))
+        below = c
+    return levels
+
+
+def _size(levels: Sequence[Level]) -> int:
+    return sum(count_parameters(level.module) for level in levels)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdx_analysis.registry import Registry
@@ -37,10 +38,11 @@ class StagePlan:
 
 
 class StagedNet(nn.Module):
-    """A stem, stages, global average pooling and a linear classifier; images B×in_channels×H×W to logits B×K.
+    """A stem, stages, average pooling and a linear classifier; images B×in_channels×H×W to logits B×K.
 
     ``build_stem`` builds ``stem``, which gives B×stem_width×H×W; ``plans`` build ``stages``, each whole. Both
-    are kept, so that stem and stages can be built anew.
+    are kept, so that stem and stages can be built anew. The classifier reads features averaged over a ``pool`` ×
+    ``pool`` grid, globally by default.
     """
 
     def __init__(
@@ -50,8 +52,10 @@ class StagedNet(nn.Module):
         plans: Sequence[StagePlan],
         num_classes: int,
         in_channels: int,
+        pool: int = 1,
     ) -> None:
         super().__init__()
+        self.pool = pool
         self.build_stem = build_stem
         self.stem = build_stem()
         self.stem_width = stem_width
@@ -63,14 +67,20 @@ class StagedNet(nn.Module):
         for plan in self.plans:
             self.stages.append(plan.build(width, plan.width, 1))
             width = plan.width
-        self.classifier = nn.Linear(width, num_classes)
+        self.classifier = nn.Linear(width * pool**2, num_classes)
+
+    def rebuilt(self) -> StagedNet:
+        """The same network with weights drawn anew."""
+        return StagedNet(
+            self.build_stem, self.stem_width, self.plans, self.num_classes, self.in_channels, self.pool
+        )
 
     def features(self, x: Tensor) -> Tensor:
-        """What the classifier reads: the last stage's features, averaged over H and W; B×C."""
+        """What the classifier reads: the last stage's features, averaged over the grid; B×(C·pool²)."""
         x = self.stem(x)
         for stage in self.stages:
             x = stage(x)
-        return x.mean((2, 3))
+        return F.adaptive_avg_pool2d(x, self.pool).flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.features(x))
@@ -223,10 +233,10 @@ def digits_teacher(num_classes: int, in_channels: int = 3) -> StagedNet:
 def digits_student(num_classes: int, in_channels: int = 3) -> StagedNet:
     """For 8×8 images: four stages of conv3×3 BN ReLU, 24 channels, stride 2 in the third. [ours]
 
-    The stem is the identity: the first stage reads the image.
+    The stem is the identity: the first stage reads the image. The classifier reads the last 4×4 features unpooled.
     """
     plans = [StagePlan(partial(plain_stage, stride=2 if i == 2 else 1), 24) for i in range(4)]
-    return StagedNet(nn.Identity, in_channels, plans, num_classes, in_channels)
+    return StagedNet(nn.Identity, in_channels, plans, num_classes, in_channels, pool=4)
 
 
 @MODELS.register("resnet20")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -90,7 +91,7 @@ def scale_to(
     reference: Objective,
     objective: Objective,
     margins: Tensor,
-    parameters: list[Tensor],
+    parameters: Sequence[Tensor],
     labels: Tensor,
     teacher_logits: Tensor | None,
 ) -> float:

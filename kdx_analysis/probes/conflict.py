@@ -40,7 +40,7 @@ def mean_cosine(cosines: Float[Tensor, "*draws K K"]) -> Float[Tensor, "*draws"]
 @jaxtyped(typechecker=beartype)
 def contention(
     ungated: Float[Tensor, "*#draws N K K"], gates: Float[Tensor, "*#draws K N"]
-) -> Float[Tensor, "..."]:
+) -> Float[Tensor, ...]:
     """C(Q) = Σ_i Σ_{a<b} max(0, −G^i_ab(Q)) / Σ_{a<b} √(G_aa(Q) G_bb(Q)), in [0, 1]; 0/0 is NaN.
 
     How much of all gradient pulls against another inside an expert that both subtasks use.

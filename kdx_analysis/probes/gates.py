@@ -63,7 +63,7 @@ def routing_distance(paths: Float[Tensor, "*draws K N"]) -> Float[Tensor, "*draw
 @jaxtyped(typechecker=beartype)
 def pair_mean(table: Float[Tensor, "*draws K K"]) -> Float[Tensor, "*draws"]:
     """Mean over pairs a < b; NaN for K = 1."""
-    a, b = torch.triu_indices(*table.shape[-2:], offset=1)
+    a, b = torch.triu_indices(table.shape[-2], table.shape[-1], offset=1)
     return table[..., a, b].mean(dim=-1)
 
 

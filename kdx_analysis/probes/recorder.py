@@ -68,7 +68,7 @@ class ExplainerProbe:
         self.data, self.objective, self.config = data, Objective(objective), config
         self.conflict_epochs = checkpoints(epochs, config.checkpoints)
         self.initial = [logits.detach().clone() for logits in model.gate_logits]
-        self.sets = {name: data.probe_set(name, config.per_class, config.seed) for name in SPLITS}  # type: ignore[arg-type]
+        self.sets = {name: data.probe_set(name, config.per_class, config.seed) for name in SPLITS}
         self.teacher_logits = {name: self._logits(teacher, split) for name, split in self.sets.items()}
         generator = torch.Generator().manual_seed(config.seed)
         self.random = gates.random_logits(self.initial, config.null_draws, generator)
@@ -110,11 +110,11 @@ class ExplainerProbe:
         tau, classes = model.temperature, self.data.classes
         chosen: dict[str, dict[str, list[Tensor]]] = {}
         for source, logits in (("value", None), ("initial", self.initial), ("null", self.random)):
-            alpha = [a.detach().double().cpu() for a in model.attention(logits)]
+            drawn = [a.detach().double().cpu() for a in model.attention(logits)]
             if source == "null":
-                alpha[0] = alpha[0].expand(self.config.null_draws, -1, -1)
+                drawn[0] = drawn[0].expand(self.config.null_draws, -1, -1)
             spread = [s.double().cpu() for s in spreads]
-            chosen[source] = {"alpha": alpha, "effective": gates.effective(alpha, spread)}
+            chosen[source] = {"alpha": drawn, "effective": gates.effective(drawn, spread)}
         present = chosen["value"]
         for level, (alpha, effective) in enumerate(zip(present["alpha"], present["effective"], strict=True), 2):
             rows, parents = alpha.shape

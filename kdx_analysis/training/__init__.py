@@ -1,6 +1,6 @@
 """Training: the loop, its schedules, checkpoints."""
 
-from kdx_analysis.training.loop import Epoch, Fit, fabric_for, fit, predict, reproducible
+from kdx_analysis.training.loop import Epoch, Fit, fabric_for, fit, predict, reproducible, score
 from kdx_analysis.training.schedules import temperature_at
 
-__all__ = ["Epoch", "Fit", "fabric_for", "fit", "predict", "reproducible", "temperature_at"]
+__all__ = ["Epoch", "Fit", "fabric_for", "fit", "predict", "reproducible", "score", "temperature_at"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from kdx_analysis.config import ObjectiveConfig, TemperatureConfig, TrainingConf
 from kdx_analysis.data import Dataset, Split, augment
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME
+from kdx_analysis.models.gates import entropy_share
 from kdx_analysis.objectives import Objective, scale_to
 from kdx_analysis.training.schedules import learning_rate_factor, temperature_at
 
@@ -28,7 +28,8 @@ _STREAMS = ("order", "augmentation", "shuffling")
 class Epoch:
     """Where a training stands: what progress shows and what callbacks are handed.
 
-    ``temperature`` is τ, None for models without gates; ``loss`` is the objective's mean over the epoch.
+    ``temperature`` is τ and ``gate_entropy`` the mean over all gates of H/ln N, both None for models without
+    gates; ``loss`` is the objective's mean over the epoch.
     """
 
     epoch: int
@@ -36,6 +37,7 @@ class Epoch:
     loss: float
     val_accuracy: float
     temperature: float | None
+    gate_entropy: float | None
 
 
 Callback = Callable[[Epoch, nn.Module], None]
@@ -68,12 +70,15 @@ def reproducible(seed: int, threads: int) -> Iterator[None]:
 
 
 def fabric_for(config: TrainingConfig) -> Fabric:
-    """Fabric with the device, precision and processes of ``config``; Fabric's own complaints become KdxErrors."""
+    """Fabric with the device, precision and processes of ``config``; Fabric's own complaints become KdxErrors.
+
+    Several devices with strategy ``auto`` are spawned processes, which also work from a notebook.
+    """
     try:
         return Fabric(
             accelerator=config.accelerator,
             devices=config.devices,
-            strategy=config.strategy,
+            strategy="ddp_spawn" if config.strategy == "auto" and config.devices not in (1, "1") else config.strategy,
             precision=config.precision,
         )
     except (ValueError, RuntimeError) as error:
@@ -137,11 +142,12 @@ def fit(
         loss = run.train_epoch(epoch, wrapped_optimizer, scheduler)
         scores = run.score(data.val)
         rows.append({"epoch": epoch, "split": "train", "metric": "loss", "value": loss, "n": run.samples})
-        rows += [{"epoch": epoch, "split": "val", **row} for row in scores]
+        rows += [{"epoch": epoch, **row} for row in scores]
         accuracy = next(row["value"] for row in scores if row["metric"] == "accuracy")
         if config.selection == "best" and (best is None or accuracy > best[0]):
             best = (accuracy, epoch, copy.deepcopy(model.state_dict()))
-        state = Epoch(epoch, config.epochs, loss, accuracy, tau)
+        entropy = _gate_entropy(model) if isinstance(model, HME) else None
+        state = Epoch(epoch, config.epochs, loss, accuracy, tau, entropy)
         if fabric.is_global_zero:
             for callback in callbacks:
                 callback(state, model)
@@ -150,7 +156,7 @@ def fit(
     if best is not None:
         selected = best[1]
         model.load_state_dict(best[2])
-    rows += [{"epoch": selected, "split": "test", **row} for row in run.score(data.test)]
+    rows += [{"epoch": selected, **row} for row in run.score(data.test)]
     return Fit(pd.DataFrame(rows), selected)
 
 
@@ -169,6 +175,25 @@ def predict(model: nn.Module, split: Split, data: Dataset, batch_size: int = 512
         for module, training in was_training:
             module.training = training
     return torch.cat(outputs)
+
+
+def score(
+    model: nn.Module, split: Split, data: Dataset, decomposition: str, teacher_choice: Tensor | None = None
+) -> list[dict[str, Any]]:
+    """Accuracy, hard loss and agreement with the teacher on ``split``: rows of split, metric, value, n.
+
+    ``teacher_choice`` are the teacher's classes for every sample, N; without it there is no agreement.
+    """
+    outputs, labels = predict(model, split, data), split.labels.cpu()
+    choice = outputs.argmax(dim=1)
+    hard = Objective(ObjectiveConfig.model_validate({"name": "hard", "decomposition": decomposition}))
+    values = {
+        "accuracy": float((choice == labels).double().mean()),
+        "hard_loss": float(hard.loss(outputs, labels, None, torch.Generator())),
+    }
+    if teacher_choice is not None:
+        values["agreement"] = float((choice == teacher_choice).double().mean())
+    return [{"split": split.name, "metric": name, "value": value, "n": len(split)} for name, value in values.items()]
 
 
 class _Training:
@@ -202,16 +227,12 @@ class _Training:
 
     def images(self, split: Split, indices: Tensor, augmented: bool = False) -> Tensor:
         images = split.images.take(indices)
-        if augmented and self.config_augment:
+        if augmented:
             images = augment(images, self.data.pad, self.data.flip, self.generators["augmentation"])
         normalised = self.data.normalise(images)
         if self.config.channels_last:
             normalised = normalised.contiguous(memory_format=torch.channels_last)
         return normalised
-
-    @property
-    def config_augment(self) -> bool:
-        return self.data.pad > 0 or self.data.flip
 
     def teacher_logits(self, images: Tensor) -> Tensor | None:
         if self.teacher is None or not self.objective.needs_teacher:
@@ -245,24 +266,11 @@ class _Training:
         return mean
 
     def score(self, split: Split) -> list[dict[str, Any]]:
-        """Accuracy, hard loss, and agreement with the teacher on a split."""
-        outputs = self._predict(self.wrapped, split)
-        labels = split.labels.cpu()
-        choice = outputs.argmax(dim=1)
-        hard = Objective(ObjectiveConfig(name="hard", decomposition=self.objective.config.decomposition))
-        values = {
-            "accuracy": float((choice == labels).double().mean()),
-            "hard_loss": float(hard.loss(outputs, labels, None, torch.Generator())),
-        }
-        if self.teacher is not None:
-            if split.name not in self.teacher_choice:
-                self.teacher_choice[split.name] = self._predict(self.teacher, split).argmax(dim=1)
-            values["agreement"] = float((choice == self.teacher_choice[split.name]).double().mean())
-        return [{"metric": metric, "value": value, "n": len(split)} for metric, value in values.items()]
-
-    def _predict(self, model: nn.Module, split: Split) -> Tensor:
         with self.fabric.autocast():
-            return predict(model, split, self.data)
+            if self.teacher is not None and split.name not in self.teacher_choice:
+                self.teacher_choice[split.name] = predict(self.teacher, split, self.data).argmax(dim=1)
+            decomposition = self.objective.config.decomposition
+            return score(self.wrapped, split, self.data, decomposition, self.teacher_choice.get(split.name))
 
     def _scaled(self, model: nn.Module, objective: ObjectiveConfig) -> Objective:
         kd = Objective(objective.model_copy(update={"name": "kd", "scale_to": None}))
@@ -280,6 +288,11 @@ class _Training:
         return Objective(objective, factor)
 
 
+def _gate_entropy(model: HME) -> float:
+    shares = [entropy_share(gate).flatten() for gate in model.attention() if gate.shape[1] > 1]
+    return float(torch.cat(shares).mean()) if shares else float("nan")
+
+
 def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
     """Weights in one group, an explainer's gates in another: a higher rate and no weight decay."""
     gates = list(model.gate_parameters()) if isinstance(model, HME) else []
@@ -290,9 +303,4 @@ def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimize
         groups.append({"params": gates, "lr": config.lr * config.gate_lr_factor, "weight_decay": 0.0})
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True)
-    return torch.optim.AdamW(groups, lr=config.lr)
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return torch.optim.AdamW(groups, lr=config.lr, fused=True)

@@ -1,0 +1,164 @@
+"""One directory per run: configuration, environment, metrics, records and weights, written whole or not at all."""
+
+from __future__ import annotations
+
+import platform
+import re
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import torch
+from torch import nn
+
+from kdx_analysis.config import digest
+from kdx_analysis.errors import KdxError
+from kdx_analysis.io import read_json, read_parquet, staged_directory, write_json, write_parquet
+from kdx_analysis.training.checkpoints import save_weights
+
+FORMAT = 1
+INFO, WEIGHTS, RECORDS = "run.json", "model.safetensors", "records"
+_PACKAGES = ("torch", "torchvision", "lightning-fabric", "numpy", "pandas", "scipy", "scikit-learn", "kdx_analysis")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run on disk.
+
+    Attributes:
+        path: its directory.
+        info: what ``run.json`` holds: id, study, role (teacher, student, explainer), objective, decomposition,
+            seed, config, data, environment, selection, probe_sets.
+    """
+
+    path: Path
+    info: Mapping[str, Any]
+
+    @classmethod
+    def load(cls, path: str | Path) -> Run:
+        """Raises KdxError if ``path`` holds no run, or one of another format."""
+        path = Path(path)
+        try:
+            info = read_json(path / INFO)
+        except (OSError, ValueError) as error:
+            raise KdxError(f"{str(path)!r} holds no readable run ({INFO}: {error})") from None
+        if not isinstance(info, dict) or info.get("format") != FORMAT:
+            raise KdxError(f"{str(path / INFO)!r} is not of format {FORMAT}; it was written by another version")
+        return cls(path, info)
+
+    @property
+    def id(self) -> str:
+        return str(self.info["id"])
+
+    @property
+    def role(self) -> str:
+        return str(self.info["role"])
+
+    @property
+    def objective(self) -> str:
+        return str(self.info["objective"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.info["seed"])
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(self.info["data"]["classes"])
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        """The columns that key this run's rows in a frame of many runs."""
+        return {
+            "run": self.id, "study": self.info["study"], "role": self.role, "objective": self.objective,
+            "decomposition": self.info["decomposition"], "seed": self.seed,
+        }  # fmt: skip
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of records that this run holds; ``metrics`` is one."""
+        return tuple(sorted(p.stem for p in (self.path / RECORDS).glob("*.parquet")))
+
+    @cached_property
+    def _cache(self) -> dict[str, pd.DataFrame]:
+        return {}
+
+    def record(self, kind: str) -> pd.DataFrame:
+        """One tidy table of this run. Raises KdxError if it has none of that kind."""
+        if kind not in self._cache:
+            if kind not in self.kinds:
+                raise KdxError(f"run {self.id!r} has no {kind!r} records; it has {', '.join(self.kinds)}")
+            self._cache[kind] = read_parquet(self.path / RECORDS / f"{kind}.parquet")
+        return self._cache[kind]
+
+
+def run_id(role: str, objective: str, seed: int, config: Mapping[str, Any]) -> str:
+    """Name of a run's directory: readable, safe as a path, and another for another configuration."""
+    slug = re.sub(r"[^A-Za-z0-9.=]+", "_", objective).strip("_.")[:60]
+    return "-".join(part for part in (role, slug, f"seed{seed}", digest(config)) if part)
+
+
+def write_run(
+    path: Path, info: Mapping[str, Any], records: Mapping[str, pd.DataFrame], model: nn.Module | None = None
+) -> Run:
+    """Write a run; the directory gets its name when everything is in it. An existing one is left as it is."""
+    try:
+        with staged_directory(path) as partial:
+            for kind, frame in records.items():
+                write_parquet(partial / RECORDS / f"{kind}.parquet", frame)
+            if model is not None:
+                save_weights(partial / WEIGHTS, model)
+            write_json(partial / INFO, {"format": FORMAT, **info})
+    except FileExistsError:
+        pass  # another process finished the same run meanwhile
+    return Run.load(path)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, hardware and the commit of this package's source, where it is a git checkout."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions,
+        "commit": _commit(),
+        "hardware": {
+            "processor": _processor(), "cores": psutil.cpu_count(),
+            "memory": psutil.virtual_memory().total, "gpus": gpus,
+        },
+    }  # fmt: skip
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """The commit, with ``+changes`` behind it if the working tree differs from it."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        return f"{commit}+changes" if git("status", "--porcelain", "--untracked-files=no", ".") else commit
+    except (OSError, subprocess.SubprocessError):
+        return None

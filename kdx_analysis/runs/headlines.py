@@ -1,0 +1,122 @@
+"""The headline figures of one run, taken from its records: one row per metric."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from kdx_analysis.runs.directory import Run
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A headline metric.
+
+    Attributes:
+        name: its key in tables.
+        title: its name in figures and sentences.
+        describes: what one unit of it means, and its null.
+        conflict: whether it speaks of conflict between subtasks, on which the report's answer rests.
+    """
+
+    name: str
+    title: str
+    describes: str
+    conflict: bool = False
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric("accuracy", "accuracy", "share of test images right"),
+    Metric("agreement", "agreement with the teacher", "share of test images given the teacher's class"),
+    Metric(
+        "gate_entropy",
+        "gate entropy of the heads",
+        "mean H/ln N of the gates into the subtasks' heads at the selected epoch; null: the run's initial gates at "
+        "the same τ",
+    ),
+    Metric(
+        "specialisation",
+        "specialisation of the last level",
+        "I(subtask; expert)/ln min(K, N) on the last level at the selected epoch; null: initial gates at the same τ",
+    ),
+    Metric(
+        "conflict_rate",
+        "conflict rate",
+        "share of pairs of subtasks whose gradients of the hard loss over trunk and experts oppose each other, mean "
+        "over the probed epochs; null: residuals permuted over samples",
+        conflict=True,
+    ),
+    Metric(
+        "severity",
+        "conflict severity",
+        "mean over pairs of max(0, −cosine), as for the conflict rate",
+        conflict=True,
+    ),
+    Metric(
+        "contention",
+        "contention",
+        "share of the last level's gradient that pulls against another subtask's inside an expert, mean over the "
+        "probed epochs; null: residuals permuted over samples",
+        conflict=True,
+    ),
+    Metric(
+        "separation",
+        "separation",
+        "how far the gates lower contention below that of uniform gates, in [−1, 1]; 0: no better than sharing all",
+        conflict=True,
+    ),
+    Metric(
+        "modulation",
+        "modulation",
+        "how far contention lies below that of the same gates permuted over subtasks, in [−1, 1]; null: 0",
+        conflict=True,
+    ),
+)
+METRIC = {metric.name: metric for metric in METRICS}
+
+
+def headlines(run: Run) -> pd.DataFrame:
+    """Columns metric, attention ('' where it does not matter), split, value, null (NaN without one), n.
+
+    ``n`` is the number of test images for accuracy and agreement, of gates for gate entropy, of subtasks for
+    specialisation, of probe images for the rest. Conflict figures are of the plain hard loss, the same for every
+    objective, and means over the probed epochs; epochs where a figure is undefined are left out.
+    """
+    rows = [*_test(run), *_gates(run), *_conflict(run)] if run.role == "explainer" else list(_test(run))
+    return pd.DataFrame(rows, columns=["metric", "attention", "split", "value", "null", "n"])
+
+
+def _test(run: Run) -> Iterator[dict[str, Any]]:
+    metrics = run.record("metrics")
+    for row in metrics[(metrics["split"] == "test") & metrics["metric"].isin(METRIC)].itertuples():
+        yield {"metric": row.metric, "attention": "", "split": "test", "value": row.value, "n": row.n}
+
+
+def _gates(run: Run) -> Iterator[dict[str, Any]]:
+    summary = run.record("gate_summary")
+    at_end = summary[summary["epoch"] == run.info["selection"]["epoch"]]
+    sources = (("gates", "entropy_share", "gate_entropy"), ("pathways", "specialisation", "specialisation"))
+    for of, source, name in sources:
+        chosen = at_end[(at_end["of"] == of) & (at_end["metric"] == source)]
+        for row in chosen[chosen["level"] == chosen["level"].max()].itertuples():
+            yield {
+                "metric": name, "attention": row.attention, "split": "train", "value": row.value,
+                "null": row.initial, "n": row.n,
+            }  # fmt: skip
+
+
+def _conflict(run: Run) -> Iterator[dict[str, Any]]:
+    summary = run.record("conflict_summary")
+    tables = [summary[summary["level"] == "all"]]
+    if "contention" in run.kinds:
+        tables.append(run.record("contention"))
+    for table in tables:
+        hard = table[(table["term"] == "hard") & table["metric"].isin(METRIC)]
+        for (metric, split), rows in hard.groupby(["metric", "split"], sort=False):
+            yield {
+                "metric": metric, "attention": "", "split": split, "value": rows["value"].mean(),
+                "null": rows["null_mean"].mean(), "n": rows["n"].iloc[0],
+            }  # fmt: skip

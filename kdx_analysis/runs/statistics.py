@@ -1,0 +1,63 @@
+"""Paired statistics over seeds, as pure functions (method of section 7: n, interval, every raw point)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from kdx_analysis.errors import KdxError
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over ``n`` seeds with its Student-t interval; ``low`` and ``high`` are NaN for n = 1."""
+
+    n: int
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
+class Paired(Interval):
+    """Mean difference of pairs; ``correlation`` of the two sides (NaN below n = 3 or without variance)."""
+
+    differences: tuple[float, ...]
+    correlation: float
+
+
+def t_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95) -> Interval:
+    """Mean ± t_{n−1} s/√n. Values that are NaN are left out; raises KdxError if none is left.
+
+    For several comparisons at once pass a Bonferroni-corrected confidence, 1 − 0.05/m.
+    """
+    x = np.asarray(values, dtype=float)
+    x = x[~np.isnan(x)]
+    if len(x) == 0:
+        raise KdxError("no value to average; all are missing")
+    if len(x) == 1:
+        return Interval(1, float(x[0]), float("nan"), float("nan"))
+    half = stats.t.ppf((1 + confidence) / 2, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))
+    return Interval(len(x), float(x.mean()), float(x.mean() - half), float(x.mean() + half))
+
+
+def paired_difference(
+    a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, confidence: float = 0.95
+) -> Paired:
+    """Interval of a − b over pairs, which stand in the same order. Pairs with a NaN are left out."""
+    x, y = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    if x.shape != y.shape:
+        raise KdxError(f"{len(x)} values can't be paired with {len(y)}")
+    both = ~(np.isnan(x) | np.isnan(y))
+    x, y = x[both], y[both]
+    interval = t_interval(x - y, confidence)
+    varied = len(x) > 2 and x.std() > 0 and y.std() > 0
+    correlation = float(np.corrcoef(x, y)[0, 1]) if varied else float("nan")
+    return Paired(interval.n, interval.mean, interval.low, interval.high, tuple((x - y).tolist()), correlation)

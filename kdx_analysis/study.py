@@ -1,0 +1,391 @@
+"""The pipeline: data → teacher → students and explainers under each objective × seed → probes → runs → report."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from lightning_fabric import Fabric
+from pydantic import BaseModel
+from torch import nn
+
+from kdx_analysis.config import (
+    DataConfig,
+    ExplainerConfig,
+    ObjectiveConfig,
+    ProbeConfig,
+    StudyConfig,
+    TrainingConfig,
+    digest,
+)
+from kdx_analysis.data import Dataset, load_dataset
+from kdx_analysis.errors import KdxError
+from kdx_analysis.models import HME, StagedNet, build_model, check_fits
+from kdx_analysis.probes.recorder import SPLITS, ExplainerProbe
+from kdx_analysis.registry import unknown
+from kdx_analysis.report import write_report
+from kdx_analysis.runs import Run, RunSet, environment, run_id, write_run
+from kdx_analysis.runs.directory import WEIGHTS
+from kdx_analysis.training import Epoch, fabric_for, fit, reproducible, score
+from kdx_analysis.training.checkpoints import fingerprint, load_weights
+from kdx_analysis.training.progress import Progress, follow, no_progress
+from kdx_analysis.training.teacher import check_teacher
+
+STUDY_FILE = "study.yaml"
+_TEACHER_OBJECTIVE = ObjectiveConfig(name="hard", decomposition="multiclass")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One run that a study asks for.
+
+    Attributes:
+        role: teacher, student (undivided, the yardstick) or explainer.
+        objective: what it is matched to.
+        seed: of its weights, order and augmentation.
+        config: everything that decides its result; a run is done when a directory for just this config exists.
+        path: that directory.
+    """
+
+    role: str
+    objective: ObjectiveConfig
+    seed: int
+    config: Mapping[str, Any]
+    path: Path
+
+    @property
+    def done(self) -> bool:
+        return self.path.is_dir()
+
+    @property
+    def title(self) -> str:
+        return self.role if self.role == "teacher" else f"{self.role} {self.objective.label} seed {self.seed}"
+
+
+class Study:
+    """Runs that share data and teacher, and the report on them.
+
+    Args:
+        data: a data set's name, the path of an image folder, or a Dataset.
+        teacher: a model's name (it is trained first), the path of a run directory or of weights given as
+            ``NAME@PATH``, or a trained module that gives B×K logits.
+        student: a model's name, or a StagedNet whose blocks the explainer takes; weights are always drawn anew.
+        objectives: names, mappings or ObjectiveConfigs.
+        seeds: a number of seeds, counted from 0, or the seeds themselves.
+        name: of the study.
+        data_dir: where data sets lie; by default $KDX_DATA, else ./data.
+        explainer, training, probes, teacher_training: sections of the configuration, as objects or mappings.
+        data_options: further keys of the data section, as ``{"per_class": 500}``.
+
+    Raises KdxError, before any training, for whatever in them can't work.
+    """
+
+    def __init__(
+        self,
+        *,
+        data: str | Path | Dataset,
+        teacher: str | Path | nn.Module,
+        student: str | StagedNet,
+        objectives: Sequence[str | Mapping[str, Any] | ObjectiveConfig] = ("hard", "label_smoothing", "kd_flat", "kd"),
+        seeds: int | Sequence[int] = 3,
+        name: str | None = None,
+        data_dir: str | Path | None = None,
+        explainer: ExplainerConfig | Mapping[str, Any] | None = None,
+        training: TrainingConfig | Mapping[str, Any] | None = None,
+        teacher_training: TrainingConfig | Mapping[str, Any] | None = None,
+        probes: ProbeConfig | Mapping[str, Any] | None = None,
+        data_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        data_name = data.name if isinstance(data, Dataset) else str(data)
+        teacher_section: dict[str, Any] = {"training": _plain(teacher_training or training)}
+        if isinstance(teacher, nn.Module):
+            teacher_section["model"] = type(teacher).__name__
+        elif "@" in str(teacher):
+            teacher_section["model"], _, teacher_section["path"] = str(teacher).partition("@")
+        elif Path(teacher).is_dir():
+            run = Run.load(teacher)
+            teacher_section |= {"model": run.info["config"]["model"], "path": str(run.path / WEIGHTS)}
+        else:
+            teacher_section["model"] = str(teacher)
+        sections = {
+            "name": name or Path(data_name).name,
+            "data": {"name": data_name, **(data_options or {})},
+            "teacher": teacher_section,
+            "student": student if isinstance(student, str) else type(student).__name__,
+            "explainer": _plain(explainer),
+            "objectives": [_plain(objective) for objective in objectives],
+            "training": _plain(training),
+            "probes": _plain(probes),
+            "seeds": list(range(seeds)) if isinstance(seeds, int) else list(seeds),
+        }
+        self.config = StudyConfig.parse({key: value for key, value in sections.items() if value is not None})
+        self.data_dir = None if data_dir is None else str(data_dir)
+        self._given = _Given(
+            data if isinstance(data, Dataset) else None,
+            teacher if isinstance(teacher, nn.Module) else None,
+            None if isinstance(student, str) else student,
+        )
+
+    @classmethod
+    def from_config(cls, config: StudyConfig, data_dir: str | Path | None = None) -> Study:
+        """A study whose data, teacher and student are names or paths."""
+        study = cls.__new__(cls)
+        study.config = config
+        study.data_dir = None if data_dir is None else str(data_dir)
+        study._given = _Given(None, None, None)
+        return study
+
+    @classmethod
+    def load(cls, name_or_path: str | Path, overrides: Sequence[str] = (), data_dir: str | Path | None = None) -> Study:
+        """A ready study by name (:func:`ready_studies`) or a YAML file, with ``key=value`` overrides."""
+        ready = ready_studies()
+        if Path(name_or_path).suffix not in (".yaml", ".yml") and str(name_or_path) not in ready:
+            raise unknown("study", str(name_or_path), [*ready, "or a .yaml file"])
+        path = ready.get(str(name_or_path), Path(name_or_path))
+        return cls.from_config(StudyConfig.load(path, overrides), data_dir)
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        return self._given.data or _dataset(self.config.data.model_dump_json(), self.data_dir)
+
+    @cached_property
+    def given_teacher(self) -> nn.Module | None:
+        """The trained teacher that the study starts from; None if it trains its own."""
+        if self._given.teacher is not None or self.config.teacher.path is None:
+            return self._given.teacher
+        return self._teacher_with(Path(self.config.teacher.path))
+
+    def teacher(self, path: Path) -> nn.Module:
+        """The study's teacher; ``path`` is the directory of its run, if the study trained it."""
+        return self._teacher_with(path / WEIGHTS) if self.given_teacher is None else self.given_teacher
+
+    def build(self, role: str) -> nn.Module:
+        """A teacher, student or explainer with weights drawn anew from torch's random state."""
+        K, channels = self.dataset.num_classes, self.dataset.shape[0]
+        if role == "teacher":
+            return build_model(self.config.teacher.model, K, channels)
+        given = self._given.student
+        student = build_model(self.config.student, K, channels) if given is None else given.rebuilt()
+        return student if role == "student" else HME.from_student(student, K, self.config.explainer.experts)
+
+    def check(self) -> None:
+        """Raise KdxError for anything that can't work, before any training."""
+        shape, K = self.dataset.shape, self.dataset.num_classes
+        with torch.random.fork_rng():
+            for role in ("student", "explainer"):
+                check_fits(self.build(role), shape, K)
+            if self.given_teacher is None:
+                check_fits(self.build("teacher"), shape, K)
+            else:
+                check_fits(self.given_teacher, shape, K)
+                check_teacher(self.given_teacher, self.dataset)
+        for split in SPLITS:
+            self.dataset.probe_set(split, self.config.probes.per_class, self.config.probes.seed)
+        fabric_for(self.config.training)
+
+    def plan(self, out: str | Path) -> list[Step]:
+        """Every run of the study below ``out``, the teacher first."""
+        out = Path(out)
+        section = self.config.to_dict()
+        shared = {"data": section["data"], "split": self.dataset.describe()["fingerprint"]}
+        teacher: dict[str, Any] = {**shared, "model": section["teacher"]["model"]}
+        if self.given_teacher is not None:
+            teacher["weights"] = fingerprint(self.given_teacher)
+        else:
+            teacher["training"] = section["teacher"]["training"]
+        steps = [_step(out / "teacher", "teacher", _TEACHER_OBJECTIVE, 0, teacher)]
+        for objective, plain in zip(self.config.objectives, section["objectives"], strict=True):
+            for seed in self.config.seeds:
+                student = {
+                    **shared, "teacher": digest(teacher, 64), "model": section["student"], "objective": plain,
+                    "training": section["training"], "seed": seed,
+                }  # fmt: skip
+                if self._given.student is not None:
+                    student["architecture"] = digest({"repr": repr(self._given.student)}, 64)
+                explainer = {**student, "explainer": section["explainer"], "probes": section["probes"]}
+                steps.append(_step(out / "runs", "student", objective, seed, student))
+                steps.append(_step(out / "runs", "explainer", objective, seed, explainer))
+        return steps
+
+    def run(
+        self,
+        out: str | Path,
+        *,
+        jobs: int = 1,
+        progress: Callable[[int], AbstractContextManager[Progress]] = no_progress,
+    ) -> RunSet:
+        """Train what is not done yet, probe it, and write the report to ``out/report``.
+
+        Args:
+            out: the study's directory; runs that are finished there are kept.
+            jobs: runs trained side by side, in processes of their own.
+            progress: makes, from the number of runs, a context manager that shows their epochs; none by default.
+
+        Returns:
+            All runs of the study, the teacher's among them.
+
+        Raises:
+            KdxError: something can't work, or ``out`` holds another study or files that are no study.
+        """
+        out = Path(out)
+        self.check()
+        self._claim(out)
+        steps = self.plan(out)
+        teacher, *others = steps
+        with progress(sum(not step.done for step in steps)) as show:
+            self._train([teacher] if not teacher.done else [], 1, teacher.path, show)
+            self._train([step for step in others if not step.done], jobs, teacher.path, show)
+        runs = RunSet.of(Run.load(step.path) for step in steps)
+        write_report(runs, out / "report")
+        return runs
+
+    def _teacher_with(self, weights: Path) -> nn.Module:
+        with torch.random.fork_rng():
+            teacher = self.build("teacher")
+        load_weights(weights, teacher)
+        return teacher
+
+    def _claim(self, out: Path) -> None:
+        """Make ``out`` this study's directory; refuse one that holds something else."""
+        section = self.config.to_dict()
+        identity = {key: section[key] for key in ("name", "data", "teacher", "student")}
+        file = out / STUDY_FILE
+        if file.exists():
+            held = StudyConfig.load(file).to_dict()
+            different = [key for key, value in identity.items() if held[key] != value]
+            if different:
+                raise KdxError(
+                    f"{str(out)!r} holds another study: {different[0]} is {held[different[0]]!r} there and "
+                    f"{identity[different[0]]!r} here; choose another output directory"
+                )
+        elif out.is_dir() and any(out.iterdir()):
+            raise KdxError(f"{str(out)!r} is not empty and holds no study; choose another output directory")
+        elif out.exists() and not out.is_dir():
+            raise KdxError(f"{str(out)!r} is a file; choose a directory for the output")
+        self.config.save(file)
+
+    def _train(self, steps: Sequence[Step], jobs: int, teacher: Path, show: Progress) -> None:
+        if jobs == 1 or len(steps) < 2:
+            for step in steps:
+                train_step(self, step, teacher, show)
+            return
+        context = multiprocessing.get_context("spawn")
+        with context.Manager() as manager:
+            queue = manager.Queue()
+            with ProcessPoolExecutor(min(jobs, len(steps)), mp_context=context) as pool, follow(queue, show):
+                futures = [pool.submit(_train_elsewhere, self, step, teacher, queue) for step in steps]
+                try:
+                    for future in as_completed(futures):
+                        future.result()
+                except BaseException:
+                    pool.shutdown(cancel_futures=True)
+                    raise
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: self.__dict__[key] for key in ("config", "data_dir", "_given")}  # the rest is made anew
+
+
+def train_step(study: Study, step: Step, teacher: Path, show: Progress) -> Run:
+    """Train and probe one run and write its directory; ``teacher`` is the directory of the teacher's run."""
+    config = study.config.teacher.training if step.role == "teacher" else study.config.training
+    fabric_for(config).launch(partial(_train_on, study=study, step=step, config=config, teacher_run=teacher, show=show))
+    return Run.load(step.path)
+
+
+def _train_on(
+    fabric: Fabric, study: Study, step: Step, config: TrainingConfig, teacher_run: Path, show: Progress
+) -> None:
+    data, probe = study.dataset, None
+    with reproducible(step.seed, config.threads):
+        teacher = None if step.role == "teacher" else study.teacher(teacher_run)
+        records: dict[str, pd.DataFrame] = {}
+        if step.role == "teacher" and study.given_teacher is not None:
+            model = study.given_teacher
+            rows = [row for split in (data.val, data.test) for row in score(model, split, data, "multiclass")]
+            records["metrics"], epoch = pd.DataFrame(rows).assign(epoch=0), 0
+        else:
+            model = study.build(step.role)
+            callbacks: list[Callable[[Epoch, nn.Module], None]] = [lambda epoch, _: show(step.title, epoch)]
+            if isinstance(model, HME):
+                probe = ExplainerProbe(
+                    model.to(fabric.device), data.to(fabric.device), step.objective, study.config.probes,
+                    config.epochs, None if teacher is None else teacher.to(fabric.device),
+                )  # fmt: skip
+                callbacks.append(probe)
+            result = fit(
+                model, data, step.objective, config, seed=step.seed, fabric=fabric, teacher=teacher,
+                temperature=study.config.explainer.temperature, callbacks=callbacks,
+            )  # fmt: skip
+            records["metrics"], epoch = result.history, result.epoch
+    if not fabric.is_global_zero:
+        return
+    if probe is not None:
+        records |= probe.tables()
+    info = {
+        "id": step.path.name,
+        "study": study.config.name,
+        "role": step.role,
+        "objective": step.objective.label if step.role != "teacher" else "",
+        "decomposition": step.objective.decomposition,
+        "seed": step.seed,
+        "config": step.config,
+        "selection": {"rule": config.selection, "split": "val", "epoch": epoch},
+        "data": data.describe(),
+        "probe_sets": None if probe is None else probe.ids,
+        "environment": environment(),
+    }
+    write_run(step.path, info, records, model)
+
+
+def _train_elsewhere(study: Study, step: Step, teacher: Path, queue: Any) -> None:
+    train_step(study, step, teacher, lambda title, epoch: queue.put((title, epoch)))
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What the user handed over as objects rather than names."""
+
+    data: Dataset | None = None
+    teacher: nn.Module | None = None
+    student: StagedNet | None = None
+
+
+def ready_studies() -> dict[str, Path]:
+    """The studies that come with the package: name → YAML file."""
+    folder = Path(str(resources.files("kdx_analysis") / "studies"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def _step(parent: Path, role: str, objective: ObjectiveConfig, seed: int, config: Mapping[str, Any]) -> Step:
+    config = {"role": role, **config}
+    label = "" if role == "teacher" else objective.label
+    return Step(role, objective, seed, config, parent / run_id(role, label, seed, config))
+
+
+@lru_cache(maxsize=2)
+def _dataset(config: str, data_dir: str | None) -> Dataset:
+    """The data set of a data section given as JSON; kept, because every run of a study needs it."""
+    section = DataConfig.model_validate_json(config)
+    data = load_dataset(
+        section.name,
+        data_dir=data_dir,
+        per_class=section.per_class,
+        val_fraction=section.val_fraction,
+        split_seed=section.split_seed,
+        size=section.size,
+    )
+    return data if section.augment else dataclasses.replace(data, pad=0, flip=False)
+
+
+def _plain(section: Any) -> Any:
+    return section.model_dump(mode="json", by_alias=True) if isinstance(section, BaseModel) else section

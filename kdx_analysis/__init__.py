@@ -1,0 +1,71 @@
+"""kdx_analysis explains knowledge distillation: what did the student get from the teacher?
+
+    import kdx_analysis as kdx
+
+    study = kdx.Study(data="digits", teacher="digits_teacher", student="digits_student")
+    runs = study.run("out/digits")
+    kdx.plots.ladder(runs)
+
+Public names are imported when they are first used, so that importing the package is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kdx_analysis import plots, probes
+    from kdx_analysis.config import StudyConfig
+    from kdx_analysis.data import Dataset, load_dataset
+    from kdx_analysis.errors import KdxError
+    from kdx_analysis.models import HME, Tree
+    from kdx_analysis.report import Report
+    from kdx_analysis.runs import Run, RunSet
+    from kdx_analysis.study import Study, ready_studies
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Dataset": "data",
+    "HME": "models",
+    "KdxError": "errors",
+    "Report": "report",
+    "Run": "runs",
+    "RunSet": "runs",
+    "Study": "study",
+    "StudyConfig": "config",
+    "Tree": "models",
+    "load_dataset": "data",
+    "plots": "",
+    "probes": "",
+    "ready_studies": "study",
+}
+
+__all__ = [
+    "HME",
+    "Dataset",
+    "KdxError",
+    "Report",
+    "Run",
+    "RunSet",
+    "Study",
+    "StudyConfig",
+    "Tree",
+    "load_dataset",
+    "plots",
+    "probes",
+    "ready_studies",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if not _HOMES[name]:
+        return importlib.import_module(f"{__name__}.{name}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

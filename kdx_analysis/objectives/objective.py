@@ -13,6 +13,16 @@ from kdx_analysis.config import ObjectiveConfig
 from kdx_analysis.objectives.targets import TARGETS, teacher_cut
 
 
+OBJECTIVES: dict[str, str] = {
+    "hard": "hard labels",
+    "label_smoothing": "labels with a share epsilon spread over all classes",
+    "hard_T": "control: hard labels in KD's form; temperature and loss scale",
+    "kd_flat": "control: the teacher's target of the true class, the rest spread evenly; softness",
+    "kd_shuffled": "control: the teacher's targets of the wrong classes permuted anew per sample; uneven softness",
+    "kd": "the teacher's targets; class structure",
+}
+
+
 @dataclass(frozen=True)
 class Objective:
     """The loss of one run, kept apart by subtask and by term.

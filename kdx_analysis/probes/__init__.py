@@ -1,0 +1,11 @@
+"""Probes: a model and data in, tidy tables out.
+
+``gates`` and ``conflict`` are pure functions on tensors, ``gradients`` makes the Gram matrices that conflict is
+read from, ``ExplainerProbe`` records all of it through a training.
+"""
+
+from kdx_analysis.probes import conflict, gates, gradients
+from kdx_analysis.probes.gradients import Grams, subtask_grams
+from kdx_analysis.probes.recorder import ExplainerProbe
+
+__all__ = ["ExplainerProbe", "Grams", "conflict", "gates", "gradients", "subtask_grams"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,10 @@ class Grams:
 
     experts: tuple[Tensor, ...]
     gates: Tensor | None
+
+    def subset(self, draws: slice) -> Grams:
+        """The Gram matrices of some of the R sets."""
+        return Grams(tuple(expert[draws] for expert in self.experts), self.gates)
 
     def level(self, level: int) -> Tensor:
         """G of the actual gradients on ``level`` (from 1), R×K×K."""
@@ -120,25 +125,26 @@ def _accumulate(
     last = len(model.experts) - 1
     with _captured([layer for layer, _ in chunk]) as calls:
         trace = model.trace(images.detach().requires_grad_())
-    below = [call for call in calls if margins is not None or dict(chunk)[call[0]] != last]
-    on_top = [call for call in calls if margins is None and dict(chunk)[call[0]] == last]
+    level_of = dict(chunk)
+    below = [call for call in calls if margins is not None or level_of[call.layer] != last]
+    on_top = [call for call in calls if margins is None and level_of[call.layer] == last]
     outputs = trace.margins if margins is None else margins(trace.margins)
     for k in range(model.num_classes):
         weights = residuals[:, :, k]
-        pairs: list[tuple[tuple[nn.Module, Tensor, Tensor], Tensor]] = []
+        pairs: list[tuple[_Call, Tensor]] = []
         if below:
-            deltas = torch.autograd.grad(outputs[:, k].sum(), [out for _, _, out in below], retain_graph=True)
+            deltas = torch.autograd.grad(outputs[:, k].sum(), [call.output for call in below], retain_graph=True)
             pairs += zip(below, deltas, strict=True)
         if on_top:
             (delta,) = torch.autograd.grad(outputs[:, k].sum(), trace.inputs, retain_graph=True)
             cotangent = delta[:, k].unsqueeze(1).expand_as(trace.pooled)
             deltas = torch.autograd.grad(
-                trace.pooled, [out for _, _, out in on_top], grad_outputs=cotangent, retain_graph=True
+                trace.pooled, [call.output for call in on_top], grad_outputs=cotangent, retain_graph=True
             )
             pairs += zip(on_top, deltas, strict=True)
-        for (layer, inputs, _), delta in pairs:
-            per_sample = _PER_SAMPLE[type(layer)](layer, inputs, delta)
-            sums[layer][:, k] += weights @ per_sample.flatten(1)
+        for call, delta in pairs:
+            per_sample = _PER_SAMPLE[type(call.layer)].gradient(call.layer, call.prepared, delta)
+            sums[call.layer][:, k] += weights @ per_sample.flatten(1)
 
 
 def _layers(model: HME) -> list[tuple[nn.Module, int]]:
@@ -185,16 +191,22 @@ def _samples_at_once(max_memory: int, images: Tensor) -> int:
     return max(1, max_memory // per_sample)
 
 
-Call = tuple[nn.Module, Tensor, Tensor]
+@dataclass(frozen=True)
+class _Call:
+    """A layer's call in a forward pass: what its gradients need of its input, and its output on the graph."""
+
+    layer: nn.Module
+    prepared: Tensor
+    output: Tensor
 
 
 @contextmanager
-def _captured(layers: Sequence[nn.Module]) -> Iterator[list[Call]]:
-    """Collect (layer, input, output) of every call inside the body."""
-    calls: list[Call] = []
+def _captured(layers: Sequence[nn.Module]) -> Iterator[list[_Call]]:
+    """Collect every call of ``layers`` inside the body."""
+    calls: list[_Call] = []
 
     def keep(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        calls.append((layer, inputs[0].detach(), output))
+        calls.append(_Call(layer, _PER_SAMPLE[type(layer)].prepare(layer, inputs[0].detach()), output))
         return output.clone()  # an in-place activation behind the layer must not overwrite what was kept
 
     handles = [layer.register_forward_hook(keep) for layer in layers]
@@ -205,22 +217,39 @@ def _captured(layers: Sequence[nn.Module]) -> Iterator[list[Call]]:
             handle.remove()
 
 
-def _convolution(layer: nn.Conv2d, inputs: Tensor, delta: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class _PerSample:
+    """Per-sample gradients of a kind of layer.
+
+    ``prepare(layer, input)`` does once what all subtasks share; ``gradient(layer, prepared, ∂m/∂output)`` is
+    B×C_out×d: output channels first, so that an expert's parameters are consecutive.
+    """
+
+    prepare: Callable[[Any, Tensor], Tensor]
+    gradient: Callable[[Any, Tensor, Tensor], Tensor]
+
+
+def _columns(layer: nn.Conv2d, inputs: Tensor) -> Tensor:
     if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
         raise KdxError("conflict can be probed for convolutions with numeric zero padding only")
     columns = F.unfold(inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
-    columns = columns.unflatten(1, (layer.groups, -1))
+    return columns.unflatten(1, (layer.groups, -1)).transpose(-1, -2)
+
+
+def _convolution(layer: nn.Conv2d, columns: Tensor, delta: Tensor) -> Tensor:
     delta = delta.flatten(2)
-    weight = delta.unflatten(1, (layer.groups, -1)) @ columns.transpose(-1, -2)
-    weight = weight.flatten(1, 2)
+    weight = (delta.unflatten(1, (layer.groups, -1)) @ columns).flatten(1, 2)
     return weight if layer.bias is None else torch.cat([weight, delta.sum(dim=2, keepdim=True)], dim=2)
 
 
-def _batch_norm(layer: nn.BatchNorm2d, inputs: Tensor, delta: Tensor) -> Tensor:
+def _normed(layer: nn.BatchNorm2d, inputs: Tensor) -> Tensor:
     assert layer.running_mean is not None
     assert layer.running_var is not None
     shape = (1, -1, 1, 1)
-    normed = (inputs - layer.running_mean.view(shape)) * (layer.running_var.view(shape) + layer.eps).rsqrt()
+    return (inputs - layer.running_mean.view(shape)) * (layer.running_var.view(shape) + layer.eps).rsqrt()
+
+
+def _batch_norm(layer: nn.BatchNorm2d, normed: Tensor, delta: Tensor) -> Tensor:
     return torch.stack([(delta * normed).sum(dim=(2, 3)), delta.sum(dim=(2, 3))], dim=2)
 
 
@@ -229,10 +258,8 @@ def _linear(layer: nn.Linear, inputs: Tensor, delta: Tensor) -> Tensor:
     return weight if layer.bias is None else torch.cat([weight, delta.unsqueeze(2)], dim=2)
 
 
-# Per-sample gradients of a layer's own parameters, B×C_out×d: output channels first, so that an expert's are
-# consecutive.
-_PER_SAMPLE: dict[type[nn.Module], Callable[..., Tensor]] = {
-    nn.Conv2d: _convolution,
-    nn.BatchNorm2d: _batch_norm,
-    nn.Linear: _linear,
+_PER_SAMPLE: dict[type[nn.Module], _PerSample] = {
+    nn.Conv2d: _PerSample(_columns, _convolution),
+    nn.BatchNorm2d: _PerSample(_normed, _batch_norm),
+    nn.Linear: _PerSample(lambda layer, inputs: inputs, _linear),
 }

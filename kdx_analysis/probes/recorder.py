@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -174,36 +174,38 @@ class ExplainerProbe:
         terms = self._residuals(margins, labels, self.teacher_logits[split], multiclass)
         generator = torch.Generator().manual_seed(self.config.seed)
         orders = [torch.randperm(len(images), generator=generator) for _ in range(self.config.null_draws)]
-        for term, residual in terms:
-            grams = subtask_grams(
-                model,
-                images,
-                torch.stack([residual, *(residual[order.to(residual.device)] for order in orders)]),
-                margins=one_vs_rest_margins if multiclass else None,
-                max_memory=self.config.max_memory,
-            )
+        draws = [torch.stack([r, *(r[order.to(r.device)] for order in orders)]) for r in terms.values()]
+        grams = subtask_grams(
+            model,
+            images,
+            torch.cat(draws),
+            margins=one_vs_rest_margins if multiclass else None,
+            max_memory=self.config.max_memory,
+        )
+        for i, term in enumerate(terms):
+            own = grams.subset(slice(i * len(draws[0]), (i + 1) * len(draws[0])))
             columns = {"split": split, "term": term, "null_draws": len(orders), "n": len(images)}
-            self._cosines(epoch, grams, columns)
-            if grams.gates is not None:
-                self._contention(epoch, grams.experts[-1].double().cpu(), grams.gates.double().cpu(), columns)
+            self._cosines(epoch, own, columns)
+            if own.gates is not None:
+                self._contention(epoch, own.experts[-1].double().cpu(), own.gates.double().cpu(), columns)
 
     def _residuals(
         self, margins: Tensor, labels: Tensor, teacher_logits: Tensor | None, multiclass: bool
-    ) -> Iterator[tuple[str, Tensor]]:
-        """Each term and its ∂L/∂m, B×K."""
-        hard = Objective(ObjectiveConfig(name="hard"))
-        unused = torch.Generator()
-        yield "hard", residuals(lambda m: hard.terms(m, labels, None, unused)["hard"], margins)
+    ) -> dict[str, Tensor]:
+        """∂L/∂m (B×K) of every term."""
+        plain, unused = Objective(ObjectiveConfig(name="hard")), torch.Generator()
+        table = {"hard": residuals(lambda m: plain.terms(m, labels, None, unused)["hard"], margins)}
         if multiclass:
-            return
+            return table
 
         def own(m: Tensor) -> dict[str, Tensor]:
             generator = torch.Generator().manual_seed(self.config.seed)
             return self.objective.terms(m, labels, teacher_logits, generator)
 
         if self.objective.distils:
-            yield "distillation", residuals(lambda m: own(m)["distillation"], margins)
-        yield "objective", residuals(lambda m: torch.stack(list(own(m).values())).sum(dim=0), margins)
+            table["distillation"] = residuals(lambda m: own(m)["distillation"], margins)
+        table["objective"] = residuals(lambda m: torch.stack(list(own(m).values())).sum(dim=0), margins)
+        return table
 
     def _cosines(self, epoch: int, grams: Grams, columns: dict[str, Any]) -> None:
         levels: Sequence[tuple[str, Tensor]] = [

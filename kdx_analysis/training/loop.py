@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -74,6 +75,9 @@ def fabric_for(config: TrainingConfig) -> Fabric:
 
     Several devices with strategy ``auto`` are spawned processes, which also work from a notebook.
     """
+    logger = logging.getLogger("lightning.fabric")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
     try:
         return Fabric(
             accelerator=config.accelerator,
@@ -84,6 +88,8 @@ def fabric_for(config: TrainingConfig) -> Fabric:
     except (ValueError, RuntimeError) as error:
         wanted = f"accelerator={config.accelerator!r}, devices={config.devices!r}, strategy={config.strategy!r}"
         raise KdxError(f"cannot train with {wanted}, precision={config.precision!r}: {error}") from None
+    finally:
+        logger.setLevel(level)
 
 
 def fit(
@@ -290,7 +296,7 @@ class _Training:
 
 def _gate_entropy(model: HME) -> float:
     shares = [entropy_share(gate).flatten() for gate in model.attention() if gate.shape[1] > 1]
-    return float(torch.cat(shares).mean()) if shares else float("nan")
+    return float(torch.cat(shares).detach().mean()) if shares else float("nan")
 
 
 def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:

@@ -1,0 +1,25 @@
+# Everything runs in .venv; PIP_ARGS passes extra options to pip, PYTHON chooses the interpreter.
+PYTHON ?= python3
+PIP_ARGS ?=
+BIN := .venv/bin
+
+.PHONY: demo test install clean
+
+install: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS) -e ".[test]"
+	touch $@
+
+demo: install
+	$(BIN)/kdx demo
+
+test: install
+	$(BIN)/ruff check .
+	$(BIN)/mypy kdx_analysis
+	$(BIN)/lint-imports
+	$(BIN)/pytest
+
+clean:
+	rm -rf .venv build *.egg-info

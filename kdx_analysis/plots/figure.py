@@ -1,0 +1,68 @@
+"""What a figure is: tidy data out of runs, and a drawing of that data alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib.figure
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from kdx_analysis.errors import KdxError
+from kdx_analysis.registry import Registry
+from kdx_analysis.runs import RunSet
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of a report; calling it with a RunSet gives (figure, axes).
+
+    Attributes:
+        name: stem of its files.
+        title: its heading.
+        caption: what is drawn, on which axes, beside which null.
+        data: the tidy table that is drawn; raises KdxError where the runs don't hold it.
+        draw: that table as (figure, axes); it needs nothing else.
+    """
+
+    name: str
+    title: str
+    caption: str
+    data: Callable[[RunSet], pd.DataFrame]
+    draw: Callable[[pd.DataFrame], tuple[matplotlib.figure.Figure, np.ndarray[Any, Any] | Axes]]
+
+    def __call__(self, runs: RunSet) -> tuple[matplotlib.figure.Figure, np.ndarray[Any, Any] | Axes]:
+        return self.draw(self.data(runs))
+
+
+FIGURES: Registry[Figure] = Registry("figure")
+
+
+def explainers(runs: RunSet, *, comparable: bool = False) -> RunSet:
+    """The explainers among ``runs``.
+
+    With ``comparable``, of one decomposition only: conflict depends on how the subtasks are cut (method, §4).
+    Raises KdxError if there is none, if two stand for one objective and seed, or if they can't be compared.
+    """
+    found = runs.filter(role="explainer")
+    if not len(found):
+        raise KdxError(f"none of the {len(runs)} runs is an explainer; give runs of a study")
+    cells = [(run.objective, run.seed) for run in found]
+    twice = next((cell for cell in cells if cells.count(cell) > 1), None)
+    if twice is not None:
+        objective, seed = twice
+        differing = found.filter(objective=objective, seed=seed).differences()
+        raise KdxError(
+            f"{cells.count(twice)} explainers are {objective!r} with seed {seed}; they differ in "
+            f"{', '.join(differing) or 'nothing'}: filter the runs, or draw their directories apart"
+        )
+    decompositions = sorted({run.info["decomposition"] for run in found})
+    if comparable and len(decompositions) > 1:
+        raise KdxError(
+            f"the explainers are of the decompositions {' and '.join(decompositions)}, between which objectives can't "
+            "be compared; filter the runs by decomposition"
+        )
+    return found

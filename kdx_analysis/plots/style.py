@@ -1,0 +1,138 @@
+"""One visual language for every figure: a fixed colour, marker and line for each objective."""
+
+from __future__ import annotations
+
+import functools
+import io
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import matplotlib.style
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from kdx_analysis.io import staged_file
+
+P, A = ParamSpec("P"), TypeVar("A")
+
+GREY, LIGHT = "#666666", "#BBBBBB"
+RC: dict[str, Any] = {
+    "font.family": ["DejaVu Sans"],
+    "font.size": 8,
+    "axes.titlesize": 8.5,
+    "axes.labelsize": 8,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": False,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "figure.titlesize": 9.5,
+    "figure.facecolor": "white",
+    "lines.linewidth": 1.2,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "kdx_analysis",
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How an objective is drawn: told apart by colour, and by marker and dashes where there is none."""
+
+    colour: str
+    marker: str
+    line: Any = "-"
+
+
+# The colours of Okabe & Ito, Color Universal Design (2008); those to spare are of Paul Tol's "muted" scheme.
+LOOKS = {
+    "hard": Look("#000000", "o", "-"),
+    "label_smoothing": Look("#CC79A7", "D", (0, (1, 1))),
+    "hard_T": Look("#E69F00", "s", (0, (5, 1.5))),
+    "kd_flat": Look("#56B4E9", "^", (0, (3, 1, 1, 1))),
+    "kd_shuffled": Look("#009E73", "v", (0, (2, 1))),
+    "kd": Look("#D55E00", "P", "-"),
+}
+_SPARE = ("#332288", "#882255", "#999933", "#44AA99", "#661100", "#6699CC", "#AA4499", "#117733")
+_SPARE_MARKERS = ("X", "*", "p", "h", "<", ">", "d", "8")
+
+
+def look(objective: str) -> Look:
+    """The look of an objective's label; one that is no plain name gets a look that depends on the label alone."""
+    if objective in LOOKS:
+        return LOOKS[objective]
+    colour, marker = divmod(zlib.crc32(objective.encode()) % 64, 8)
+    return Look(_SPARE[colour], _SPARE_MARKERS[marker], (0, (4, 1, 1, 1, 1, 1)))
+
+
+def handle(objective: str, **changes: Any) -> Line2D:
+    """The legend's entry for an objective."""
+    of = look(objective)
+    style_ = {"color": of.colour, "marker": of.marker, "linestyle": of.line, "label": plain(objective), "markersize": 5}
+    return Line2D([], [], **(style_ | changes))
+
+
+def plain(text: object) -> str:
+    """``text`` as matplotlib shows it letter by letter: a ``$`` in a class's name starts no formula."""
+    return str(text).replace("$", r"\$")
+
+
+def in_order(objectives: Iterable[str]) -> list[str]:
+    """The distinct objectives, in the order in which they come first."""
+    return list(dict.fromkeys(objectives))
+
+
+class Drawing(Figure):
+    """A figure apart from pyplot: nothing to close, and a notebook shows it once, as the value of its cell."""
+
+    def _repr_png_(self) -> bytes:
+        with style(), io.BytesIO() as buffer:
+            self.savefig(buffer, format="png", dpi=100)
+            return buffer.getvalue()
+
+
+def drawing(width: float, height: float) -> Drawing:
+    """An empty figure of this size in inches that keeps its labels from overlapping."""
+    return Drawing(figsize=(width, height), layout="constrained")
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """matplotlib's defaults with this package's changes, for the body only."""
+    with matplotlib.style.context(RC, after_reset=True):
+        yield
+
+
+def styled(draw: Callable[P, tuple[Figure, A]]) -> Callable[P, tuple[Figure, A]]:
+    """Run ``draw`` in :func:`style`, and lay its figure out there, since ticks take their style when first drawn."""
+
+    @functools.wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> tuple[Figure, A]:
+        with style():
+            figure, axes = draw(*args, **kwargs)
+            figure.draw_without_rendering()
+        return figure, axes
+
+    return drawn
+
+
+def save(figure: Figure, path: str | Path) -> list[Path]:
+    """Write ``figure`` as PNG (150 dpi) and SVG (text stays text), each to ``path`` with its suffix added."""
+    written = []
+    with style():
+        for suffix, options in (("png", {"dpi": 150}), ("svg", {"metadata": {"Date": None}})):
+            target = Path(f"{path}.{suffix}")
+            with staged_file(target) as partial:
+                figure.savefig(partial, format=suffix, **options)
+            written.append(target)
+    return written

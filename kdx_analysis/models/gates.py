@@ -22,9 +22,7 @@ def attention(logits: Float[Tensor, "*rows N"], temperature: float | Float[Tenso
 
 
 @jaxtyped(typechecker=beartype)
-def effective_attention(
-    alpha: Float[Tensor, "*rows N"], spread: Float[Tensor, " N"]
-) -> Float[Tensor, "*rows N"]:
+def effective_attention(alpha: Float[Tensor, "*rows N"], spread: Float[Tensor, " N"]) -> Float[Tensor, "*rows N"]:
     """A_ij = α_ij s_j / Σ_j' α_ij' s_j': what a gate lets through, given how much its parents vary.
 
     α alone is not identified (scaling a parent's features shifts its logits at equal outputs); A is invariant to

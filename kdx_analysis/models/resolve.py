@@ -55,7 +55,7 @@ def build_model(name: str, num_classes: int, in_channels: int) -> nn.Module:
 
 def _from_torchvision(name: str, entry: str, num_classes: int, in_channels: int) -> nn.Module:
     if name not in (names := list_models("torchvision")):
-        raise unknown("model", name, names)
+        raise unknown("model", name, names, "kdx list models --library torchvision")
     if in_channels != 3:
         raise KdxError(
             f"{name} takes images of 3 channels, data has {in_channels}: "
@@ -68,7 +68,7 @@ def _from_torchvision(name: str, entry: str, num_classes: int, in_channels: int)
 
 def _from_timm(name: str, entry: str, num_classes: int, in_channels: int) -> nn.Module:
     if name not in (names := list_models("timm")):
-        raise unknown("model", name, names)
+        raise unknown("model", name, names, "kdx list models --library timm")
     import timm
 
     return timm.create_model(entry, pretrained=False, num_classes=num_classes, in_chans=in_channels)

@@ -71,9 +71,7 @@ class StagedNet(nn.Module):
 
     def rebuilt(self) -> StagedNet:
         """The same network with weights drawn anew."""
-        return StagedNet(
-            self.build_stem, self.stem_width, self.plans, self.num_classes, self.in_channels, self.pool
-        )
+        return StagedNet(self.build_stem, self.stem_width, self.plans, self.num_classes, self.in_channels, self.pool)
 
     def features(self, x: Tensor) -> Tensor:
         """What the classifier reads: the last stage's features, averaged over the grid; B×(C·pool²)."""
@@ -197,16 +195,12 @@ def pre_activation_stage(
     return nn.Sequential(first, *rest, *end)
 
 
-def _resnet(
-    stem_width: int, widths: Sequence[int], blocks: int, num_classes: int, in_channels: int
-) -> StagedNet:
+def _resnet(stem_width: int, widths: Sequence[int], blocks: int, num_classes: int, in_channels: int) -> StagedNet:
     plans = [
         StagePlan(partial(residual_stage, blocks=blocks, stride=1 if i == 0 else 2), width)
         for i, width in enumerate(widths)
     ]
-    return StagedNet(
-        partial(plain_stage, in_channels, stem_width), stem_width, plans, num_classes, in_channels
-    )
+    return StagedNet(partial(plain_stage, in_channels, stem_width), stem_width, plans, num_classes, in_channels)
 
 
 def _wrn(depth: int, widen: int, num_classes: int, in_channels: int) -> StagedNet:

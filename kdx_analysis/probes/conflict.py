@@ -38,9 +38,7 @@ def mean_cosine(cosines: Float[Tensor, "*draws K K"]) -> Float[Tensor, "*draws"]
 
 
 @jaxtyped(typechecker=beartype)
-def contention(
-    ungated: Float[Tensor, "*#draws N K K"], gates: Float[Tensor, "*#draws K N"]
-) -> Float[Tensor, ...]:
+def contention(ungated: Float[Tensor, "*#draws N K K"], gates: Float[Tensor, "*#draws K N"]) -> Float[Tensor, ...]:
     """C(Q) = Σ_i Σ_{a<b} max(0, −G^i_ab(Q)) / Σ_{a<b} √(G_aa(Q) G_bb(Q)), in [0, 1]; 0/0 is NaN.
 
     How much of all gradient pulls against another inside an expert that both subtasks use.
@@ -57,9 +55,7 @@ def contention(
 
 
 @jaxtyped(typechecker=beartype)
-def bounded_difference(
-    reference: Float[Tensor, "*draws"], value: Float[Tensor, "*draws"]
-) -> Float[Tensor, "*draws"]:
+def bounded_difference(reference: Float[Tensor, "*draws"], value: Float[Tensor, "*draws"]) -> Float[Tensor, "*draws"]:
     """(reference − value)/(reference + value) in [−1, 1], for contentions; 0/0 is NaN."""
     return (reference - value) / (reference + value)
 

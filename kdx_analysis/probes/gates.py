@@ -104,8 +104,7 @@ def random_logits(like: Sequence[Tensor], draws: int, generator: torch.Generator
 def effective(attention: Sequence[Tensor], spreads: Sequence[Tensor]) -> list[Tensor]:
     """A^l for every α^l; ``spreads`` are s of levels 1…L, each N_l."""
     return [
-        gates.effective_attention(alpha, s.expand(alpha.shape[-1]))
-        for alpha, s in zip(attention, spreads, strict=True)
+        gates.effective_attention(alpha, s.expand(alpha.shape[-1])) for alpha, s in zip(attention, spreads, strict=True)
     ]
 
 

@@ -108,7 +108,8 @@ def subtask_grams(
                 grams[level] += g @ g.transpose(-1, -2)
     for level, gram in enumerate(grams, 1):
         if not gram.isfinite().all():
-            culprits = (~gram[0].isfinite()).any(dim=(0, 2)).nonzero().flatten().tolist()
+            norms = gram.diagonal(dim1=-2, dim2=-1)
+            culprits = (~norms.isfinite()).flatten(0, 1).any(dim=0).nonzero().flatten().tolist()
             raise KdxError(f"gradients on level {level} are not finite (subtasks {culprits}); did the run diverge?")
     return Grams(tuple(grams), gates if margins is None else None)
 

@@ -31,9 +31,7 @@ def test_torchvision_and_timm_by_prefix() -> None:
     assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 7)
 
 
-@pytest.mark.parametrize(
-    ("library", "name"), [("torchvision", "torchvision:resnet18"), ("timm", "timm:convnext_atto")]
-)
+@pytest.mark.parametrize(("library", "name"), [("torchvision", "torchvision:resnet18"), ("timm", "timm:convnext_atto")])
 def test_listed_names_are_those_that_build(library: str, name: str) -> None:
     names = list_models(library)
     assert name in names

@@ -123,9 +123,7 @@ def expert_state(state: dict[str, torch.Tensor], expert: int, experts: int) -> d
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("inputs", "outputs"), [(2, 3), (3, 3)])
 @pytest.mark.parametrize("name", MODELS)
-def test_a_grouped_stage_is_its_experts_side_by_side(
-    name: str, inputs: int, outputs: int, training: bool
-) -> None:
+def test_a_grouped_stage_is_its_experts_side_by_side(name: str, inputs: int, outputs: int, training: bool) -> None:
     experts = 3
     for plan in build(name).plans:
         level = plan.build(experts * inputs, experts * outputs, experts).double().train(training)

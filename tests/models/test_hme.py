@@ -1,0 +1,137 @@
+import copy
+import io
+
+import pytest
+import torch
+from torch import nn
+
+from kdx_analysis.errors import KdxError
+from kdx_analysis.models import HME, build_model, count_parameters
+from kdx_analysis.models.gates import attention
+
+
+@pytest.fixture
+def model() -> HME:
+    torch.manual_seed(0)
+    hme = HME.from_student(build_model("digits_student", 5, 1), 5, (2, 3, 4)).double()
+    for layer in hme.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.normal_()
+            layer.running_var.uniform_(0.5, 2)
+    hme.temperature = 0.4
+    return hme
+
+
+def reference(hme: HME, images: torch.Tensor) -> torch.Tensor:
+    """The plain loop over experts and subtasks of method section 2, one narrow convolution block at a time."""
+    features = [hme.trunk(images)]
+    logits = iter(hme.gate_logits)
+    for level, module in enumerate(hme.levels):
+        n = hme.experts[level + 1]
+        gate = torch.ones(n, 1, dtype=images.dtype) if level == 0 else attention(next(logits), hme.temperature)
+        conv, norm, *rest = module
+        outputs = []
+        for i in range(n):
+            x = sum(gate[i, j] * f for j, f in enumerate(features))
+            w, b = conv.weight.chunk(n)[i], slice(i * conv.out_channels // n, (i + 1) * conv.out_channels // n)
+            x = nn.functional.conv2d(x, w, None, conv.stride, conv.padding)
+            x = nn.functional.batch_norm(x, norm.running_mean[b], norm.running_var[b], norm.weight[b], norm.bias[b])
+            for layer in rest:
+                x = layer(x)
+            outputs.append(x)
+        features = outputs
+    gate = attention(next(logits), hme.temperature)
+    margins = []
+    for k in range(hme.num_classes):
+        x = sum(gate[k, j] * f for j, f in enumerate(features))
+        x = nn.functional.adaptive_avg_pool2d(x, hme.pool).flatten(1)
+        margins.append(x @ hme.head_weight[k] + hme.head_bias[k])
+    return torch.stack(margins, dim=1)
+
+
+def test_equals_the_plain_loop_forward_and_gradient(model: HME) -> None:
+    images = torch.randn(6, 1, 8, 8, dtype=torch.float64)
+    model.eval()
+    weight = torch.randn(6, 5, dtype=torch.float64)
+    parameters = list(model.parameters())
+    got, expected = model(images), reference(model, images)
+    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
+    for a, b in zip(
+        torch.autograd.grad((got * weight).sum(), parameters),
+        torch.autograd.grad((expected * weight).sum(), parameters),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_a_gate_row_belongs_to_the_child_and_a_column_to_the_parent(model: HME) -> None:
+    """Closing the gate of one subtask to all experts but one leaves the other subtasks' margins alone."""
+    images = torch.randn(4, 1, 8, 8, dtype=torch.float64)
+    model.eval()
+    before = model(images)
+    with torch.no_grad():
+        model.gate_logits[-1][2] = torch.tensor([50.0, 0.0, 0.0, 0.0])
+    after = model(images)
+    changed = (after - before).abs().amax(dim=0) > 1e-9
+    assert changed.tolist() == [False, False, True, False, False]
+    torch.testing.assert_close(model.trace(images).inputs[:, 2], model.trace(images).pooled[:, 0])
+
+
+def test_trace_has_the_shapes_it_promises(model: HME) -> None:
+    trace = model.trace(torch.randn(2, 1, 8, 8, dtype=torch.float64))
+    assert [f.shape[:2] for f in trace.features] == [(2, 1), (2, 2), (2, 3), (2, 4)]
+    assert trace.pooled.shape[:2] == (2, 4)
+    assert trace.inputs.shape[:2] == (2, 5)
+    assert trace.margins.shape == (2, 5)
+    assert [tuple(a.shape) for a in model.attention()] == [(2, 1), (3, 2), (4, 3), (5, 4)]
+
+
+@pytest.mark.parametrize("name", ["digits_student", "resnet20", "wrn_16_2", "vgg8", "resnet18"])
+@pytest.mark.parametrize("experts", [2, 4, 8])
+def test_the_body_has_the_students_parameters_within_a_tenth(name: str, experts: int) -> None:
+    with torch.device("meta"):
+        student = build_model(name, 10, 3)
+        explainer = HME.from_student(student, 10, experts)
+    body = sum(count_parameters(stage) for stage in student.stages[1:])
+    got = sum(count_parameters(level) for level in explainer.levels)
+    assert abs(got / body - 1) < 0.1
+
+
+def test_two_explainers_of_one_seed_are_equal_and_of_two_are_not() -> None:
+    def make(seed: int) -> HME:
+        torch.manual_seed(seed)
+        return HME.from_student(build_model("digits_student", 3, 1), 3, 2)
+
+    images = torch.randn(2, 1, 8, 8)
+    assert torch.equal(make(0).eval()(images), make(0).eval()(images))
+    assert not torch.equal(make(0).eval()(images), make(1).eval()(images))
+
+
+def test_temperature_travels_with_the_state_and_is_checked(model: HME) -> None:
+    twin = copy.deepcopy(model)
+    twin.temperature = 3.0
+    buffer = io.BytesIO()
+    torch.save(model.state_dict(), buffer)
+    buffer.seek(0)
+    twin.load_state_dict(torch.load(buffer, weights_only=True))
+    assert twin.temperature == pytest.approx(0.4)
+    with pytest.raises(KdxError, match=r"-1.*above 0"):
+        model.temperature = -1
+
+
+def test_low_temperature_sharpens_the_gates(model: HME) -> None:
+    model.temperature = 1e-3
+    assert model.attention()[-1].amax(dim=1).min() > 0.99
+    model.temperature = 1e3
+    torch.testing.assert_close(model.attention()[-1], torch.full((5, 4), 0.25, dtype=torch.float64), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("experts", [(2, 2), 0, (4, 4, 0)])
+def test_experts_that_fit_no_level_are_refused(experts: int | tuple[int, ...]) -> None:
+    with pytest.raises(KdxError, match="experts"):
+        HME.from_student(build_model("digits_student", 3, 1), 3, experts)
+
+
+def test_a_student_without_stages_is_refused() -> None:
+    with pytest.raises(KdxError, match="Linear does not declare its stages"):
+        HME.from_student(nn.Linear(2, 2), 3)

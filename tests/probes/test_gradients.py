@@ -1,0 +1,180 @@
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdx_analysis.config import ObjectiveConfig
+from kdx_analysis.errors import KdxError
+from kdx_analysis.models import HME, build_model
+from kdx_analysis.objectives import Objective, one_vs_rest_margins
+from kdx_analysis.probes.gradients import residuals, subtask_grams
+
+B, K = 7, 5
+
+
+def explainer(student: str = "digits_student") -> HME:
+    torch.manual_seed(0)
+    model = HME.from_student(build_model(student, K, 1), K, 3).double()
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.normal_()
+            layer.running_var.uniform_(0.5, 2)
+            nn.init.uniform_(layer.weight, 0.5, 1.5)
+    model.temperature = 0.5
+    return model.train()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(B, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def labels() -> Tensor:
+    return torch.arange(B) % K
+
+
+def shared(model: HME) -> list[list[nn.Parameter]]:
+    """Parameters of trunk and levels."""
+    return [list(part.parameters()) for part in (model.trunk, *model.levels)]
+
+
+def separate_backwards(model: HME, losses: Tensor) -> list[Tensor]:
+    """G per level from K separate backward passes; ``losses`` are L_k, K."""
+    grams = []
+    for parameters in shared(model):
+        rows = [
+            torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters, retain_graph=True)])
+            for loss in losses
+        ]
+        grams.append(torch.stack(rows) @ torch.stack(rows).T)
+    return grams
+
+
+@pytest.mark.parametrize("student", ["digits_student", "resnet20", "wrn_16_2", "vgg8"])
+def test_equals_separate_backward_passes(student: str, images: Tensor, labels: Tensor) -> None:
+    model = explainer(student)
+    one_hot = F.one_hot(labels, K).double()
+
+    def loss(m: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(m, one_hot, reduction="none")
+
+    with torch.no_grad():
+        outputs = copy.deepcopy(model).eval()(images)
+    grams = subtask_grams(model, images, residuals(loss, outputs)[None])
+    reference = copy.deepcopy(model).eval()
+    expected = separate_backwards(reference, loss(reference(images)).sum(dim=0))
+    for level, gram in enumerate(expected, 1):
+        torch.testing.assert_close(grams.level(level)[0], gram, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(grams.total()[0], sum(expected), rtol=1e-10, atol=1e-10)
+
+
+def test_last_level_factorises_into_gates_and_ungated_gradients(images: Tensor) -> None:
+    """g^i_a = α_ai h^i_a, expert by expert, with h from a model whose gate row is one-hot on i."""
+    model = explainer().eval()
+    r = torch.randn(1, B, K, dtype=torch.float64)
+    grams = subtask_grams(model, images, r)
+    assert grams.gates is not None
+    N = model.experts[-1]
+    loss = (r[0] * model(images)).sum(dim=0)
+    parameters = list(model.levels[-1].parameters())
+    rows = []
+    for k in range(K):
+        gradients = torch.autograd.grad(loss[k], parameters, retain_graph=True)
+        rows.append(torch.cat([g.reshape(N, -1) for g in gradients], dim=1))
+    g = torch.stack(rows, dim=1)  # N×K×D
+    alpha = grams.gates.T
+    expected = g @ g.transpose(1, 2) / (alpha[:, :, None] * alpha[:, None, :])
+    torch.testing.assert_close(grams.experts[-1][0], expected, rtol=1e-8, atol=1e-10)
+
+
+def test_other_gates_can_be_evaluated_without_retraining(images: Tensor) -> None:
+    """G under replaced last gates, from the ungated gradients, equals that of a model with those gates."""
+    model = explainer().eval()
+    r = torch.randn(1, B, K, dtype=torch.float64)
+    grams = subtask_grams(model, images, r)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.gate_logits[-1].copy_(torch.rand_like(other.gate_logits[-1]))
+    expected = subtask_grams(other, images, r)
+    q = other.attention()[-1].detach()
+    swapped = torch.einsum("ai,bi,riab->rab", q, q, grams.experts[-1])
+    torch.testing.assert_close(swapped, expected.level(len(model.experts)), rtol=1e-9, atol=1e-10)
+
+
+def test_sets_of_residuals_are_computed_as_if_alone_and_in_any_memory(images: Tensor) -> None:
+    model = explainer()
+    r = torch.randn(4, B, K, dtype=torch.float64)
+    together = subtask_grams(model, images, r)
+    alone = subtask_grams(model, images, r[2:3])
+    tight = subtask_grams(model, images, r, max_memory=1)
+    for whole, one, small in zip(together.experts, alone.experts, tight.experts, strict=True):
+        torch.testing.assert_close(whole[2], one[0])
+        torch.testing.assert_close(whole, small)
+
+
+def test_multiclass_margins_have_the_gradients_of_one_vs_rest_margins(images: Tensor) -> None:
+    model = explainer()
+    r = torch.randn(1, B, K, dtype=torch.float64)
+    grams = subtask_grams(model, images, r, margins=one_vs_rest_margins)
+    assert grams.gates is None
+    reference = copy.deepcopy(model).eval()
+    expected = separate_backwards(reference, (r[0] * one_vs_rest_margins(reference(images))).sum(dim=0))
+    for level, gram in enumerate(expected, 1):
+        torch.testing.assert_close(grams.level(level)[0], gram, rtol=1e-9, atol=1e-10)
+
+
+def test_residuals_are_the_derivative_of_each_loss_by_its_own_margin(labels: Tensor) -> None:
+    margins = torch.randn(B, K, dtype=torch.float64)
+    hard = Objective(ObjectiveConfig(name="hard"))
+    got = residuals(lambda m: hard.terms(m, labels, None, torch.Generator())["hard"], margins)
+    torch.testing.assert_close(got, torch.sigmoid(margins) - F.one_hot(labels, K))
+
+
+def snapshot(model: HME) -> Iterator[object]:
+    for module in model.modules():
+        yield module.training
+        yield len(module._forward_hooks)
+        yield len(module._backward_hooks)
+    for parameter in model.parameters():
+        yield parameter.grad
+        yield parameter.requires_grad
+    for tensor in model.state_dict().values():
+        yield tensor.sum().item()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_model_is_left_as_it_was_found(images: Tensor, fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = explainer()
+    model.levels[0].eval()  # a mixed state, which a plain .train() afterwards would not restore
+    before, rng = list(snapshot(model)), torch.get_rng_state()
+    if fails:
+        monkeypatch.setattr(HME, "heads", lambda self, inputs: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            subtask_grams(model, images, torch.ones(1, B, K, dtype=torch.float64))
+    else:
+        subtask_grams(model, images, torch.ones(1, B, K, dtype=torch.float64))
+    assert list(snapshot(model)) == before
+    assert torch.equal(torch.get_rng_state(), rng)
+
+
+def test_a_gradient_that_is_not_finite_is_named(images: Tensor) -> None:
+    r = torch.ones(1, B, K, dtype=torch.float64)
+    r[0, 0, 3] = torch.inf
+    with pytest.raises(KdxError, match=r"level 1 .*subtasks \[3\]"):
+        subtask_grams(explainer(), images, r)
+
+
+def test_layers_without_known_gradients_are_named(images: Tensor) -> None:
+    model = explainer()
+    model.trunk = nn.Sequential(model.trunk, nn.InstanceNorm2d(24, affine=True).double())
+    with pytest.raises(KdxError, match="InstanceNorm2d"):
+        subtask_grams(model, images, torch.ones(1, B, K, dtype=torch.float64))
+
+
+def test_residuals_of_another_batch_are_refused(images: Tensor) -> None:
+    with pytest.raises(KdxError, match=f"don't fit {B} images"):
+        subtask_grams(explainer(), images, torch.ones(1, B + 1, K, dtype=torch.float64))

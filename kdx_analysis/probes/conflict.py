@@ -85,7 +85,8 @@ def modulation(
     own = contention(ungated, gates)
     tolerance = 1e-6 * own.abs()  # the same gates in another order sum to the same only up to rounding
     p = float((1 + (permuted <= own + tolerance).sum()) / (1 + permutations))
-    return bounded_difference(permuted.mean(), own), torch.nan if own.isnan() else p
+    value = bounded_difference(permuted.mean(), own)
+    return value, torch.nan if value.isnan() else p
 
 
 @jaxtyped(typechecker=beartype)

@@ -118,11 +118,10 @@ def _run(name: str, changes: list[str], out: Path | None, jobs: int, data_dir: P
     study = Study.load(name, changes, data_dir)
     out = out or Path("out") / study.config.name
     _announce(study, out, jobs)
-    study.run(out, jobs=jobs, progress=rich_progress)
+    runs = study.run(out, jobs=jobs, progress=rich_progress)
     from kdx_analysis.report import Report
-    from kdx_analysis.runs import RunSet
 
-    typer.echo(f"\n{Report(RunSet.load(out)).answer}\n\n{out / 'report' / 'report.html'}")
+    typer.echo(f"\n{Report(runs).answer}\n\n{out / 'report' / 'report.html'}")
 
 
 def _announce(study: Study, out: Path, jobs: int) -> None:

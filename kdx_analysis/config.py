@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -23,6 +24,7 @@ LADDER: tuple[str, ...] = ("hard", "hard_T", "kd_flat", "kd_shuffled", "kd")
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class _Config(BaseModel):
@@ -38,7 +40,7 @@ class DataConfig(_Config):
     name: str
     per_class: Count | None = None
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    split_seed: int = 0
+    split_seed: Seed = 0
     size: Count | None = None
     augment: bool = True
 
@@ -64,7 +66,7 @@ class TrainingConfig(_Config):
 
 
 class TeacherConfig(_Config):
-    """A model by name and how it is trained, or ``path`` of a run or checkpoint that is loaded instead."""
+    """A model by name and how it is trained, or ``path`` of a run's directory or of weights that are loaded instead."""
 
     model: str
     path: str | None = None
@@ -135,8 +137,8 @@ class ProbeConfig(_Config):
     """
 
     per_class: Count = 20
-    seed: int = 0
-    checkpoints: Annotated[int, Field(ge=1)] = 4
+    seed: Seed = 0
+    checkpoints: Count = 4
     null_draws: Annotated[int, Field(ge=19)] = 99
     permutations: Annotated[int, Field(ge=19)] = 999
     max_memory: Count = 2**30
@@ -153,7 +155,7 @@ class StudyConfig(_Config):
     objectives: Annotated[tuple[ObjectiveConfig, ...], Field(min_length=1)]
     training: TrainingConfig = TrainingConfig()
     probes: ProbeConfig = ProbeConfig()
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
@@ -177,8 +179,9 @@ class StudyConfig(_Config):
         path = Path(path)
         try:
             text = path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise KdxError(f"cannot read study {str(path)!r}: {error.strerror}") from None
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+            raise KdxError(f"cannot read study {str(path)!r}: {reason}; give the path of a YAML file") from None
         return cls.parse(_apply(_yaml(text, str(path)), overrides), source=str(path))
 
     def override(self, overrides: Iterable[str]) -> StudyConfig:
@@ -235,7 +238,7 @@ def _apply(value: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
         for part in path:
             inner = inner.setdefault(part, {})
             if not isinstance(inner, dict):
-                raise KdxError(f"--set {override!r}: {part!r} holds no keys")
+                raise KdxError(f"--set {override!r}: {part!r} holds no keys; set {part}=... as a whole")
         inner[last] = item
     return value
 
@@ -264,17 +267,27 @@ def _is_model(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
+def _is_key(part: str) -> bool:
+    """Whether a part of pydantic's locations is a key, not the branch of a union that it tried."""
+    return part.isidentifier() and part not in ("int", "str")
+
+
 def _one_line(error: ValidationError, model: type[BaseModel], source: str) -> KdxError:
-    problem = error.errors()[0]
+    problems = error.errors()
+    problem = next((p for p in problems if not p["type"].endswith("_type")), problems[0])  # of a union the nearest
     location = problem["loc"]
-    key = ".".join(map(str, location))
     if problem["type"] == "extra_forbidden":
-        return KdxError(f"{source}: {unknown('configuration key', str(location[-1]), _keys_at(model, location))}")
+        place = f" (at {'.'.join(map(str, location))!r})" if len(location) > 1 else ""
+        mistake = unknown("configuration key", str(location[-1]), _keys_at(model, location))
+        return KdxError(f"{source}: {mistake}{place}")
+    key = ".".join(str(part) for part in location if isinstance(part, int) or _is_key(part))
     if problem["type"] == "missing":
         return KdxError(f"{source}: {key!r} is missing; add it")
     if problem["type"] == "literal_error" and isinstance(problem["input"], str):
         valid = [v.strip().strip("'") for v in str(problem["ctx"]["expected"]).replace(" or ", ", ").split(", ")]
         return KdxError(f"{source}: {unknown(str(location[-1]), problem['input'], valid)} (at {key!r})")
     message = problem["msg"].removeprefix("Value error, ")
+    message = re.sub(r"valid tuple|Tuple", "list", message)
+    message = re.sub(r"a valid dictionary or instance of \w+", "keys and values", message)
     where = f"{key} = {problem['input']!r}: " if key else ""
     return KdxError(f"{source}: {where}{message[0].lower()}{message[1:]}")

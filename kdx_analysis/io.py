@@ -39,10 +39,13 @@ def staged_directory(path: Path) -> Iterator[Path]:
     partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
     try:
         yield partial
+        partial.chmod(0o755)
         if path.exists():
             raise FileExistsError(path)
-        partial.chmod(0o755)
-        partial.rename(path)
+        try:
+            partial.rename(path)
+        except OSError as error:  # another process was quicker
+            raise FileExistsError(path) if path.exists() else error from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -11,11 +11,24 @@ from kdx_analysis.errors import KdxError
 T = TypeVar("T")
 
 
-def unknown(kind: str, name: str, valid: Iterable[str]) -> KdxError:
-    """The error for a ``name`` that is none of the ``valid`` ones of its ``kind``."""
+_SHOWN = 20
+
+
+def unknown(kind: str, name: str, valid: Iterable[str], command: str = "") -> KdxError:
+    """The error for a ``name`` that is none of the ``valid`` ones of its ``kind``.
+
+    It names the nearest valid ones; where none is near all of them, or, of more than 20, the first and the
+    ``command`` that lists them.
+    """
     valid = sorted(valid)
     near = difflib.get_close_matches(name, valid, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"valid: {', '.join(valid)}"
+    if near:
+        hint = f"did you mean {' or '.join(map(repr, near))}?"
+    elif len(valid) <= _SHOWN:
+        hint = f"valid: {', '.join(valid)}"
+    else:
+        hint = f"{len(valid)} are valid, as {', '.join(valid[:3])}"
+        hint += f"; list them with {command!r}" if command else ""
     return KdxError(f"unknown {kind} {name!r}; {hint}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ import torch
 from lightning_fabric import Fabric
 from pydantic import BaseModel
 from torch import nn
+from torch.multiprocessing import ProcessRaisedException
 
 from kdx_analysis.config import (
     DataConfig,
@@ -27,6 +29,7 @@ from kdx_analysis.config import (
     StudyConfig,
     TrainingConfig,
     digest,
+    flatten,
 )
 from kdx_analysis.data import Dataset, load_dataset
 from kdx_analysis.errors import KdxError
@@ -35,10 +38,10 @@ from kdx_analysis.probes.recorder import SPLITS, ExplainerProbe
 from kdx_analysis.registry import unknown
 from kdx_analysis.report import write_report
 from kdx_analysis.runs import Run, RunSet, environment, run_id, write_run
-from kdx_analysis.runs.directory import WEIGHTS
+from kdx_analysis.runs.directory import INFO, WEIGHTS
 from kdx_analysis.training import Epoch, fabric_for, fit, reproducible, score
 from kdx_analysis.training.checkpoints import fingerprint, load_weights
-from kdx_analysis.training.progress import Progress, follow, no_progress
+from kdx_analysis.training.progress import Progress, no_progress, relayed
 from kdx_analysis.training.teacher import check_teacher
 
 STUDY_FILE = "study.yaml"
@@ -107,14 +110,16 @@ class Study:
         data_options: Mapping[str, Any] | None = None,
     ) -> None:
         data_name = data.name if isinstance(data, Dataset) else str(data)
-        teacher_section: dict[str, Any] = {"training": _plain(teacher_training or training)}
+        teacher_section: dict[str, Any] = {}
+        if (taught := teacher_training or training) is not None:
+            teacher_section["training"] = _plain(taught)
         if isinstance(teacher, nn.Module):
             teacher_section["model"] = type(teacher).__name__
         elif "@" in str(teacher):
             teacher_section["model"], _, teacher_section["path"] = str(teacher).partition("@")
-        elif Path(teacher).is_dir():
+        elif isinstance(teacher, Path) or Path(teacher).is_dir():
             run = Run.load(teacher)
-            teacher_section |= {"model": run.info["config"]["model"], "path": str(run.path / WEIGHTS)}
+            teacher_section |= {"model": run.info["config"]["model"], "path": str(run.path)}
         else:
             teacher_section["model"] = str(teacher)
         sections = {
@@ -150,7 +155,7 @@ class Study:
         """A ready study by name (:func:`ready_studies`) or a YAML file, with ``key=value`` overrides."""
         ready = ready_studies()
         if Path(name_or_path).suffix not in (".yaml", ".yml") and str(name_or_path) not in ready:
-            raise unknown("study", str(name_or_path), [*ready, "or a .yaml file"])
+            raise KdxError(f"{unknown('study', str(name_or_path), ready)} or give the path of a .yaml file")
         path = ready.get(str(name_or_path), Path(name_or_path))
         return cls.from_config(StudyConfig.load(path, overrides), data_dir)
 
@@ -163,11 +168,12 @@ class Study:
         """The trained teacher that the study starts from; None if it trains its own."""
         if self._given.teacher is not None or self.config.teacher.path is None:
             return self._given.teacher
-        return self._teacher_with(Path(self.config.teacher.path))
+        path = Path(self.config.teacher.path)
+        return self._teacher_with(path / WEIGHTS if path.is_dir() else path)
 
     def teacher(self, path: Path) -> nn.Module:
-        """The study's teacher; ``path`` is the directory of its run, if the study trained it."""
-        return self._teacher_with(path / WEIGHTS) if self.given_teacher is None else self.given_teacher
+        """A copy of the study's teacher; ``path`` is the directory of its run, if the study trained it."""
+        return self._teacher_with(path / WEIGHTS) if self.given_teacher is None else copy.deepcopy(self.given_teacher)
 
     def build(self, role: str) -> nn.Module:
         """A teacher, student or explainer with weights drawn anew from torch's random state."""
@@ -239,9 +245,9 @@ class Study:
         """
         out = Path(out)
         self.check()
-        self._claim(out)
         steps = self.plan(out)
         teacher, *others = steps
+        self._claim(out, teacher)
         with progress(sum(not step.done for step in steps)) as show:
             self._train([teacher] if not teacher.done else [], 1, teacher.path, show)
             self._train([step for step in others if not step.done], jobs, teacher.path, show)
@@ -255,18 +261,21 @@ class Study:
         load_weights(weights, teacher)
         return teacher
 
-    def _claim(self, out: Path) -> None:
+    def _claim(self, out: Path, teacher: Step) -> None:
         """Make ``out`` this study's directory; refuse one that holds something else."""
-        section = self.config.to_dict()
-        identity = {key: section[key] for key in ("name", "data", "teacher", "student")}
         file = out / STUDY_FILE
         if file.exists():
-            held = StudyConfig.load(file).to_dict()
-            different = [key for key, value in identity.items() if held[key] != value]
-            if different:
+            held, here = (_identity(config) for config in (StudyConfig.load(file), self.config))
+            for key, value in here.items():
+                if held.get(key) != value:
+                    raise KdxError(
+                        f"{str(out)!r} holds another study: {key} is {held.get(key)!r} there and {value!r} here; "
+                        "choose another output directory"
+                    )
+            if not teacher.done and any(teacher.path.parent.glob(f"[!.]*/{INFO}")):
                 raise KdxError(
-                    f"{str(out)!r} holds another study: {different[0]} is {held[different[0]]!r} there and "
-                    f"{identity[different[0]]!r} here; choose another output directory"
+                    f"{str(out)!r} holds another study: its images or its teacher's weights are others; choose "
+                    "another output directory"
                 )
         elif out.is_dir() and any(out.iterdir()):
             raise KdxError(f"{str(out)!r} is not empty and holds no study; choose another output directory")
@@ -280,16 +289,14 @@ class Study:
                 train_step(self, step, teacher, show)
             return
         context = multiprocessing.get_context("spawn")
-        with context.Manager() as manager:
-            queue = manager.Queue()
-            with ProcessPoolExecutor(min(jobs, len(steps)), mp_context=context) as pool, follow(queue, show):
-                futures = [pool.submit(_train_elsewhere, self, step, teacher, queue) for step in steps]
-                try:
-                    for future in as_completed(futures):
-                        future.result()
-                except BaseException:
-                    pool.shutdown(cancel_futures=True)
-                    raise
+        with relayed(show) as relay, ProcessPoolExecutor(min(jobs, len(steps)), mp_context=context) as pool:
+            futures = [pool.submit(train_step, self, step, teacher, relay) for step in steps]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: self.__dict__[key] for key in ("config", "data_dir", "_given")}  # the rest is made anew
@@ -298,7 +305,17 @@ class Study:
 def train_step(study: Study, step: Step, teacher: Path, show: Progress) -> Run:
     """Train and probe one run and write its directory; ``teacher`` is the directory of the teacher's run."""
     config = study.config.teacher.training if step.role == "teacher" else study.config.training
-    fabric_for(config).launch(partial(_train_on, study=study, step=step, config=config, teacher_run=teacher, show=show))
+    fabric = fabric_for(config)
+    train = partial(_train_on, study=study, step=step, config=config, teacher_run=teacher)
+    if fabric.strategy.launcher is None:
+        fabric.launch(partial(train, show=show))
+        return Run.load(step.path)
+    with relayed(show) as relay:
+        try:
+            fabric.launch(partial(train, show=relay))
+        except ProcessRaisedException as error:  # its text ends with what the process raised
+            name, _, message = str(error).strip().splitlines()[-1].partition(": ")
+            raise KdxError(message) if name.endswith(KdxError.__name__) else error from None
     return Run.load(step.path)
 
 
@@ -347,10 +364,6 @@ def _train_on(
     write_run(step.path, info, records, model)
 
 
-def _train_elsewhere(study: Study, step: Step, teacher: Path, queue: Any) -> None:
-    train_step(study, step, teacher, lambda title, epoch: queue.put((title, epoch)))
-
-
 @dataclass(frozen=True)
 class _Given:
     """What the user handed over as objects rather than names."""
@@ -385,6 +398,12 @@ def _dataset(config: str, data_dir: str | None) -> Dataset:
         size=section.size,
     )
     return data if section.augment else dataclasses.replace(data, pad=0, flip=False)
+
+
+def _identity(config: StudyConfig) -> dict[str, Any]:
+    """What the runs of a study share, as dotted keys."""
+    section = config.to_dict()
+    return flatten({key: section[key] for key in ("name", "data", "teacher", "student")})
 
 
 def _plain(section: Any) -> Any:

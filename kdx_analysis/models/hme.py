@@ -37,8 +37,8 @@ class HME(nn.Module):
 
     The input of expert i on level l is Σ_j α^l_ij F_j^{l−1}, the input of subtask k's head Σ_j α^{L+1}_kj F_j^L.
     The gates are parameters, not functions of the input. Heads are linear on features averaged over a ``pool`` ×
-    ``pool`` grid; pooling and gates are both linear, so the features are pooled before they are mixed. Calling the model gives the margins m_k
-    (B×K); the multi-class prediction is argmax_k m_k.
+    ``pool`` grid; pooling and gates are both linear, so the features are pooled before they are mixed. Calling the
+    model gives the margins m_k (B×K); the multi-class prediction is argmax_k m_k.
 
     Args:
         trunk: image → B×C_1×H×W, shared by all experts.
@@ -113,8 +113,7 @@ class HME(nn.Module):
         alpha = self.attention()
         features = [self.trunk(images).unsqueeze(1)]
         for module, gate in zip(self.levels, alpha[:-1], strict=True):
-            mixed = _mix(features[-1], gate)
-            out = module(mixed.flatten(1, 2))
+            out = module(_mix(features[-1], gate))
             features.append(out.unflatten(1, (gate.shape[0], -1)))
         grid = F.adaptive_avg_pool2d(features[-1].flatten(1, 2), self.pool)
         pooled = grid.unflatten(1, (self.experts[-1], -1)).flatten(2)
@@ -130,7 +129,7 @@ class HME(nn.Module):
 
 
 def _mix(features: Tensor, gate: Tensor) -> Tensor:
-    """Σ_j gate_ij F_j: features B×M×C×H×W, gate N×M, result B×N×C×H×W."""
-    if features.shape[1] == 1:  # the trunk's single gate is 1
-        return features.expand(-1, gate.shape[0], -1, -1, -1)
-    return torch.einsum("nm,bmchw->bnchw", gate, features)
+    """Σ_j gate_ij F_j, experts side by side: features B×M×C×H×W, gate N×M, result B×(N·C)×H×W."""
+    if features.shape[1] == 1:  # the trunk's single gate is 1; cat keeps the memory format
+        return torch.cat([features[:, 0]] * gate.shape[0], dim=1)
+    return torch.einsum("nm,bmchw->bnchw", gate, features).flatten(1, 2)

@@ -1,10 +1,25 @@
 """Figures: runs in, (figure, axes) out; nothing is shown, and nothing global changed."""
 
+from kdx_analysis.plots.attention import gates, tree
 from kdx_analysis.plots.comparisons import differences, ladder
+from kdx_analysis.plots.curves import entropy, training
 from kdx_analysis.plots.figure import FIGURES, Figure
+from kdx_analysis.plots.matrices import conflict
 from kdx_analysis.plots.style import save, style
 
-for _figure in (ladder, differences):
+for _figure in (ladder, differences, entropy, gates, tree, conflict, training):
     FIGURES.register(_figure.name)(_figure)
 
-__all__ = ["FIGURES", "Figure", "differences", "ladder", "save", "style"]
+__all__ = [
+    "FIGURES",
+    "Figure",
+    "conflict",
+    "differences",
+    "entropy",
+    "gates",
+    "ladder",
+    "save",
+    "style",
+    "training",
+    "tree",
+]

@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 from kdx_analysis.config import LADDER
 from kdx_analysis.errors import KdxError
 from kdx_analysis.plots.figure import Figure, explainers
-from kdx_analysis.plots.style import GREY, LIGHT, drawing, handle, in_order, look, plain, styled
-from kdx_analysis.runs import METRICS, Metric, RunSet, t_interval
+from kdx_analysis.plots.style import GREY, LIGHT, counted, drawing, handle, in_order, look, panels, plain, styled
+from kdx_analysis.runs import METRICS, Interval, Metric, RunSet, t_interval
 from kdx_analysis.runs.runset import objective_names
 
 _ADDS = {
@@ -21,19 +21,25 @@ _ADDS = {
     "kd_shuffled": "uneven softness",
     "kd": "class structure",
 }
-_INCLUDES = {name: "includes temperature and softness" for name in ("label_smoothing", "hard")}
-_UNITS = {
-    "accuracy": "share of test images",
-    "agreement": "share of test images",
-    "gate_entropy": "H / ln N, in [0, 1]",
-    "specialisation": "I / ln min(K, N), in [0, 1]",
-    "conflict_rate": "share of pairs",
-    "severity": "mean max(0, −cosine), in [0, 1]",
-    "contention": "share of gradient, in [0, 1]",
-    "separation": "in [−1, 1]",
-    "modulation": "in [−1, 1]",
+_INCLUDES = dict.fromkeys(("label_smoothing", "hard"), "includes temperature and softness")
+_UNITS = {  # and their ranges
+    "accuracy": ("share of test images", ""),
+    "agreement": ("share of test images", ""),
+    "gate_entropy": ("H / ln N", "in [0, 1]"),
+    "specialisation": ("I / ln min(K, N)", "in [0, 1]"),
+    "conflict_rate": ("share of pairs", ""),
+    "severity": ("mean max(0, −cosine)", "in [0, 1]"),
+    "contention": ("share of gradient", "in [0, 1]"),
+    "separation": ("", "in [−1, 1]"),
+    "modulation": ("", "in [−1, 1]"),
 }
 _COLUMNS = 3
+
+
+def _headlines(found: RunSet) -> pd.DataFrame:
+    """Headline figures of explainers, those of gates for effective attention."""
+    frame = found.to_frame()
+    return frame[frame["attention"].isin(["", "effective"])]
 
 
 def _ladder_data(runs: RunSet) -> pd.DataFrame:
@@ -50,10 +56,10 @@ def _ladder_data(runs: RunSet) -> pd.DataFrame:
             adds[rungs[name]] = ", ".join(filter(None, missed))
             missed.clear()
     lowest = next(name for name in LADDER if name in rungs)
-    frame = found.to_frame()
-    frame = frame[frame["attention"].isin(["", "effective"])]
-    frame["rung"] = [names[o] if rungs.get(names[o]) == o else "" for o in frame["objective"]]
-    frame["adds"] = ["" if rung == lowest else adds.get(o, "") for o, rung in zip(frame["objective"], frame["rung"])]
+    adds[rungs[lowest]] = ""
+    frame = _headlines(found).copy()
+    frame["rung"] = frame["objective"].map({label: name for name, label in rungs.items()}).fillna("")
+    frame["adds"] = frame["objective"].map(adds).fillna("")
     columns = ["metric", "objective", "rung", "adds", "seed", "split", "value", "null", "n"]
     return frame[columns].reset_index(drop=True)
 
@@ -63,72 +69,91 @@ def _draw_ladder(data: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.ndarr
     names = data.drop_duplicates("objective").set_index("objective")
     rungs = [o for rung in LADDER for o in names.index[names["rung"] == rung]]
     beside = [o for o in names.index if o not in rungs]
-    places = {o: float(i) for i, o in enumerate(rungs)} | {o: len(rungs) + 0.4 + i for i, o in enumerate(beside)}
+    places = {o: i + 0.4 * (i >= len(rungs)) for i, o in enumerate([*rungs, *beside])}
     metrics = [metric for metric in METRICS if data.loc[data["metric"] == metric.name, "value"].notna().any()]
     rows = -(-len(metrics) // _COLUMNS)
-    figure = drawing(max(7.5, min(12, 1.5 + 0.6 * _COLUMNS * len(places))), 1.2 + 2.15 * rows)
-    axes = figure.subplots(rows, _COLUMNS, squeeze=False)
-    for ax in axes.flat[len(metrics) :]:
-        ax.remove()
-    for ax, metric in zip(axes.flat, metrics, strict=False):
+    figure = drawing(max(10.5, min(12, 1.5 + 0.6 * _COLUMNS * len(places))), 1.2 + 2.3 * rows)
+    axes = panels(figure, len(metrics), _COLUMNS)
+    for ax, metric in zip(axes, metrics, strict=True):
         _ladder_panel(ax, data[data["metric"] == metric.name], metric, places, len(rungs))
     missing = [name for name in LADDER if name not in set(names["rung"])]
-    _ladder_legend(figure, names["adds"].to_dict(), rungs, beside, missing)
+    _ladder_legend(
+        figure,
+        {str(o): adds for o, adds in names["adds"].items()},
+        rungs,
+        beside,
+        missing,
+        several=data["seed"].nunique() > 1,
+    )
     return figure, axes
 
 
-def _ladder_panel(ax: Axes, rows: pd.DataFrame, metric: Metric, places: dict[str, float], rungs: int) -> None:
-    first, *others = [split for split in ("test", "train", "val") if split in set(rows["split"])]
-    ns = set()
-    seeds = sorted(rows["seed"].unique())
-    spread = dict(zip(seeds, np.linspace(-0.13, 0.13, len(seeds)) if len(seeds) > 1 else [0.0], strict=True))
-    if rows["null"].min() <= 0 <= rows["null"].max() or metric.name in ("separation", "modulation"):
-        ax.axhline(0, color=LIGHT, linewidth=0.6, zorder=0)
-    for split, shift, alpha in ((first, 0.0, 1.0), *((other, 0.34, 0.4) for other in others)):
-        table = rows[rows["split"] == split].pivot(index="seed", columns="objective", values="value")
-        nulls = rows[rows["split"] == split].groupby("objective")["null"].mean()
-        ladder = [o for o in places if o in table.columns and places[o] < rungs]
+def _ladder_panel(ax: Axes, data: pd.DataFrame, metric: Metric, places: dict[str, float], rungs: int) -> None:
+    """One metric at the objectives' ``places``, of which the first ``rungs`` are the ladder."""
+    first, *others = [split for split in ("test", "train", "val") if split in set(data["split"])]
+    seeds = sorted(data["seed"].unique())
+    shift = dict(zip(seeds, np.linspace(-0.13, 0.13, len(seeds)) if len(seeds) > 1 else [0], strict=True))
+    centre = -0.14 if others else 0.0
+    table = data[data["split"] == first].pivot(index="seed", columns="objective", values="value")
+    ladder = [o for o in list(places)[:rungs] if o in table.columns]
+    for seed in table.index:
+        across = [places[o] + centre + shift[seed] for o in ladder]
+        ax.plot(across, table.loc[seed, ladder], color=LIGHT, linewidth=0.7, zorder=1)
+    counts = []
+    for (objective, split), rows in data.dropna(subset="value").groupby(["objective", "split"], sort=False):
+        x = places[str(objective)] + (centre if split == first else 0.26)
+        interval = _ladder_rung(ax, rows, x, shift, paler=split != first)
         if split == first:
-            for seed, values in table[ladder].iterrows():
-                x = [places[o] + spread[seed] for o in ladder]
-                ax.plot(x, values, color=LIGHT, linewidth=0.7, zorder=1)
-        for objective in table.columns:
-            values, of, x = table[objective].dropna(), look(objective), places[objective] + shift
-            if values.empty:
-                continue
-            at = [x + spread[seed] * (1 if split == first else 0.5) for seed in values.index]
-            ax.plot(at, values, of.marker, color=of.colour, markersize=3, alpha=alpha, markeredgewidth=0, zorder=3)
-            interval = t_interval(values.to_numpy())
-            ax.hlines(interval.mean, x - 0.2, x + 0.2, color=of.colour, linewidth=1.8, alpha=alpha, zorder=4)
-            if split == first:
-                ns.add(interval.n)
-                if interval.n > 1:
-                    ax.vlines(x, interval.low, interval.high, color=of.colour, linewidth=0.9, zorder=2)
-            if pd.notna(nulls[objective]):
-                ax.hlines(nulls[objective], x - 0.2, x + 0.2, color=GREY, linewidth=1, linestyle=(0, (2, 1)), alpha=alpha)
+            counts.append(interval.n)
+    if data["null"].min() <= 0 <= data["null"].max() or metric.name in ("separation", "modulation"):
+        ax.axhline(0, color=LIGHT, linewidth=0.6, zorder=0)
     ax.set_xticks([*places.values()], [plain(o) for o in places], rotation=28, ha="right", rotation_mode="anchor")
-    ax.set_xlim(-0.5, max(places.values()) + (0.75 if others else 0.5))
-    if max(places.values()) >= rungs:
+    ax.set_xlim(-0.5, max(places.values()) + 0.5)
+    if len(places) > rungs:
         ax.axvline(rungs - 0.2, color=LIGHT, linewidth=0.6, linestyle=":")
-    n = "–".join(map(str, sorted({min(ns), max(ns)})))
-    ax.set_title(f"{metric.title}  (n = {n} seed{'' if n == '1' else 's'})", loc="left")
-    split_name = "" if first == "test" else f", {first}"
-    ax.set_ylabel(_UNITS.get(metric.name, "") + split_name)
+    ax.set_title(f"{metric.title}  (n = {counted(counts)})", loc="left")
+    unit, of_range = _UNITS.get(metric.name, ("", ""))
+    below = ", ".join(filter(None, [of_range, "" if first == "test" else first]))
+    ax.set_ylabel("\n".join(filter(None, [unit, below])))
+
+
+def _ladder_rung(ax: Axes, rows: pd.DataFrame, x: float, shift: dict[int, float], *, paler: bool) -> Interval:
+    """Seeds, mean, null and, unless ``paler``, the interval of one objective at ``x``."""
+    of, alpha = look(rows["objective"].iloc[0]), 0.4 if paler else 1
+    at = x + rows["seed"].map(shift) * (0.5 if paler else 1)
+    ax.plot(at, rows["value"], of.marker, color=of.colour, markersize=4.5, alpha=alpha, markeredgewidth=0, zorder=3)
+    interval = t_interval(rows["value"].to_numpy())
+    if interval.n > 1:
+        ax.hlines(interval.mean, x - 0.18, x + 0.18, color=of.colour, linewidth=1.8, alpha=alpha, zorder=4)
+        if not paler:
+            ax.vlines(x, interval.low, interval.high, color=of.colour, linewidth=0.9, zorder=2)
+    if rows["null"].notna().any():
+        ax.hlines(rows["null"].mean(), x - 0.18, x + 0.18, color=GREY, linewidth=1, linestyle=(0, (2, 1)), alpha=alpha)
+    return interval
 
 
 def _ladder_legend(
-    figure: matplotlib.figure.Figure, adds: dict[str, str], rungs: list[str], beside: list[str], missing: list[str]
+    figure: matplotlib.figure.Figure,
+    adds: dict[str, str],
+    rungs: list[str],
+    beside: list[str],
+    missing: list[str],
+    *,
+    several: bool,
 ) -> None:
     entries = []
     for objective in rungs:
         text = f"{objective}: adds {adds[objective]}" if adds[objective] else f"{objective}: the lowest rung"
         entries.append(handle(objective, linestyle="none", label=plain(text)))
     entries += [handle(o, linestyle="none", label=plain(f"{o}: beside the ladder")) for o in beside]
+    if several:
+        entries.append(Line2D([], [], color=GREY, linewidth=1.8, label="mean over seeds; upright: 95 % t-interval"))
     entries += [
-        Line2D([], [], color=GREY, linewidth=1.8, label="mean over seeds; upright: 95 % t-interval"),
         Line2D([], [], color=LIGHT, linewidth=0.9, label="one seed, rung to rung"),
         Line2D([], [], color=GREY, linewidth=1, linestyle=(0, (2, 1)), label="null, mean over seeds"),
-        Line2D([], [], color=GREY, marker="o", linestyle="none", markersize=4, alpha=0.4, label="paler: validation split"),
+        Line2D(
+            [], [], color=GREY, marker="o", linestyle="none", markersize=4, alpha=0.4, label="paler: validation split"
+        ),
     ]
     if missing:
         entries.append(Line2D([], [], linestyle="none", label=f"not run: {', '.join(missing)}"))
@@ -156,16 +181,15 @@ def _differences_data(runs: RunSet) -> pd.DataFrame:
         raise KdxError(f"differences need kd and another objective; the runs hold {', '.join(names)}")
     order = {name: i for i, name in enumerate((*reversed(LADDER[1:]), "label_smoothing", "hard"))}
     others = sorted((label for label in names if label != kd), key=lambda label: order[names[label]])
-    frames = []
-    measured = set(found.to_frame()["metric"])
-    for metric in METRICS:
-        table = found.values(metric.name) if metric.name in measured else pd.DataFrame()
-        for other in others:
-            if kd in table.columns and other in table.columns:
-                difference = (table[kd] - table[other]).dropna()
-                columns = {"metric": metric.name, "a": kd, "b": other, "includes": _INCLUDES.get(names[other], "")}
-                frames.append(pd.DataFrame({**columns, "seed": difference.index, "difference": difference.to_numpy()}))
-    data = pd.concat(frames, ignore_index=True)
+    frame = _headlines(found)
+    values = frame[frame["split"] != "val"].pivot(index=["metric", "seed"], columns="objective", values="value")
+    frames = [
+        (values[kd] - values[other]).dropna().rename("difference").reset_index().assign(
+            a=kd, b=other, includes=_INCLUDES.get(names[other], "")
+        )
+        for other in others
+    ]  # fmt: skip
+    data = pd.concat(frames, ignore_index=True)[["metric", "a", "b", "includes", "seed", "difference"]]
     if data.empty:
         raise KdxError(f"{kd!r} shares no seed with {', '.join(others)}; train them with the same seeds")
     return data
@@ -178,12 +202,10 @@ def _draw_differences(data: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.
     kd = data["a"].iloc[0]
     metrics = [metric for metric in METRICS if metric.name in set(data["metric"])]
     rows = -(-len(metrics) // _COLUMNS)
-    figure = drawing(11, 0.6 + rows * (0.75 + 0.3 * len(others)))
-    axes = figure.subplots(rows, _COLUMNS, squeeze=False, sharey=True)
-    for ax in axes.flat[len(metrics) :]:
-        ax.remove()
+    figure = drawing(11, 0.6 + rows * (0.8 + 0.3 * len(others)))
+    axes = panels(figure, len(metrics), _COLUMNS, sharey=True)
     labels = [f"{kd} − {b}" + (f"\n({includes[b]})" if includes[b] else "") for b in others]
-    for ax, metric in zip(axes.flat, metrics, strict=False):
+    for ax, metric in zip(axes, metrics, strict=True):
         ax.axvline(0, color=GREY, linewidth=0.7, zorder=0)
         chosen = data[data["metric"] == metric.name]
         for y, other in enumerate(others):
@@ -193,8 +215,9 @@ def _draw_differences(data: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.
             of, interval = look(other), t_interval(values.to_numpy())
             if interval.n > 1:
                 ax.hlines(y, interval.low, interval.high, color=of.colour, linewidth=1.2)
-            ax.vlines(interval.mean, y - 0.28, y + 0.28, color=of.colour, linewidth=2)
-            ax.plot(values, np.full(len(values), y), of.marker, color=of.colour, markersize=4, markerfacecolor="white")
+                ax.vlines(interval.mean, y - 0.28, y + 0.28, color=of.colour, linewidth=2)
+            ax.plot(values, np.full(len(values), y), of.marker, color=of.colour, markersize=4, markerfacecolor="white",
+                    zorder=3)  # fmt: skip
             ax.annotate(
                 f"n = {interval.n}", (1, y), xycoords=("axes fraction", "data"), xytext=(3, 0),
                 textcoords="offset points", va="center", fontsize=7, color=GREY,
@@ -202,8 +225,10 @@ def _draw_differences(data: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.
         ax.set_yticks(range(len(others)), [plain(label) for label in labels])
         ax.set_ylim(len(others) - 0.5, -0.5)
         ax.set_title(metric.title, loc="left")
-        ax.set_xlabel(f"difference in {_UNITS.get(metric.name, '').split(', in')[0]}".replace("in in", "in"))
+        unit, _ = _UNITS.get(metric.name, ("", ""))
+        ax.set_xlabel("difference" + (f" in {unit}" if unit else ""))
         ax.locator_params(axis="x", nbins=5)
+    figure.suptitle("points: seeds · upright: their mean · line: 95 % t-interval of the paired difference")
     return figure, axes
 
 

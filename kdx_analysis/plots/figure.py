@@ -9,7 +9,6 @@ from typing import Any
 import matplotlib.figure
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.registry import Registry
@@ -32,9 +31,9 @@ class Figure:
     title: str
     caption: str
     data: Callable[[RunSet], pd.DataFrame]
-    draw: Callable[[pd.DataFrame], tuple[matplotlib.figure.Figure, np.ndarray[Any, Any] | Axes]]
+    draw: Callable[[pd.DataFrame], tuple[matplotlib.figure.Figure, np.ndarray[Any, Any]]]
 
-    def __call__(self, runs: RunSet) -> tuple[matplotlib.figure.Figure, np.ndarray[Any, Any] | Axes]:
+    def __call__(self, runs: RunSet) -> tuple[matplotlib.figure.Figure, np.ndarray[Any, Any]]:
         return self.draw(self.data(runs))
 
 

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import matplotlib.style
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from kdx_analysis.io import staged_file
 
-P, A = ParamSpec("P"), TypeVar("A")
+P = ParamSpec("P")
+A = TypeVar("A")
 
 GREY, LIGHT = "#666666", "#BBBBBB"
 RC: dict[str, Any] = {
@@ -54,24 +56,24 @@ class Look:
     line: Any = "-"
 
 
-# The colours of Okabe & Ito, Color Universal Design (2008); those to spare are of Paul Tol's "muted" scheme.
+# The colours of Okabe & Ito, Color Universal Design (2008); those to spare mostly of Paul Tol's muted scheme.
 LOOKS = {
     "hard": Look("#000000", "o", "-"),
     "label_smoothing": Look("#CC79A7", "D", (0, (1, 1))),
-    "hard_T": Look("#E69F00", "s", (0, (5, 1.5))),
+    "hard_T": Look("#0072B2", "s", (0, (5, 1.5))),
     "kd_flat": Look("#56B4E9", "^", (0, (3, 1, 1, 1))),
     "kd_shuffled": Look("#009E73", "v", (0, (2, 1))),
     "kd": Look("#D55E00", "P", "-"),
 }
-_SPARE = ("#332288", "#882255", "#999933", "#44AA99", "#661100", "#6699CC", "#AA4499", "#117733")
-_SPARE_MARKERS = ("X", "*", "p", "h", "<", ">", "d", "8")
+_SPARE = ("#332288", "#882255", "#999933", "#E69F00", "#661100", "#117733", "#8B6F47")
+_SPARE_MARKERS = ("X", "p", "<", ">", "d", "8", "h")
 
 
 def look(objective: str) -> Look:
     """The look of an objective's label; one that is no plain name gets a look that depends on the label alone."""
     if objective in LOOKS:
         return LOOKS[objective]
-    colour, marker = divmod(zlib.crc32(objective.encode()) % 64, 8)
+    colour, marker = divmod(zlib.crc32(objective.encode()) % 49, 7)
     return Look(_SPARE[colour], _SPARE_MARKERS[marker], (0, (4, 1, 1, 1, 1, 1)))
 
 
@@ -85,6 +87,13 @@ def handle(objective: str, **changes: Any) -> Line2D:
 def plain(text: object) -> str:
     """``text`` as matplotlib shows it letter by letter: a ``$`` in a class's name starts no formula."""
     return str(text).replace("$", r"\$")
+
+
+def counted(counts: Iterable[int], what: str = "seed") -> str:
+    """``1 seed``, ``3 seeds``, or ``2–3 seeds`` where counts differ."""
+    distinct = sorted(set(counts)) or [0]
+    number = "–".join(str(n) for n in dict.fromkeys((distinct[0], distinct[-1])))
+    return f"{number} {what}" + ("" if distinct == [1] else "s")
 
 
 def in_order(objectives: Iterable[str]) -> list[str]:
@@ -104,6 +113,15 @@ class Drawing(Figure):
 def drawing(width: float, height: float) -> Drawing:
     """An empty figure of this size in inches that keeps its labels from overlapping."""
     return Drawing(figsize=(width, height), layout="constrained")
+
+
+def panels(figure: Figure, count: int, columns: int, **options: Any) -> np.ndarray:
+    """``count`` axes, row by row, in a grid of at most so many columns."""
+    columns = min(columns, count)
+    grid = figure.subplots(-(-count // columns), columns, squeeze=False, **options).ravel()
+    for ax in grid[count:]:
+        ax.remove()
+    return grid[:count]
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The answer that the report opens with: pure functions from numbers to findings and their wording.
+"""The answer that the report opens with: from findings to their wording. Pure functions on numbers.
 
 The question: what does knowledge distillation do to the conflicts between subtasks that label smoothing and hard
 labels do not, and how much of it comes from the teacher's knowledge of the classes rather than from the loss's
@@ -10,27 +10,28 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pandas as pd
 
 from kdx_analysis.config import LADDER
+from kdx_analysis.report.findings import (
+    ASKED,
+    CONFLICT,
+    LOWERS,
+    NO,
+    ONE_SEED,
+    RAISES,
+    UNDECIDED,
+    Contrast,
+    Finding,
+    contrasts,
+    find,
+)
 from kdx_analysis.report.numbers import decimals_for, estimate, listed, number
-from kdx_analysis.runs import METRIC, METRICS, Paired, paired_difference
+from kdx_analysis.runs import METRIC
 
-CONFLICT = tuple(metric.name for metric in METRICS if metric.conflict)
-ASKED = (*CONFLICT, "gate_entropy")
-MARGIN_SHARE = 0.1
 ACCURACY_MARGIN = 0.02
-LOWERS, RAISES, NO, UNDECIDED, ONE_SEED, NOT_MEASURED = (
-    "lowers", "raises", "no difference", "undecided", "one seed", "not measured",
-)  # fmt: skip
-
-_ADDS = {
-    "hard_T": "temperature and loss scale",
-    "kd_flat": "softness",
-    "kd_shuffled": "unevenness",
-    "kd": "class structure",
-}
 _MEANS = {
     "conflict_rate": ("less conflict", "more conflict"),
     "severity": ("less conflict", "more conflict"),
@@ -39,39 +40,6 @@ _MEANS = {
     "modulation": ("it matters less which subtask goes where", "it matters more which subtask goes where"),
     "gate_entropy": ("sharper gates", "flatter gates"),
 }
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """Two objectives, a − b, by their rungs of the ladder; ``adds`` says what a has that b has not."""
-
-    a: str
-    b: str
-    title: str
-    adds: str
-
-    @property
-    def attributes(self) -> bool:
-        """Whether it sets KD against a control, so that something of KD's effect is told from the rest."""
-        return self.a == "kd" and self.b in LADDER[1:]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One metric under one contrast.
-
-    Attributes:
-        effect: paired difference a − b with its interval at ``confidence``; None if no seed has both.
-        margin: a tenth of the metric's mean size under hard labels; NaN if hard was not run.
-        verdict: lowers, raises, no difference, undecided, one seed, not measured; '' for metrics not asked about.
-    """
-
-    metric: str
-    contrast: Contrast
-    effect: Paired | None
-    confidence: float
-    margin: float
-    verdict: str
 
 
 @dataclass(frozen=True)
@@ -108,81 +76,8 @@ class Answer:
         return pd.DataFrame(rows)
 
 
-def contrasts(labels: Mapping[str, str]) -> tuple[Contrast, ...]:
-    """Neighbours among the rungs that were run, from KD down, then KD against hard and against label smoothing.
-
-    Args:
-        labels: rung (hard, hard_T, kd_flat, kd_shuffled, kd, label_smoothing) → the objective's label.
-    """
-
-    def contrast(a: str, b: str, adds: str) -> Contrast:
-        return Contrast(a, b, f"{labels[a]} − {labels[b]}", adds)
-
-    rungs = [rung for rung in LADDER if rung in labels]
-    found = []
-    for b, a in reversed(list(zip(rungs, rungs[1:], strict=False))):
-        added = [_ADDS[rung] for rung in LADDER[LADDER.index(b) + 1 : LADDER.index(a) + 1]]
-        everything = a == "kd" and b in ("hard", "hard_T")
-        found.append(contrast(a, b, _everything(b) if everything else listed(added[::-1])))
-    whole = contrast("kd", "hard", _everything("hard")) if {"kd", "hard"} <= labels.keys() else None
-    if whole is not None and whole not in found:
-        found.append(whole)
-    if {"kd", "label_smoothing"} <= labels.keys():
-        found.append(contrast("kd", "label_smoothing", "includes temperature and softness"))
-    return tuple(found)
-
-
-def _everything(below: str) -> str:
-    if below == "hard_T":
-        return "everything but temperature and loss scale"
-    return "all of KD: includes temperature and softness"
-
-
-def verdict(effect: Paired | None, margin: float) -> str:
-    """What an interval decides: lowers or raises where it excludes 0, no difference where it lies within ± margin."""
-    if effect is None:
-        return NOT_MEASURED
-    if effect.n < 2:
-        return ONE_SEED
-    if effect.excludes_zero:
-        return LOWERS if effect.high < 0 else RAISES
-    if -margin <= effect.low and effect.high <= margin:
-        return NO
-    return UNDECIDED
-
-
-def find(values: Mapping[str, pd.DataFrame], labels: Mapping[str, str]) -> tuple[Finding, ...]:
-    """Every metric under every contrast, at confidence 1 − 0.05/m over the m metrics asked about that were measured.
-
-    Args:
-        values: metric → its value, seeds (rows) by rungs (columns); NaN or no column where not measured.
-        labels: as for :func:`contrasts`.
-    """
-    asked = [metric for metric in ASKED if metric in values and values[metric].notna().to_numpy().any()]
-    confidence = 1 - 0.05 / max(1, len(asked))
-    found = []
-    for metric in (*asked, *(metric for metric in values if metric not in ASKED)):
-        table = values[metric]
-        hard = table["hard"].mean() if "hard" in table.columns else math.nan
-        margin = MARGIN_SHARE * abs(float(hard))
-        for contrast in contrasts(labels):
-            effect = _paired(table, contrast, confidence)
-            decided = verdict(effect, margin) if metric in asked else ""
-            found.append(Finding(metric, contrast, effect, confidence, margin, decided))
-    return tuple(found)
-
-
-def _paired(table: pd.DataFrame, contrast: Contrast, confidence: float) -> Paired | None:
-    if not {contrast.a, contrast.b} <= set(table.columns):
-        return None
-    both = table[[contrast.a, contrast.b]].dropna()
-    if both.empty:
-        return None
-    return paired_difference(both[contrast.a].to_numpy(), both[contrast.b].to_numpy(), confidence)
-
-
 def answer(values: Mapping[str, pd.DataFrame], labels: Mapping[str, str]) -> Answer:
-    """The answer for one KD objective and its controls; arguments as for :func:`find`, ``accuracy`` among the values."""
+    """The answer for one KD objective and its controls; arguments as for :func:`find`."""
     found = find(values, labels)
     confidence = found[0].confidence if found else 0.95
     all_contrasts = contrasts(labels)
@@ -191,11 +86,19 @@ def answer(values: Mapping[str, pd.DataFrame], labels: Mapping[str, str]) -> Ans
     def of(contrast: Contrast) -> list[Finding]:
         return [f for f in found if f.contrast == contrast and f.metric in ASKED]
 
-    details = [_gate_sentence(of(main))] if main else []
-    details += [_contrast_sentence(contrast, of(contrast)) for contrast in all_contrasts if contrast != main]
-    details.append(_division(values, all_contrasts, found))
+    opening = [_opening(main, of(main) if main else [], labels)]
+    others = [contrast for contrast in all_contrasts if contrast != main]
+    details = []
+    if main is not None:
+        details.append(_gate_sentence(of(main)))
+        rest = next((contrast for contrast in others if (contrast.a, contrast.b) == (main.b, "hard")), None)
+        if rest is not None:
+            opening.append(f"The rest of KD, {_contrast_sentence(rest, of(rest))}")
+            others.remove(rest)
+    details += [_contrast_sentence(contrast, of(contrast)) for contrast in others]
+    details.append(_division(values, labels, found))
     return Answer(
-        _opening(main, of(main) if main else [], labels),
+        " ".join(opening),
         tuple(detail for detail in details if detail),
         _cautions(values, labels),
         found,
@@ -205,7 +108,11 @@ def answer(values: Mapping[str, pd.DataFrame], labels: Mapping[str, str]) -> Ans
 
 def _opening(main: Contrast | None, found: Sequence[Finding], labels: Mapping[str, str]) -> str:
     if main is None:
-        missing = "KD was not run" if "kd" not in labels else "no control of KD (hard_T, kd_flat, kd_shuffled) was run"
+        missing = (
+            "KD was not run"
+            if "kd" not in labels
+            else "no control of KD (hard_T, kd_flat, kd_shuffled) was run"
+        )
         return (
             f"No attribution is possible: {missing}, so nothing here tells the teacher's knowledge of the classes "
             "from the loss's temperature and softness."
@@ -218,11 +125,11 @@ def _opening(main: Contrast | None, found: Sequence[Finding], labels: Mapping[st
         raw = listed([f"{_signed(f)} in {_title(f)}" for f in conflict])
         return f"One seed: no interval, nothing decided. {main.title} ({main.adds}) came out at {raw}."
     changed = [f for f in conflict if f.verdict in (LOWERS, RAISES)]
-    rest = _rest(f for f in conflict if f not in changed)
+    rest = _rest([f for f in conflict if f not in changed])
     if changed:
         return (
-            f"Yes: {subject} changes the conflict between subtasks. Going from {labels[main.b]} to {labels[main.a]} "
-            f"{listed([_change(f) for f in changed])} ({_basis(changed)}){'; ' + rest if rest else ''}."
+            f"Yes: {subject} changes the conflict between subtasks; {labels[main.a]} against {labels[main.b]} "
+            f"{listed([_change(f) for f in changed])}{'; ' + rest if rest else ''} ({_basis(conflict)})."
         )
     if all(f.verdict == NO for f in conflict):
         return (
@@ -260,41 +167,48 @@ def _contrast_sentence(contrast: Contrast, found: Sequence[Finding]) -> str:
     if all(f.verdict == ONE_SEED for f in measured):
         return f"{name}: one seed, nothing decided; {listed([f'{_signed(f)} in {_title(f)}' for f in measured])}."
     changed = [_change(f) for f in measured if f.verdict in (LOWERS, RAISES)]
-    rest = _rest(f for f in measured if f.verdict not in (LOWERS, RAISES))
+    rest = _all_alike(measured) or _rest([f for f in measured if f.verdict not in (LOWERS, RAISES)])
     return f"{name}: {'; '.join(part for part in (listed(changed), rest) if part)}."
 
 
-def _rest(found: object) -> str:
-    rest = list(found)  # type: ignore[call-overload]
-    parts = []
-    if none := [_title(f) for f in rest if f.verdict == NO]:
-        parts.append(f"no difference worth a tenth of the metric's value under hard labels in {listed(none)}")
-    if open_ := [_title(f) for f in rest if f.verdict == UNDECIDED]:
-        parts.append(f"undecided for {listed(open_)}")
-    if single := [_title(f) for f in rest if f.verdict == ONE_SEED]:
-        parts.append(f"one seed only for {listed(single)}")
-    return "; ".join(parts)
+def _rest(found: Sequence[Finding]) -> str:
+    """The findings that are no change, by verdict."""
+    wording = {
+        NO: "no difference worth a tenth of the metric's value under hard labels in",
+        UNDECIDED: "undecided for",
+        ONE_SEED: "one seed only for",
+    }
+    groups = {decided: [_title(f) for f in found if f.verdict == decided] for decided in wording}
+    return "; ".join(f"{wording[decided]} {listed(titles)}" for decided, titles in groups.items() if titles)
 
 
-def _division(
-    values: Mapping[str, pd.DataFrame], all_contrasts: Sequence[Contrast], found: Sequence[Finding]
-) -> str:
-    """How KD − hard divides over the rungs between them, for the conflict figures in which it is decided."""
-    whole = next((c for c in all_contrasts if (c.a, c.b) == ("kd", "hard")), None)
-    steps = [c for c in all_contrasts if c != whole and c.b != "label_smoothing"]
-    total = [f for f in found if f.contrast == whole and f.metric in CONFLICT and f.effect and f.effect.n > 1]
-    if whole is None or not steps or not total:
+def _all_alike(found: Sequence[Finding]) -> str:
+    """The one verdict of several findings that are no change, in a few words; '' if there are more."""
+    if len(found) < 3 or len({f.verdict for f in found}) > 1 or found[0].verdict not in (NO, UNDECIDED):
         return ""
+    if found[0].verdict == UNDECIDED:
+        return f"undecided for all {len(found)} metrics"
+    return f"no difference worth a tenth of its value under hard labels in any of the {len(found)} metrics"
+
+
+def _division(values: Mapping[str, pd.DataFrame], labels: Mapping[str, str], found: Sequence[Finding]) -> str:
+    """How KD − hard divides over the rungs between them, for the conflict figures in which it is decided."""
+    rungs = [rung for rung in LADDER if rung in labels]
+    total = [f for f in found if (f.contrast.a, f.contrast.b) == ("kd", "hard") and f.metric in CONFLICT]
+    total = [f for f in total if f.effect and f.effect.n > 1]
+    if len(rungs) < 3 or not total:
+        return ""
+    neighbours = set(pairwise(rungs))
+    steps = [c for c in contrasts(labels) if (c.b, c.a) in neighbours]
     decided = [f for f in total if f.verdict in (LOWERS, RAISES)]
     if not decided:
         return (
-            f"{whole.title} is itself decided in no conflict figure, so there is no settled effect to divide between "
-            "knowledge of the classes and the rest."
+            f"{total[0].contrast.title} is itself decided in no conflict figure, so there is no settled effect to "
+            "divide between knowledge of the classes and the rest."
         )
     sentences = []
     for finding in decided:
         table = values[finding.metric]
-        rungs = ["hard", *(step.a for step in reversed(steps))]
         if not set(rungs) <= set(table.columns) or (common := table[rungs].dropna()).empty:
             continue
         mean = common.mean()
@@ -306,14 +220,18 @@ def _division(
         )
     if not sentences:
         return ""
-    return f"Of {whole.title}: {'; '.join(sentences)} (means over the seeds that all of them have)."
+    return (
+        f"Of {total[0].contrast.title}: {'; '.join(sentences)} (means over the seeds that all of them have)."
+    )
 
 
 def _cautions(values: Mapping[str, pd.DataFrame], labels: Mapping[str, str]) -> tuple[str, ...]:
     cautions = []
     accuracy = values.get("accuracy", pd.DataFrame())
     if "hard" in accuracy.columns:
-        gaps = {rung: (accuracy[rung] - accuracy["hard"]).mean() for rung in labels if rung in accuracy.columns}
+        gaps = {
+            rung: (accuracy[rung] - accuracy["hard"]).mean() for rung in labels if rung in accuracy.columns
+        }
         far = [
             f"{labels[rung]} {number(100 * gap, 1, signed=True)}"
             for rung, gap in gaps.items()
@@ -337,9 +255,7 @@ def _signed(finding: Finding) -> str:
 
 def _change(finding: Finding) -> str:
     meaning = _MEANS[finding.metric][finding.verdict == RAISES]
-    return f"{finding.verdict} {_title(finding)} by {_signed(finding).lstrip('+−')} ({meaning})".replace(
-        f"by {_signed(finding).lstrip('+−')}", f"by {_size(finding)}"
-    )
+    return f"{finding.verdict} {_title(finding)} by {_size(finding)} ({meaning})"
 
 
 def _size(finding: Finding) -> str:

@@ -24,7 +24,7 @@ def number(value: float | None, decimals: int = 3, *, signed: bool = False) -> s
 def decimals_for(interval: Interval) -> int:
     """Decimals that show the interval's half width, or the mean where there is none, to two digits; at least 2."""
     half = (interval.high - interval.low) / 2
-    size = half if half > 0 else abs(interval.mean)
+    size = half if half > 1e-9 * abs(interval.mean) else abs(interval.mean)
     return 3 if size == 0 else min(6, max(2, 1 - math.floor(math.log10(size))))
 
 
@@ -45,7 +45,11 @@ def percent(interval: Interval | None) -> str:
     if interval is None:
         return MISSING
     mean = number(100 * interval.mean, 1)
-    return mean if interval.n < 2 else f"{mean} [{number(100 * interval.low, 1)}, {number(100 * interval.high, 1)}]"
+    return (
+        mean
+        if interval.n < 2
+        else f"{mean} [{number(100 * interval.low, 1)}, {number(100 * interval.high, 1)}]"
+    )
 
 
 def listed(items: list[str]) -> str:

@@ -13,7 +13,7 @@ from kdx_analysis.config import LADDER, flatten
 from kdx_analysis.errors import KdxError
 from kdx_analysis.registry import unknown
 from kdx_analysis.runs.directory import INFO, Run
-from kdx_analysis.runs.headlines import headlines
+from kdx_analysis.runs.headlines import METRIC, headlines
 from kdx_analysis.runs.statistics import Paired, paired_difference
 
 ORDER = (*LADDER[:1], "label_smoothing", *LADDER[1:])
@@ -91,6 +91,8 @@ class RunSet:
 
     def to_frame(self) -> pd.DataFrame:
         """Headline figures of all runs: the keys, then metric, attention, split, value, null, n."""
+        if not self.runs:
+            raise KdxError("there is no run to take figures from; loosen the filter")
         frames = [headlines(run).assign(**run.keys) for run in self.runs]
         frame = pd.concat(frames, ignore_index=True)
         keys = list(self.runs[0].keys)
@@ -104,6 +106,8 @@ class RunSet:
         accuracy, effective attention for gates. Raises KdxError if two runs stand for one cell, naming the
         configuration keys in which they differ.
         """
+        if metric not in METRIC:
+            raise unknown("headline figure", metric, METRIC)
         frame = self.to_frame()
         chosen = frame[(frame["metric"] == metric) & (frame["role"] == role)]
         for column, wanted in (("split", split), ("attention", attention)):

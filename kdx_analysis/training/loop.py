@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from kdx_analysis.config import ObjectiveConfig, TemperatureConfig, TrainingConfig
@@ -75,7 +76,7 @@ def fabric_for(config: TrainingConfig) -> Fabric:
 
     Several devices with strategy ``auto`` are spawned processes, which also work from a notebook.
     """
-    logger = logging.getLogger("lightning.fabric")
+    logger = logging.getLogger("lightning_fabric")
     level = logger.level
     logger.setLevel(logging.WARNING)
     try:
@@ -85,9 +86,10 @@ def fabric_for(config: TrainingConfig) -> Fabric:
             strategy="ddp_spawn" if config.strategy == "auto" and config.devices not in (1, "1") else config.strategy,
             precision=config.precision,
         )
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException) as error:
+        reason = " ".join(str(error).split())
         wanted = f"accelerator={config.accelerator!r}, devices={config.devices!r}, strategy={config.strategy!r}"
-        raise KdxError(f"cannot train with {wanted}, precision={config.precision!r}: {error}") from None
+        raise KdxError(f"cannot train with {wanted}, precision={config.precision!r}: {reason}") from None
     finally:
         logger.setLevel(level)
 
@@ -168,15 +170,16 @@ def fit(
 
 @torch.no_grad()
 def predict(model: nn.Module, split: Split, data: Dataset, batch_size: int = 512) -> Tensor:
-    """Logits or margins of every sample of ``split``, N×K float32 on the CPU, in eval mode.
+    """Logits or margins of every sample of ``split``, N×K float32 on the CPU, in eval mode on the model's device.
 
     The model's training mode is restored.
     """
+    device = next((parameter.device for parameter in model.parameters()), split.labels.device)
     was_training = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         indices = torch.arange(len(split)).split(batch_size)
-        outputs = [model(data.normalise(split.images.take(i))).float().cpu() for i in indices]
+        outputs = [model(data.normalise(split.images.take(i).to(device))).float().cpu() for i in indices]
     finally:
         for module, training in was_training:
             module.training = training
@@ -218,8 +221,12 @@ class _Training:
     ) -> None:
         self.fabric, self.wrapped, self.teacher = fabric, wrapped, teacher
         self.data, self.config = data, config
+        # every process takes its share of one order of samples, and draws for them on its own
         self.generators = {
-            stream: torch.Generator().manual_seed(len(_STREAMS) * seed + i) for i, stream in enumerate(_STREAMS)
+            stream: torch.Generator().manual_seed(
+                len(_STREAMS) * seed + i + (0 if stream == "order" else fabric.global_rank << 40)
+            )
+            for i, stream in enumerate(_STREAMS)
         }
         self.batch = min(config.batch_size, len(data.train) // fabric.world_size)
         if self.batch < 2:

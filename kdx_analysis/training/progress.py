@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from kdx_analysis.training.loop import Epoch
@@ -57,17 +59,23 @@ def describe(epoch: Epoch) -> str:
 
 
 @contextmanager
-def follow(queue: Any, show: Progress) -> Iterator[None]:
-    """Show what other processes put on ``queue`` as (title, epoch) while the body runs."""
+def relayed(show: Progress) -> Iterator[Progress]:
+    """Something to hand to other processes, which shows here what it is called with there."""
+    with multiprocessing.get_context("spawn").Manager() as manager:
+        queue = manager.Queue()
 
-    def listen() -> None:
-        for title, epoch in iter(queue.get, None):
-            show(title, epoch)
+        def listen() -> None:
+            for title, epoch in iter(queue.get, None):
+                show(title, epoch)
 
-    listener = threading.Thread(target=listen, daemon=True)
-    listener.start()
-    try:
-        yield
-    finally:
-        queue.put(None)
-        listener.join()
+        listener = threading.Thread(target=listen, daemon=True)
+        listener.start()
+        try:
+            yield partial(_put, queue)
+        finally:
+            queue.put(None)
+            listener.join()
+
+
+def _put(queue: Any, title: str, epoch: Epoch) -> None:
+    queue.put((title, epoch))

@@ -1,0 +1,134 @@
+"""Through training: the entropy of gates, and the health of the training itself."""
+
+from __future__ import annotations
+
+import matplotlib.figure
+import numpy as np
+import pandas as pd
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from kdx_analysis.errors import KdxError
+from kdx_analysis.plots.figure import Figure, explainers
+from kdx_analysis.plots.style import GREY, LIGHT, counted, drawing, handle, in_order, look, styled
+from kdx_analysis.runs import RunSet
+
+_FLOOR = 1e-6
+
+
+def _entropy_data(runs: RunSet) -> pd.DataFrame:
+    """Columns objective, seed, epoch, level, heads, attention, value, initial, n, tau; value and initial are H/ln N."""
+    frame = explainers(runs).frame("gate_summary")
+    frame = frame[(frame["of"] == "gates") & (frame["metric"] == "entropy_share")]
+    heads = {run.id: run.record("gates")["level"].max() for run in explainers(runs)}
+    frame = frame.assign(heads=frame["level"] == frame["run"].map(heads))
+    if frame.empty:
+        raise KdxError("no gate has a choice, every level has one expert; give the explainers more experts")
+    columns = ["objective", "seed", "epoch", "level", "heads", "attention", "value", "initial", "n", "tau"]
+    return frame[columns].reset_index(drop=True)
+
+
+@styled
+def _draw_entropy(data: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.ndarray]:
+    levels = sorted(data["level"].unique(), reverse=True)
+    titles = {"effective": "effective attention A", "alpha": "gating attention α"}
+    log = data["value"].min() < 0.1
+    figure = drawing(min(12, 2.2 + 3.6 * len(levels)), 5.6)
+    axes = figure.subplots(2, len(levels), squeeze=False, sharex=True, sharey=True)
+    for row, (attention, title) in zip(axes, titles.items(), strict=True):
+        for ax, level in zip(row, levels, strict=True):
+            chosen = data[(data["attention"] == attention) & (data["level"] == level)]
+            for (objective, _), run in chosen.groupby(["objective", "seed"], sort=False):
+                of, run = look(str(objective)), run.sort_values("epoch")
+                ax.plot(run["epoch"], run["initial"].clip(_FLOOR), color=LIGHT, linewidth=0.6, zorder=1)
+                ax.plot(run["epoch"], run["value"].clip(_FLOOR), color=of.colour, linestyle=of.line, marker=of.marker,
+                        markersize=3.5, markevery=max(1, len(run) // 6), linewidth=1, zorder=2)  # fmt: skip
+            gates = "the heads" if chosen["heads"].all() else f"level {level}"
+            ax.set_title(f"gates into {gates}, {title}", loc="left")
+            ax.tick_params(labelbottom=True, labelleft=True)
+        row[0].set_ylabel("gate entropy H / ln N, in [0, 1]" + ("\n(log scale)" if log else ""))
+    if log:
+        axes[0, 0].set_yscale("log")
+    else:
+        axes[0, 0].set_ylim(min(0.0, data["value"].min()), 1.02)
+    for ax in axes[-1]:
+        ax.set_xlabel("epoch")
+    axes[0, 0].xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    reference = Line2D([], [], color=LIGHT, linewidth=0.9, label="the run's initial gates at the same τ")
+    handles = [*(handle(o) for o in in_order(data["objective"])), reference]
+    figure.legend(handles=handles, loc="outside upper left", ncols=4, title=_n(data), alignment="left")
+    return figure, axes
+
+
+def _n(data: pd.DataFrame) -> str:
+    """How many seeds, each drawn as its own line."""
+    return f"n = {counted(data.groupby('objective')['seed'].nunique())} per objective, one line each"
+
+
+entropy = Figure(
+    "entropy",
+    "Gate entropy through training",
+    "Share H / ln N of the largest entropy, mean over the gates of a level, one line per seed: of effective attention "
+    "above and of α below. The temperature τ falls during training and lowers the entropy of any gates, so the grey "
+    "lines show each run's initial gates at the same τ; only the difference from grey is learned. The scale is "
+    f"logarithmic where values fall below 0.1 (those below {_FLOOR:.0e} drawn there).",
+    _entropy_data,
+    _draw_entropy,
+)
+
+
+_PANELS = {("val", "accuracy"): "accuracy, share of validation images", ("train", "loss"): "training loss (log scale)"}
+
+
+def _training_data(runs: RunSet) -> pd.DataFrame:
+    """Columns role, objective, seed, epoch, split, metric, value, n, selected (the epoch is the one selected)."""
+    frame = runs.frame("metrics")
+    frame = frame[[pair in _PANELS for pair in zip(frame["split"], frame["metric"], strict=True)]]
+    if not (frame["role"] != "teacher").any():
+        raise KdxError("the runs hold no training of a student or an explainer; give runs of a study")
+    selected = {run.id: run.info["selection"]["epoch"] for run in runs}
+    frame = frame.assign(selected=frame["epoch"] == frame["run"].map(selected))
+    columns = ["role", "objective", "seed", "epoch", "split", "metric", "value", "n", "selected"]
+    return frame[columns].reset_index(drop=True)
+
+
+@styled
+def _draw_training(data: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.ndarray]:
+    trained = data[data["role"] != "teacher"]
+    roles = in_order(trained["role"])
+    figure = drawing(1.4 + 4.6 * len(roles), 6)
+    axes = figure.subplots(2, len(roles), squeeze=False, sharex="col", sharey="row")
+    for row, ((split, metric), label) in zip(axes, _PANELS.items(), strict=True):
+        teacher = data[(data["role"] == "teacher") & data["selected"] & (data["metric"] == metric)]
+        for ax, role in zip(row, roles, strict=True):
+            chosen = trained[(trained["role"] == role) & (trained["split"] == split) & (trained["metric"] == metric)]
+            for (objective, _), run in chosen.groupby(["objective", "seed"], sort=False):
+                of, run = look(str(objective)), run.sort_values("epoch")
+                ax.plot(run["epoch"], run["value"], color=of.colour, linestyle=of.line, marker=of.marker,
+                        markersize=3.5, markevery=max(1, len(run) // 6), linewidth=1)  # fmt: skip
+            if metric == "accuracy":
+                for value in teacher["value"]:
+                    ax.axhline(value, color=GREY, linewidth=1, linestyle="--", zorder=0)
+                ax.set_title(role, loc="left")
+            else:
+                ax.set_yscale("log")
+                ax.set_xlabel("epoch")
+            ax.tick_params(labelbottom=True, labelleft=True)
+            ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        row[0].set_ylabel(label)
+    handles = [handle(o) for o in in_order(trained["objective"])]
+    if (data["role"] == "teacher").any():
+        handles.append(Line2D([], [], color=GREY, linewidth=1, linestyle="--", label="teacher, at its selected epoch"))
+    figure.legend(handles=handles, loc="outside upper left", ncols=4, title=_n(trained), alignment="left")
+    return figure, axes
+
+
+training = Figure(
+    "training",
+    "Health of the trainings",
+    "Validation accuracy and training loss after every epoch, for the undivided students and the explainers, one line "
+    "per seed; dashed the teacher's validation accuracy. Losses of different objectives are on different scales and "
+    "can't be compared with each other. Accuracy by chance is 1/K.",
+    _training_data,
+    _draw_training,
+)

@@ -1,0 +1,135 @@
+"""Whether every training went as it should, run by run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from kdx_analysis.runs import Run, RunSet
+
+STILL_FALLING = 0.02
+
+
+@dataclass(frozen=True)
+class Health:
+    """One training.
+
+    Attributes:
+        run: its id.
+        role, objective, seed: its keys.
+        epochs: trained; 0 for a teacher that was given.
+        selected: epoch whose weights are kept, by ``rule``.
+        first_loss, last_loss: of training, in the first and last epoch; NaN for a teacher that was given.
+        fall: share by which the training loss fell from the last epoch but one to the last; NaN below two epochs.
+        finite: whether the loss of every epoch is.
+        undefined_pairs, pairs: of subtasks, over all probed epochs and both probe sets, whose cosine of hard-loss
+            gradients is undefined, out of so many; None where conflict was not probed.
+        undefined_gates: probed figures of separation and modulation that are 0/0; None where there is none.
+        dead: share of the last level's experts that no subtask reaches at the selected epoch; NaN without experts.
+    """
+
+    run: str
+    role: str
+    objective: str
+    seed: int
+    epochs: int
+    selected: int
+    rule: str
+    first_loss: float
+    last_loss: float
+    fall: float
+    finite: bool
+    undefined_pairs: int | None
+    pairs: int | None
+    undefined_gates: int | None
+    dead: float
+
+
+def health(runs: RunSet) -> list[Health]:
+    """Every run's training, in the order of the runs."""
+    return [_health(run) for run in runs]
+
+
+def summary(trainings: Sequence[Health]) -> list[str]:
+    """What to know of them, in sentences; the runs that call for a look are counted."""
+    trained = [t for t in trainings if t.epochs]
+    broken = [t.run for t in trained if not t.finite]
+    falling = [t for t in trained if t.fall > STILL_FALLING]
+    sentences = [
+        f"The loss is finite in every epoch of all {len(trained)} trainings."
+        if not broken
+        else f"The loss is not finite in {len(broken)} of {len(trained)} trainings: {', '.join(broken)}.",
+        f"The training loss still fell by more than {100 * STILL_FALLING:g} % in the last epoch of {len(falling)} of "
+        f"{len(trained)} trainings{': these may not have converged.' if falling else '.'}",
+    ]
+    pairs = [t for t in trainings if t.pairs]
+    if pairs:
+        undefined, total = sum(t.undefined_pairs or 0 for t in pairs), sum(t.pairs or 0 for t in pairs)
+        sentences.append(
+            f"Of {total} cosines between subtasks' gradients {undefined} are undefined (a zero gradient) and left out."
+        )
+    gated = [t for t in trainings if t.undefined_gates is not None]
+    if gated:
+        sentences.append(
+            f"{sum(t.undefined_gates or 0 for t in gated)} figures of separation and modulation are undefined (0/0) "
+            "and left out of the means over epochs."
+        )
+    return sentences
+
+
+def _health(run: Run) -> Health:
+    metrics = run.record("metrics")
+    losses = metrics[(metrics["split"] == "train") & (metrics["metric"] == "loss")].sort_values("epoch")[
+        "value"
+    ]
+    loss = [float(value) for value in losses]
+    undefined, pairs = _pairs(run)
+    return Health(
+        run.id, run.role, run.objective, run.seed, len(loss), int(run.info["selection"]["epoch"]),
+        str(run.info["selection"]["rule"]),
+        first_loss=loss[0] if loss else math.nan,
+        last_loss=loss[-1] if loss else math.nan,
+        fall=1 - loss[-1] / loss[-2] if len(loss) > 1 and loss[-2] else math.nan,
+        finite=all(map(math.isfinite, loss)),
+        undefined_pairs=undefined,
+        pairs=pairs,
+        undefined_gates=_undefined_gates(run),
+        dead=_dead(run),
+    )  # fmt: skip
+
+
+def _hard(run: Run, kind: str) -> pd.DataFrame:
+    table = run.record(kind)
+    return table[table["term"] == "hard"]
+
+
+def _pairs(run: Run) -> tuple[int, int] | tuple[None, None]:
+    if "conflict_summary" not in run.kinds:
+        return None, None
+    table = _hard(run, "conflict_summary")
+    once = table[(table["level"] == "all") & (table["metric"] == "conflict_rate")]
+    undefined = int(once["undefined"].sum())
+    return undefined, undefined + int(once["pairs"].sum())
+
+
+def _undefined_gates(run: Run) -> int | None:
+    if "contention" not in run.kinds:
+        return None
+    table = _hard(run, "contention")
+    return int(table.loc[table["metric"].isin(["separation", "modulation"]), "value"].isna().sum())
+
+
+def _dead(run: Run) -> float:
+    if "gate_summary" not in run.kinds:
+        return math.nan
+    table = run.record("gate_summary")
+    chosen = table[
+        (table["epoch"] == run.info["selection"]["epoch"])
+        & (table["metric"] == "dead_share")
+        & (table["attention"] == "effective")
+    ]
+    last = chosen[chosen["level"] == chosen["level"].max()]["value"]
+    return float(last.iloc[0]) if len(last) else math.nan

@@ -1,0 +1,155 @@
+"""What the report reads off the runs: the ladders that they hold, and the tables of accuracy and headline figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from kdx_analysis.config import LADDER
+from kdx_analysis.report.answer import Answer, answer
+from kdx_analysis.runs import METRIC, METRICS, Interval, Metric, Run, RunSet, t_interval
+
+_SETTINGS = ("decomposition", "positive_weight", "scale_to")
+_DISTILLATION = ("T", "lambda", "cut")
+
+
+def ladders(runs: RunSet) -> list[dict[str, str]]:
+    """For each KD objective of the explainers, rung → label of it and of the controls that share its settings.
+
+    Without a KD objective there is one ladder, of whatever else was run.
+    """
+    configs = {run.objective: run.info["config"]["objective"] for run in runs.filter(role="explainer")}
+    tops = [label for label, config in configs.items() if config["name"] == "kd"] or list(configs)[:1]
+    return [_ladder(configs, configs[top]) for top in tops]
+
+
+def _ladder(configs: Mapping[str, Mapping[str, Any]], top: Mapping[str, Any]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for label, config in configs.items():
+        name = config["name"]
+        settings: tuple[str, ...] = (
+            *_SETTINGS,
+            *(() if name in ("hard", "label_smoothing") else _DISTILLATION),
+        )
+        if name == top["name"]:
+            settings = tuple(top)
+        if all(config.get(key) == top.get(key) for key in settings):
+            found.setdefault(name, label)
+    return {rung: found[rung] for rung in (*LADDER, "label_smoothing") if rung in found}
+
+
+def answers(runs: RunSet) -> list[Answer]:
+    """One answer per KD objective, over all headline metrics."""
+    tables = {metric.name: runs.values(metric.name) for metric in METRICS}
+    found = []
+    for labels in ladders(runs):
+        rungs = {label: rung for rung, label in labels.items()}
+        held = {name: table[[label for label in table if label in rungs]] for name, table in tables.items()}
+        found.append(answer({name: table.rename(columns=rungs) for name, table in held.items()}, labels))
+    return found
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One row of the accuracy table: means over seeds, as shares; None where the role was not trained."""
+
+    name: str
+    student: Interval | None
+    explainer: Interval | None
+    student_agreement: Interval | None
+    explainer_agreement: Interval | None
+
+
+def accuracy(runs: RunSet) -> list[Scores]:
+    """Test accuracy and agreement with the teacher by objective, undivided student beside explainer."""
+    columns = {
+        (metric, role): runs.values(metric, role=role)
+        for metric in ("accuracy", "agreement")
+        for role in ("student", "explainer")
+    }
+
+    def interval(metric: str, role: str, objective: str) -> Interval | None:
+        table = columns[metric, role]
+        held = objective in table.columns and table[objective].notna().any()
+        return t_interval(table[objective].to_numpy()) if held else None
+
+    return [
+        Scores(
+            objective,
+            interval("accuracy", "student", objective),
+            interval("accuracy", "explainer", objective),
+            interval("agreement", "student", objective),
+            interval("agreement", "explainer", objective),
+        )
+        for objective in runs.objectives
+    ]
+
+
+def teacher_accuracy(runs: RunSet) -> list[tuple[str, float]]:
+    """Name and test accuracy of each teacher among the runs."""
+    found = []
+    for run in runs.filter(role="teacher"):
+        table = run.record("metrics")
+        right = table[(table["split"] == "test") & (table["metric"] == "accuracy")]
+        found += [(model_name(run), float(value)) for value in right["value"].tail(1)]
+    return found
+
+
+def model_name(run: Run) -> str:
+    """The architecture's name in the configuration."""
+    return str(run.info["config"]["model"])
+
+
+def test_images(runs: RunSet) -> list[int]:
+    """The distinct numbers of test images that accuracies rest on."""
+    return sorted({int(run.info["data"]["sizes"]["test"]) for run in runs})
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One metric under one objective: mean over seeds and mean null, by split."""
+
+    objective: str
+    values: Mapping[str, Interval]
+    nulls: Mapping[str, float]
+    n: int
+
+
+@dataclass(frozen=True)
+class HeadlineTable:
+    """One headline metric of the explainers, under one kind of attention, objective by objective."""
+
+    metric: Metric
+    attention: str
+    rows: tuple[Headline, ...]
+
+
+def headline_tables(runs: RunSet) -> list[HeadlineTable]:
+    """Every headline metric that has splits or nulls to show, in the order of METRICS."""
+    frame = runs.filter(role="explainer").to_frame()
+    frame = frame[~frame["metric"].isin(["accuracy", "agreement"])].dropna(subset="value")
+    found = []
+    for name in METRIC:
+        of_metric = frame[frame["metric"] == name]
+        for attention in sorted(of_metric["attention"].unique(), reverse=True):
+            chosen = of_metric[of_metric["attention"] == attention]
+            rows = [
+                _headline(objective, chosen[chosen["objective"] == objective])
+                for objective in runs.objectives
+                if (chosen["objective"] == objective).any()
+            ]
+            found.append(HeadlineTable(METRIC[name], attention, tuple(rows)))
+    return found
+
+
+def _headline(objective: str, rows: pd.DataFrame) -> Headline:
+    splits = dict(list(rows.groupby("split")))
+    return Headline(
+        objective,
+        {str(split): t_interval(group["value"].to_numpy()) for split, group in splits.items()},
+        {str(split): float(group["null"].mean()) for split, group in splits.items()},
+        int(rows["n"].iloc[0]),
+    )

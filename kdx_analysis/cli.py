@@ -121,7 +121,9 @@ def _run(name: str, changes: list[str], out: Path | None, jobs: int, data_dir: P
     runs = study.run(out, jobs=jobs, progress=rich_progress)
     from kdx_analysis.report import Report
 
-    typer.echo(f"\n{Report(runs).answer}\n\n{out / 'report' / 'report.html'}")
+    for answer in Report(runs).answers:
+        typer.echo("\n" + "\n".join([answer.opening, *answer.details, *answer.cautions]))
+    typer.echo(f"\n{out / 'report' / 'report.html'}")
 
 
 def _announce(study: Study, out: Path, jobs: int) -> None:

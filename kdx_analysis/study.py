@@ -210,8 +210,8 @@ class Study:
         else:
             teacher["training"] = section["teacher"]["training"]
         steps = [_step(out / "teacher", "teacher", _TEACHER_OBJECTIVE, 0, teacher)]
-        for objective, plain in zip(self.config.objectives, section["objectives"], strict=True):
-            for seed in self.config.seeds:
+        for seed in self.config.seeds:  # seed by seed, so that a study cut short holds whole ladders
+            for objective, plain in zip(self.config.objectives, section["objectives"], strict=True):
                 student = {
                     **shared, "teacher": digest(teacher, 64), "model": section["student"], "objective": plain,
                     "training": section["training"], "seed": seed,

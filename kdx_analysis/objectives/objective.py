@@ -12,7 +12,6 @@ from torch import Tensor
 from kdx_analysis.config import ObjectiveConfig
 from kdx_analysis.objectives.targets import TARGETS, teacher_cut
 
-
 OBJECTIVES: dict[str, str] = {
     "hard": "hard labels",
     "label_smoothing": "labels with a share epsilon spread over all classes",

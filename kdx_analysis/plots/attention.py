@@ -58,7 +58,7 @@ def _draw_gates(data: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.ndarra
         for j, objective in enumerate(objectives):
             ax, chosen = axes[i, j], data[(data["level"] == level) & (data["objective"] == objective)]
             if chosen.empty:
-                ax.remove()
+                ax.set_axis_off()
                 continue
             heat = ax.pcolormesh(
                 chosen.pivot(index="row", columns="parent", values="effective"), cmap="viridis", vmin=0, vmax=1,
@@ -77,7 +77,7 @@ def _draw_gates(data: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.ndarra
             ax.tick_params(length=0, axis="x", pad=1)
             ax.set_xlabel(f"expert of level {level - 1}", labelpad=1)
             if i == 0:
-                ax.set_title(plain(objective), fontweight="bold")
+                ax.set_title(plain(objective).replace(" ", "\n"), fontweight="bold")
     bar = figure.colorbar(heat, ax=axes, shrink=min(1, 2 / sum(heights)), aspect=18, pad=0.01)
     bar.set_label("effective attention A, in [0, 1]")
     bar.outline.set_visible(False)
@@ -164,7 +164,7 @@ def _draw_tree(data: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.ndarray
     axes = panels(figure, len(objectives), columns)
     for ax, objective in zip(axes, objectives, strict=True):
         _draw_one_tree(ax, data[data["objective"] == objective], look(objective).colour)
-        ax.set_title(plain(objective), fontweight="bold", loc="left")
+        ax.set_title(plain(objective).replace(" ", "\n"), fontweight="bold", loc="left")
     shares = [Line2D([], [], color="#888888", linewidth=_width(s), label=f"{s:.0%}") for s in (0.1, 0.5, 1.0)]
     figure.legend(handles=shares, title="share of subtasks", loc="outside lower center", ncols=3, title_fontsize=8)
     figure.suptitle(_one_run(data))

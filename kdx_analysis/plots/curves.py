@@ -5,8 +5,9 @@ from __future__ import annotations
 import matplotlib.figure
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.plots.figure import Figure, explainers
@@ -48,7 +49,7 @@ def _draw_entropy(data: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.ndar
             ax.tick_params(labelbottom=True, labelleft=True)
         row[0].set_ylabel("gate entropy H / ln N, in [0, 1]" + ("\n(log scale)" if log else ""))
     if log:
-        axes[0, 0].set_yscale("log")
+        _log_scale(axes[0, 0])
     else:
         axes[0, 0].set_ylim(min(0.0, data["value"].min()), 1.02)
     for ax in axes[-1]:
@@ -58,6 +59,15 @@ def _draw_entropy(data: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.ndar
     handles = [*(handle(o) for o in in_order(data["objective"])), reference]
     figure.legend(handles=handles, loc="outside upper left", ncols=4, title=_n(data), alignment="left")
     return figure, axes
+
+
+def _log_scale(ax: Axes) -> None:
+    """A logarithmic y axis with plain numbers, also where it spans less than a decade."""
+    ax.set_yscale("log")
+    low, high = ax.get_ylim()
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _n(data: pd.DataFrame) -> str:
@@ -111,7 +121,7 @@ def _draw_training(data: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.nda
                     ax.axhline(value, color=GREY, linewidth=1, linestyle="--", zorder=0)
                 ax.set_title(role, loc="left")
             else:
-                ax.set_yscale("log")
+                _log_scale(ax)
                 ax.set_xlabel("epoch")
             ax.tick_params(labelbottom=True, labelleft=True)
             ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))

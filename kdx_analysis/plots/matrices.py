@@ -43,7 +43,7 @@ def _draw_conflict(data: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.nda
     K = len(names)
     columns = min(3, len(objectives))
     rows = -(-len(objectives) // columns)
-    figure = drawing(1.6 + 3.3 * columns, 0.5 + 3.5 * rows)
+    figure = drawing(1.6 + 3.3 * columns, 0.5 + 3.6 * rows)
     axes = panels(figure, len(objectives), columns, sharex=True, sharey=True)
     for i, (ax, objective) in enumerate(zip(axes, objectives, strict=True)):
         chosen = data[data["objective"] == objective]
@@ -55,7 +55,7 @@ def _draw_conflict(data: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.nda
         ax.plot([-0.5, K - 0.5], [-0.5, K - 0.5], color="white", linewidth=0.8)
         ax.spines[:].set_visible(False)
         n = f"n = {counted(chosen['seeds'])} × {counted(chosen['epochs'], 'epoch')}"
-        ax.set_title(f"{plain(objective)}  ({n})", loc="left")
+        ax.set_title(f"{plain(objective)}\n{n}", loc="left")
         for which in ("x", "y"):
             name_classes(ax, which, names, 2.9 / K)
         ax.tick_params(labelbottom=True, labelleft=i % columns == 0)

@@ -40,7 +40,7 @@ class ExplainerProbe:
     - ``routing``: level, attention, a, b, distance.
     - ``conflict``: split, term, level, a, b, cosine, null_mean, null_low, null_high, null_draws, n.
     - ``conflict_summary``: split, term, level, metric, value, null_…, null_draws, pairs, undefined, n.
-    - ``contention``: split, term, attention, metric, value, null_…, null_draws, p, n.
+    - ``contention``: split, term, metric, value, null_…, null_draws, p, n.
 
     The null of conflict and contention permutes the rows of the residual ∂L/∂m over samples with the model
     fixed. Terms: ``hard``, the same plain hard loss for every objective; ``distillation`` and ``objective``, the

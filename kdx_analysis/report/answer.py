@@ -20,6 +20,7 @@ from kdx_analysis.report.findings import (
     CONFLICT,
     LOWERS,
     NO,
+    NOT_MEASURED,
     ONE_SEED,
     RAISES,
     UNDECIDED,
@@ -29,9 +30,12 @@ from kdx_analysis.report.findings import (
     find,
 )
 from kdx_analysis.report.numbers import decimals_for, estimate, listed, number
-from kdx_analysis.runs import METRIC
+from kdx_analysis.runs import METRIC, Paired
 
 ACCURACY_MARGIN = 0.02
+COLUMNS = (
+    "metric", "contrast", "adds", "effect", "low", "high", "confidence", "n", "correlation", "margin", "verdict",
+)  # fmt: skip
 _MEANS = {
     "conflict_rate": ("less conflict", "more conflict"),
     "severity": ("less conflict", "more conflict"),
@@ -61,19 +65,16 @@ class Answer:
     confidence: float
 
     def to_frame(self) -> pd.DataFrame:
-        rows = [
-            {
-                "metric": f.metric, "contrast": f.contrast.title, "adds": f.contrast.adds,
-                "effect": f.effect.mean if f.effect else math.nan,
-                "low": f.effect.low if f.effect else math.nan,
-                "high": f.effect.high if f.effect else math.nan,
-                "confidence": f.confidence, "n": f.effect.n if f.effect else 0,
-                "correlation": f.effect.correlation if f.effect else math.nan,
-                "margin": f.margin, "verdict": f.verdict,
-            }
-            for f in self.findings
-        ]  # fmt: skip
-        return pd.DataFrame(rows)
+        """One row per finding, with the columns COLUMNS."""
+        rows = []
+        for finding in self.findings:
+            effect = finding.effect or Paired(0, math.nan, math.nan, math.nan, (), math.nan)
+            rows.append({
+                "metric": finding.metric, "contrast": finding.contrast.title, "adds": finding.contrast.adds,
+                "effect": effect.mean, "low": effect.low, "high": effect.high, "confidence": finding.confidence,
+                "n": effect.n, "correlation": effect.correlation, "margin": finding.margin, "verdict": finding.verdict,
+            })  # fmt: skip
+        return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def answer(values: Mapping[str, pd.DataFrame], labels: Mapping[str, str]) -> Answer:
@@ -125,19 +126,20 @@ def _opening(main: Contrast | None, found: Sequence[Finding], labels: Mapping[st
         raw = listed([f"{_signed(f)} in {_title(f)}" for f in conflict])
         return f"One seed: no interval, nothing decided. {main.title} ({main.adds}) came out at {raw}."
     changed = [f for f in conflict if f.verdict in (LOWERS, RAISES)]
-    rest = _rest([f for f in conflict if f not in changed])
+    rest = _rest([f for f in found if f.metric in CONFLICT and f not in changed])
     if changed:
         return (
             f"Yes: {subject} changes the conflict between subtasks; {labels[main.a]} against {labels[main.b]} "
             f"{listed([_change(f) for f in changed])}{'; ' + rest if rest else ''} ({_basis(conflict)})."
         )
     if all(f.verdict == NO for f in conflict):
+        missing = _rest([f for f in found if f.metric in CONFLICT and f.effect is None])
         return (
             f"No: {subject} makes no difference worth a tenth of the metric's value under hard labels to any of the "
-            f"{len(conflict)} conflict figures ({main.title}, {_basis(conflict)})."
+            f"{len(conflict)} conflict figures ({main.title}, {_basis(conflict)}){'; ' + missing if missing else ''}."
         )
     return (
-        f"Undecided: whether {subject} changes the conflict between subtasks. No interval of {main.title} excludes 0 "
+        f"Undecided: whether {subject} changes the conflict between subtasks. No interval of {main.title} settles it "
         f"({_basis(conflict)}): {rest}."
     )
 
@@ -167,7 +169,7 @@ def _contrast_sentence(contrast: Contrast, found: Sequence[Finding]) -> str:
     if all(f.verdict == ONE_SEED for f in measured):
         return f"{name}: one seed, nothing decided; {listed([f'{_signed(f)} in {_title(f)}' for f in measured])}."
     changed = [_change(f) for f in measured if f.verdict in (LOWERS, RAISES)]
-    rest = _all_alike(measured) or _rest([f for f in measured if f.verdict not in (LOWERS, RAISES)])
+    rest = _all_alike(found) or _rest([f for f in found if f.verdict not in (LOWERS, RAISES)])
     return f"{name}: {'; '.join(part for part in (listed(changed), rest) if part)}."
 
 
@@ -177,6 +179,7 @@ def _rest(found: Sequence[Finding]) -> str:
         NO: "no difference worth a tenth of the metric's value under hard labels in",
         UNDECIDED: "undecided for",
         ONE_SEED: "one seed only for",
+        NOT_MEASURED: "not defined in both for",
     }
     groups = {decided: [_title(f) for f in found if f.verdict == decided] for decided in wording}
     return "; ".join(f"{wording[decided]} {listed(titles)}" for decided, titles in groups.items() if titles)

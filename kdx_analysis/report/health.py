@@ -75,7 +75,7 @@ def summary(trainings: Sequence[Health]) -> list[str]:
     if gated:
         sentences.append(
             f"{sum(t.undefined_gates or 0 for t in gated)} figures of separation and modulation are undefined (0/0) "
-            "and left out of the means over epochs."
+            "and left out of the means over epochs, so that objectives may be averaged over different epochs."
         )
     return sentences
 

@@ -109,7 +109,7 @@ class Report:
             answer_file=ANSWER,
             accuracy=tables.accuracy(self.runs),
             teachers=tables.teacher_accuracy(self.runs),
-            test_images=tables.test_images(self.runs),
+            tested_images=tables.tested_images(self.runs),
             headlines=tables.headline_tables(self.runs),
             figures=drawn,
             left_out=left_out,
@@ -123,7 +123,6 @@ class Report:
             objectives=self.runs.objectives,
             seeds=self.runs.seeds,
             classes=self.runs.classes,
-            runs=self.runs,
         )  # fmt: skip
 
 

@@ -103,7 +103,7 @@ def model_name(run: Run) -> str:
     return str(run.info["config"]["model"])
 
 
-def test_images(runs: RunSet) -> list[int]:
+def tested_images(runs: RunSet) -> list[int]:
     """The distinct numbers of test images that accuracies rest on."""
     return sorted({int(run.info["data"]["sizes"]["test"]) for run in runs})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -85,15 +86,19 @@ class RunSet:
         frames = [run.record(kind).assign(**run.keys) for run in self.runs if kind in run.kinds]
         if not frames:
             raise KdxError(f"none of the {len(self)} runs has {kind!r} records")
-        frame = pd.concat(frames, ignore_index=True)
-        keys = list(self.runs[0].keys)
-        return frame[keys + [column for column in frame.columns if column not in keys]]
+        return self._keyed(frames)
 
     def to_frame(self) -> pd.DataFrame:
         """Headline figures of all runs: the keys, then metric, attention, split, value, null, n."""
+        return self._headlines.copy()
+
+    @cached_property
+    def _headlines(self) -> pd.DataFrame:
         if not self.runs:
             raise KdxError("there is no run to take figures from; loosen the filter")
-        frames = [headlines(run).assign(**run.keys) for run in self.runs]
+        return self._keyed([headlines(run).assign(**run.keys) for run in self.runs])
+
+    def _keyed(self, frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
         frame = pd.concat(frames, ignore_index=True)
         keys = list(self.runs[0].keys)
         return frame[keys + [column for column in frame.columns if column not in keys]]
@@ -108,7 +113,7 @@ class RunSet:
         """
         if metric not in METRIC:
             raise unknown("headline figure", metric, METRIC)
-        frame = self.to_frame()
+        frame = self._headlines
         chosen = frame[(frame["metric"] == metric) & (frame["role"] == role)]
         for column, wanted in (("split", split), ("attention", attention)):
             default = next((v for v in ("test", "train", "effective", "") if v in set(chosen[column])), None)

@@ -17,7 +17,8 @@ from kdx_analysis.io import staged_file
 
 def save_weights(path: Path, model: nn.Module) -> None:
     """Write the model's ``state_dict`` as safetensors, whole or not at all."""
-    state = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in model.state_dict().items()}
+    own = {"memory_format": torch.contiguous_format}  # safetensors takes no tensors that share memory
+    state = {name: tensor.detach().cpu().clone(**own) for name, tensor in model.state_dict().items()}
     with staged_file(path) as partial:
         save_file(state, partial)
 

@@ -1,0 +1,232 @@
+"""Each figure on runs of one and three seeds, with a rung missing, and what it leaves behind (nothing)."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure as Canvas
+
+from kdx_analysis import plots
+from kdx_analysis.errors import KdxError
+from kdx_analysis.io import read_parquet
+from kdx_analysis.runs import RunSet, t_interval
+
+from .conftest import EPOCHS, Make
+
+ALL = tuple(plots.FIGURES)
+
+
+def upright(ax: Axes) -> list[np.ndarray]:
+    """The vertical segments that stand for intervals."""
+    segments = [s for c in ax.collections if isinstance(c, LineCollection) for s in c.get_segments()]
+    return [s for s in segments if len(s) == 2 and s[0][0] == s[1][0]]
+
+
+def texts(figure: Canvas) -> str:
+    return "\n".join(t.get_text() for legend in figure.legends for t in legend.get_texts())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_draws_three_seeds_and_leaves_nothing_behind(name: str, study: RunSet) -> None:
+    before = dict(mpl.rcParams)
+    figure, axes = plots.FIGURES[name](study)
+    assert isinstance(figure, Canvas)
+    assert all(ax.figure is figure for ax in axes.flat)
+    assert dict(mpl.rcParams) == before
+    assert plt.get_fignums() == []
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_draws_one_seed_of_two_rungs(name: str, small: RunSet) -> None:
+    figure, _ = plots.FIGURES[name](small)
+    assert figure.get_size_inches()[0] <= 12
+
+
+def test_saves_a_picture_and_text_that_stays_text(small: RunSet, tmp_path: Path) -> None:
+    before = dict(mpl.rcParams)
+    paths = plots.save(plots.tree(small)[0], tmp_path / "out" / "tree.v1")
+    assert [p.name for p in paths] == ["tree.v1.png", "tree.v1.svg"]
+    assert paths[0].read_bytes().startswith(b"\x89PNG")
+    assert ">100% cotton_rag</text>" in paths[1].read_text()
+    assert ">$5 bill</text>" in paths[1].read_text()
+    assert dict(mpl.rcParams) == before
+
+
+def test_a_notebook_shows_the_figure_whatever_the_callers_style(small: RunSet) -> None:
+    shown = plots.entropy(small)[0]._repr_png_()
+    with mpl.rc_context({"font.size": 20, "axes.grid": True, "lines.linewidth": 9}):
+        assert plots.entropy(small)[0]._repr_png_() == shown
+
+
+def test_class_names_are_shown_letter_by_letter(make: Make) -> None:
+    names = ("$x^2$", "a_b", "50% off", "$5", "e")
+    _, axes = plots.gates(make(("hard", "kd"), (0,), names))
+    assert {t.get_text() for t in axes[0, 0].get_yticklabels()} == {n.replace("$", r"\$") for n in names}
+    for name in ("tree", "conflict"):
+        plots.FIGURES[name](make(("hard", "kd"), (0,), names))
+
+
+def test_text_stays_readable_with_a_hundred_classes(make: Make) -> None:
+    runs = make(("hard", "kd"), (0,), [f"class_{i}" for i in range(100)])
+    for name in ("gates", "tree", "conflict"):
+        figure, _ = plots.FIGURES[name](runs)
+        assert figure.get_size_inches()[0] <= 12
+        assert min(t.get_fontsize() for t in figure.findobj(mpl.text.Text) if t.get_text()) >= 7
+    _, axes = plots.gates(runs)
+    boxes = sorted((t.get_window_extent() for t in axes[0, 0].get_yticklabels()), key=lambda box: box.y0)
+    assert len(boxes) == 100
+    assert all(low.y1 <= high.y0 + 1.5 for low, high in pairwise(boxes))
+
+
+def test_ladder_data_are_those_on_disk(study: RunSet) -> None:
+    data = plots.ladder.data(study)
+    run = study.filter(role="explainer", objective="kd_flat", seed=1).runs[0]
+    disk = read_parquet(run.path / "records" / "conflict_summary.parquet")
+    disk = disk[(disk["term"] == "hard") & (disk["metric"] == "severity") & (disk["split"] == "val")]
+    row = data.query("objective == 'kd_flat' and seed == 1 and metric == 'severity' and split == 'val'")
+    assert row["value"].item() == pytest.approx(disk["value"].sum() / 2)
+    assert row["null"].item() == pytest.approx(disk["null_mean"].sum() / 2)
+    assert data.drop_duplicates("objective")["rung"].tolist() == ["hard", "", "hard_T", "kd_flat", "kd_shuffled", "kd"]
+
+
+def test_a_rung_adds_what_missing_rungs_would_have(make: Make) -> None:
+    runs = make(("hard", "kd_flat", "kd", "kd T=1"), (0, 1))
+    adds = plots.ladder.data(runs).drop_duplicates("objective").set_index("objective")["adds"]
+    assert adds.to_dict() == {
+        "hard": "", "kd_flat": "temperature, loss scale, softness", "kd": "uneven softness, class structure",
+        "kd T=1": "",
+    }  # fmt: skip
+    figure, _ = plots.ladder(runs)
+    assert "not run: hard_T, kd_shuffled" in texts(figure)
+    assert "kd T=1: beside the ladder" in texts(figure)
+
+
+def test_ladder_draws_the_t_interval_and_none_with_one_seed(study: RunSet) -> None:
+    data = plots.ladder.data(study.filter(objective=["hard", "kd"]))
+    _, axes = plots.ladder.draw(data)
+    expected = t_interval(data.query("metric == 'accuracy' and objective == 'kd'")["value"].to_numpy())
+    drawn = [sorted(s[:, 1]) for s in upright(axes[0])]
+    assert any(np.allclose(ends, [expected.low, expected.high]) for ends in drawn)
+    assert len(drawn) == 2
+    _, axes = plots.ladder.draw(data[data["seed"] == 0])
+    assert not any(upright(ax) for ax in axes)
+
+
+def test_ladder_needs_two_rungs(make: Make) -> None:
+    with pytest.raises(KdxError, match="two of its rungs"):
+        plots.ladder(make(("hard", "label_smoothing"), (0,)))
+
+
+def test_comparisons_stay_within_one_decomposition(make: Make) -> None:
+    runs = make(("hard", "kd"), (0,), decompositions=("binary", "multiclass"))
+    for name in ("ladder", "differences", "conflict"):
+        with pytest.raises(KdxError, match="binary and multiclass"):
+            plots.FIGURES[name](runs)
+        plots.FIGURES[name](runs.filter(decomposition="multiclass"))
+
+
+def test_differences_are_paired_by_seed(study: RunSet) -> None:
+    data = plots.differences.data(study)
+    assert list(dict.fromkeys(data["b"])) == ["kd_shuffled", "kd_flat", "hard_T", "label_smoothing", "hard"]
+    row = data.query("metric == 'accuracy' and b == 'hard' and seed == 2")["difference"].item()
+
+    def accuracy(objective: str) -> float:
+        run = study.filter(role="explainer", objective=objective, seed=2).runs[0]
+        metrics = read_parquet(run.path / "records" / "metrics.parquet")
+        return metrics.query("split == 'test' and metric == 'accuracy'")["value"].item()
+
+    assert row == pytest.approx(accuracy("kd") - accuracy("hard"))
+    noted = data.drop_duplicates("b").set_index("b")["includes"]
+    assert set(noted.index[noted != ""]) == {"label_smoothing", "hard"}
+
+
+def test_differences_have_no_interval_with_one_seed(small: RunSet) -> None:
+    _, axes = plots.differences(small)
+    assert not any(c.get_segments() for ax in axes for c in ax.collections if isinstance(c, LineCollection))
+    assert all("n = 1" in [t.get_text() for t in ax.texts] for ax in axes)
+
+
+def test_gates_are_those_of_the_first_seed_at_the_selected_epoch(make: Make) -> None:
+    runs = make(("hard", "kd"), (2, 5))
+    data = plots.gates.data(runs)
+    assert set(data["seed"]) == {2}
+    assert sorted(data["level"].unique()) == [3, 4]
+    run = runs.filter(role="explainer", objective="kd", seed=2).runs[0]
+    disk = read_parquet(run.path / "records" / "gates.parquet").query(f"epoch == {EPOCHS[-1]} and level == 4")
+    drawn = data.query("objective == 'kd' and level == 4")
+    both = drawn.merge(disk, on=["child", "parent"], suffixes=("", "_disk"))
+    assert len(both) == len(disk) == 20
+    assert (both["effective"] == both["effective_disk"]).all()
+    assert (both["alpha"] == both["alpha_disk"]).all()
+    rows = (
+        data.query("level == 4").groupby("objective")[["child", "row"]].apply(lambda f: frozenset(map(tuple, f.values)))
+    )
+    assert rows["kd"] == rows["hard"]
+
+
+def test_tree_follows_the_largest_gates(small: RunSet) -> None:
+    edges = plots.tree.data(small).query("objective == 'kd'")
+    run = small.filter(role="explainer", objective="kd").runs[0]
+    gates = read_parquet(run.path / "records" / "gates.parquet").query(f"epoch == {EPOCHS[-1]}")
+    for level, top in gates.loc[gates.groupby(["level", "child_index"])["effective"].idxmax()].groupby("level"):
+        parent = dict(zip(top["child_index"], top["parent"], strict=True))
+        of_level = edges[edges["child_level"] == level]
+        assert all(parent[e.child] == e.parent for e in of_level.itertuples())
+        assert of_level["subtasks"].sum() == 5
+    assert set(edges.query("child_level == 4")["child"]) == set(range(5))
+    assert sorted(edges.query("child_level == 4")["child_y"]) == [0, 1, 2, 3, 4]
+
+
+def test_conflict_is_the_mean_over_seeds_and_epochs(study: RunSet) -> None:
+    runs = study.filter(objective=["hard", "kd"])
+    row = plots.conflict.data(runs).query("objective == 'kd' and a == 'cat' and b == 'ship'").iloc[0]
+    frames = [
+        read_parquet(r.path / "records" / "conflict.parquet") for r in runs.filter(role="explainer", objective="kd")
+    ]
+    disk = pd.concat(frames).query("split == 'train' and term == 'hard' and a == 'cat' and b == 'ship'")
+    assert (row["seeds"], row["epochs"], row["values"], row["undefined"]) == (3, 2, 6, 0)
+    assert row["cosine"] == pytest.approx(disk["cosine"].mean())
+    _, axes = plots.conflict(runs)
+    matrix = axes[1].images[0].get_array()
+    high, low = max(row["a_row"], row["b_row"]), min(row["a_row"], row["b_row"])
+    assert matrix[high, low] == pytest.approx(row["cosine"])
+    assert matrix[low, high] == pytest.approx(row["null"])
+    assert axes[0].images[0].get_clim() == (-1, 1)
+
+
+def test_entropy_stands_beside_the_initial_gates(study: RunSet) -> None:
+    runs = study.filter(objective=["hard", "kd"], seed=[0, 1])
+    data = plots.entropy.data(runs)
+    assert data.groupby(["objective", "seed", "level", "attention"]).size().eq(len(EPOCHS)).all()
+    _, axes = plots.entropy.draw(data)
+    lines = [line.get_ydata() for line in axes[0, 0].lines]
+    drawn = data.query("attention == 'effective' and level == 4 and objective == 'kd' and seed == 1")
+    assert any(np.array_equal(line, drawn["value"]) for line in lines)
+    assert sum(np.array_equal(line, drawn["initial"]) for line in lines) == 4
+    assert axes[0, 0].get_yscale() == "log"
+    _, axes = plots.entropy.draw(data.assign(value=0.5))
+    assert axes[0, 0].get_yscale() == "linear"
+
+
+def test_training_draws_the_teacher_at_its_selected_epoch(small: RunSet) -> None:
+    _, axes = plots.training(small)
+    teacher = read_parquet(small.filter(role="teacher").runs[0].path / "records" / "metrics.parquet")
+    value = teacher.query(f"split == 'val' and metric == 'accuracy' and epoch == {EPOCHS[-1]}")["value"].item()
+    assert [ax.get_title(loc="left") for ax in axes[0]] == ["student", "explainer"]
+    assert all([value, value] in [list(line.get_ydata()) for line in ax.lines] for ax in axes[0])
+
+
+def test_two_runs_for_one_cell_are_refused(small: RunSet) -> None:
+    twice = RunSet.of([*small, small.runs[-1]])
+    with pytest.raises(KdxError, match="2 explainers are 'kd' with seed 4"):
+        plots.ladder(twice)
+    with pytest.raises(KdxError, match="is an explainer"):
+        plots.gates(small.filter(role="student"))

@@ -1,0 +1,241 @@
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kdx_analysis.report.answer import answer
+
+LADDER = ("hard", "label_smoothing", "hard_T", "kd_flat", "kd_shuffled", "kd")
+CONFLICT = ("conflict_rate", "severity", "contention", "separation", "modulation")
+NOISE = np.array([-1.0, 0.5, 0.5])
+
+
+def table(levels, noise=0.0, seeds=3):
+    """Seeds × rungs: the rung's level, and on KD some noise that is no other rung's."""
+    columns = {rung: np.full(seeds, float(level)) for rung, level in levels.items()}
+    if "kd" in columns:
+        columns["kd"] = columns["kd"] + noise * NOISE[:seeds]
+    return pd.DataFrame(columns)
+
+
+def levels(kd, rungs=LADDER, rest=1.0):
+    return {rung: kd if rung == "kd" else rest for rung in rungs}
+
+
+def said(values, rungs=LADDER):
+    return answer(values, {rung: rung for rung in rungs})
+
+
+def planted(kd, noise=0.001, rungs=LADDER, seeds=3, **changed):
+    """Every conflict figure at ``kd`` under KD, 1 elsewhere, but those named in ``changed``."""
+    values = {metric: table(levels(kd, rungs), noise, seeds) for metric in (*CONFLICT, "gate_entropy")}
+    return values | {metric: table(levels(of, rungs), noise, seeds) for metric, of in changed.items()}
+
+
+def test_a_clear_lowering():
+    values = planted(1.0, conflict_rate=0.5)
+    opening = said(values).opening
+    assert opening.startswith(
+        "Yes: the teacher's knowledge of the classes changes the conflict between subtasks; kd against kd_shuffled "
+        "lowers conflict rate by 0.5000 ["
+    )
+    assert "(less conflict)" in opening
+    assert "99.17 % intervals, n = 3 seeds" in opening
+    assert (
+        "no difference worth a tenth of the metric's value under hard labels in conflict severity, contention, "
+        "separation and modulation" in opening
+    )
+
+
+def test_the_size_of_a_lowering_stands_with_its_interval_the_right_way_round():
+    size, low, high = map(
+        float,
+        re.search(r"conflict rate by ([\d.]+) \[([\d.]+), ([\d.]+)\]", said(planted(1.0, conflict_rate=0.5)).opening)
+        .groups(),
+    )  # fmt: skip
+    assert low < size < high
+    assert size == 0.5
+
+
+def test_a_clear_raising():
+    opening = said(planted(1.5)).opening
+    assert opening.startswith("Yes: the teacher's knowledge of the classes changes")
+    for metric, meaning in (
+        ("conflict rate", "more conflict"),
+        ("conflict severity", "more conflict"),
+        ("contention", "more conflict"),
+        ("separation", "gates keep conflicts further apart"),
+        ("modulation", "it matters more which subtask goes where"),
+    ):
+        assert re.search(rf"raises {metric} by 0.5000 \[[^]]*\] \({meaning}\)|{metric} by", opening)
+    assert "lowers" not in opening
+
+
+def test_no():
+    opening = said(planted(1.0)).opening
+    assert opening.startswith(
+        "No: the teacher's knowledge of the classes makes no difference worth a tenth of the metric's value under "
+        "hard labels to any of the 5 conflict figures (kd − kd_shuffled, 99.17 % intervals, n = 3 seeds)."
+    )
+
+
+def test_undecided():
+    opening = said(planted(1.0, noise=0.2, severity=1.02)).opening
+    assert opening.startswith(
+        "Undecided: whether the teacher's knowledge of the classes changes the conflict between subtasks. No interval "
+        "of kd − kd_shuffled settles it (99.17 % intervals, n = 3 seeds): undecided for conflict rate,"
+    )
+    assert not re.search(r"\b(lowers|raises|changes conflict)\b", opening)
+
+
+def test_undecided_and_no_are_told_apart():
+    values = planted(1.0, noise=0.2) | {"modulation": table(levels(1.0), 0.001)}
+    opening = said(values).opening
+    assert opening.startswith("Undecided")
+    assert (
+        "no difference worth a tenth of the metric's value under hard labels in modulation; undecided for"
+        in opening
+    )
+
+
+def test_a_metric_that_is_undefined_on_one_side_is_named():
+    values = planted(1.0)
+    values["modulation"]["kd"] = np.nan
+    opening = said(values).opening
+    assert "to any of the 4 conflict figures" in opening
+    assert "; not defined in both for modulation." in opening
+    assert (
+        "not defined in both for modulation"
+        in said(planted(0.5) | {"modulation": values["modulation"]}).opening
+    )
+
+
+def test_gate_entropy_alone_makes_no_yes():
+    told = said(planted(1.0, gate_entropy=0.4))
+    assert told.opening.startswith("No:")
+    assert any("lowers gate entropy of the heads by 0.6000" in detail for detail in told.details)
+
+
+def test_one_seed_decides_nothing():
+    told = said(planted(0.5, seeds=1, noise=0.0))
+    assert told.opening.startswith(
+        "One seed: no interval, nothing decided. kd − kd_shuffled (class structure) came out at −0.50 in conflict rate"
+    )
+    text = " ".join((told.opening, *told.details))
+    assert not re.search(r"\b(lowers|raises|Yes|No)\b", text)
+    assert {f.verdict for f in told.findings} == {"one seed"}
+
+
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [
+        (
+            ("kd_shuffled",),
+            "the teacher's class structure together with unevenness (kd_shuffled was not run)",
+        ),
+        (
+            ("kd_shuffled", "kd_flat"),
+            "everything in KD but temperature and loss scale (neither kd_shuffled nor",
+        ),
+    ],
+)
+def test_missing_controls_are_named(missing, words):
+    rungs = tuple(rung for rung in LADDER if rung not in missing)
+    opening = said(planted(0.5, rungs=rungs), rungs).opening
+    assert opening.startswith(f"Yes: {words}")
+    assert "the teacher's knowledge of the classes" not in opening
+
+
+@pytest.mark.parametrize(
+    ("rungs", "reason"),
+    [
+        (("hard", "label_smoothing", "kd"), "no control of KD (hard_T, kd_flat, kd_shuffled) was run"),
+        (("hard", "label_smoothing"), "KD was not run"),
+    ],
+)
+def test_without_kd_or_controls_nothing_is_attributed(rungs, reason):
+    opening = said(planted(0.5, rungs=rungs), rungs).opening
+    assert opening.startswith(f"No attribution is possible: {reason}")
+    assert not re.search(r"\b(lowers|raises)\b", opening)
+
+
+def test_kd_against_hard_and_smoothing_is_told_with_what_it_includes():
+    details = said(planted(0.5)).details
+    assert any(
+        d.startswith("kd − hard (all of KD: includes temperature and softness): lowers") for d in details
+    )
+    assert any(
+        d.startswith("kd − label_smoothing (includes temperature and softness): lowers") for d in details
+    )
+
+
+def test_an_effect_of_temperature_alone_is_not_put_down_to_the_teacher():
+    lowered = {
+        "hard": 1.0,
+        "label_smoothing": 1.0,
+        "hard_T": 0.4,
+        "kd_flat": 0.4,
+        "kd_shuffled": 0.4,
+        "kd": 0.4,
+    }
+    values = {metric: table(lowered, 0.001) for metric in (*CONFLICT, "gate_entropy")}
+    for of in values.values():
+        of["hard"] += 0.001 * NOISE
+    told = said(values)
+    assert told.opening.startswith("No: the teacher's knowledge of the classes makes no difference")
+    rest = "The rest of KD, kd_shuffled − hard (unevenness, softness, temperature and loss scale): lowers conflict rate"
+    assert rest in told.opening
+    assert any(
+        d.startswith("hard_T − hard (temperature and loss scale): lowers conflict rate") for d in told.details
+    )
+
+
+def test_kd_minus_hard_is_divided_over_the_rungs():
+    steps = {
+        "hard": 1.0,
+        "label_smoothing": 1.0,
+        "hard_T": 0.9,
+        "kd_flat": 0.7,
+        "kd_shuffled": 0.65,
+        "kd": 0.35,
+    }
+    divided = said({"severity": table(steps, 0.01)}).details[-1]
+    assert divided == (
+        "Of kd − hard: conflict severity, −0.650, is the sum of −0.300 class structure, −0.050 unevenness, −0.200 "
+        "softness and −0.100 temperature and loss scale (means over the seeds that all of them have)."
+    )
+
+
+def test_an_undecided_effect_is_not_divided():
+    assert "no settled effect to divide" in said(planted(1.0, noise=0.2)).details[-1]
+
+
+def test_labels_stand_in_for_the_rungs():
+    labels = {"hard": "hard", "hard_T": "hard_T T=1.0", "kd": "kd T=1.0"}
+    told = answer(planted(0.5, rungs=tuple(labels)), labels)
+    assert "kd T=1.0 against hard_T T=1.0 lowers" in told.opening
+
+
+def test_unlike_accuracy_is_told_beside_the_answer():
+    accuracy = table({"hard": 0.9, "hard_T": 0.7, "kd": 0.885})
+    (caution,) = said(planted(0.5) | {"accuracy": accuracy}).cautions
+    assert "hard_T −20.0 points from hard" in caution
+    assert "kd" not in caution.split("points")[0].replace("hard_T", "")
+    assert said(planted(0.5) | {"accuracy": table(levels(0.9, rest=0.9))}).cautions == ()
+
+
+def test_unmeasured_conflict_gives_no_attribution():
+    told = said({"gate_entropy": table(levels(0.5), 0.001)})
+    assert told.opening.startswith("No attribution is possible: no conflict figure was measured")
+
+
+def test_the_table_holds_every_finding():
+    told = said(planted(0.5) | {"accuracy": table(levels(0.9))})
+    frame = told.to_frame()
+    assert len(frame) == len(told.findings) == 7 * 7
+    row = frame[(frame["metric"] == "severity") & (frame["contrast"] == "kd − kd_shuffled")].iloc[0]
+    assert row["effect"] == pytest.approx(-0.5)
+    assert row["low"] < -0.5 < row["high"] < 0
+    assert row["verdict"] == "lowers"
+    assert row["n"] == 3

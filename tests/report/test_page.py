@@ -1,0 +1,158 @@
+import re
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+
+from kdx_analysis import plots
+from kdx_analysis.errors import KdxError
+from kdx_analysis.registry import Registry
+from kdx_analysis.report import Report, write_report
+from tests.report.conftest import quick_figures, write_study
+
+SCRIPT = "<script>alert(1)</script>"
+LOADS = {"src", "href", "srcset", "data", "poster", "action", "background"}
+
+
+class Tags(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.tags = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "FIGURES", quick_figures())
+        path = write_report(
+            write_study(folder / "study", ("hard", "kd_shuffled", "kd"), seeds=2), folder / "out"
+        )
+    return path, path.read_text(encoding="utf-8")
+
+
+def test_the_page_and_everything_beside_it(page):
+    path, text = page
+    assert path.name == "report.html"
+    beside = sorted(str(file.relative_to(path.parent)) for file in path.parent.rglob("*") if file.is_file())
+    assert beside == [
+        "answer.csv",
+        "figures/plain.csv",
+        "figures/plain.png",
+        "figures/plain.svg",
+        "report.html",
+    ]
+    linked = {
+        of["href"] for tag, of in Tags(text).tags if tag == "a" and not of["href"].startswith(("#", "http"))
+    }
+    assert linked == set(beside) - {"report.html"}
+    assert list(pd.read_csv(path.parent / "figures/plain.csv").columns) == ["subtask", "value"]
+    answer = pd.read_csv(path.parent / "answer.csv")
+    assert set(answer["verdict"].dropna()) <= {"lowers", "raises", "no difference", "undecided"}
+    assert len(answer) == 9 * 3
+
+
+def test_it_opens_with_the_answer(page):
+    _, text = page
+    assert 0 < text.index("No: the teacher&#39;s knowledge of the classes") < text.index("<h2")
+
+
+def test_nothing_is_loaded_from_elsewhere(page):
+    _, text = page
+    for tag, attributes in Tags(text).tags:
+        assert tag not in ("script", "link", "iframe", "object", "embed", "base", "form")
+        for name in LOADS & attributes.keys():
+            local = attributes[name].startswith(("data:image/png", "#", "figures/", "answer.csv"))
+            assert local or (tag == "a" and attributes[name].startswith("https://arxiv.org/"))
+    assert not re.search(r"url\(|@import", text)
+    assert "default-src 'none'" in text
+
+
+def test_every_anchor_of_the_page_has_its_place(page):
+    tags = Tags(page[1]).tags
+    places = {of["id"] for _, of in tags if "id" in of}
+    assert {of["href"][1:] for tag, of in tags if tag == "a" and of["href"].startswith("#")} <= places
+
+
+def test_names_from_the_data_are_escaped(write, two_figures, tmp_path):
+    objectives = ["hard", {"name": "kd", "label": f"kd {SCRIPT}"}, {"name": "hard_T", "label": "<b>T</b>"}]
+    runs = write(objectives, seeds=1, classes=(SCRIPT, "a & b", "ship"))
+    for text in (write_report(runs, tmp_path / "out").read_text(), Report(runs)._repr_html_()):
+        tags = [tag for tag, _ in Tags(text).tags]
+        assert "script" not in tags
+        assert "b" not in tags
+        assert text.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 2
+        assert "a &amp; b" in text
+
+
+def test_a_figure_that_can_t_be_drawn_is_left_out_with_its_reason(page):
+    path, text = page
+    assert "An impossible figure: there is &lt;nothing&gt; to draw" in text
+    assert not (path.parent / "figures/impossible.png").exists()
+
+
+def test_accuracies_stand_in_the_table(write, two_figures, tmp_path):
+    runs = write(("hard", "kd"), seeds=1, planted={"accuracy": {"hard": [0.8125], "kd": [0.4375]}})
+    text = write_report(runs, tmp_path / "out").read_text()
+    rows = re.findall(r"<tr>(.*?)</tr>", text.split('id="kdx-accuracy"')[1].split("</table>")[0], re.DOTALL)
+    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
+    assert cells[1][:2] == ["teacher small_teacher", "97.5"]
+    assert cells[2] == ["hard", "81.2", "1", "81.2", "1", "80.0", "80.0"]
+    assert cells[3] == ["kd", "43.8", "1", "43.8", "1", "80.0", "80.0"]
+
+
+def test_no_p_value(page):
+    assert not re.search(r"\bp\s*[<=≤]|p-value|p value", page[1])
+
+
+def test_the_selection_rule_is_stated(page):
+    assert "test data never used to select" in page[1]
+
+
+def test_the_notebook_shows_the_same_without_links_to_files(write, two_figures):
+    fragment = Report(write(("hard", "kd")))._repr_html_()
+    assert "<html" not in fragment
+    assert "No attribution is possible" in fragment
+    assert "figures/" not in fragment
+    assert fragment.count("data:image/png;base64,") == 1
+
+
+def test_styles_of_the_fragment_stay_in_it(write, two_figures):
+    style = re.search(r"<style>(.*?)</style>", Report(write(("hard",), seeds=1))._repr_html_(), re.DOTALL)[1]
+    bare = re.sub(r"@media[^{]*\{", "", style)
+    selectors = [part.strip() for rule in re.findall(r"([^{}]+)\{", bare) for part in rule.split(",")]
+    assert selectors
+    assert all(selector.startswith(".kdx-report") for selector in selectors)
+
+
+def test_runs_without_an_explainer_are_refused(write, tmp_path):
+    runs = write(("hard",), roles=("student",))
+    with pytest.raises(KdxError, match="none of the 4 runs is an explainer"):
+        write_report(runs, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_report_that_breaks_leaves_the_old_one(write, two_figures, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    runs = write(("hard",), seeds=1)
+    old = write_report(runs, out).read_text()
+    monkeypatch.setattr(plots, "save", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_report(runs, out)
+    assert (out / "report.html").read_text() == old
+
+
+def test_one_seed_with_figures_of_the_package(write, tmp_path, monkeypatch):
+    figures = Registry("figure")
+    for name in ("ladder", "gates"):
+        figures.register(name)(plots.FIGURES[name])
+    monkeypatch.setattr(plots, "FIGURES", figures)
+    path = write_report(write(("hard", "kd_flat", "kd"), seeds=1), tmp_path / "out")
+    text = path.read_text()
+    assert "One seed: no interval, nothing decided." in text
+    assert (path.parent / "figures/ladder.svg").stat().st_size > 0
+    assert re.search(r"Not drawn:.*gates&#39; records", text, re.DOTALL)  # none are planted

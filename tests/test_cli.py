@@ -1,0 +1,199 @@
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+
+from kdx_analysis import cli
+from kdx_analysis.data.sources import DATASETS, Source
+from tests import toys
+
+
+@pytest.fixture
+def kdx(monkeypatch, capsys, tmp_path):
+    """Calls ``kdx`` in an empty directory: exit code, standard output, standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["kdx", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        told = capsys.readouterr()
+        return ended.value.code or 0, told.out, told.err
+
+    return call
+
+
+def source(**changes) -> Source:
+    data = toys.dataset()
+    fields = {
+        name: getattr(data, name)
+        for name in ("train", "val", "test", "classes", "mean", "std", "pad", "flip", "superclasses", "source")
+    }
+    return Source(**({"name": "toy", **fields} | changes))
+
+
+def small(split):
+    """4×4 images."""
+    images = type(split.images)(split.images.take(torch.arange(len(split)))[:, :, :4, :4])
+    return replace(split, images=images)
+
+
+def sources() -> dict[str, Source]:
+    train, val, test = (getattr(toys.dataset(), name) for name in ("train", "val", "test"))
+    return {
+        "toy": source(),
+        "toy_without_cats": source(train=train.subset((train.labels < 2).nonzero().flatten())),
+        "toy_of_few": source(val=val.subset(torch.tensor([0, 1]))),
+        "toy_mislabelled": source(test=replace(test, labels=test.labels + 5)),
+        "toy_small": source(train=small(train), val=small(val), test=small(test)),
+    }
+
+
+@pytest.fixture
+def study_file(monkeypatch, tmp_path):
+    """A study in a file, whose named data sets are toys."""
+    things = {name: lambda data_dir, made=made: made for name, made in sources().items()}
+    monkeypatch.setattr(DATASETS, "_things", DATASETS._things | things)
+    value = {
+        "name": "little",
+        "data": {"name": "toy"},
+        "teacher": {"model": "digits_teacher", "training": {"epochs": 1, "batch_size": 16}},
+        "student": "digits_student",
+        "objectives": ["hard", "kd"],
+        "seeds": [0],
+        **toys.SECTIONS,
+    }
+    file = tmp_path / "little.yaml"
+    file.write_text(yaml.safe_dump(value))
+    return file
+
+
+BAD_INPUT = {
+    "unknown study": (["digitz"], "unknown study 'digitz'; did you mean 'digits'"),
+    "no such file": (["none.yaml"], "cannot read study 'none.yaml': No such file"),
+    "unknown data set": (["data.name=toyy"], "unknown data set 'toyy'; did you mean 'toy"),
+    "unknown model": (["student=digit_student"], "unknown model 'digit_student'; did you mean 'digits_student'"),
+    "unknown teacher": (["teacher.model=resnet21"], "unknown model 'resnet21'; did you mean 'resnet20'"),
+    "unknown model of a library": (
+        ["student=timm:zzzqqqwww"],
+        "unknown model 'timm:zzzqqqwww'; .* are valid, .* list them with 'kdx list models --library timm'",
+    ),
+    "unknown objective": (["objectives=[hrad]"], "unknown name 'hrad'; did you mean 'hard'"),
+    "unknown key": (["training.epoch=3"], "unknown configuration key 'epoch'; did you mean 'epochs'"),
+    "no sample of a class": (["data.name=toy_without_cats"], "class 'cat' of toy has no training sample: add images"),
+    "few validation samples": (
+        ["data.name=toy_of_few"],
+        r"toy has fewer validation samples than classes \(2 for 3\): raise data.val_fraction",
+    ),
+    "labels outside the classes": (
+        ["data.name=toy_mislabelled"],
+        "label 5 in the test split of toy is no class: the 3 classes are labelled 0 to 2",
+    ),
+    "smoothing above 1": (
+        ["objectives=[{name: label_smoothing, epsilon: 1.5}]"],
+        r"objectives\.0\.epsilon = 1\.5: .*less than or equal to 1",
+    ),
+    "weight below 0": (["objectives=[{name: kd, lambda: -0.1}]"], r"lambda = -0\.1: .*greater than or equal to 0"),
+    "temperature 0": (["objectives=[{name: kd, T: 0}]"], r"objectives\.0\.T = 0: .*greater than 0"),
+    "gate temperature below 0": (["explainer.temperature.start=-1"], r"start = -1: .*greater than 0"),
+    "channels that do not fit": (
+        ["teacher.model=torchvision:resnet18"],
+        "takes images of 3 channels, data has 1: choose a model",
+    ),
+    "size that does not fit": (
+        ["data.name=toy_small", "student=vgg8"],
+        "images of 1×4×4 do not fit model .*choose another model, or change the images' size",
+    ),
+    "too many of a class": (["data.per_class=500"], "has only 16 training images: lower per_class"),
+    "experts of too few levels": (["explainer.experts=[2]"], "experts = .2,. should be a number or 3 numbers"),
+    "a student in one piece": (["student=timm:test_resnet"], "can't be split into experts; build it as a StagedNet"),
+    "no such device": (["training.accelerator=abacus"], "cannot train with accelerator='abacus'.*Available names"),
+    "no such weights": (["teacher.path=none.pt"], "cannot load weights from 'none.pt': .*No such file"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_one_line_and_code_2_before_any_training(kdx, study_file, tmp_path, monkeypatch, case):
+    monkeypatch.setattr("kdx_analysis.study.fit", None)
+    changes, message = BAD_INPUT[case]
+    study, changes = (study_file, changes) if "=" in changes[0] else (changes[0], [])
+    code, _, err = kdx("run", study, "--out", "out", *(part for change in changes for part in ("--set", change)))
+    assert code == 2
+    assert err.startswith("kdx: ")
+    assert err.count("\n") == 1
+    assert pytest.raises(ValueError, match=message).matches(ValueError(err))
+    assert [path.name for path in tmp_path.iterdir()] == ["little.yaml"]
+
+
+def test_a_directory_of_another_study_is_left_as_it_was(kdx, study_file, finished, monkeypatch):
+    monkeypatch.setattr("kdx_analysis.study.fit", None)
+    before = sorted((path, path.stat().st_mtime_ns) for path in finished.out.rglob("*"))
+    code, _, err = kdx("run", study_file, "--out", finished.out)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "holds another study: name is 'toy' there and 'little' here; choose another output directory" in err
+    assert sorted((path, path.stat().st_mtime_ns) for path in finished.out.rglob("*")) == before
+
+
+def test_a_study_runs_and_its_answer_is_printed(kdx, study_file, tmp_path, monkeypatch):
+    class Report:
+        def __init__(self, runs) -> None:
+            self.answers = [SimpleNamespace(opening=f"the answer from {len(runs)} runs", details=(), cautions=())]
+
+    monkeypatch.setattr("kdx_analysis.study.write_report", lambda runs, out: out)
+    monkeypatch.setattr("kdx_analysis.report.Report", Report)
+    options = ("--jobs", 1, "--set", "objectives=[kd]", "--set", "training.epochs=1")
+    code, out, err = kdx("run", study_file, *options)
+    assert (code, err) == (0, "")
+    assert "digits_teacher → digits_student on toy, 48 + 24 + 24 images" in out
+    assert "3 runs of 1 epochs, 0 done already" in out
+    assert "the answer from 3 runs" in out
+    assert (tmp_path / "out" / "little" / "study.yaml").is_file()
+
+    code, out, _ = kdx("run", study_file, *options[:-1], "training.epochs=2")
+    assert code == 0
+    assert "1 done already" in out
+    assert "the answer from 3 runs" in out  # the runs of one epoch are there still, and not among them
+
+
+def test_a_report_on_finished_runs(kdx, finished, tmp_path):
+    code, out, err = kdx("report", finished.out, "--out", "page")
+    assert (code, err) == (0, "")
+    page = tmp_path / out.strip()
+    assert page == tmp_path / "page" / "report.html"
+    assert "<html" in page.read_text(encoding="utf-8")
+
+
+def test_a_report_on_nothing(kdx, tmp_path):
+    code, _, err = kdx("report", tmp_path)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "no finished run at or below" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("what", "among"),
+    [
+        (["studies"], "digits: digits_teacher → digits_student on digits; hard, "),
+        (["datasets"], "digits\n"),
+        (["models"], "digits_student\n"),
+        (["models", "--library", "torchvision"], "torchvision:resnet18\n"),
+        (["objectives"], "kd_shuffled: control: "),
+    ],
+)
+def test_lists(kdx, what, among):
+    code, out, err = kdx("list", *what)
+    assert (code, err) == (0, "")
+    assert among in out
+
+
+def test_a_list_of_an_unknown_library(kdx):
+    code, _, err = kdx("list", "models", "--library", "tim")
+    assert (code, err) == (2, "kdx: unknown library 'tim'; did you mean 'timm'?\n")
+
+
+def test_help_names_the_commands(kdx):
+    code, out, _ = kdx("--help")
+    assert code == 0
+    assert all(command in out for command in ("demo", "run", "report", "list"))

@@ -1,0 +1,254 @@
+import json
+import pickle
+
+import pandas as pd
+import pytest
+import torch
+
+from kdx_analysis.errors import KdxError
+from kdx_analysis.models import HME
+from kdx_analysis.runs import Run, RunSet
+from kdx_analysis.study import Study, ready_studies
+from kdx_analysis.training.checkpoints import fingerprint, load_weights
+from tests import toys
+from tests.conftest import toy_study
+
+
+@pytest.fixture(autouse=True)
+def _no_report(monkeypatch):
+    monkeypatch.setattr("kdx_analysis.study.write_report", lambda runs, out: out)
+
+
+def files(path) -> dict[str, tuple[int, bytes]]:
+    return {
+        str(file.relative_to(path)): (file.stat().st_mtime_ns, file.read_bytes())
+        for file in sorted(path.rglob("*"))
+        if file.is_file()
+    }
+
+
+def assert_same_results(one: RunSet, two: RunSet) -> None:
+    assert [run.id for run in one] == [run.id for run in two]
+    for a, b in zip(one, two, strict=True):
+        assert a.kinds == b.kinds
+        for kind in a.kinds:
+            pd.testing.assert_frame_equal(a.record(kind), b.record(kind), check_exact=True)
+        assert (a.path / "model.safetensors").read_bytes() == (b.path / "model.safetensors").read_bytes()
+
+
+def test_a_student_trains_beside_each_explainer(finished):
+    made = [(run.role, run.objective, run.seed) for run in finished.runs]
+    pairs = [(objective, seed) for objective in ("hard", "kd") for seed in (0, 1)]
+    assert made[0] == ("teacher", "", 0)
+    assert sorted(made[1:]) == sorted((role, *pair) for role in ("student", "explainer") for pair in pairs)
+    assert len(RunSet.load(finished.out)) == len(made)
+
+
+def test_a_run_tells_where_it_comes_from(finished):
+    info = finished.runs.filter(role="explainer", objective="kd", seed=1).runs[0].info
+    assert info["data"] == json.loads(json.dumps(toys.dataset().describe()))
+    assert info["selection"] == {"rule": "last", "split": "val", "epoch": 2}
+    assert info["config"]["objective"]["T"] == 4
+    assert {name: len(ids) for name, ids in info["probe_sets"].items()} == {"train": 6, "val": 6}
+    assert set(info["probe_sets"]["val"]) <= set(toys.dataset().val.ids.tolist())
+
+
+def test_an_explainer_has_every_record_and_a_student_only_metrics(finished):
+    explainer = finished.runs.filter(role="explainer").runs[0]
+    assert set(explainer.kinds) == {
+        "metrics", "gates", "gate_summary", "pathways", "routing", "conflict", "conflict_summary", "contention",
+    }  # fmt: skip
+    assert {run.kinds for run in finished.runs if run.role != "explainer"} == {("metrics",)}
+
+
+def test_weights_on_disk_are_those_that_the_metrics_are_of(finished):
+    run = finished.runs.filter(role="explainer", objective="kd", seed=0).runs[0]
+    model = finished.study.build("explainer")
+    load_weights(run.path / "model.safetensors", model)
+    data = toys.dataset()
+    choice = model.eval()(data.normalise(data.test.images.take(torch.arange(24)))).argmax(dim=1)
+    metrics = run.record("metrics").query("split == 'test'").set_index("metric")["value"]
+    assert float((choice == data.test.labels).double().mean()) == metrics["accuracy"]
+    assert model.temperature == pytest.approx(5 / 2)
+
+
+def test_objectives_share_the_initial_weights_of_a_seed(finished):
+    def first(objective: str, seed: int) -> list[float]:
+        run = finished.runs.filter(role="explainer", objective=objective, seed=seed).runs[0]
+        return run.record("gate_summary").query("epoch == 1 and attention == 'alpha'")["initial"].tolist()
+
+    assert first("hard", 0) == first("kd", 0)
+    assert first("hard", 0) != first("hard", 1)
+
+
+def test_two_jobs_give_what_one_gives(finished, tmp_path):
+    seen = []
+    study = toy_study(objectives=("kd",), seeds=(1,))
+    runs = study.run(tmp_path, jobs=2, progress=lambda n: recorded(seen, n))
+    same = finished.runs.filter(objective=["", "kd"]).filter(run=[run.id for run in runs])
+    assert_same_results(runs, same)
+    assert seen[0] == 3
+    told = [(title, epoch.epoch) for title, epoch in seen[1:]]
+    assert sorted(told) == sorted((step.title, epoch) for step in study.plan(tmp_path) for epoch in (1, 2))
+
+
+class recorded:  # noqa: N801
+    """A progress that keeps what it is told."""
+
+    def __init__(self, seen: list, runs: int) -> None:
+        self.seen = seen
+        seen.append(runs)
+
+    def __enter__(self):
+        return lambda title, epoch: self.seen.append((title, epoch))
+
+    def __exit__(self, *error) -> None: ...
+
+
+def test_finished_runs_are_not_trained_again(finished, monkeypatch):
+    before = files(finished.out)
+    monkeypatch.setattr("kdx_analysis.study.fit", None)
+    again = toy_study().run(finished.out)
+    assert [run.id for run in again] == [run.id for run in finished.runs]
+    after = files(finished.out)
+    assert {name: value for name, value in after.items() if name != "study.yaml"} == {
+        name: value for name, value in before.items() if name != "study.yaml"
+    }
+
+
+def test_a_changed_configuration_is_trained_and_the_old_runs_are_kept(tmp_path):
+    small = {"objectives": ("hard",), "seeds": 1, "teacher_training": {"epochs": 1}}
+    toy_study(**small).run(tmp_path)
+    before = files(tmp_path / "runs")
+    changed = toy_study(**small, training=toys.SECTIONS["training"] | {"lr": 0.01})
+    steps = changed.plan(tmp_path)
+    assert [step.done for step in steps] == [True, False, False]
+    assert [run.id for run in changed.run(tmp_path)] == [step.path.name for step in steps]
+    after = files(tmp_path / "runs")
+    assert before.items() <= after.items()
+    assert len(RunSet.load(tmp_path)) == 5
+
+
+def test_another_seed_adds_to_a_study(finished):
+    steps = toy_study(seeds=(1, 5)).plan(finished.out)
+    assert [step.seed for step in steps if not step.done] == [5, 5, 5, 5]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "other"}, "holds another study: name is 'toy' there and 'other' here; choose another output"),
+        ({"teacher_training": {"epochs": 5}}, "teacher.training.epochs is 2 there and 5 here"),
+        ({"student": toys.staged_net()}, "student is 'digits_student' there and 'StagedNet' here"),
+        ({"data": toys.dataset(val=toys.split("val", 8, 48, seed=9))}, "its images or its teacher's weights"),
+    ],
+)
+def test_a_directory_of_another_study_is_refused_and_left_as_it_was(finished, changes, message, monkeypatch):
+    monkeypatch.setattr("kdx_analysis.study.fit", None)
+    before = files(finished.out)
+    with pytest.raises(KdxError, match=message):
+        toy_study(**changes).run(finished.out)
+    assert files(finished.out) == before
+
+
+def test_a_directory_of_foreign_files_is_refused_and_left_as_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr("kdx_analysis.study.fit", None)
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(KdxError, match="is not empty and holds no study; choose another output directory"):
+        toy_study().run(tmp_path)
+    with pytest.raises(KdxError, match="is a file; choose a directory"):
+        toy_study().run(tmp_path / "thesis.tex")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_own_data_set_teacher_and_student(tmp_path):
+    teacher, student = toys.RowTeacher().train(), toys.staged_net()
+    before = fingerprint(teacher), fingerprint(student)
+    study = toy_study(teacher=teacher, student=student, objectives=("kd",), seeds=1)
+    runs = study.run(tmp_path)
+    assert (fingerprint(teacher), fingerprint(student)) == before
+    assert teacher.training
+    assert [run.role for run in runs] == ["teacher", "student", "explainer"]
+    accuracy = runs.filter(role="teacher").to_frame().query("metric == 'accuracy'")["value"].item()
+    assert accuracy > 0.9
+    assert isinstance(study.build("explainer"), HME)
+    assert fingerprint(study.build("student")) != before[1]  # weights are drawn anew
+    other = toy_study(teacher=toys.RowTeacher(2.0), student=student, objectives=("kd",), seeds=1)
+    with pytest.raises(KdxError, match="its images or its teacher's weights are others"):
+        other.run(tmp_path)
+
+
+def test_a_teacher_of_another_study_is_taken_by_the_path_of_its_run(finished, tmp_path):
+    path = next((finished.out / "teacher").iterdir())
+    study = toy_study(teacher=path, objectives=("kd",), seeds=1)
+    study.check = lambda: None  # two epochs are few: this teacher may look as if its classes were permuted
+    runs = study.run(tmp_path)
+    teacher = runs.filter(role="teacher").runs[0]
+    assert (teacher.path / "model.safetensors").read_bytes() == (path / "model.safetensors").read_bytes()
+    test = teacher.record("metrics").query("split == 'test' and metric == 'accuracy'")["value"].item()
+    assert test == Run.load(path).record("metrics").query("split == 'test' and metric == 'accuracy'")["value"].item()
+    weights = toy_study(teacher=f"digits_teacher@{path / 'model.safetensors'}")
+    assert fingerprint(weights.given_teacher) == fingerprint(study.given_teacher)
+
+
+def test_a_path_that_holds_no_teacher(tmp_path):
+    with pytest.raises(KdxError, match="holds no readable run"):
+        toy_study(teacher=tmp_path)
+    with pytest.raises(KdxError, match="cannot load weights"):
+        toy_study(teacher=f"digits_teacher@{tmp_path}").check()
+
+
+def test_a_teacher_whose_classes_are_permuted_is_refused_before_training(tmp_path):
+    with pytest.raises(KdxError, match="teacher's classes stand in another order"):
+        toy_study(teacher=toys.RowTeacher(order=(2, 0, 1))).run(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_check_leaves_global_randomness_alone():
+    rng = torch.get_rng_state()
+    toy_study().check()
+    assert torch.equal(torch.get_rng_state(), rng)
+
+
+def test_names_alone_make_a_study():
+    study = Study(data="digits", teacher="digits_teacher", student="digits_student")
+    assert study.config.seeds == (0, 1, 2)
+    assert study.config.name == "digits"
+
+
+@pytest.mark.parametrize("name", sorted(ready_studies()))
+def test_ready_studies_are_valid(name):
+    assert Study.load(name).config.objectives
+
+
+def test_an_unknown_study_is_answered_with_what_can_be_given():
+    with pytest.raises(KdxError, match=r"unknown study 'digitz'; did you mean 'digits'"):
+        Study.load("digitz")
+    with pytest.raises(KdxError, match=r"valid: .*digits.* or give the path of a \.yaml file"):
+        Study.load("zzz")
+
+
+def test_what_is_finished_before_a_run_fails_is_kept(tmp_path):
+    training = toys.SECTIONS["training"] | {"lr": 1e30, "optimizer": "sgd"}
+    study = toy_study(objectives=("hard",), training=training, teacher_training={"epochs": 1})
+    with pytest.raises(KdxError, match=r"loss of objective 'hard' is .* lower training.lr"):
+        study.run(tmp_path)
+    assert [run.role for run in RunSet.load(tmp_path)] == ["teacher"]
+
+
+def test_errors_come_back_from_other_processes_as_they_were():
+    error = pickle.loads(pickle.dumps(KdxError("lower it")))
+    assert (type(error), str(error)) == (KdxError, "lower it")
+
+
+@pytest.mark.slow
+def test_two_devices_train_one_run(tmp_path):
+    seen = []
+    training = toys.SECTIONS["training"] | {"accelerator": "cpu", "devices": 2}
+    study = toy_study(objectives=("kd",), seeds=1, training=training, teacher_training={"epochs": 1})
+    runs = study.run(tmp_path / "out", progress=lambda n: recorded(seen, n))
+    assert len(runs) == 3
+    assert [epoch.epoch for title, epoch in seen[1:] if title == "explainer kd seed 0"] == [1, 2]
+    study = toy_study(objectives=("hard",), training=training | {"lr": 1e30, "optimizer": "sgd"}, teacher_training={})
+    with pytest.raises(KdxError, match=r"^the loss of objective 'hard' is"):
+        study.run(tmp_path / "diverging")

@@ -111,7 +111,7 @@ class Study:
     ) -> None:
         data_name = data.name if isinstance(data, Dataset) else str(data)
         teacher_section: dict[str, Any] = {}
-        if (taught := teacher_training or training) is not None:
+        if (taught := training if teacher_training is None else teacher_training) is not None:
             teacher_section["training"] = _plain(taught)
         if isinstance(teacher, nn.Module):
             teacher_section["model"] = type(teacher).__name__

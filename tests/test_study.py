@@ -249,6 +249,7 @@ def test_two_devices_train_one_run(tmp_path):
     runs = study.run(tmp_path / "out", progress=lambda n: recorded(seen, n))
     assert len(runs) == 3
     assert [epoch.epoch for title, epoch in seen[1:] if title == "explainer kd seed 0"] == [1, 2]
-    study = toy_study(objectives=("hard",), training=training | {"lr": 1e30, "optimizer": "sgd"}, teacher_training={})
+    diverging = training | {"lr": 1e30, "optimizer": "sgd"}
+    study = toy_study(objectives=("hard",), training=diverging, teacher_training={"epochs": 1})
     with pytest.raises(KdxError, match=r"^the loss of objective 'hard' is"):
         study.run(tmp_path / "diverging")

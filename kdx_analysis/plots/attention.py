@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib.figure
 import numpy as np
 import pandas as pd
+import seaborn as sns
 import torch
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
@@ -60,12 +61,8 @@ def _draw_gates(data: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.ndarra
             if chosen.empty:
                 ax.set_axis_off()
                 continue
-            heat = ax.pcolormesh(
-                chosen.pivot(index="row", columns="parent", values="effective"), cmap="viridis", vmin=0, vmax=1,
-                edgecolors="white", linewidth=0.3,
-            )  # fmt: skip
-            ax.invert_yaxis()
-            ax.spines[:].set_visible(False)
+            cells = chosen.pivot(index="row", columns="parent", values="effective")
+            sns.heatmap(cells, ax=ax, cmap="viridis", vmin=0, vmax=1, linewidths=0.3, cbar=False)
             names = chosen.drop_duplicates("row").sort_values("row")["child"].tolist()
             if j == 0:
                 name_classes(ax, "y", names, heights[i] / len(names), start=0.5)
@@ -76,9 +73,11 @@ def _draw_gates(data: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.ndarra
             ax.set_xticks([p + 0.5 for p in parents], [str(p) for p in parents], fontsize=7)
             ax.tick_params(length=0, axis="x", pad=1)
             ax.set_xlabel(f"expert of level {level - 1}", labelpad=1)
+            if j > 0:
+                ax.set_ylabel("")
             if i == 0:
                 ax.set_title(plain(objective).replace(" ", "\n"), fontweight="bold")
-    bar = figure.colorbar(heat, ax=axes, shrink=min(1, 2 / sum(heights)), aspect=18, pad=0.01)
+    bar = figure.colorbar(axes[0, 0].collections[0], ax=axes, shrink=min(1, 2 / sum(heights)), aspect=18, pad=0.01)
     bar.set_label("effective attention A, in [0, 1]")
     bar.outline.set_visible(False)
     figure.suptitle(_one_run(data))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import matplotlib.figure
 import numpy as np
 import pandas as pd
+import seaborn as sns
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.plots.classes import clustered, name_classes, symmetric
@@ -51,15 +52,14 @@ def _draw_conflict(data: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.nda
         high, low = chosen[["a_row", "b_row"]].max(axis=1), chosen[["a_row", "b_row"]].min(axis=1)
         matrix[high, low], matrix[low, high] = chosen["cosine"], chosen["null"]
         ax.set_facecolor("#DDDDDD")
-        image = ax.imshow(matrix, cmap="RdBu", vmin=-1, vmax=1, interpolation="nearest")
-        ax.plot([-0.5, K - 0.5], [-0.5, K - 0.5], color="white", linewidth=0.8)
-        ax.spines[:].set_visible(False)
+        sns.heatmap(matrix, ax=ax, cmap="RdBu", vmin=-1, vmax=1, square=True, cbar=False)
+        ax.plot([0, K], [0, K], color="white", linewidth=0.8)
         n = f"n = {counted(chosen['seeds'])} × {counted(chosen['epochs'], 'epoch')}"
         ax.set_title(f"{plain(objective)}\n{n}", loc="left")
         for which in ("x", "y"):
-            name_classes(ax, which, names, 2.9 / K)
+            name_classes(ax, which, names, 2.9 / K, start=0.5)
         ax.tick_params(labelbottom=True, labelleft=i % columns == 0)
-    bar = figure.colorbar(image, ax=list(axes), shrink=min(1, 1.4 / rows), aspect=25, pad=0.01)
+    bar = figure.colorbar(axes[0].collections[0], ax=list(axes), shrink=min(1, 1.4 / rows), aspect=25, pad=0.01)
     bar.set_label("gradient cosine, in [−1, 1]; red: opposed")
     bar.outline.set_visible(False)
     figure.suptitle("below the diagonal: cosine of two subtasks' gradients · above: its null, residuals permuted")

@@ -127,6 +127,8 @@ def _run(name: str, changes: list[str], out: Path | None, jobs: int, data_dir: P
 
 
 def _announce(study: Study, out: Path, jobs: int) -> None:
+    from kdx_analysis.probes.recorder import checkpoints
+
     config, data = study.config, study.dataset
     steps = study.plan(out)
     done = sum(step.done for step in steps)
@@ -134,6 +136,11 @@ def _announce(study: Study, out: Path, jobs: int) -> None:
     typer.echo(f"study {config.name}: {config.teacher.model} → {config.student} on {data.name}, {sizes}")
     typer.echo(f"  objectives {', '.join(o.label for o in config.objectives)}; seeds {config.seeds}")
     typer.echo(f"  {len(steps)} runs of {config.training.epochs} epochs, {done} done already, {jobs} at a time → {out}")
+    epochs = len(checkpoints(config.training.epochs, config.probes.checkpoints))
+    typer.echo(
+        f"  conflict of every explainer at {epochs} epochs on two probe sets: {2 * epochs * data.num_classes} backward "
+        f"passes over up to {config.probes.per_class * data.num_classes} images each"
+    )
 
 
 def _print_names(names: object) -> None:

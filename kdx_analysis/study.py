@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
-from lightning_fabric import Fabric
 from pydantic import BaseModel
 from torch import nn
-from torch.multiprocessing import ProcessRaisedException
 
 from kdx_analysis.config import (
     DataConfig,
@@ -33,46 +28,20 @@ from kdx_analysis.config import (
 )
 from kdx_analysis.data import Dataset, load_dataset
 from kdx_analysis.errors import KdxError
+from kdx_analysis.execution import Step, train_steps
 from kdx_analysis.models import HME, StagedNet, build_model, check_fits
-from kdx_analysis.probes.recorder import SPLITS, ExplainerProbe
+from kdx_analysis.probes.recorder import SPLITS
 from kdx_analysis.registry import unknown
 from kdx_analysis.report import write_report
-from kdx_analysis.runs import Run, RunSet, environment, run_id, write_run
+from kdx_analysis.runs import Run, RunSet
 from kdx_analysis.runs.directory import INFO, WEIGHTS
-from kdx_analysis.training import Epoch, fabric_for, fit, reproducible, score
+from kdx_analysis.training import fabric_for
 from kdx_analysis.training.checkpoints import fingerprint, load_weights
-from kdx_analysis.training.progress import Progress, no_progress, relayed
+from kdx_analysis.training.progress import Progress, no_progress
 from kdx_analysis.training.teacher import check_teacher
 
 STUDY_FILE = "study.yaml"
 _TEACHER_OBJECTIVE = ObjectiveConfig(name="hard", decomposition="multiclass")
-
-
-@dataclass(frozen=True)
-class Step:
-    """One run that a study asks for.
-
-    Attributes:
-        role: teacher, student (undivided, the yardstick) or explainer.
-        objective: what it is matched to.
-        seed: of its weights, order and augmentation.
-        config: everything that decides its result; a run is done when a directory for just this config exists.
-        path: that directory.
-    """
-
-    role: str
-    objective: ObjectiveConfig
-    seed: int
-    config: Mapping[str, Any]
-    path: Path
-
-    @property
-    def done(self) -> bool:
-        return self.path.is_dir()
-
-    @property
-    def title(self) -> str:
-        return self.role if self.role == "teacher" else f"{self.role} {self.objective.label} seed {self.seed}"
 
 
 class Study:
@@ -209,7 +178,7 @@ class Study:
             teacher["weights"] = fingerprint(self.given_teacher)
         else:
             teacher["training"] = section["teacher"]["training"]
-        steps = [_step(out / "teacher", "teacher", _TEACHER_OBJECTIVE, 0, teacher)]
+        steps = [Step.of(out / "teacher", "teacher", _TEACHER_OBJECTIVE, 0, teacher)]
         for seed in self.config.seeds:  # seed by seed, so that a study cut short holds whole ladders
             for objective, plain in zip(self.config.objectives, section["objectives"], strict=True):
                 student = {
@@ -219,8 +188,8 @@ class Study:
                 if self._given.student is not None:
                     student["architecture"] = digest({"repr": repr(self._given.student)}, 64)
                 explainer = {**student, "explainer": section["explainer"], "probes": section["probes"]}
-                steps.append(_step(out / "runs", "student", objective, seed, student))
-                steps.append(_step(out / "runs", "explainer", objective, seed, explainer))
+                steps.append(Step.of(out / "runs", "student", objective, seed, student))
+                steps.append(Step.of(out / "runs", "explainer", objective, seed, explainer))
         return steps
 
     def run(
@@ -249,8 +218,8 @@ class Study:
         teacher, *others = steps
         self._claim(out, teacher)
         with progress(sum(not step.done for step in steps)) as show:
-            self._train([teacher] if not teacher.done else [], 1, teacher.path, show)
-            self._train([step for step in others if not step.done], jobs, teacher.path, show)
+            train_steps(self, [teacher], teacher.path, 1, show)
+            train_steps(self, others, teacher.path, jobs, show)
         runs = RunSet.of(Run.load(step.path) for step in steps)
         write_report(runs, out / "report")
         return runs
@@ -283,85 +252,8 @@ class Study:
             raise KdxError(f"{str(out)!r} is a file; choose a directory for the output")
         self.config.save(file)
 
-    def _train(self, steps: Sequence[Step], jobs: int, teacher: Path, show: Progress) -> None:
-        if jobs == 1 or len(steps) < 2:
-            for step in steps:
-                train_step(self, step, teacher, show)
-            return
-        context = multiprocessing.get_context("spawn")
-        with relayed(show) as relay, ProcessPoolExecutor(min(jobs, len(steps)), mp_context=context) as pool:
-            futures = [pool.submit(train_step, self, step, teacher, relay) for step in steps]
-            try:
-                for future in as_completed(futures):
-                    future.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-
     def __getstate__(self) -> dict[str, Any]:
         return {key: self.__dict__[key] for key in ("config", "data_dir", "_given")}  # the rest is made anew
-
-
-def train_step(study: Study, step: Step, teacher: Path, show: Progress) -> Run:
-    """Train and probe one run and write its directory; ``teacher`` is the directory of the teacher's run."""
-    config = study.config.teacher.training if step.role == "teacher" else study.config.training
-    fabric = fabric_for(config)
-    train = partial(_train_on, study=study, step=step, config=config, teacher_run=teacher)
-    if fabric.strategy.launcher is None:
-        fabric.launch(partial(train, show=show))
-        return Run.load(step.path)
-    with relayed(show) as relay:
-        try:
-            fabric.launch(partial(train, show=relay))
-        except ProcessRaisedException as error:  # its text ends with what the process raised
-            name, _, message = str(error).strip().splitlines()[-1].partition(": ")
-            raise KdxError(message) if name.endswith(KdxError.__name__) else error from None
-    return Run.load(step.path)
-
-
-def _train_on(
-    fabric: Fabric, study: Study, step: Step, config: TrainingConfig, teacher_run: Path, show: Progress
-) -> None:
-    data, probe = study.dataset, None
-    with reproducible(step.seed, config.threads):
-        teacher = None if step.role == "teacher" else study.teacher(teacher_run)
-        records: dict[str, pd.DataFrame] = {}
-        if step.role == "teacher" and study.given_teacher is not None:
-            model = study.given_teacher
-            rows = [row for split in (data.val, data.test) for row in score(model, split, data, "multiclass")]
-            records["metrics"], epoch = pd.DataFrame(rows).assign(epoch=0), 0
-        else:
-            model = study.build(step.role)
-            callbacks: list[Callable[[Epoch, nn.Module], None]] = [lambda epoch, _: show(step.title, epoch)]
-            if isinstance(model, HME):
-                probe = ExplainerProbe(
-                    model.to(fabric.device), data.to(fabric.device), step.objective, study.config.probes,
-                    config.epochs, None if teacher is None else teacher.to(fabric.device),
-                )  # fmt: skip
-                callbacks.append(probe)
-            result = fit(
-                model, data, step.objective, config, seed=step.seed, fabric=fabric, teacher=teacher,
-                temperature=study.config.explainer.temperature, callbacks=callbacks,
-            )  # fmt: skip
-            records["metrics"], epoch = result.history, result.epoch
-    if not fabric.is_global_zero:
-        return
-    if probe is not None:
-        records |= probe.tables()
-    info = {
-        "id": step.path.name,
-        "study": study.config.name,
-        "role": step.role,
-        "objective": step.objective.label if step.role != "teacher" else "",
-        "decomposition": step.objective.decomposition,
-        "seed": step.seed,
-        "config": step.config,
-        "selection": {"rule": config.selection, "split": "val", "epoch": epoch},
-        "data": data.describe(),
-        "probe_sets": None if probe is None else probe.ids,
-        "environment": environment(),
-    }
-    write_run(step.path, info, records, model)
 
 
 @dataclass(frozen=True)
@@ -377,12 +269,6 @@ def ready_studies() -> dict[str, Path]:
     """The studies that come with the package: name → YAML file."""
     folder = Path(str(resources.files("kdx_analysis") / "studies"))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-
-
-def _step(parent: Path, role: str, objective: ObjectiveConfig, seed: int, config: Mapping[str, Any]) -> Step:
-    config = {"role": role, **config}
-    label = "" if role == "teacher" else objective.label
-    return Step(role, objective, seed, config, parent / run_id(role, label, seed, config))
 
 
 @lru_cache(maxsize=2)

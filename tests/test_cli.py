@@ -116,7 +116,7 @@ BAD_INPUT = {
 
 @pytest.mark.parametrize("case", BAD_INPUT)
 def test_bad_input_is_one_line_and_code_2_before_any_training(kdx, study_file, tmp_path, monkeypatch, case):
-    monkeypatch.setattr("kdx_analysis.study.fit", None)
+    monkeypatch.setattr("kdx_analysis.execution.fit", None)
     changes, message = BAD_INPUT[case]
     study, changes = (study_file, changes) if "=" in changes[0] else (changes[0], [])
     code, _, err = kdx("run", study, "--out", "out", *(part for change in changes for part in ("--set", change)))
@@ -128,7 +128,7 @@ def test_bad_input_is_one_line_and_code_2_before_any_training(kdx, study_file, t
 
 
 def test_a_directory_of_another_study_is_left_as_it_was(kdx, study_file, finished, monkeypatch):
-    monkeypatch.setattr("kdx_analysis.study.fit", None)
+    monkeypatch.setattr("kdx_analysis.execution.fit", None)
     before = sorted((path, path.stat().st_mtime_ns) for path in finished.out.rglob("*"))
     code, _, err = kdx("run", study_file, "--out", finished.out)
     assert (code, err.count("\n")) == (2, 1)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from kdx_analysis.errors import KdxError
+from kdx_analysis.execution import Step, train_steps
 from kdx_analysis.models import HME
 from kdx_analysis.runs import Run, RunSet
 from kdx_analysis.study import Study, ready_studies
@@ -107,7 +108,7 @@ class recorded:  # noqa: N801
 
 def test_finished_runs_are_not_trained_again(finished, monkeypatch):
     before = files(finished.out)
-    monkeypatch.setattr("kdx_analysis.study.fit", None)
+    monkeypatch.setattr("kdx_analysis.execution.fit", None)
     again = toy_study().run(finished.out)
     assert [run.id for run in again] == [run.id for run in finished.runs]
     after = files(finished.out)
@@ -144,7 +145,7 @@ def test_another_seed_adds_to_a_study(finished):
     ],
 )
 def test_a_directory_of_another_study_is_refused_and_left_as_it_was(finished, changes, message, monkeypatch):
-    monkeypatch.setattr("kdx_analysis.study.fit", None)
+    monkeypatch.setattr("kdx_analysis.execution.fit", None)
     before = files(finished.out)
     with pytest.raises(KdxError, match=message):
         toy_study(**changes).run(finished.out)
@@ -152,7 +153,7 @@ def test_a_directory_of_another_study_is_refused_and_left_as_it_was(finished, ch
 
 
 def test_a_directory_of_foreign_files_is_refused_and_left_as_it_was(tmp_path, monkeypatch):
-    monkeypatch.setattr("kdx_analysis.study.fit", None)
+    monkeypatch.setattr("kdx_analysis.execution.fit", None)
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(KdxError, match="is not empty and holds no study; choose another output directory"):
         toy_study().run(tmp_path)
@@ -253,3 +254,14 @@ def test_two_devices_train_one_run(tmp_path):
     study = toy_study(objectives=("hard",), training=diverging, teacher_training={"epochs": 1})
     with pytest.raises(KdxError, match=r"^the loss of objective 'hard' is"):
         study.run(tmp_path / "diverging")
+
+
+def test_a_teacher_that_other_processes_cannot_import_is_refused_in_words(tmp_path):
+    class Local(torch.nn.Module):
+        def forward(self, images):
+            return images.flatten(1)[:, :10]
+
+    study = Study(data="digits", teacher=Local(), student="digits_student", data_options={"val_fraction": 0.2})
+    steps = [Step.of(tmp_path, "student", study.config.objectives[0], seed, {}) for seed in (0, 1)]
+    with pytest.raises(KdxError, match="use jobs=1"):
+        train_steps(study, steps, tmp_path, 2, lambda title, epoch: None)

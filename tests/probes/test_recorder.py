@@ -1,0 +1,187 @@
+"""The recorder's tables say what the model does, row by row, and name it rightly."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from kdx_analysis.config import ObjectiveConfig, ProbeConfig
+from kdx_analysis.data import Dataset, load_dataset
+from kdx_analysis.models import HME, build_model
+from kdx_analysis.models import gates as gating
+from kdx_analysis.objectives import one_vs_rest_margins
+from kdx_analysis.probes import ExplainerProbe, conflict, gates
+from kdx_analysis.probes.gradients import subtask_grams, undisturbed
+from kdx_analysis.probes.recorder import checkpoints
+from kdx_analysis.training import Epoch
+
+EPOCHS, DRAWS = 3, 19
+CONFIG = ProbeConfig(per_class=3, checkpoints=2, null_draws=DRAWS, permutations=39)
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    return load_dataset("digits", val_fraction=0.2)
+
+
+def explainer() -> HME:
+    torch.manual_seed(0)
+    model = HME.from_student(build_model("digits_student", 10, 1), 10, (2, 3, 4))
+    with torch.no_grad():
+        model(torch.randn(64, 1, 8, 8))  # running statistics of BN that are not those of initialisation
+    return model
+
+
+def record(data: Dataset, objective: ObjectiveConfig, teacher: torch.nn.Module | None) -> tuple[HME, ExplainerProbe]:
+    model = explainer()
+    probe = ExplainerProbe(model, data, objective, CONFIG, EPOCHS, teacher)
+    with torch.no_grad():
+        for logits in model.gate_logits:
+            logits.add_(torch.randn_like(logits))  # what training would do
+    model.temperature = 0.5
+    for epoch in range(1, EPOCHS + 1):
+        probe(Epoch(epoch, EPOCHS, 0.0, 0.0, 0.5, 0.0), model)
+    return model, probe
+
+
+@pytest.fixture(scope="module")
+def recorded(data: Dataset) -> tuple[HME, ExplainerProbe, dict[str, pd.DataFrame]]:
+    torch.manual_seed(1)
+    model, probe = record(data, ObjectiveConfig(name="kd"), build_model("digits_teacher", 10, 1))
+    return model, probe, probe.tables()
+
+
+def images(data: Dataset, split: str) -> tuple[torch.Tensor, torch.Tensor]:
+    chosen = data.probe_set(split, CONFIG.per_class, CONFIG.seed)
+    return data.normalise(chosen.images.take(torch.arange(len(chosen)))), chosen.labels
+
+
+def at_end(frame: pd.DataFrame, **wanted: object) -> pd.DataFrame:
+    frame = frame[frame["epoch"] == EPOCHS]
+    for column, value in wanted.items():
+        frame = frame[frame[column] == value]
+    return frame
+
+
+def test_gates_name_child_and_parent(recorded, data) -> None:
+    model, _, tables = recorded
+    attention = model.attention()
+    with undisturbed(model), torch.no_grad():
+        spreads = [gating.spread(f) for f in model.trace(images(data, "train")[0]).features]
+    for level, (alpha, spread) in enumerate(zip(attention, spreads, strict=True), 2):
+        rows = at_end(tables["gates"], level=level)
+        table = rows.pivot(index="child_index", columns="parent", values="alpha").to_numpy()
+        np.testing.assert_allclose(table, alpha.detach(), rtol=1e-6)
+        effective = rows.pivot(index="child_index", columns="parent", values="effective").to_numpy()
+        np.testing.assert_allclose(effective, gating.effective_attention(alpha, spread).detach(), rtol=1e-5)
+    heads = at_end(tables["gates"], level=5).drop_duplicates("child").sort_values("child_index")
+    assert tuple(heads["child"]) == data.classes
+    assert set(tables["gates"]["epoch"]) == {1, 2, 3}
+    assert set(at_end(tables["gates"])["tau"]) == {0.5}
+
+
+def test_pathways_are_the_composed_gates(recorded, data) -> None:
+    model, _, tables = recorded
+    for level, paths in enumerate(gating.pathways(model.attention()), 1):
+        rows = at_end(tables["pathways"], level=level)
+        table = rows.pivot(index="subtask_index", columns="expert", values="alpha").to_numpy()
+        np.testing.assert_allclose(table, paths.detach(), rtol=1e-5)
+        named = rows.drop_duplicates("subtask").sort_values("subtask_index")
+        assert tuple(named["subtask"]) == data.classes
+    sums = at_end(tables["pathways"]).groupby(["level", "subtask"])["effective"].sum()
+    np.testing.assert_allclose(sums, 1, rtol=1e-6)
+
+
+def test_gate_summary_stands_beside_the_initial_gates_at_the_same_temperature(recorded) -> None:
+    model, probe, tables = recorded
+    row = at_end(tables["gate_summary"], level=5, attention="alpha", metric="entropy_share").iloc[0]
+    assert row["value"] == pytest.approx(gating.entropy_share(model.attention()[-1]).mean().item(), rel=1e-6)
+    initial = gating.attention(probe.initial[-1], 0.5)
+    assert row["initial"] == pytest.approx(gating.entropy_share(initial).mean().item(), rel=1e-6)
+    assert row["null_low"] <= row["null_mean"] <= row["null_high"]
+    assert (row["n"], row["null_draws"], row["tau"]) == (10, DRAWS, 0.5)
+    assert set(tables["gate_summary"]["level"]) == {2, 3, 4, 5}
+    specialised = at_end(tables["gate_summary"], level=4, attention="alpha", metric="specialisation").iloc[0]
+    expected = gates.specialisation(model.attention()[-1].detach())
+    assert specialised["value"] == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_conflict_is_recorded_at_the_checkpoints_on_both_probe_sets_for_all_terms(recorded) -> None:
+    _, _, tables = recorded
+    assert checkpoints(12, 4) == (1, 5, 8, 12)
+    assert checkpoints(2, 4) == (1, 2)
+    assert checkpoints(9, 1) == (9,)
+    assert set(tables["conflict"]["epoch"]) == {1, 3}
+    keys = tables["conflict"].drop_duplicates(["split", "term", "level"])
+    assert set(keys["split"]) == {"train", "val"}
+    assert set(keys["term"]) == {"hard", "distillation", "objective"}
+    assert set(keys["level"]) == {"1", "2", "3", "4", "all"}
+    assert set(tables["conflict"]["n"]) == {30}
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_cosines_of_the_hard_loss_are_those_of_separate_backward_passes(recorded, data, split) -> None:
+    model, _, tables = recorded
+    x, y = images(data, split)
+    shared = [p for part in (model.trunk, *model.levels) for p in part.parameters()]
+    with undisturbed(model):
+        losses = torch.nn.functional.binary_cross_entropy_with_logits(
+            model(x), torch.nn.functional.one_hot(y, 10).float(), reduction="none"
+        ).sum(dim=0)
+        rows = [torch.autograd.grad(loss, shared, retain_graph=True) for loss in losses]
+    g = torch.stack([torch.cat([p.flatten() for p in row]) for row in rows]).double()
+    expected = conflict.cosine(g @ g.T)
+    pairs = at_end(tables["conflict"], split=split, term="hard", level="all")
+    for row in pairs.itertuples():
+        assert (row.a, row.b) == (data.classes[row.a_index], data.classes[row.b_index])
+        assert row.cosine == pytest.approx(expected[row.a_index, row.b_index].item(), abs=1e-4)
+    summary = at_end(tables["conflict_summary"], split=split, term="hard", level="all").set_index("metric")
+    assert summary.loc["conflict_rate", "value"] == pytest.approx((pairs["cosine"] < 0).mean())
+    assert summary.loc["severity", "value"] == pytest.approx((-pairs["cosine"]).clip(lower=0).mean())
+    assert (summary["pairs"] == 45).all()
+
+
+def test_contention_separation_and_modulation_belong_together(recorded) -> None:
+    _, _, tables = recorded
+    for _, rows in tables["contention"].groupby(["epoch", "split", "term"]):
+        value = rows.set_index("metric")["value"]
+        own, shared = value["contention"], value["contention_uniform"]
+        assert 0 <= own <= 1
+        assert value["separation"] == pytest.approx((shared - own) / (shared + own))
+        assert -1 <= value["modulation"] <= 1
+        p = rows.set_index("metric")["p"]
+        assert 1 / 40 <= p["modulation"] <= 1
+        assert p.drop("modulation").isna().all()
+
+
+def test_the_null_permutes_residuals_and_leaves_the_model(recorded, data) -> None:
+    """Redo one null draw by hand: the same residual rows, dealt to other images."""
+    model, _, tables = recorded
+    x, y = images(data, "train")
+    with undisturbed(model), torch.no_grad():
+        r = torch.sigmoid(model(x)) - torch.nn.functional.one_hot(y, 10)
+    generator = torch.Generator().manual_seed(CONFIG.seed)
+    orders = [torch.randperm(30, generator=generator) for _ in range(DRAWS)]
+    cosines = conflict.cosine(subtask_grams(model, x, torch.stack([r[o] for o in orders])).total().double())
+    row = at_end(tables["conflict_summary"], split="train", term="hard", level="all", metric="mean_cosine").iloc[0]
+    assert row["null_mean"] == pytest.approx(conflict.mean_cosine(cosines).mean().item(), abs=1e-4)
+
+
+def test_multiclass_conflict_is_that_of_one_vs_rest_margins_and_has_no_contention(data) -> None:
+    model, probe = record(data, ObjectiveConfig(name="hard", decomposition="multiclass"), None)
+    tables = probe.tables()
+    assert "contention" not in tables
+    assert set(tables["conflict"]["term"]) == {"hard"}
+    x, y = images(data, "train")
+    with undisturbed(model), torch.no_grad():
+        r = torch.sigmoid(one_vs_rest_margins(model(x))) - torch.nn.functional.one_hot(y, 10)
+    expected = conflict.cosine(subtask_grams(model, x, r[None], margins=one_vs_rest_margins).total()[0])
+    pair = at_end(tables["conflict"], split="train", level="all", a="3", b="8").iloc[0]
+    assert pair["cosine"] == pytest.approx(expected[3, 8].item(), abs=1e-4)
+
+
+def test_probe_sets_are_balanced_apart_and_named(recorded, data) -> None:
+    _, probe, _ = recorded
+    assert {name: len(ids) for name, ids in probe.ids.items()} == {"train": 30, "val": 30}
+    assert not set(probe.ids["train"]) & set(probe.ids["val"])
+    assert not set(probe.ids["val"]) & set(data.test.ids.tolist())

@@ -51,13 +51,13 @@ def run(
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Directories that hold runs.")],
-    out: Annotated[Path, typer.Option(help="Directory for report.html and its figures.")] = Path("report"),
+    out: Annotated[Path, typer.Option(help="The page; its figures lie beside it.")] = Path("report/report.html"),
 ) -> None:
     """Write the report on finished runs."""
-    from kdx_analysis.report import write_report
+    from kdx_analysis.report import Report
     from kdx_analysis.runs import RunSet
 
-    typer.echo(write_report(RunSet.load(*runs), out))
+    typer.echo(Report(RunSet.load(*runs)).save_html(out))
 
 
 @lists.command()

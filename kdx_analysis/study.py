@@ -32,7 +32,7 @@ from kdx_analysis.execution import Step, train_steps
 from kdx_analysis.models import HME, StagedNet, build_model, check_fits
 from kdx_analysis.probes.recorder import SPLITS
 from kdx_analysis.registry import unknown
-from kdx_analysis.report import write_report
+from kdx_analysis.report import Report
 from kdx_analysis.runs import Run, RunSet
 from kdx_analysis.runs.directory import INFO, WEIGHTS
 from kdx_analysis.training import fabric_for
@@ -221,7 +221,7 @@ class Study:
             train_steps(self, [teacher], teacher.path, 1, show)
             train_steps(self, others, teacher.path, jobs, show)
         runs = RunSet.of(Run.load(step.path) for step in steps)
-        write_report(runs, out / "report")
+        Report(runs).save_html(out / "report")
         return runs
 
     def _teacher_with(self, weights: Path) -> nn.Module:

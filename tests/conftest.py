@@ -37,6 +37,6 @@ def finished(tmp_path_factory) -> Finished:
     out = tmp_path_factory.mktemp("finished")
     study = toy_study()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kdx_analysis.study.write_report", lambda runs, out: out)
+        patch.setattr("kdx_analysis.report.Report.save_html", lambda self, out: out)
         runs = study.run(out)
     return Finished(study, out, runs)

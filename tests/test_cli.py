@@ -141,7 +141,7 @@ def test_a_study_runs_and_its_answer_is_printed(kdx, study_file, tmp_path, monke
         def __init__(self, runs) -> None:
             self.answers = [SimpleNamespace(opening=f"the answer from {len(runs)} runs", details=(), cautions=())]
 
-    monkeypatch.setattr("kdx_analysis.study.write_report", lambda runs, out: out)
+    monkeypatch.setattr("kdx_analysis.report.Report.save_html", lambda self, out: out)
     monkeypatch.setattr("kdx_analysis.report.Report", Report)
     options = ("--jobs", 1, "--set", "objectives=[kd]", "--set", "training.epochs=1")
     code, out, err = kdx("run", study_file, *options)

@@ -17,7 +17,7 @@ from tests.conftest import toy_study
 
 @pytest.fixture(autouse=True)
 def _no_report(monkeypatch):
-    monkeypatch.setattr("kdx_analysis.study.write_report", lambda runs, out: out)
+    monkeypatch.setattr("kdx_analysis.report.Report.save_html", lambda self, out: out)
 
 
 def files(path) -> dict[str, tuple[int, bytes]]:

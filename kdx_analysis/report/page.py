@@ -86,16 +86,24 @@ class Report:
         return self._render("fragment.html.j2", files_at=None)
 
     def save_html(self, out: str | Path) -> Path:
-        """Write ``report.html``, ``answer.csv`` and ``figures/`` below ``out``; the page comes last."""
-        out = Path(out)
+        """Write the page, and ``answer.csv`` and ``figures/`` beside it; the page comes last.
+
+        Args:
+            out: a directory, for ``report.html`` in it, or the page's own path, ending in ``.html``.
+
+        Returns:
+            The page's path.
+        """
+        page_file = Path(out) if Path(out).suffix == ".html" else Path(out) / PAGE
+        out = page_file.parent
         page = self._render("report.html.j2", files_at=FIGURES)
         for figure in self._figures[0]:
             for name, content in figure.files.items():
                 with staged_file(out / FIGURES / name) as partial:
                     partial.write_bytes(content)
         write_text(out / ANSWER, self._answer_csv())
-        write_text(out / PAGE, page)
-        return out / PAGE
+        write_text(page_file, page)
+        return page_file
 
     def _answer_csv(self) -> str:
         texts = [answer.to_frame().to_csv(index=False, header=not i) for i, answer in enumerate(self.answers)]

@@ -7,7 +7,7 @@ import pytest
 from kdx_analysis import plots
 from kdx_analysis.errors import KdxError
 from kdx_analysis.registry import Registry
-from kdx_analysis.report import Report, write_report
+from kdx_analysis.report import Report
 from tests.report.conftest import quick_figures, write_study
 
 SCRIPT = "<script>alert(1)</script>"
@@ -29,9 +29,7 @@ def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plots, "FIGURES", quick_figures())
-        path = write_report(
-            write_study(folder / "study", ("hard", "kd_shuffled", "kd"), seeds=2), folder / "out"
-        )
+        path = Report(write_study(folder / "study", ("hard", "kd_shuffled", "kd"), seeds=2)).save_html(folder / "out")
     return path, path.read_text(encoding="utf-8")
 
 
@@ -81,7 +79,7 @@ def test_every_anchor_of_the_page_has_its_place(page):
 def test_names_from_the_data_are_escaped(write, two_figures, tmp_path):
     objectives = ["hard", {"name": "kd", "label": f"kd {SCRIPT}"}, {"name": "hard_T", "label": "<b>T</b>"}]
     runs = write(objectives, seeds=1, classes=(SCRIPT, "a & b", "ship"))
-    for text in (write_report(runs, tmp_path / "out").read_text(), Report(runs)._repr_html_()):
+    for text in (Report(runs).save_html(tmp_path / "out").read_text(), Report(runs)._repr_html_()):
         tags = [tag for tag, _ in Tags(text).tags]
         assert "script" not in tags
         assert "b" not in tags
@@ -97,7 +95,7 @@ def test_a_figure_that_can_t_be_drawn_is_left_out_with_its_reason(page):
 
 def test_accuracies_stand_in_the_table(write, two_figures, tmp_path):
     runs = write(("hard", "kd"), seeds=1, planted={"accuracy": {"hard": [0.8125], "kd": [0.4375]}})
-    text = write_report(runs, tmp_path / "out").read_text()
+    text = Report(runs).save_html(tmp_path / "out").read_text()
     rows = re.findall(r"<tr>(.*?)</tr>", text.split('id="kdx-accuracy"')[1].split("</table>")[0], re.DOTALL)
     cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
     assert cells[1][:2] == ["teacher small_teacher", "97.5"]
@@ -132,17 +130,17 @@ def test_styles_of_the_fragment_stay_in_it(write, two_figures):
 def test_runs_without_an_explainer_are_refused(write, tmp_path):
     runs = write(("hard",), roles=("student",))
     with pytest.raises(KdxError, match="none of the 4 runs is an explainer"):
-        write_report(runs, tmp_path / "out")
+        Report(runs).save_html(tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_report_that_breaks_leaves_the_old_one(write, two_figures, tmp_path, monkeypatch):
     out = tmp_path / "out"
     runs = write(("hard",), seeds=1)
-    old = write_report(runs, out).read_text()
+    old = Report(runs).save_html(out).read_text()
     monkeypatch.setattr(plots, "save", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        write_report(runs, out)
+        Report(runs).save_html(out)
     assert (out / "report.html").read_text() == old
 
 
@@ -151,8 +149,15 @@ def test_one_seed_with_figures_of_the_package(write, tmp_path, monkeypatch):
     for name in ("ladder", "gates"):
         figures.register(name)(plots.FIGURES[name])
     monkeypatch.setattr(plots, "FIGURES", figures)
-    path = write_report(write(("hard", "kd_flat", "kd"), seeds=1), tmp_path / "out")
+    path = Report(write(("hard", "kd_flat", "kd"), seeds=1)).save_html(tmp_path / "out")
     text = path.read_text()
     assert "One seed: no interval, nothing decided." in text
     assert (path.parent / "figures/ladder.svg").stat().st_size > 0
     assert re.search(r"Not drawn:.*gates&#39; records", text, re.DOTALL)  # none are planted
+
+
+def test_the_page_may_have_a_name_of_its_own(tmp_path, write):
+    path = Report(write(("hard", "kd"), seeds=1)).save_html(tmp_path / "mine.html")
+    assert path == tmp_path / "mine.html"
+    assert (tmp_path / "answer.csv").exists()
+    assert 'src="data:image/png' in path.read_text()

@@ -15,6 +15,7 @@ import matplotlib.style
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from PIL import Image
 
 from kdx_analysis.io import staged_file
 
@@ -145,12 +146,12 @@ def styled(draw: Callable[P, tuple[Figure, A]]) -> Callable[P, tuple[Figure, A]]
 
 
 def save(figure: Figure, path: str | Path) -> list[Path]:
-    """Write ``figure`` as PNG (150 dpi) and SVG (text stays text), each to ``path`` with its suffix added."""
-    written = []
+    """Write ``figure`` as PNG (150 dpi, 256 colours) and SVG (text stays text), each to ``path`` with its suffix."""
+    png, svg = Path(f"{path}.png"), Path(f"{path}.svg")
     with style():
-        for suffix, options in (("png", {"dpi": 150}), ("svg", {"metadata": {"Date": None}})):
-            target = Path(f"{path}.{suffix}")
-            with staged_file(target) as partial:
-                figure.savefig(partial, format=suffix, **options)
-            written.append(target)
-    return written
+        with io.BytesIO() as buffer, staged_file(png) as partial:
+            figure.savefig(buffer, format="png", dpi=150)
+            Image.open(buffer).convert("RGB").quantize(256).save(partial, format="png", optimize=True)
+        with staged_file(svg) as partial:
+            figure.savefig(partial, format="svg", metadata={"Date": None})
+    return [png, svg]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -271,7 +272,7 @@ class _Training:
             scheduler.step()
             total += loss.detach()
         mean = float(fabric.all_reduce(total / self.steps_per_epoch, reduce_op="mean"))  # type: ignore[arg-type]
-        if mean != mean or mean in (float("inf"), float("-inf")):
+        if not math.isfinite(mean):
             raise KdxError(
                 f"the loss of objective {self.objective.config.label!r} is {mean} in epoch {epoch}; "
                 "lower training.lr or use precision 32-true"

@@ -151,7 +151,8 @@ def save(figure: Figure, path: str | Path) -> list[Path]:
     with style():
         with io.BytesIO() as buffer, staged_file(png) as partial:
             figure.savefig(buffer, format="png", dpi=150)
-            Image.open(buffer).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE).save(partial, format="png", optimize=True)
+            image = Image.open(buffer).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE)
+            image.save(partial, format="png", optimize=True)
         with staged_file(svg) as partial:
             figure.savefig(partial, format="svg", metadata={"Date": None})
     return [png, svg]

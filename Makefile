@@ -17,6 +17,7 @@ demo: install
 
 test: install
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy kdx_analysis
 	$(BIN)/lint-imports
 	$(BIN)/pytest

@@ -109,11 +109,7 @@ def answer(values: Mapping[str, pd.DataFrame], labels: Mapping[str, str]) -> Ans
 
 def _opening(main: Contrast | None, found: Sequence[Finding], labels: Mapping[str, str]) -> str:
     if main is None:
-        missing = (
-            "KD was not run"
-            if "kd" not in labels
-            else "no control of KD (hard_T, kd_flat, kd_shuffled) was run"
-        )
+        missing = "KD was not run" if "kd" not in labels else "no control of KD (hard_T, kd_flat, kd_shuffled) was run"
         return (
             f"No attribution is possible: {missing}, so nothing here tells the teacher's knowledge of the classes "
             "from the loss's temperature and softness."
@@ -223,18 +219,14 @@ def _division(values: Mapping[str, pd.DataFrame], labels: Mapping[str, str], fou
         )
     if not sentences:
         return ""
-    return (
-        f"Of {total[0].contrast.title}: {'; '.join(sentences)} (means over the seeds that all of them have)."
-    )
+    return f"Of {total[0].contrast.title}: {'; '.join(sentences)} (means over the seeds that all of them have)."
 
 
 def _cautions(values: Mapping[str, pd.DataFrame], labels: Mapping[str, str]) -> tuple[str, ...]:
     cautions = []
     accuracy = values.get("accuracy", pd.DataFrame())
     if "hard" in accuracy.columns:
-        gaps = {
-            rung: (accuracy[rung] - accuracy["hard"]).mean() for rung in labels if rung in accuracy.columns
-        }
+        gaps = {rung: (accuracy[rung] - accuracy["hard"]).mean() for rung in labels if rung in accuracy.columns}
         far = [
             f"{labels[rung]} {number(100 * gap, 1, signed=True)}"
             for rung, gap in gaps.items()

@@ -82,9 +82,7 @@ def summary(trainings: Sequence[Health]) -> list[str]:
 
 def _health(run: Run) -> Health:
     metrics = run.record("metrics")
-    losses = metrics[(metrics["split"] == "train") & (metrics["metric"] == "loss")].sort_values("epoch")[
-        "value"
-    ]
+    losses = metrics[(metrics["split"] == "train") & (metrics["metric"] == "loss")].sort_values("epoch")["value"]
     loss = [float(value) for value in losses]
     undefined, pairs = _pairs(run)
     return Health(

@@ -45,11 +45,7 @@ def percent(interval: Interval | None) -> str:
     if interval is None:
         return MISSING
     mean = number(100 * interval.mean, 1)
-    return (
-        mean
-        if interval.n < 2
-        else f"{mean} [{number(100 * interval.low, 1)}, {number(100 * interval.high, 1)}]"
-    )
+    return mean if interval.n < 2 else f"{mean} [{number(100 * interval.low, 1)}, {number(100 * interval.high, 1)}]"
 
 
 def listed(items: list[str]) -> str:

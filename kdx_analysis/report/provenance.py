@@ -102,9 +102,7 @@ def _draws(run: Run) -> str | None:
 
 
 def _versions(run: Run) -> str:
-    return ", ".join(
-        f"{name} {version}" for name, version in run.info["environment"].get("versions", {}).items()
-    )
+    return ", ".join(f"{name} {version}" for name, version in run.info["environment"].get("versions", {}).items())
 
 
 def _hardware(run: Run) -> str | None:

@@ -53,9 +53,7 @@ def write_study(
         config = ObjectiveConfig.model_validate(given)
         for seed in range(seeds):
             values = {
-                metric: table[config.label][seed]
-                for metric, table in (planted or {}).items()
-                if config.label in table
+                metric: table[config.label][seed] for metric, table in (planted or {}).items() if config.label in table
             }
             for role in roles:
                 _write(folder, role, config, seed, values, classes)

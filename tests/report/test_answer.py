@@ -93,10 +93,7 @@ def test_undecided_and_no_are_told_apart():
     values = planted(1.0, noise=0.2) | {"modulation": table(levels(1.0), 0.001)}
     opening = said(values).opening
     assert opening.startswith("Undecided")
-    assert (
-        "no difference worth a tenth of the metric's value under hard labels in modulation; undecided for"
-        in opening
-    )
+    assert "no difference worth a tenth of the metric's value under hard labels in modulation; undecided for" in opening
 
 
 def test_a_metric_that_is_undefined_on_one_side_is_named():
@@ -105,10 +102,7 @@ def test_a_metric_that_is_undefined_on_one_side_is_named():
     opening = said(values).opening
     assert "to any of the 4 conflict figures" in opening
     assert "; not defined in both for modulation." in opening
-    assert (
-        "not defined in both for modulation"
-        in said(planted(0.5) | {"modulation": values["modulation"]}).opening
-    )
+    assert "not defined in both for modulation" in said(planted(0.5) | {"modulation": values["modulation"]}).opening
 
 
 def test_gate_entropy_alone_makes_no_yes():
@@ -162,12 +156,8 @@ def test_without_kd_or_controls_nothing_is_attributed(rungs, reason):
 
 def test_kd_against_hard_and_smoothing_is_told_with_what_it_includes():
     details = said(planted(0.5)).details
-    assert any(
-        d.startswith("kd − hard (all of KD: includes temperature and softness): lowers") for d in details
-    )
-    assert any(
-        d.startswith("kd − label_smoothing (includes temperature and softness): lowers") for d in details
-    )
+    assert any(d.startswith("kd − hard (all of KD: includes temperature and softness): lowers") for d in details)
+    assert any(d.startswith("kd − label_smoothing (includes temperature and softness): lowers") for d in details)
 
 
 def test_an_effect_of_temperature_alone_is_not_put_down_to_the_teacher():
@@ -186,9 +176,7 @@ def test_an_effect_of_temperature_alone_is_not_put_down_to_the_teacher():
     assert told.opening.startswith("No: the teacher's knowledge of the classes makes no difference")
     rest = "The rest of KD, kd_shuffled − hard (unevenness, softness, temperature and loss scale): lowers conflict rate"
     assert rest in told.opening
-    assert any(
-        d.startswith("hard_T − hard (temperature and loss scale): lowers conflict rate") for d in told.details
-    )
+    assert any(d.startswith("hard_T − hard (temperature and loss scale): lowers conflict rate") for d in told.details)
 
 
 def test_kd_minus_hard_is_divided_over_the_rungs():

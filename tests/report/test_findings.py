@@ -47,9 +47,7 @@ def test_the_nearest_control_that_was_run(rungs, first):
 
 def test_one_rung_alone_compares_with_nothing():
     assert named(("hard",)) == named(("hard", "label_smoothing")) == []
-    assert named(("kd", "label_smoothing")) == [
-        ("kd", "label_smoothing", "includes temperature and softness")
-    ]
+    assert named(("kd", "label_smoothing")) == [("kd", "label_smoothing", "includes temperature and softness")]
 
 
 def test_only_a_control_attributes():
@@ -91,9 +89,7 @@ def test_effect_interval_and_margin_against_an_independent_computation():
     chosen = next(f for f in found if f.metric == "severity" and f.contrast.title == "kd − hard_T")
     differences = values["severity"]["kd"] - values["severity"]["hard_T"]
     low, high = stats.t.interval(1 - 0.05 / 2, 3, differences.mean(), stats.sem(differences))
-    assert (chosen.effect.mean, chosen.effect.low, chosen.effect.high) == pytest.approx(
-        (differences.mean(), low, high)
-    )
+    assert (chosen.effect.mean, chosen.effect.low, chosen.effect.high) == pytest.approx((differences.mean(), low, high))
     assert chosen.effect.n == 4
     assert chosen.confidence == 1 - 0.05 / 2  # two metrics asked about; accuracy is not one
     assert chosen.margin == pytest.approx(0.1 * abs(values["severity"]["hard"].mean()))

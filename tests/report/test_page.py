@@ -44,9 +44,7 @@ def test_the_page_and_everything_beside_it(page):
         "figures/plain.svg",
         "report.html",
     ]
-    linked = {
-        of["href"] for tag, of in Tags(text).tags if tag == "a" and not of["href"].startswith(("#", "http"))
-    }
+    linked = {of["href"] for tag, of in Tags(text).tags if tag == "a" and not of["href"].startswith(("#", "http"))}
     assert linked == set(beside) - {"report.html"}
     assert list(pd.read_csv(path.parent / "figures/plain.csv").columns) == ["subtask", "value"]
     answer = pd.read_csv(path.parent / "answer.csv")

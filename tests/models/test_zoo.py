@@ -110,8 +110,8 @@ def test_shapes_and_declared_widths(name: str) -> None:
                 out = stage(out)
                 assert out.shape[1] == plan.width
             pooled = model.features(x)
-            assert pooled.shape == (2, model.plans[-1].width)
-            torch.testing.assert_close(pooled, nn.functional.adaptive_avg_pool2d(out, 1).flatten(1))
+            assert pooled.shape == (2, model.plans[-1].width * model.pool**2)
+            torch.testing.assert_close(pooled, nn.functional.adaptive_avg_pool2d(out, model.pool).flatten(1))
             torch.testing.assert_close(model(x), model.classifier(pooled))
             assert model(x).shape == (2, 4)
 

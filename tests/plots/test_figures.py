@@ -195,11 +195,11 @@ def test_conflict_is_the_mean_over_seeds_and_epochs(study: RunSet) -> None:
     assert (row["seeds"], row["epochs"], row["values"], row["undefined"]) == (3, 2, 6, 0)
     assert row["cosine"] == pytest.approx(disk["cosine"].mean())
     _, axes = plots.conflict(runs)
-    matrix = axes[1].images[0].get_array()
+    matrix = axes[1].collections[0].get_array()
     high, low = max(row["a_row"], row["b_row"]), min(row["a_row"], row["b_row"])
     assert matrix[high, low] == pytest.approx(row["cosine"])
     assert matrix[low, high] == pytest.approx(row["null"])
-    assert axes[0].images[0].get_clim() == (-1, 1)
+    assert axes[0].collections[0].get_clim() == (-1, 1)
 
 
 def test_entropy_stands_beside_the_initial_gates(study: RunSet) -> None:

@@ -65,13 +65,15 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "separation",
         "separation",
-        "how far the gates lower contention below that of uniform gates, in [−1, 1]; 0: no better than sharing all",
+        "how far the gates lower contention below that of uniform gates, in [−1, 1]; 0: no better than sharing all; "
+        "null: residuals permuted over samples",
         conflict=True,
     ),
     Metric(
         "modulation",
         "modulation",
-        "how far contention lies below that of the same gates permuted over subtasks, in [−1, 1]; null: 0",
+        "how far contention lies below that of the same gates permuted over subtasks, in [−1, 1]; 0: it does not "
+        "matter which subtask goes where; null: residuals permuted over samples",
         conflict=True,
     ),
 )

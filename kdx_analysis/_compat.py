@@ -12,6 +12,7 @@ import importlib.util
 from pathlib import Path
 
 import torch
+from torch import library
 
 _SCHEMAS = {
     "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -37,14 +38,14 @@ def _operators_load() -> bool:
     return True
 
 
-def _declare_missing() -> torch.library.Library | None:
+def _declare_missing() -> library.Library | None:
     if _operators_load():
         return None
-    library = torch.library.Library("torchvision", "FRAGMENT")
+    fragment = library.Library("torchvision", "FRAGMENT")
     for name, schema in _SCHEMAS.items():
         if not hasattr(torch.ops.torchvision, name):
-            library.define(schema)
-    return library
+            fragment.define(schema)
+    return fragment
 
 
 _LIBRARY = _declare_missing()  # the declarations live as long as this object

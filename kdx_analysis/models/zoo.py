@@ -1,19 +1,14 @@
 """Teachers and students as stages, in the shapes that the literature on distilling CIFAR models uses.
 
-A stage is built by a function of (in_channels, out_channels, groups), so that one recipe makes the whole
-stage (groups = 1) or N narrow copies of it that run side by side, one an expert of a level (groups = N).
-
 Where sources differ, shapes are those of CRD's code (Tian et al., ICLR 2020, arXiv 1910.10699), which later
-work on distillation took over. All models start alike: convolutions Kaiming-normal with the fan-out of one
-expert, BatchNorm 1/0, biases of convolutions 0, Linear as PyTorch has it (CRD's VGG: N(0, 0.01)).
+work on distillation took over. All models start alike: convolutions Kaiming-normal (fan-out), BatchNorm 1/0,
+biases of convolutions 0, Linear as PyTorch has it (CRD's VGG: N(0, 0.01)).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch.nn.functional as F
@@ -21,57 +16,26 @@ from torch import Tensor, nn
 
 from kdx_analysis.registry import Registry
 
-StageBuilder = Callable[[int, int, int], nn.Module]
-"""build(in_channels, out_channels, groups): a stage from B×in_channels×H×W to B×out_channels×H'×W'.
-
-Both numbers of channels count all groups together. With groups = N, channels stand expert by expert, slice i
-of N of every parameter (dim 0) belongs to expert i alone, and expert i sees only its slice of the input.
-"""
-
-
-@dataclass(frozen=True)
-class StagePlan:
-    """How a stage is built, and how many channels leave it when it stays whole."""
-
-    build: StageBuilder
-    width: int
-
 
 class StagedNet(nn.Module):
     """A stem, stages, average pooling and a linear classifier; images B×in_channels×H×W to logits B×K.
 
-    ``build_stem`` builds ``stem``, which gives B×stem_width×H×W; ``plans`` build ``stages``, each whole. Both
-    are kept, so that stem and stages can be built anew. The classifier reads features averaged over a ``pool`` ×
-    ``pool`` grid, globally by default.
+    Args:
+        stem: images to B×C×H×W.
+        stages: what an explainer splits: the first stays whole with the stem, each later one is a level of experts.
+        width: C, the channels that leave the last stage.
+        num_classes: K.
+        pool: the classifier reads features averaged over a ``pool`` × ``pool`` grid, globally by default.
     """
 
     def __init__(
-        self,
-        build_stem: Callable[[], nn.Module],
-        stem_width: int,
-        plans: Sequence[StagePlan],
-        num_classes: int,
-        in_channels: int,
-        pool: int = 1,
+        self, stem: nn.Module, stages: Sequence[nn.Module], width: int, num_classes: int, pool: int = 1
     ) -> None:
         super().__init__()
         self.pool = pool
-        self.build_stem = build_stem
-        self.stem = build_stem()
-        self.stem_width = stem_width
-        self.plans = tuple(plans)
-        self.num_classes = num_classes
-        self.in_channels = in_channels
-        self.stages = nn.ModuleList()
-        width = stem_width
-        for plan in self.plans:
-            self.stages.append(plan.build(width, plan.width, 1))
-            width = plan.width
+        self.stem = stem
+        self.stages = nn.ModuleList(stages)
         self.classifier = nn.Linear(width * pool**2, num_classes)
-
-    def rebuilt(self) -> StagedNet:
-        """The same network with weights drawn anew."""
-        return StagedNet(self.build_stem, self.stem_width, self.plans, self.num_classes, self.in_channels, self.pool)
 
     def features(self, x: Tensor) -> Tensor:
         """What the classifier reads: the last stage's features, averaged over the grid; B×(C·pool²)."""
@@ -93,36 +57,25 @@ class ModelBuilder(Protocol):
 MODELS: Registry[ModelBuilder] = Registry("model")
 
 
-def _conv(
-    in_channels: int, out_channels: int, size: int, *, stride: int = 1, groups: int = 1, bias: bool = False
-) -> nn.Conv2d:
-    conv = nn.Conv2d(in_channels, out_channels, size, stride, size // 2, groups=groups, bias=bias)
-    # nn.init.kaiming_normal_ would take the fan-out of all groups together
-    fan_out = out_channels // groups * size * size
-    nn.init.normal_(conv.weight, 0.0, math.sqrt(2.0 / fan_out))
-    if conv.bias is not None:
-        nn.init.zeros_(conv.bias)
-    return conv
+class Conv(nn.Conv2d):
+    """A convolution that keeps the size at stride 1 and starts Kaiming-normal with its fan-out, its bias at 0."""
+
+    def __init__(self, in_channels: int, out_channels: int, size: int, *, stride: int = 1, bias: bool = False) -> None:
+        super().__init__(in_channels, out_channels, size, stride, size // 2, bias=bias)
+
+    def reset_parameters(self) -> None:
+        fan_out = self.out_channels // self.groups * math.prod(self.kernel_size)
+        nn.init.normal_(self.weight, 0.0, math.sqrt(2.0 / fan_out))
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
 
 def plain_stage(
-    in_channels: int,
-    out_channels: int,
-    groups: int = 1,
-    *,
-    stride: int = 1,
-    bias: bool = False,
-    pool: bool = False,
+    in_channels: int, out_channels: int, *, stride: int = 1, bias: bool = False, pool: bool = False
 ) -> nn.Sequential:
     """conv3×3, BatchNorm, ReLU and, with ``pool``, 2×2 max-pooling."""
-    layers: list[nn.Module] = [
-        _conv(in_channels, out_channels, 3, stride=stride, groups=groups, bias=bias),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(),
-    ]
-    if pool:
-        layers.append(nn.MaxPool2d(2))
-    return nn.Sequential(*layers)
+    layers = [Conv(in_channels, out_channels, 3, stride=stride, bias=bias), nn.BatchNorm2d(out_channels), nn.ReLU()]
+    return nn.Sequential(*layers, *([nn.MaxPool2d(2)] if pool else []))
 
 
 class BasicBlock(nn.Module):
@@ -132,18 +85,17 @@ class BasicBlock(nn.Module):
     CIFAR models of the paper itself pad with zeros).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, groups: int = 1, *, stride: int = 1) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1) -> None:
         super().__init__()
-        self.conv1 = _conv(in_channels, out_channels, 3, stride=stride, groups=groups)
+        self.conv1 = Conv(in_channels, out_channels, 3, stride=stride)
         self.bn1 = nn.BatchNorm2d(out_channels)
         self.relu1 = nn.ReLU()
-        self.conv2 = _conv(out_channels, out_channels, 3, groups=groups)
+        self.conv2 = Conv(out_channels, out_channels, 3)
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
             self.shortcut = nn.Sequential(
-                _conv(in_channels, out_channels, 1, stride=stride, groups=groups),
-                nn.BatchNorm2d(out_channels),
+                Conv(in_channels, out_channels, 1, stride=stride), nn.BatchNorm2d(out_channels)
             )
         self.relu2 = nn.ReLU()
 
@@ -159,17 +111,17 @@ class PreActivationBlock(nn.Module):
     There is no dropout.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, groups: int = 1, *, stride: int = 1) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(in_channels)
         self.relu1 = nn.ReLU()
-        self.conv1 = _conv(in_channels, out_channels, 3, stride=stride, groups=groups)
+        self.conv1 = Conv(in_channels, out_channels, 3, stride=stride)
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.relu2 = nn.ReLU()
-        self.conv2 = _conv(out_channels, out_channels, 3, groups=groups)
+        self.conv2 = Conv(out_channels, out_channels, 3)
         self.shortcut: nn.Module | None = None
         if stride != 1 or in_channels != out_channels:
-            self.shortcut = _conv(in_channels, out_channels, 1, stride=stride, groups=groups)
+            self.shortcut = Conv(in_channels, out_channels, 1, stride=stride)
 
     def forward(self, x: Tensor) -> Tensor:
         a = self.relu1(self.bn1(x))
@@ -177,50 +129,47 @@ class PreActivationBlock(nn.Module):
         return out + (x if self.shortcut is None else self.shortcut(a))
 
 
-def residual_stage(
-    in_channels: int, out_channels: int, groups: int = 1, *, blocks: int, stride: int = 1
-) -> nn.Sequential:
+def residual_stage(in_channels: int, out_channels: int, *, blocks: int, stride: int = 1) -> nn.Sequential:
     """``blocks`` basic blocks, the first with ``stride``."""
-    first = BasicBlock(in_channels, out_channels, groups, stride=stride)
-    return nn.Sequential(first, *(BasicBlock(out_channels, out_channels, groups) for _ in range(blocks - 1)))
+    first = BasicBlock(in_channels, out_channels, stride=stride)
+    return nn.Sequential(first, *(BasicBlock(out_channels, out_channels) for _ in range(blocks - 1)))
 
 
 def pre_activation_stage(
-    in_channels: int, out_channels: int, groups: int = 1, *, blocks: int, stride: int = 1, last: bool = False
+    in_channels: int, out_channels: int, *, blocks: int, stride: int = 1, last: bool = False
 ) -> nn.Sequential:
     """``blocks`` pre-activation blocks, the first with ``stride``; the net's ``last`` ends in BN ReLU."""
-    first = PreActivationBlock(in_channels, out_channels, groups, stride=stride)
-    rest = (PreActivationBlock(out_channels, out_channels, groups) for _ in range(blocks - 1))
+    first = PreActivationBlock(in_channels, out_channels, stride=stride)
+    rest = (PreActivationBlock(out_channels, out_channels) for _ in range(blocks - 1))
     end = (nn.BatchNorm2d(out_channels), nn.ReLU()) if last else ()
     return nn.Sequential(first, *rest, *end)
 
 
 def _resnet(stem_width: int, widths: Sequence[int], blocks: int, num_classes: int, in_channels: int) -> StagedNet:
-    plans = [
-        StagePlan(partial(residual_stage, blocks=blocks, stride=1 if i == 0 else 2), width)
-        for i, width in enumerate(widths)
+    stem = plain_stage(in_channels, stem_width)
+    below = (stem_width, *widths)
+    stages = [
+        residual_stage(below[i], width, blocks=blocks, stride=1 if i == 0 else 2) for i, width in enumerate(widths)
     ]
-    return StagedNet(partial(plain_stage, in_channels, stem_width), stem_width, plans, num_classes, in_channels)
+    return StagedNet(stem, stages, widths[-1], num_classes)
 
 
 def _wrn(depth: int, widen: int, num_classes: int, in_channels: int) -> StagedNet:
-    blocks = (depth - 4) // 6
-    plans = [
-        StagePlan(partial(pre_activation_stage, blocks=blocks), 16 * widen),
-        StagePlan(partial(pre_activation_stage, blocks=blocks, stride=2), 32 * widen),
-        StagePlan(partial(pre_activation_stage, blocks=blocks, stride=2, last=True), 64 * widen),
+    blocks, width = (depth - 4) // 6, 16 * widen
+    stem = Conv(in_channels, 16, 3)
+    stages = [
+        pre_activation_stage(16, width, blocks=blocks),
+        pre_activation_stage(width, 2 * width, blocks=blocks, stride=2),
+        pre_activation_stage(2 * width, 4 * width, blocks=blocks, stride=2, last=True),
     ]
-    return StagedNet(partial(_conv, in_channels, 16, 3), 16, plans, num_classes, in_channels)
+    return StagedNet(stem, stages, 4 * width, num_classes)
 
 
 @MODELS.register("digits_teacher")
 def digits_teacher(num_classes: int, in_channels: int = 3) -> StagedNet:
     """For 8×8 images: a ResNet of two stages of one basic block, 64 and 128 channels. [ours]"""
-    plans = [
-        StagePlan(partial(residual_stage, blocks=1, stride=2), 64),
-        StagePlan(partial(residual_stage, blocks=1, stride=2), 128),
-    ]
-    return StagedNet(partial(plain_stage, in_channels, 64), 64, plans, num_classes, in_channels)
+    stages = [residual_stage(64, 64, blocks=1, stride=2), residual_stage(64, 128, blocks=1, stride=2)]
+    return StagedNet(plain_stage(in_channels, 64), stages, 128, num_classes)
 
 
 @MODELS.register("digits_student")
@@ -229,8 +178,8 @@ def digits_student(num_classes: int, in_channels: int = 3) -> StagedNet:
 
     The stem is the identity: the first stage reads the image. The classifier reads the last 4×4 features unpooled.
     """
-    plans = [StagePlan(partial(plain_stage, stride=2 if i == 2 else 1), 24) for i in range(4)]
-    return StagedNet(nn.Identity, in_channels, plans, num_classes, in_channels, pool=4)
+    stages = [plain_stage(24 if i else in_channels, 24, stride=2 if i == 2 else 1) for i in range(4)]
+    return StagedNet(nn.Identity(), stages, 24, num_classes, pool=4)
 
 
 @MODELS.register("resnet20")
@@ -280,8 +229,6 @@ def vgg8(num_classes: int, in_channels: int = 3) -> StagedNet:
     CRD's ``vgg8_bn`` for 32×32 images, with one Linear layer where VGG (arXiv 1409.1556) has three; a pool
     belongs to the stage before it. The stem is the identity: the first stage reads the image.
     """
-    plans = [
-        StagePlan(partial(plain_stage, bias=True, pool=i < 3), width)
-        for i, width in enumerate((64, 128, 256, 512, 512))
-    ]
-    return StagedNet(nn.Identity, in_channels, plans, num_classes, in_channels)
+    widths = (in_channels, 64, 128, 256, 512, 512)
+    stages = [plain_stage(widths[i], widths[i + 1], bias=True, pool=i < 3) for i in range(5)]
+    return StagedNet(nn.Identity(), stages, 512, num_classes)

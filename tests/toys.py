@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from kdx_analysis.data.dataset import Dataset, Split, TensorImages
-from kdx_analysis.models.zoo import StagedNet, StagePlan, plain_stage
+from kdx_analysis.models.zoo import StagedNet, plain_stage
 
 CLASSES = ("ant", "bee", "cat")
 SECTIONS = {
@@ -57,4 +57,5 @@ class RowTeacher(nn.Module):
 
 def staged_net() -> StagedNet:
     """Three stages of 4 channels for the images of ``dataset``."""
-    return StagedNet(nn.Identity, 1, [StagePlan(plain_stage, 4)] * 3, len(CLASSES), 1, pool=4)
+    stages = [plain_stage(1 if i == 0 else 4, 4) for i in range(3)]
+    return StagedNet(nn.Identity(), stages, 4, len(CLASSES), pool=4)

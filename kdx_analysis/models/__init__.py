@@ -1,14 +1,17 @@
 """Models: the zoo, the gates, the explainer and its tree."""
 
+from kdx_analysis.models.experts import Level
 from kdx_analysis.models.hme import HME, Trace
 from kdx_analysis.models.resolve import build_model, check_fits, count_parameters, list_models
+from kdx_analysis.models.split import Split
 from kdx_analysis.models.tree import Tree
-from kdx_analysis.models.zoo import MODELS, StagedNet, StagePlan
+from kdx_analysis.models.zoo import MODELS, StagedNet
 
 __all__ = [
     "HME",
     "MODELS",
-    "StagePlan",
+    "Level",
+    "Split",
     "StagedNet",
     "Trace",
     "Tree",

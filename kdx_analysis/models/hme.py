@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdx_analysis.errors import KdxError
-from kdx_analysis.models import gates
-from kdx_analysis.models.split import Level, split_student
+from kdx_analysis.models import gates as attending
+from kdx_analysis.models.experts import Level
+from kdx_analysis.models.gating import FixedGate, InputGate, ParameterGate, sampled, strongest
+from kdx_analysis.models.heads import GridPool, LinearHeads, TokenPool
+from kdx_analysis.models.redraw import draw_anew
+from kdx_analysis.models.split import Budget, Split, split_student, with_heads
+from kdx_analysis.models.stages import MAX_STAGES
+from kdx_analysis.models.tree import Tree
 from kdx_analysis.models.zoo import StagedNet
+
+Gates = Literal["parameter", "input"]
 
 
 @dataclass(frozen=True)
@@ -20,69 +29,132 @@ class Trace:
     """What one forward pass of an explainer computes, from the trunk to the margins.
 
     Attributes:
-        features: per level l = 1…L the experts' features, B×N_l×C_l×H_l×W_l; level 1 is the trunk, N_1 = 1.
-        pooled: the last level's features as the heads read them, B×N_L×(C_L·pool²).
-        inputs: every subtask's gated input, B×K×(C_L·pool²).
+        features: per level l = 1…L the experts' features, B×N_l×C_l×H_l×W_l (tokens: B×N_l×T×D); level 1 is the
+            trunk, N_1 = 1.
+        pooled: the last level's features as the heads read them, B×N_L×D.
+        inputs: every subtask's gated input, B×K×D.
         margins: m_k, B×K.
+        attention: α^l for l = 2…L+1, N_l×N_{l−1} (the last K×N_L); of input gates, B×N_l×N_{l−1}.
     """
 
     features: tuple[Tensor, ...]
     pooled: Tensor
     inputs: Tensor
     margins: Tensor
+    attention: tuple[Tensor, ...]
 
 
 class HME(nn.Module):
     """Trunk, levels of experts, gates between them, and one binary head per class.
 
     The input of expert i on level l is Σ_j α^l_ij F_j^{l−1}, the input of subtask k's head Σ_j α^{L+1}_kj F_j^L.
-    The gates are parameters, not functions of the input. Heads are linear on features averaged over a ``pool`` ×
-    ``pool`` grid; pooling and gates are both linear, so the features are pooled before they are mixed. Calling the
+    What heads read of the features is linear in them, as gates are, so it is taken before they are mixed. Calling the
     model gives the margins m_k (B×K); the multi-class prediction is argmax_k m_k.
 
     Args:
-        trunk: image → B×C_1×H×W, shared by all experts.
-        levels: the levels above it; experts of one level are computed side by side by grouped convolutions.
+        trunk: image → B×C_1×H×W, shared by all experts (tokens: B×T×D).
+        levels: the levels above it.
+        heads: gated inputs B×K×D → B×K.
+        readout: a level's features → what heads read of them, B×N×… → B×N×D.
         num_classes: K, the number of binary subtasks.
-        pool: the grid that heads read, as the student's classifier does; 1 is global average pooling.
+        gates: ``parameter``, one logit per child and parent, or ``input``, a small network on the pooled features.
+        widths: channels of the experts' features on levels 2…L, which ``input`` gates read.
+        top_k: every child draws from its strongest ``top_k`` parents only; None: from all.
+        gumbel: Gumbel noise on the logits in train mode.
     """
 
     tau: Tensor
 
-    def __init__(self, trunk: nn.Module, levels: Sequence[Level], num_classes: int, pool: int = 1) -> None:
+    def __init__(
+        self,
+        trunk: nn.Module,
+        levels: Sequence[Level],
+        heads: nn.Module,
+        *,
+        readout: nn.Module,
+        num_classes: int,
+        gates: Gates = "parameter",
+        widths: Sequence[int] = (),
+        top_k: int | None = None,
+        gumbel: bool = False,
+    ) -> None:
         super().__init__()
         if not levels:
             raise KdxError("an explainer needs at least one level of experts above the trunk")
+        if gates not in get_args(Gates):
+            raise KdxError(f"gates = {gates!r} should be one of {', '.join(get_args(Gates))}")
+        if top_k is not None and top_k < 1:
+            raise KdxError(f"top_k = {top_k} should be 1 or more, or None for all parents")
         self.num_classes = num_classes
         self.experts = (1, *(level.experts for level in levels))
+        self.top_k, self.gumbel = top_k, gumbel
+        self.split: Split | None = None
         self.trunk = trunk
-        self.levels = nn.ModuleList(level.module for level in levels)
-        rows = (*self.experts[2:], num_classes)
-        self.gate_logits = nn.ParameterList(
-            nn.Parameter(torch.rand(n, parents)) for n, parents in zip(rows, self.experts[1:], strict=True)
+        self.levels = nn.ModuleList(levels)
+        children = (*self.experts[2:], num_classes)
+        pairs = list(zip(children, self.experts[1:], strict=True))
+        self.gates = nn.ModuleList(
+            ParameterGate(n, m) if gates == "parameter" else InputGate(n, m, width)
+            for (n, m), width in zip(pairs, widths or [0] * len(pairs), strict=True)
         )
-        self.pool = pool
-        width = levels[-1].channels * pool**2
-        bound = width**-0.5
-        self.head_weight = nn.Parameter(torch.empty(num_classes, width).uniform_(-bound, bound))
-        self.head_bias = nn.Parameter(torch.zeros(num_classes))
+        self.readout = readout
+        self.heads = heads
         self.register_buffer("tau", torch.ones(()))
 
     @classmethod
-    def from_student(cls, student: nn.Module, num_classes: int, experts: int | Sequence[int] = 4) -> HME:
-        """An explainer with the student's blocks: its stem and first stage as trunk, later stages as experts.
+    def from_student(
+        cls,
+        student: nn.Module,
+        num_classes: int,
+        experts: int | Sequence[int] = 4,
+        *,
+        budget: Budget = "params",
+        gates: Gates = "parameter",
+        top_k: int | None = None,
+        gumbel: bool = False,
+        stages: Sequence[str] | None = None,
+        image_shape: Sequence[int] | None = None,
+        pool: int | None = None,
+    ) -> HME:
+        """An explainer with the student's blocks: its first stage as trunk, later stages narrowed into experts.
 
-        Experts are narrowed until all levels together have about the parameters of the stages that they stand
-        for. The weights are drawn anew from torch's random state; the student is left as it is. Raises KdxError
-        for a student whose stages are not declared.
+        What was found stands in ``split``, a table. The weights are drawn anew from torch's random state; the student
+        is left as it is.
+
+        Args:
+            student: a feed-forward classifier of convolutional stages or transformer blocks.
+            num_classes: K.
+            experts: of every level, or one number a level.
+            budget: what all levels together keep of the stages that they stand for, within a tenth: parameters
+                (``params``), floating-point operations (``flops``), or the channels of each level (``width``).
+            gates, top_k, gumbel: as for the class.
+            stages: module paths at whose ends the trunk and each level end, where they should not be found by
+                resolution; a StagedNet declares its own.
+            image_shape: C×H×W; by default the first common size that fits.
+            pool: heads read features averaged over a grid of this size; by default a StagedNet's own, else 1.
+
+        Raises:
+            KdxError: the student can't be split; names the module and how to declare its stages.
         """
-        if not isinstance(student, StagedNet):
-            raise KdxError(
-                f"{type(student).__name__} does not declare its stages, so it can't be split into experts; "
-                "build it as a StagedNet or take a student of the zoo (kdx list models)"
-            )
-        trunk, levels = split_student(student, experts)
-        return cls(trunk, levels, num_classes, student.pool)
+        if stages is None and isinstance(student, StagedNet):
+            stages = [f"stages.{i}" for i in range(len(student.stages))][-MAX_STAGES:]
+            channels = next(m.in_channels for m in student.modules() if isinstance(m, nn.Conv2d))
+            image_shape = image_shape or (channels, 32, 32)
+        trunk, levels, found, split = split_student(
+            student, experts, budget=budget, stages=stages, image_shape=image_shape
+        )
+        features = [part.shape for part in split.parts[1:]]
+        tokens = len(features[-1]) == 2
+        size = pool or (student.pool if isinstance(student, StagedNet) else 1)
+        readout = TokenPool(first=found.reads == "token") if tokens else GridPool(size)
+        heads = LinearHeads(num_classes, features[-1][1] if tokens else features[-1][0] * size**2)
+        like = next(iter(levels[0].parameters()))
+        made = cls(
+            trunk, levels, heads.to(like), readout=readout, num_classes=num_classes, gates=gates, top_k=top_k,
+            widths=[shape[-1] if tokens else shape[0] for shape in features], gumbel=gumbel,
+        ).to(like)  # fmt: skip
+        made.split = with_heads(split, found, heads, num_classes)
+        return made
 
     @property
     def temperature(self) -> float:
@@ -95,41 +167,106 @@ class HME(nn.Module):
             raise KdxError(f"gate temperature {value!r} should be above 0")
         self.tau.fill_(value)
 
+    @property
+    def hard(self) -> bool:
+        """Whether every gate is fixed to one parent."""
+        return all(isinstance(gate, FixedGate) for gate in self.gates)
+
     def gate_parameters(self) -> Iterator[nn.Parameter]:
-        """The gate logits W, for an optimiser group of their own (no weight decay: it would sharpen or flatten)."""
-        yield from self.gate_logits
+        """The gates' parameters, for an optimiser group of their own (no weight decay: it would sharpen or flatten)."""
+        return self.gates.parameters()
 
     def attention(self, logits: Sequence[Tensor] | None = None) -> list[Tensor]:
-        """α^l for l = 2…L+1 at the present τ, of the model's own gate logits or of ``logits`` in their place.
+        """α^l for l = 2…L+1 at the present τ, of the model's own gates or of ``logits`` in place of theirs.
 
-        The first, into level 2 from the single trunk, is all ones.
+        The first, into level 2 from the single trunk, is all ones. Raises KdxError for ``input`` gates, whose
+        attention depends on the images: see :meth:`trace`.
         """
-        first = self.head_weight.new_ones(self.experts[1], 1)
-        chosen = list(self.gate_logits) if logits is None else list(logits)
-        return [first, *(gates.attention(w, self.tau) for w in chosen)]
+        if logits is None and any(isinstance(gate, InputGate) for gate in self.gates):
+            raise KdxError("the attention of input gates depends on the images; take trace(images).attention")
+        first = self.tau.new_ones(self.experts[1], 1)
+        if logits is not None:
+            return [first, *(self._attention(w) for w in logits)]
+        return [first, *(self._alpha(gate, first, noisy=False) for gate in self.gates)]
 
     def trace(self, images: Tensor) -> Trace:
         """Run the model and keep what lies on the way; ``images`` are normalised, B×C×H×W."""
-        alpha = self.attention()
-        features = [self.trunk(images).unsqueeze(1)]
-        for module, gate in zip(self.levels, alpha[:-1], strict=True):
-            out = module(_mix(features[-1], gate))
-            features.append(out.unflatten(1, (gate.shape[0], -1)))
-        grid = F.adaptive_avg_pool2d(features[-1].flatten(1, 2), self.pool)
-        pooled = grid.unflatten(1, (self.experts[-1], -1)).flatten(2)
-        inputs = alpha[-1] @ pooled
-        return Trace(tuple(features), pooled, inputs, self.heads(inputs))
-
-    def heads(self, inputs: Tensor) -> Tensor:
-        """Margins (B×K) of the subtasks from their gated inputs (B×K×(C·pool²))."""
-        return (inputs * self.head_weight).sum(dim=-1) + self.head_bias
+        trunk = self.trunk(images)
+        features = [trunk.unsqueeze(1)]
+        alphas = [trunk.new_ones(self.experts[1], 1)]
+        x = torch.cat([trunk] * self.experts[1], dim=1).unflatten(1, (self.experts[1], -1))  # keeps the memory format
+        for level, gate in zip(self.levels, self.gates, strict=True):
+            features.append(level(x))
+            alphas.append(self._alpha(gate, self._summary(gate, features[-1]), noisy=self.training))
+            if len(features) < len(self.experts):
+                x = _mix(features[-1], alphas[-1], gate)
+        pooled = self.readout(features[-1])
+        inputs = _mix(pooled, alphas[-1], self.gates[-1])
+        return Trace(tuple(features), pooled, inputs, self.heads(inputs), tuple(alphas))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.trace(images).margins
 
+    def harden(self, attention: Sequence[Tensor] | None = None) -> HME:
+        """A copy whose every gate is fixed to the parent of its largest attention.
 
-def _mix(features: Tensor, gate: Tensor) -> Tensor:
-    """Σ_j gate_ij F_j, experts side by side: features B×M×C×H×W, gate N×M, result B×(N·C)×H×W."""
-    if features.shape[1] == 1:  # the trunk's single gate is 1; cat keeps the memory format
-        return torch.cat([features[:, 0]] * gate.shape[0], dim=1)
-    return torch.einsum("nm,bmchw->bnchw", gate, features).flatten(1, 2)
+        ``attention`` are α^l or A^l for l = 2…L+1 (the first is not looked at); by default the model's own α.
+        """
+        chosen = self.attention() if attention is None else list(attention)
+        shapes = [(n, m) for n, m in zip((*self.experts[1:], self.num_classes), self.experts, strict=True)]
+        if [tuple(a.shape) for a in chosen] != shapes:
+            raise KdxError(f"attention of shapes {[tuple(a.shape) for a in chosen]} does not fit, wanted {shapes}")
+        copied = copy.deepcopy(self)
+        copied.gates = nn.ModuleList(
+            FixedGate(a.argmax(dim=-1).tolist(), a.shape[1]).to(self.tau.device) for a in chosen[1:]
+        )
+        return copied
+
+    def pruned(self) -> HME:
+        """Of a hard explainer: a copy without the experts that no subtask reaches, with the same outputs."""
+        if not self.hard:
+            raise KdxError("only a hard explainer has dead experts to prune; call harden() first")
+        live = [sorted(level) for level in self.tree([str(k) for k in range(self.num_classes)]).live]
+        copied = copy.deepcopy(self)
+        copied.experts = tuple(len(level) for level in live)
+        copied.levels = nn.ModuleList(level.take(kept) for level, kept in zip(self.levels, live[1:], strict=True))
+        children = (*live[2:], list(range(self.num_classes)))
+        copied.gates = nn.ModuleList(
+            FixedGate([below.index(int(gate.parents[child])) for child in kept], len(below)).to(self.tau.device)
+            for gate, kept, below in zip(self.gates, children, live[1:], strict=True)
+        )
+        return copied
+
+    def redraw(self) -> None:
+        """Draw the weights of trunk, experts and heads anew; gates and τ stay."""
+        draw_anew(self.trunk)
+        for level in self.levels:
+            level.reset_parameters()
+        draw_anew(self.heads)
+
+    def tree(self, classes: Sequence[str]) -> Tree:
+        """Who draws from whom once every gate takes its strongest parent; ``classes`` name the subtasks."""
+        return Tree.from_attention(self.attention(), classes)
+
+    def _summary(self, gate: nn.Module, features: Tensor) -> Tensor:
+        """What an input gate reads: features averaged over positions, B×M×C; others read nothing of it."""
+        if not isinstance(gate, InputGate):
+            return features
+        return features.mean(dim=2) if features.ndim == 4 else features.mean(dim=(3, 4))
+
+    def _alpha(self, gate: nn.Module, features: Tensor, *, noisy: bool) -> Tensor:
+        logits = gate(features)
+        if isinstance(gate, FixedGate):
+            return logits
+        return self._attention(sampled(logits) if noisy and self.gumbel else logits)
+
+    def _attention(self, logits: Tensor) -> Tensor:
+        return attending.attention(logits if self.top_k is None else strongest(logits, self.top_k), self.tau)
+
+
+def _mix(features: Tensor, alpha: Tensor, gate: nn.Module) -> Tensor:
+    """Σ_j α_ij F_j for every child: features B×M×…, alpha N×M or B×N×M, result B×N×…."""
+    if isinstance(gate, FixedGate):
+        return features.index_select(1, gate.parents)
+    rows = "nm" if alpha.ndim == 2 else "bnm"
+    return torch.einsum(f"{rows},bm...->bn...", alpha.to(features.dtype), features)

@@ -1,71 +1,234 @@
-"""A student's stages made into levels of experts with as many parameters."""
+"""A student made into trunk and levels of experts within the student's budget, and the table that says so."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
+import pandas as pd
 import torch
-from torch import nn
+from torch import fx, nn
 
 from kdx_analysis.errors import KdxError
+from kdx_analysis.models.experts import Level
+from kdx_analysis.models.layers import Widths
+from kdx_analysis.models.narrow import Narrow, flops, narrow, units
+from kdx_analysis.models.redraw import draw_anew, moments
 from kdx_analysis.models.resolve import count_parameters
-from kdx_analysis.models.zoo import StagedNet, StagePlan
+from kdx_analysis.models.stages import Stages, find_stages, on_meta
+
+Budget = Literal["params", "flops", "width"]
 
 
 @dataclass(frozen=True)
-class Level:
-    """A level of ``experts`` experts, each of ``channels`` output channels, side by side in one grouped module."""
+class Part:
+    """A row of the table: the trunk, a level, or the classifier beside the heads.
 
-    module: nn.Module
-    experts: int
-    channels: int
-
-
-def split_student(student: StagedNet, experts: int | Sequence[int]) -> tuple[nn.Module, list[Level]]:
-    """Trunk (stem and first stage) and levels (later stages, narrowed into experts) with fresh weights.
-
-    All stages are narrowed alike, to the share of their width at which the levels together have as many
-    parameters as the stages that they stand for. Raises KdxError if ``experts`` is a sequence of another length
-    than there are stages above the trunk.
+    Attributes:
+        name: trunk, level 2, …, heads.
+        modules: of the student, by path.
+        experts: N_l; K for the heads.
+        shape: of one expert's features, C×H×W or, of tokens, T×D; empty for the heads.
+        student, explainer: parameters of the student's part and of the explainer's.
+        student_flops, explainer_flops: the same in floating-point operations for one image, 2 per multiply-add.
     """
-    plans = student.plans[1:]
-    counts = [experts] * len(plans) if isinstance(experts, int) else list(experts)
-    if len(counts) != len(plans) or min(counts, default=0) < 1:
-        raise KdxError(
-            f"experts = {experts!r} should be a number or {len(plans)} numbers above 0, "
-            f"one for each stage above the trunk"
+
+    name: str
+    modules: str
+    experts: int
+    shape: tuple[int, ...]
+    student: int
+    explainer: int
+    student_flops: int
+    explainer_flops: int
+
+
+@dataclass(frozen=True)
+class Split:
+    """How a student was split, before any training; shows itself as a table in a notebook and in print.
+
+    Attributes:
+        student: its class.
+        image_shape: C×H×W that shapes and operations are for.
+        budget: what the levels together were matched to, of the stages that they stand for.
+        shares: by level, the share of the student's widths that an expert has.
+        parts: trunk, levels, heads.
+    """
+
+    student: str
+    image_shape: tuple[int, ...]
+    budget: Budget
+    shares: tuple[float, ...]
+    parts: tuple[Part, ...]
+
+    @property
+    def budget_error(self) -> float:
+        """(levels − stages)/stages of the budgeted quantity, parameters where widths are budgeted; 0 is a match."""
+        levels = [part for part in self.parts if part.name.startswith("level")]
+        if self.budget == "flops":
+            return sum(p.explainer_flops for p in levels) / sum(p.student_flops for p in levels) - 1
+        return sum(p.explainer for p in levels) / sum(p.student for p in levels) - 1
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a part: part, modules, experts, shape, and parameters and FLOPs of student and explainer."""
+        return pd.DataFrame([
+            {
+                "part": p.name, "modules": p.modules, "experts": p.experts, 
+                "expert's features": "×".join(map(str, p.shape)),
+                "student's parameters": p.student, "explainer's parameters": p.explainer,
+                "student's FLOPs": p.student_flops, "explainer's FLOPs": p.explainer_flops,
+            }
+            for p in self.parts
+        ])  # fmt: skip
+
+    @property
+    def caption(self) -> str:
+        """The student, its images and the budget's error in a sentence."""
+        kept = {"params": "parameters", "flops": "FLOPs", "width": "width; parameters"}[self.budget]
+        size = "×".join(map(str, self.image_shape))
+        return (
+            f"{self.student} for images of {size}, split within its {kept}: the levels have "
+            f"{self.budget_error:+.1%} of the stages that they stand for"
         )
-    first = student.plans[0]
-    trunk = nn.Sequential(student.build_stem(), first.build(student.stem_width, first.width, 1))
-    return trunk, _levels(plans, counts, first.width, _channels(plans, counts, first.width))
+
+    def __str__(self) -> str:
+        return f"{self.caption}\n{self.to_frame().to_string(index=False)}"
+
+    def _repr_html_(self) -> str:
+        table = self.to_frame().style.hide(axis="index").format(thousands=" ", escape="html")
+        return str(table.set_caption(self.caption.replace("<", "&lt;")).to_html())
 
 
-def _channels(plans: Sequence[StagePlan], counts: Sequence[int], below: int) -> list[int]:
-    """Channels of one expert on each level; ``below`` are those of the trunk."""
-    widest = max(plan.width for plan in plans)
-    choices = [[max(1, round(c * plan.width / widest)) for plan in plans] for c in range(1, widest + 1)]
-    with torch.device("meta"):
-        whole = [1] * len(plans)
-        budget = _size(_levels(plans, whole, below, [plan.width for plan in plans]))
-        low, high = 0, len(choices) - 1
-        while low < high:  # the narrowest choice with at least the budget
-            middle = (low + high) // 2
-            if _size(_levels(plans, counts, below, choices[middle])) < budget:
-                low = middle + 1
-            else:
-                high = middle
-        near = choices[max(low - 1, 0) : low + 1]
-        return min(near, key=lambda channels: abs(_size(_levels(plans, counts, below, channels)) - budget))
+def split_student(
+    student: nn.Module,
+    experts: int | Sequence[int],
+    *,
+    budget: Budget = "params",
+    stages: Sequence[str] | None = None,
+    image_shape: Sequence[int] | None = None,
+) -> tuple[nn.Module, list[Level], Stages, Split]:
+    """Trunk and levels with fresh weights, what was found in ``student``, and the table without its heads.
+
+    All stages are narrowed alike, to the share of their widths at which the levels together meet the budget of the
+    stages that they stand for; ``width`` gives each of N experts an N-th of the channels. Raises KdxError for a
+    student that can't be split, and if ``experts`` does not fit its levels.
+    """
+    if budget not in get_args(Budget):
+        raise KdxError(f"budget = {budget!r} should be one of {', '.join(get_args(Budget))}")
+    found = find_stages(student, stages, image_shape)
+    counts = [experts] * len(found.body) if isinstance(experts, int) else list(experts)
+    if len(counts) != len(found.body) or min(counts, default=0) < 1:
+        raise KdxError(
+            f"experts = {experts!r} should be a number or {len(found.body)} numbers above 0, one for each level; "
+            f"the levels found are {', '.join(found.names[1:])}"
+        )
+    narrowing = _Narrowing(found, counts)
+    shares = [1 / n for n in counts] if budget == "width" else narrowing.matched(budget)
+    device = next((p.device for p in student.parameters()), torch.device("cpu"))
+    trunk = copy.deepcopy(found.trunk).requires_grad_(True).train()
+    if device.type != "meta":
+        draw_anew(trunk)
+    templates = [narrow.assembled(stage) for narrow, stage in zip(narrowing.experts(shares), found.body, strict=True)]
+    levels = [
+        Level(template, n, _scales(stage), device)
+        for template, n, stage in zip(templates, counts, found.body, strict=True)
+    ]
+    return trunk, levels, found, narrowing.table(type(student).__name__, budget, shares)
 
 
-def _levels(plans: Sequence[StagePlan], counts: Sequence[int], below: int, channels: Sequence[int]) -> list[Level]:
-    levels = []
-    for plan, n, c in zip(plans, counts, channels, strict=True):
-        levels.append(Level(plan.build(n * below, n * c, n), n, c))
-        below = c
-    return levels
+def _scales(stage: nn.Module) -> dict[str, tuple[float, float]]:
+    return {name: moments(p) for name, p in stage.named_parameters() if p.device.type != "meta"}
 
 
-def _size(levels: Sequence[Level]) -> int:
-    return sum(count_parameters(level.module) for level in levels)
+class _Narrowing:
+    """Experts of every level at given shares of the student's widths, and what they cost."""
+
+    def __init__(self, found: Stages, counts: Sequence[int]) -> None:
+        self.found, self.counts = found, counts
+        self.on_meta = [on_meta(stage) for stage in found.body]
+        self.units = units(self.on_meta)
+        last = found.shapes[-1]
+        self.kept = frozenset(last[1:]) if len(last) == 2 else frozenset()
+
+    def experts(self, shares: Sequence[float]) -> list[Narrow]:
+        """One expert a level."""
+        made: list[Narrow] = []
+        shape = self.found.shapes[1]
+        for stage, share in zip(self.on_meta, shares, strict=True):
+            made.append(narrow(stage, shape, Widths(share, self.kept, self.units)))
+            shape = made[-1].shape
+        return made
+
+    def matched(self, budget: Budget) -> list[float]:
+        """The shares at which the levels together come nearest to the stages: one for all, then each for itself."""
+        wanted = sum(
+            flops(stage, shape) if budget == "flops" else count_parameters(stage) for stage, shape in self._stages
+        )
+
+        def excess(shares: Sequence[float]) -> float:
+            experts = zip(self.counts, self.experts(shares), strict=True)
+            return sum(n * (e.flops() if budget == "flops" else e.parameters) for n, e in experts) / wanted - 1
+
+        return _nearest(excess, self.counts)
+
+    @property
+    def _stages(self) -> list[tuple[fx.GraphModule, tuple[int, ...]]]:
+        """The student's stages with the shapes that they read."""
+        return list(zip(self.on_meta, self.found.shapes[1:], strict=False))
+
+    def table(self, student: str, budget: Budget, shares: Sequence[float]) -> Split:
+        """Trunk and levels as rows."""
+        found = self.found
+        trunk = count_parameters(found.trunk), flops(found.trunk, found.shapes[0])
+        parts = [Part("trunk", found.names[0], 1, found.shapes[1], trunk[0], trunk[0], trunk[1], trunk[1])]
+        rows = zip(self._stages, self.experts(shares), self.counts, found.names[1:], strict=True)
+        for level, ((stage, reads), expert, n, name) in enumerate(rows, 2):
+            costs = (
+                count_parameters(stage), n * expert.parameters, flops(stage, reads), n * expert.flops(),
+            )  # fmt: skip
+            parts.append(Part(f"level {level}", name, n, expert.shape, *costs))
+        return Split(student, found.shapes[0], budget, tuple(shares), tuple(parts))
+
+
+def _nearest(excess: Callable[[Sequence[float]], float], experts: Sequence[int]) -> list[float]:
+    """Shares at which levels cost nearest to what they may, ``excess`` 0: one for all, then each for itself."""
+    shares = [(sum(experts) / len(experts)) ** -0.5] * len(experts)
+    tried: dict[float, float] = {}
+    while shares[0] not in tried and len(tried) < _STEPS:
+        tried[shares[0]] = excess(shares)
+        if abs(tried[shares[0]]) <= _CLOSE:
+            return shares
+        shares = [shares[0] / (1 + tried[shares[0]]) ** 0.5] * len(shares)  # costs grow with the square of widths
+    share = min(tried, key=lambda s: abs(tried[s]))
+    shares, best = [share] * len(shares), abs(tried[share])
+    for level in range(len(shares)):
+        for factor in (0.8, 0.9, 0.95, 1.05, 1.1, 1.2):
+            if best <= _CLOSE:
+                return shares
+            changed = [*shares[:level], shares[level] * factor, *shares[level + 1 :]]
+            if (other := abs(excess(changed))) < best:
+                shares, best = changed, other
+    return shares
+
+
+_STEPS = 8
+_CLOSE = 0.01
+
+
+def with_heads(split: Split, found: Stages, heads: nn.Module, num_classes: int) -> Split:
+    """``split`` with a row for the student's classifier beside the heads."""
+    classifier = flops(found.whole, split.image_shape) - sum(part.student_flops for part in split.parts)
+    size = count_parameters(heads)
+    row = Part(
+        "heads",
+        "classifier",
+        num_classes,
+        (),
+        found.classifier,
+        size,
+        classifier,
+        2 * sum(p.numel() for p in heads.parameters() if p.ndim > 1),
+    )
+    return Split(split.student, split.image_shape, split.budget, split.shares, (*split.parts, row))

@@ -67,7 +67,7 @@ class ExplainerProbe:
     ) -> None:
         self.data, self.objective, self.config = data, Objective(objective), config
         self.conflict_epochs = checkpoints(epochs, config.checkpoints)
-        self.initial = [logits.detach().clone() for logits in model.gate_logits]
+        self.initial = [gate.logits.detach().clone() for gate in model.gates]
         self.sets = {name: data.probe_set(name, config.per_class, config.seed) for name in SPLITS}
         self.teacher_logits = {name: self._logits(teacher, split) for name, split in self.sets.items()}
         generator = torch.Generator().manual_seed(config.seed)

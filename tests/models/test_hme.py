@@ -25,9 +25,9 @@ def model() -> HME:
 def reference(hme: HME, images: torch.Tensor) -> torch.Tensor:
     """The plain loop over experts and subtasks of method section 2, one narrow convolution block at a time."""
     features = [hme.trunk(images)]
-    logits = iter(hme.gate_logits)
-    for level, module in enumerate(hme.levels):
-        n = hme.experts[level + 1]
+    logits = iter(gate.logits for gate in hme.gates)
+    for level, side_by_side in enumerate(hme.levels):
+        n, module = hme.experts[level + 1], [getattr(side_by_side.body.stages, str(level + 1)).get_submodule(i) for i in "012"]
         gate = torch.ones(n, 1, dtype=images.dtype) if level == 0 else attention(next(logits), hme.temperature)
         conv, norm, *rest = module
         outputs = []
@@ -44,8 +44,8 @@ def reference(hme: HME, images: torch.Tensor) -> torch.Tensor:
     margins = []
     for k in range(hme.num_classes):
         x = sum(gate[k, j] * f for j, f in enumerate(features))
-        x = nn.functional.adaptive_avg_pool2d(x, hme.pool).flatten(1)
-        margins.append(x @ hme.head_weight[k] + hme.head_bias[k])
+        x = nn.functional.adaptive_avg_pool2d(x, hme.readout.pool).flatten(1)
+        margins.append(x @ hme.heads.weight[k] + hme.heads.bias[k])
     return torch.stack(margins, dim=1)
 
 
@@ -70,7 +70,7 @@ def test_a_gate_row_belongs_to_the_child_and_a_column_to_the_parent(model: HME) 
     model.eval()
     before = model(images)
     with torch.no_grad():
-        model.gate_logits[-1][2] = torch.tensor([50.0, 0.0, 0.0, 0.0])
+        model.gates[-1].logits[2] = torch.tensor([50.0, 0.0, 0.0, 0.0])
     after = model(images)
     changed = (after - before).abs().amax(dim=0) > 1e-9
     assert changed.tolist() == [False, False, True, False, False]
@@ -133,5 +133,5 @@ def test_experts_that_fit_no_level_are_refused(experts: int | tuple[int, ...]) -
 
 
 def test_a_student_without_stages_is_refused() -> None:
-    with pytest.raises(KdxError, match="Linear does not declare its stages"):
+    with pytest.raises(KdxError, match="do not fit Linear; give image_shape"):
         HME.from_student(nn.Linear(2, 2), 3)

@@ -98,7 +98,7 @@ def test_other_gates_can_be_evaluated_without_retraining(images: Tensor) -> None
     grams = subtask_grams(model, images, r)
     other = copy.deepcopy(model)
     with torch.no_grad():
-        other.gate_logits[-1].copy_(torch.rand_like(other.gate_logits[-1]))
+        other.gates[-1].logits.copy_(torch.rand_like(other.gates[-1].logits))
     expected = subtask_grams(other, images, r)
     q = other.attention()[-1].detach()
     swapped = torch.einsum("ai,bi,riab->rab", q, q, grams.experts[-1])

@@ -36,7 +36,7 @@ def record(data: Dataset, objective: ObjectiveConfig, teacher: torch.nn.Module |
     model = explainer()
     probe = ExplainerProbe(model, data, objective, CONFIG, EPOCHS, teacher)
     with torch.no_grad():
-        for logits in model.gate_logits:
+        for logits in model.gate_parameters():
             logits.add_(torch.randn_like(logits))  # what training would do
     model.temperature = 0.5
     for epoch in range(1, EPOCHS + 1):

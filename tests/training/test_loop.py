@@ -123,9 +123,9 @@ def test_gates_take_no_weight_decay():
         fit(model, dataset(), HARD, config(epochs=1, batch_size=48, weight_decay=decay), seed=0)
         states.append(model)
     without, heavy = states
-    assert all(torch.equal(a, b) for a, b in zip(without.gate_logits, heavy.gate_logits, strict=True))
-    assert not torch.equal(without.head_weight, heavy.head_weight)
-    assert not torch.equal(without.gate_logits[0], explainer().gate_logits[0])
+    assert all(torch.equal(a, b) for a, b in zip(without.gate_parameters(), heavy.gate_parameters(), strict=True))
+    assert not torch.equal(without.heads.weight, heavy.heads.weight)
+    assert not torch.equal(without.gates[0].logits, explainer().gates[0].logits)
 
 
 def test_gates_have_a_learning_rate_of_their_own():
@@ -134,7 +134,7 @@ def test_gates_have_a_learning_rate_of_their_own():
         model, before = explainer(), explainer()
         fit(model, dataset(), HARD, config(epochs=1, batch_size=48, gate_lr_factor=factor, optimizer="sgd",
             weight_decay=0), seed=0)  # fmt: skip
-        moves[factor] = model.gate_logits[-1].detach() - before.gate_logits[-1].detach()
+        moves[factor] = model.gates[-1].logits.detach() - before.gates[-1].logits.detach()
     torch.testing.assert_close(moves[10.0], 10 * moves[1.0], rtol=1e-3, atol=1e-7)
 
 

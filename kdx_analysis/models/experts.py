@@ -1,0 +1,287 @@
+"""A level: N copies of one expert, computed side by side."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from kdx_analysis.errors import KdxError
+from kdx_analysis.models.layers import ELEMENTWISE, Layout, beside, is_layer
+from kdx_analysis.models.redraw import draw_anew, moments
+from kdx_analysis.models.stages import fetch, on_meta, owner, trace
+
+_IN_PLACE: dict[Any, Any] = {
+    operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,
+    "add_": "add", "sub_": "sub", "mul_": "mul", "div_": "div", "relu_": "relu", "sigmoid_": "sigmoid",
+}  # fmt: skip
+_ELEMENTWISE: frozenset[Any] = frozenset({
+    operator.add, operator.sub, operator.mul, operator.truediv, torch.add, torch.sub, torch.mul, torch.div,
+    "add", "sub", "mul", "div",
+})  # fmt: skip
+_EITHER: frozenset[Any] = _ELEMENTWISE | {
+    operator.neg, torch.relu, torch.sigmoid, torch.tanh, F.relu, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.mish,
+    F.hardswish, F.hardsigmoid, F.hardtanh, F.softplus, F.sigmoid, F.tanh, F.max_pool2d, F.avg_pool2d,
+    F.adaptive_avg_pool2d, F.adaptive_max_pool2d, "relu", "sigmoid", "tanh", "contiguous", "clone",
+}  # fmt: skip
+_EITHER_MODULES = (*ELEMENTWISE, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+
+
+class Level(nn.Module):
+    """N experts side by side: B×N×C×H×W to B×N×C'×H'×W', or B×N×T×D to B×N×T×D' for tokens.
+
+    Every parameter stands expert by expert, its first axis divisible by N; convolutions of all experts are one
+    grouped convolution, linear layers one batched product.
+
+    Args:
+        template: one expert as a graph of layers; where its parameters lie on the meta device, ``device`` says where
+            the level's are to lie.
+        experts: N.
+        scales: mean and deviation of parameters that no ``reset_parameters`` draws, by name.
+        device: by default the template's.
+    """
+
+    def __init__(
+        self,
+        template: fx.GraphModule,
+        experts: int,
+        scales: Mapping[str, tuple[float, float]] | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        if experts < 1:
+            raise KdxError(f"experts = {experts} on a level; give 1 or more")
+        self.experts = experts
+        first = next(template.parameters(), torch.empty(0))
+        device = first.device if device is None else torch.device(device)
+        self._template = (on_meta(template),)  # in a tuple, so that it is no part of the state
+        self._scales = dict(scales or {})
+        self.body, self._reads, self._gives = _side_by_side(self._template[0], template, experts, device)
+        if device.type != "meta":
+            self.reset_parameters()
+
+    @classmethod
+    def of(cls, expert: nn.Module, experts: int) -> Level:
+        """N copies of a module, each with weights drawn anew by its layers' ``reset_parameters``."""
+        scales = {name: moments(parameter) for name, parameter in expert.named_parameters()}
+        return cls(trace(expert), experts, scales)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw every expert's weights as its layers draw their own, and reset running statistics."""
+        stacked = self._stacked
+        for i in range(self.experts):
+            expert = copy.deepcopy(self._template[0]).to_empty(device="cpu")
+            draw_anew(expert, self._scales)
+            drawn = expert.state_dict()
+            for name, tensor in self.body.state_dict().items():
+                if name in stacked:
+                    tensor.view(self.experts, *drawn[name].shape)[i] = drawn[name].to(tensor)
+                elif name.endswith("num_batches_tracked"):
+                    tensor.zero_()
+
+    @torch.no_grad()
+    def take(self, experts: Sequence[int]) -> Level:
+        """A level of these experts only, in this order, their weights copied."""
+        mine = self.body.state_dict()
+        device = next((tensor.device for tensor in mine.values()), torch.device("cpu"))
+        level = Level.__new__(Level)
+        nn.Module.__init__(level)
+        level.experts, level._template, level._scales = len(experts), self._template, self._scales
+        level.body, level._reads, level._gives = _side_by_side(self._template[0], self.body, len(experts), device)
+        chosen, stacked = torch.tensor(experts, device=device), self._stacked
+        for name, tensor in level.body.state_dict().items():
+            source = mine[name]
+            if name in stacked:
+                source = source.unflatten(0, (self.experts, -1))[chosen].reshape(tensor.shape)
+            tensor.copy_(source)
+        return level.train(self.training)
+
+    @property
+    def _stacked(self) -> frozenset[str]:
+        """Names of the tensors that stand expert by expert."""
+        alone = self._template[0].state_dict()
+        return frozenset(
+            name
+            for name, tensor in self.body.state_dict().items()
+            if tensor.ndim and tensor.numel() == self.experts * alone[name].numel()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(x.flatten(1, 2) if self._reads == "side" else x.flatten(0, 1))
+        return x.unflatten(1, (self.experts, -1)) if self._gives == "side" else x.unflatten(0, (-1, self.experts))
+
+
+def _side_by_side(
+    template: fx.GraphModule, opaque: nn.Module, experts: int, device: torch.device
+) -> tuple[fx.GraphModule, Layout, Layout]:
+    """``template``'s graph for N experts, with empty parameters, and the layouts of what it reads and gives.
+
+    ``opaque`` holds what has no parameters, under the template's names.
+    """
+    return _Builder(template, opaque, experts, device).build()
+
+
+class _Builder:
+    """Goes through one expert's graph and writes that of N, converting between layouts where they meet."""
+
+    def __init__(self, template: fx.GraphModule, opaque: nn.Module, experts: int, device: torch.device) -> None:
+        self.template, self.opaque, self.experts, self.device = template, opaque, experts, device
+        self.graph = fx.Graph()
+        self.parts: dict[str, Any] = {}
+        self.written: dict[fx.Node, fx.Node] = {}
+        self.layout: dict[fx.Node, Layout | None] = {}  # None: parameters of the experts, N×…
+        self.converted: dict[tuple[fx.Node, Layout], fx.Node] = {}
+
+    def build(self) -> tuple[fx.GraphModule, Layout, Layout]:
+        reads = self._first_layout()
+        gives: Layout = reads
+        for node in self.template.graph.nodes:
+            if node.op == "output":
+                (result,) = node.all_input_nodes
+                gives = self.layout[result] or "batch"
+                self.graph.output(self.written[result])
+            else:
+                self.written[node], self.layout[node] = self._write(node, reads)
+        return fx.GraphModule(self.parts, self.graph), reads, gives
+
+    def _first_layout(self) -> Layout:
+        """That of the first layer which has one."""
+        for node in self.template.graph.nodes:
+            if node.op == "call_module":
+                layer = self.template.get_submodule(str(node.target))
+                if is_layer(layer):
+                    return beside(layer, 1)[1]
+                if not isinstance(layer, _EITHER_MODULES):
+                    return "batch"
+            elif node.op in ("call_function", "call_method") and node.target not in _EITHER:
+                return "batch"
+        return "side"
+
+    def _write(self, node: fx.Node, reads: Layout) -> tuple[fx.Node, Layout | None]:
+        match node.op:
+            case "placeholder":
+                return self.graph.placeholder(node.name), reads
+            case "get_attr":
+                return self._attribute(node)
+            case "call_module":
+                return self._module(node)
+        if all(self.layout[n] is None for n in node.all_input_nodes):
+            each = self._add(f"each_{node.name}", _Each(node.op, node.target, node.args[1:], dict(node.kwargs)))
+            return self.graph.call_module(each, (self.written[node.all_input_nodes[0]],)), None
+        target = _IN_PLACE.get(node.target, node.target)
+        if any(self.layout[n] is None for n in node.all_input_nodes):
+            return self._join(node, target)
+        layout: Layout = self._common(node) if target in _EITHER else "batch"
+        args, kwargs = self._arguments(node, layout)
+        return self.graph.create_node(node.op, target, args, kwargs), layout
+
+    def _attribute(self, node: fx.Node) -> tuple[fx.Node, Layout | None]:
+        target = str(node.target)
+        value = fetch(self.template, target)
+        if isinstance(value, nn.Parameter):
+            self.parts[target] = nn.Parameter(torch.empty(self.experts, *value.shape, device=self.device))
+            return self.graph.get_attr(target), None
+        self.parts[target] = copy.deepcopy(fetch(self.opaque, target)).to(self.device)
+        return self.graph.get_attr(target), "batch"
+
+    def _module(self, node: fx.Node) -> tuple[fx.Node, Layout]:
+        target = str(node.target)
+        module = self.template.get_submodule(target)
+        layout: Layout
+        if is_layer(module):
+            new, layout = beside(module, self.experts)
+            if target not in self.parts:
+                self.parts[target] = new.to_empty(device=self.device).train()
+        else:
+            layout = self._common(node) if isinstance(module, _EITHER_MODULES) else "batch"
+            if target not in self.parts:
+                self.parts[target] = copy.deepcopy(self.opaque.get_submodule(target)).to(self.device).train()
+                if hasattr(self.parts[target], "inplace"):
+                    self.parts[target].inplace = False
+        args, kwargs = self._arguments(node, layout)
+        return self.graph.call_module(target, args, kwargs), layout
+
+    def _join(self, node: fx.Node, target: Any) -> tuple[fx.Node, Layout]:
+        """An operation on features and parameters that each expert has for itself."""
+        if target not in _ELEMENTWISE or node.kwargs or len(node.all_input_nodes) != 2:
+            raise KdxError(
+                f"module {owner(node)!r} uses a parameter of its own in {node.target!s}, which can't be done for "
+                "experts side by side; put the parameter into a layer of torch.nn"
+            )
+        first_is_own = self.layout[node.args[0]] is None  # type: ignore[index]
+        join = self._add(f"join_{node.name}", _Join(target, self.experts, first_is_own))
+        args, _ = self._arguments(node, "batch")
+        return self.graph.call_module(join, args), "batch"
+
+    def _add(self, name: str, module: nn.Module) -> str:
+        self.parts[name] = module
+        return name
+
+    def _common(self, node: fx.Node) -> Layout:
+        return next((layout for n in node.all_input_nodes if (layout := self.layout[n])), "batch")
+
+    def _arguments(self, node: fx.Node, layout: Layout) -> tuple[Any, Any]:
+        def convert(n: fx.Node) -> fx.Node:
+            held = self.layout[n]
+            if held is None or held == layout:
+                return self.written[n]
+            if (n, layout) not in self.converted:
+                kind = _ToSide if layout == "side" else _ToBatch
+                name = self._add(f"to_{layout}", kind(self.experts))
+                self.converted[n, layout] = self.graph.call_module(name, (self.written[n],))
+            return self.converted[n, layout]
+
+        return fx.node.map_arg(node.args, convert), fx.node.map_arg(node.kwargs, convert)
+
+
+class _ToBatch(nn.Module):
+    """B×(N·C)×H×W to (B·N)×C×H×W."""
+
+    def __init__(self, experts: int) -> None:
+        super().__init__()
+        self.experts = experts
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unflatten(1, (self.experts, -1)).flatten(0, 1)
+
+
+class _ToSide(_ToBatch):
+    """(B·N)×C×H×W to B×(N·C)×H×W."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unflatten(0, (-1, self.experts)).flatten(1, 2)
+
+
+class _Each(nn.Module):
+    """An operation on each expert's own parameter, N×… to N×…."""
+
+    def __init__(self, op: str, target: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        super().__init__()
+        self.op, self.target, self.args, self.kwargs = op, target, tuple(args), kwargs
+
+    def forward(self, own: Tensor) -> Tensor:
+        one: Callable[..., Tensor] = self.target if self.op == "call_function" else getattr(Tensor, self.target)
+        return torch.stack([one(p, *self.args, **self.kwargs) for p in own.unbind()])
+
+
+class _Join(nn.Module):
+    """An elementwise operation on features (B·N)×… and parameters N×… that each expert has for itself."""
+
+    def __init__(self, target: Any, experts: int, first_is_own: bool) -> None:
+        super().__init__()
+        self.operation = getattr(torch, target) if isinstance(target, str) else target
+        self.experts, self.first_is_own = experts, first_is_own
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        own, x = (a, b) if self.first_is_own else (b, a)
+        if own.ndim == x.ndim + 1:  # the expert's parameter has an axis for the batch
+            own = own.squeeze(1)
+        own = own.reshape(own.shape[0], *(1,) * (x.ndim - own.ndim), *own.shape[1:])
+        apart = x.unflatten(0, (-1, self.experts))
+        return self.operation(*((own, apart) if self.first_is_own else (apart, own))).flatten(0, 1)

@@ -1,0 +1,413 @@
+"""Where a classifier's trunk, stages and classifier lie, found by tracing it through torch.fx.
+
+A *cut* is a tensor through which everything passes: no edge of the traced graph goes around it. Convolutional
+stages end at the last cut before the resolution falls, a transformer's at cuts before its blocks.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from kdx_analysis.errors import KdxError
+from kdx_analysis.models import layers
+
+MAX_STAGES = 4
+_FIND_AT = 224
+
+
+@dataclass(frozen=True)
+class Stages:
+    """A classifier taken apart; the parts hold the classifier's own modules.
+
+    Attributes:
+        whole: the classifier.
+        trunk: images to the first stage's features.
+        body: the later stages, each from the features before it to its own.
+        classifier: parameters of what follows the last stage.
+        shapes: of one image (C×H×W), then of the features behind trunk and each stage: C×H×W or, of tokens, T×D.
+        reads: what the classifier reads: ``mean`` (of all positions) or ``token`` (the first token).
+        names: module paths of trunk and stages, for tables.
+    """
+
+    whole: fx.GraphModule
+    trunk: fx.GraphModule
+    body: tuple[fx.GraphModule, ...]
+    classifier: int
+    shapes: tuple[tuple[int, ...], ...]
+    reads: str
+    names: tuple[str, ...]
+
+
+def find_stages(
+    model: nn.Module, declared: Sequence[str] | None = None, image_shape: Sequence[int] | None = None
+) -> Stages:
+    """Trace ``model`` and find its stages, or end them where the ``declared`` module paths end.
+
+    More than four stages found by resolution, and transformer blocks, are merged into a trunk and three levels.
+
+    Args:
+        model: images to B×K; left as it is.
+        declared: paths of the stages' last modules, the trunk's first, as ``["layer1", "layer2", "layer3"]``.
+        image_shape: C×H×W; by default the first of some common sizes that fits.
+
+    Raises:
+        KdxError: what in the model can't be split, named by module, and how to declare its stages.
+    """
+    graph = _trace(model)
+    shape = _fitting_shape(model, graph, image_shape)
+    if declared is not None:
+        _propagate(graph, shape)
+        ends = _declared_ends(graph, declared)
+    else:
+        large = (shape[0], _FIND_AT, _FIND_AT)
+        if not _fits(graph, large):
+            large = shape
+        _propagate(graph, large)
+        ends = _found_ends(graph, model)
+        _propagate(graph, shape)
+    return _take_apart(graph, ends, shape)
+
+
+class Tracer(fx.Tracer):
+    """Keeps layers with parameters, and modules without any, whole; so does it with what can't be traced."""
+
+    def __init__(self, whole: frozenset[str] = frozenset()) -> None:
+        super().__init__()
+        self.whole = whole
+        self.failed: str | None = None
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if module_qualified_name in self.whole or layers.is_layer(m):
+            return True
+        return not isinstance(m, nn.Sequential | nn.ModuleList) and next(m.parameters(), None) is None
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            self.failed = self.failed or self.path_of_module(m)
+            raise
+
+
+def trace(model: nn.Module) -> fx.GraphModule:
+    """``model`` as a graph of its layers, whose modules it shares. Raises KdxError where that can't be."""
+    whole: frozenset[str] = frozenset()
+    while True:
+        tracer = Tracer(whole)
+        try:
+            return fx.GraphModule(model, _one_input(tracer.trace(model, _defaults(model))))
+        except Exception as error:
+            if tracer.failed is None or tracer.failed in whole:
+                raise KdxError(
+                    f"{type(model).__name__} can't be traced: {reason(error)}; write its forward without branches "
+                    "on values, or split a model of the zoo, torchvision or timm"
+                ) from error
+            whole |= {tracer.failed}
+
+
+def _defaults(model: nn.Module) -> dict[str, Any]:
+    """The arguments of ``forward`` that need not be given, and what they are then."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    return {p.name: p.default for p in list(parameters)[1:] if p.default is not p.empty}
+
+
+def _one_input(graph: fx.Graph) -> fx.Graph:
+    """``graph`` without the inputs that are fixed to their defaults, and without assertions."""
+    for node in reversed(graph.nodes):
+        checks = node.target is torch._assert or "assert" in node.name
+        if not node.users and (checks or node.op == "placeholder" or node.target in (operator.eq, getattr)):
+            graph.erase_node(node)
+    return graph
+
+
+def _trace(model: nn.Module) -> fx.GraphModule:
+    """Trace in train mode, and refuse a model that would compute something else in eval mode."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        graphs = [trace(model.train(mode)) for mode in (False, True)]
+    finally:
+        for module, training in modes:
+            module.training = training
+    for a, b in zip(graphs[0].graph.nodes, graphs[1].graph.nodes, strict=False):
+        if str((a.op, a.target, a.args, a.kwargs)) != str((b.op, b.target, b.args, b.kwargs)):
+            raise KdxError(
+                f"module {owner(b) or type(model).__name__!r} computes other things in train mode than in eval mode; "
+                "put the difference into a module without parameters, as nn.Dropout is"
+            )
+    return graphs[1]
+
+
+def on_meta(model: Any) -> Any:
+    """A copy of a module in eval mode, its parameters and buffers on the meta device; no data is copied."""
+    tensors = [*model.parameters(), *model.buffers()]
+    memo: dict[int, Any] = {id(t): t.detach().to("meta") for t in tensors}
+    memo |= {id(p): nn.Parameter(memo[id(p)], p.requires_grad) for p in model.parameters()}
+    return copy.deepcopy(model, memo).eval()
+
+
+class Sizes(fx.Interpreter):
+    """Runs a graph for its shapes alone: what keeps them is passed by."""
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        keeps = isinstance(self.fetch_attr(target), layers.KEEP_SHAPE)
+        return args[0] if keeps else super().call_module(target, args, kwargs)
+
+
+class _Shapes(Sizes):
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        n.meta["shape"] = tuple(result.shape) if isinstance(result, torch.Tensor) else None
+        return result
+
+
+def _propagate(graph: fx.GraphModule, shape: Sequence[int]) -> None:
+    """Write the shape of every tensor, for two images, into its node."""
+    with torch.no_grad():
+        _Shapes(on_meta(graph), graph=graph.graph).run(torch.empty(2, *shape, device="meta"))
+
+
+def _fits(graph: fx.GraphModule, shape: Sequence[int]) -> bool:
+    try:
+        _propagate(graph, shape)
+    except Exception:
+        return False
+    return True
+
+
+def _fitting_shape(model: nn.Module, graph: fx.GraphModule, image_shape: Sequence[int] | None) -> tuple[int, ...]:
+    if image_shape is not None:
+        try:
+            _propagate(graph, image_shape)
+        except Exception as error:
+            size = "×".join(map(str, image_shape))
+            raise KdxError(
+                f"images of {size} do not fit {type(model).__name__}: {reason(error)}; give another image_shape"
+            ) from error
+        return tuple(image_shape)
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    channels = 3 if first is None else first.in_channels
+    sizes = (_FIND_AT, 32, 28, 8, 64, 96, 128, 160, 192, 256, 288, 299, 384)
+    for size in sizes:
+        if _fits(graph, (channels, size, size)):
+            return channels, size, size
+    raise KdxError(
+        f"images of {channels} channels and common sizes do not fit {type(model).__name__}; give image_shape="
+    )
+
+
+def reason(error: Exception) -> str:
+    """An exception's message on one line."""
+    return " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
+
+
+def fetch(module: nn.Module, target: str) -> Any:
+    """The module, parameter or buffer at a dotted path."""
+    *path, last = target.split(".")
+    return getattr(module.get_submodule(".".join(path)), last)
+
+
+def owner(node: fx.Node) -> str:
+    """Path of the innermost module that ``node`` belongs to; '' for the model itself."""
+    stack = node.meta.get("nn_module_stack")
+    return next(reversed(stack.values()))[0] if stack else ""
+
+
+def _cuts(graph: fx.GraphModule) -> list[fx.Node]:
+    """Tensors that no edge goes around, in order; the images are the first."""
+    nodes = [node for node in graph.graph.nodes if node.op not in ("get_attr", "output")]
+    place = {node: i for i, node in enumerate(nodes)}
+    found, reach = [], -1
+    for i, node in enumerate(nodes):
+        if reach <= i and node.meta.get("shape"):
+            found.append(node)
+        reach = max([reach, *(place.get(user, len(nodes)) for user in node.users)])
+    return found
+
+
+def _declared_ends(graph: fx.GraphModule, declared: Sequence[str]) -> list[fx.Node]:
+    if len(declared) < 2:
+        raise KdxError(f"stages = {list(declared)} should be two module paths or more: the trunk's end, then levels'")
+    cuts, ends = set(_cuts(graph)), []
+    for path in declared:
+        inside = [node for node in graph.graph.nodes if path in _paths(node)]
+        if not inside:
+            known = sorted({p for node in graph.graph.nodes for p in _paths(node) if p.count(".") < 2})
+            raise KdxError(
+                f"there is no module {path!r} on the way from images to outputs; there are {', '.join(known)}"
+            )
+        end = next((node for node in reversed(inside) if node.meta.get("shape")), inside[-1])
+        if end not in cuts:
+            raise KdxError(f"module {path!r} can't end a stage: what follows reads more than its output")
+        ends.append(end)
+    order = {node: i for i, node in enumerate(graph.graph.nodes)}
+    for (path, end), (other, later) in pairwise(zip(declared, ends, strict=True)):
+        if order[end] >= order[later]:
+            raise KdxError(
+                f"module {other!r} does not come after {path!r}; give the stages in the order of the forward pass"
+            )
+    return ends
+
+
+def _paths(node: fx.Node) -> list[str]:
+    stack = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
+    return [*stack, str(node.target)] if node.op == "call_module" else stack
+
+
+def _found_ends(graph: fx.GraphModule, model: nn.Module) -> list[fx.Node]:
+    cuts = _cuts(graph)
+    attentions = [
+        node
+        for node in graph.graph.nodes
+        if node.op == "call_module" and layers.is_attention(graph.get_submodule(str(node.target)))
+    ]
+    ends = _block_ends(graph, cuts, attentions) if attentions else _resolution_ends(graph, cuts)
+    if len(ends) < 2:
+        raise KdxError(
+            f"{type(model).__name__} has no stages to split: its features stay at one resolution; declare where "
+            'trunk and levels end, as stages=["conv1", "conv2"]'
+        )
+    return ends
+
+
+def _block_ends(graph: fx.GraphModule, cuts: Sequence[fx.Node], attentions: Sequence[fx.Node]) -> list[fx.Node]:
+    """Ends of four groups of transformer blocks; a block begins at the last cut before its attention."""
+    order = {node: i for i, node in enumerate(graph.graph.nodes)}
+    tokens = [node for node in cuts if len(node.meta["shape"]) == 3]
+    starts = [max((c for c in tokens if order[c] < order[a]), key=order.__getitem__, default=None) for a in attentions]
+    blocks = list(dict.fromkeys(node for node in starts if node is not None))
+    first = [group[0] for group in np.array_split(np.arange(len(blocks)), min(MAX_STAGES, len(blocks)))]
+    width = blocks[0].meta["shape"][2] if blocks else 0
+    last = [c for c in tokens if c.meta["shape"][2] == width][-1:]
+    return [*(blocks[int(i)] for i in first[1:]), *last]
+
+
+def _resolution_ends(graph: fx.GraphModule, cuts: Sequence[fx.Node]) -> list[fx.Node]:
+    """Ends of stages: of the cuts behind the last block at one resolution the one that ends the outermost module.
+
+    Pooling before the classifier stands apart from the last stage.
+    """
+    maps = []
+    for before, node in pairwise([None, *cuts]):
+        if len(node.meta["shape"]) != 4 or (before is not None and _starts_classifier(graph, before, node)):
+            break
+        maps.append(node)
+    depth = _depths(graph)
+    steps = []
+    for _, run in groupby(maps, key=lambda node: node.meta["shape"][2:]):
+        tail = _after_last_block(list(run))
+        least = min(depth.get(node, math.inf) for node in tail)
+        steps.append([node for node in tail if depth.get(node, math.inf) == least][-1])
+    ends: list[fx.Node] = []
+    start: fx.Node | None = None
+    for end in [*steps[:-1], maps[-1]]:
+        if _has_parameters(graph, start, end):
+            ends.append(end)
+        elif ends:
+            ends[-1] = end
+        start = end
+    return ends[-MAX_STAGES:]
+
+
+def _after_last_block(run: Sequence[fx.Node]) -> list[fx.Node]:
+    """Of cuts at one resolution the last one where branches meet, and those behind it; all if there is none."""
+    for i in reversed(range(1, len(run))):
+        if run[i].prev is not run[i - 1] and run[i].prev.op != "get_attr":
+            return list(run[i:])
+    return list(run)
+
+
+def _depths(graph: fx.GraphModule) -> dict[fx.Node, int]:
+    """How deep the outermost module lies that ends with a node: 0 for an operation of the model's own forward."""
+    last: dict[str, fx.Node] = {}
+    found: dict[fx.Node, int] = {}
+    for node in graph.graph.nodes:
+        last |= dict.fromkeys(_paths(node), node)
+        if not _paths(node):
+            found[node] = 0
+    for path, node in last.items():
+        found[node] = min(found.get(node, path.count(".")), path.count("."))
+    return found
+
+
+def _starts_classifier(graph: fx.GraphModule, before: fx.Node, node: fx.Node) -> bool:
+    """Whether ``node`` makes one position, or a grid of a fixed size, of the features before it, or is opaque."""
+    module = graph.get_submodule(str(node.target)) if node.op == "call_module" else nn.Identity()
+    if isinstance(module, nn.AdaptiveAvgPool2d) or node.target is torch.nn.functional.adaptive_avg_pool2d:
+        return True
+    if next(module.parameters(), None) is not None:
+        return not layers.is_layer(module)
+    size, was = node.meta["shape"][2:], before.meta["shape"][2:]
+    return max(size) == 1 < max(was) and not _has_parameters(graph, before, node)
+
+
+def _has_parameters(graph: fx.GraphModule, start: fx.Node | None, end: fx.Node) -> bool:
+    inside = _between(graph, start, end)
+    return any(
+        node.op == "get_attr"
+        or (node.op == "call_module" and next(graph.get_submodule(str(node.target)).parameters(), None) is not None)
+        for node in inside
+    )
+
+
+def _between(graph: fx.GraphModule, start: fx.Node | None, end: fx.Node) -> list[fx.Node]:
+    """The nodes after ``start`` up to ``end``, and the parameters that they read."""
+    nodes = list(graph.graph.nodes)
+    first = 0 if start is None else nodes.index(start) + 1
+    own = nodes[first : nodes.index(end) + 1]
+    read = [n for node in own for n in node.all_input_nodes if n.op == "get_attr" and n not in own]
+    return [*dict.fromkeys(read), *own]
+
+
+def _take_apart(graph: fx.GraphModule, ends: Sequence[fx.Node], shape: tuple[int, ...]) -> Stages:
+    parts = [_part(graph, start, end) for start, end in pairwise([None, *ends])]
+    kept = {id(p) for part in parts for p in part.parameters()}
+    classifier = sum(p.numel() for p in graph.parameters() if id(p) not in kept)
+    shapes = (shape, *(tuple(end.meta["shape"][1:]) for end in ends))
+    names = tuple(_name(graph, start, end) for start, end in pairwise([None, *ends]))
+    return Stages(graph, parts[0], tuple(parts[1:]), classifier, shapes, _read_by_classifier(ends[-1]), names)
+
+
+def _part(graph: fx.GraphModule, start: fx.Node | None, end: fx.Node) -> fx.GraphModule:
+    """The nodes after ``start`` up to ``end`` as a graph of their own."""
+    part = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    if start is not None:
+        copies[start] = part.placeholder("x")
+    for node in _between(graph, start, end):
+        copies[node] = part.node_copy(node, copies.__getitem__)
+    part.output(copies[end])
+    return fx.GraphModule(graph, part)
+
+
+def _read_by_classifier(end: fx.Node) -> str:
+    for node in end.users:
+        index = node.args[1] if node.op == "call_function" and node.target is operator.getitem else None
+        if len(end.meta["shape"]) == 3 and isinstance(index, tuple) and len(index) == 2 and index[1] == 0:
+            return "token"
+    return "mean"
+
+
+def _name(graph: fx.GraphModule, start: fx.Node | None, end: fx.Node) -> str:
+    """The modules of a part, as ``layer2`` or ``features.2 – features.4``."""
+    everywhere = [str(node.target) for node in graph.graph.nodes if node.op == "call_module"]
+    own = [str(node.target) for node in _between(graph, start, end) if node.op == "call_module"]
+
+    def shortest(target: str) -> str:
+        parts = target.split(".")
+        prefixes = [".".join(parts[:i]) for i in range(1, len(parts) + 1)]
+        return next((p for p in prefixes if all(t in own for t in everywhere if f"{t}.".startswith(f"{p}."))), target)
+
+    return " – ".join(dict.fromkeys(shortest(target) for target in (*own[:1], *own[-1:])))

@@ -172,6 +172,11 @@ class HME(nn.Module):
         """Whether every gate is fixed to one parent."""
         return all(isinstance(gate, FixedGate) for gate in self.gates)
 
+    @property
+    def input_gated(self) -> bool:
+        """Whether attention depends on the images."""
+        return any(isinstance(gate, InputGate) for gate in self.gates)
+
     def gate_parameters(self) -> Iterator[nn.Parameter]:
         """The gates' parameters, for an optimiser group of their own (no weight decay: it would sharpen or flatten)."""
         return self.gates.parameters()
@@ -182,7 +187,7 @@ class HME(nn.Module):
         The first, into level 2 from the single trunk, is all ones. Raises KdxError for ``input`` gates, whose
         attention depends on the images: see :meth:`trace`.
         """
-        if logits is None and any(isinstance(gate, InputGate) for gate in self.gates):
+        if logits is None and self.input_gated:
             raise KdxError("the attention of input gates depends on the images; take trace(images).attention")
         first = self.tau.new_ones(self.experts[1], 1)
         if logits is not None:
@@ -229,24 +234,32 @@ class HME(nn.Module):
         live = [sorted(level) for level in self.tree([str(k) for k in range(self.num_classes)]).live]
         copied = copy.deepcopy(self)
         copied.experts = tuple(len(level) for level in live)
-        copied.levels = nn.ModuleList(level.take(kept) for level, kept in zip(self.levels, live[1:], strict=True))
+        copied.levels = nn.ModuleList(level.take(kept) for level, kept in zip(self._levels, live[1:], strict=True))
         children = (*live[2:], list(range(self.num_classes)))
         copied.gates = nn.ModuleList(
             FixedGate([below.index(int(gate.parents[child])) for child in kept], len(below)).to(self.tau.device)
-            for gate, kept, below in zip(self.gates, children, live[1:], strict=True)
+            for gate, kept, below in zip(self._fixed, children, live[1:], strict=True)
         )
         return copied
 
     def redraw(self) -> None:
         """Draw the weights of trunk, experts and heads anew; gates and τ stay."""
         draw_anew(self.trunk)
-        for level in self.levels:
+        for level in self._levels:
             level.reset_parameters()
         draw_anew(self.heads)
 
     def tree(self, classes: Sequence[str]) -> Tree:
         """Who draws from whom once every gate takes its strongest parent; ``classes`` name the subtasks."""
         return Tree.from_attention(self.attention(), classes)
+
+    @property
+    def _levels(self) -> list[Level]:
+        return [level for level in self.levels if isinstance(level, Level)]
+
+    @property
+    def _fixed(self) -> list[FixedGate]:
+        return [gate for gate in self.gates if isinstance(gate, FixedGate)]
 
     def _summary(self, gate: nn.Module, features: Tensor) -> Tensor:
         """What an input gate reads: features averaged over positions, B×M×C; others read nothing of it."""

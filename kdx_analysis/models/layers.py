@@ -53,8 +53,8 @@ class SelfAttention(nn.Module):
     def __init__(self, width: int, heads: int, head_dim: int, *, bias: bool, dropout: float, pair: bool) -> None:
         super().__init__()
         self.heads, self.head_dim, self.dropout, self.pair = heads, head_dim, dropout, pair
-        self.qkv = nn.Linear(width, 3 * heads * head_dim, bias=bias)
-        self.proj = nn.Linear(heads * head_dim, width)
+        self.qkv: nn.Module = nn.Linear(width, 3 * heads * head_dim, bias=bias)
+        self.proj: nn.Module = nn.Linear(heads * head_dim, width)
 
     def forward(self, x: Tensor, *same: Any, **unused: Any) -> Any:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
@@ -91,7 +91,8 @@ class ExpertNorm(nn.Module):
         self.weight, self.bias = (
             None if p is None else nn.Parameter(p.new_empty(experts, *p.shape)) for p in (like.weight, like.bias)
         )
-        self.norm.weight = self.norm.bias = None
+        for name in ("weight", "bias"):
+            setattr(self.norm, name, None)
 
     def forward(self, x: Tensor) -> Tensor:
         apart = self.norm(x).unflatten(0, (-1, self.experts))
@@ -162,24 +163,25 @@ def beside(layer: nn.Module, experts: int) -> tuple[nn.Module, Layout]:
     """N copies of a narrowed layer as one module, its parameters empty, and the layout in which it computes."""
     match layer:
         case nn.Conv2d():
-            new = copy.deepcopy(layer)
-            new.in_channels, new.out_channels = experts * layer.in_channels, experts * layer.out_channels
-            new.groups = experts * layer.groups
-            _resize(new, new.out_channels, *layer.weight.shape[1:])
-            return new, "side"
+            conv = copy.deepcopy(layer)
+            conv.in_channels, conv.out_channels = experts * layer.in_channels, experts * layer.out_channels
+            conv.groups = experts * layer.groups
+            _resize(conv, conv.out_channels, *layer.weight.shape[1:])
+            return conv, "side"
         case nn.BatchNorm2d():
-            new = copy.deepcopy(layer)
-            new.num_features = experts * layer.num_features
-            _resize(new, new.num_features)
-            return new, "side"
+            norm = copy.deepcopy(layer)
+            norm.num_features = experts * layer.num_features
+            _resize(norm, norm.num_features)
+            return norm, "side"
         case nn.LayerNorm() | nn.GroupNorm():
             return ExpertNorm(experts, layer), "batch"
         case nn.Linear():
             return ExpertLinear(experts, layer), "batch"
         case SelfAttention():
-            new = copy.deepcopy(layer)
-            new.qkv, new.proj = ExpertLinear(experts, layer.qkv), ExpertLinear(experts, layer.proj)  # type: ignore[assignment]
-            return new, "batch"
+            attention = copy.deepcopy(layer)
+            for name in ("qkv", "proj"):
+                setattr(attention, name, ExpertLinear(experts, getattr(layer, name)))
+            return attention, "batch"
     raise KdxError(f"a {type(layer).__name__} can't stand side by side")
 
 
@@ -196,22 +198,21 @@ def _narrow_convolution(conv: nn.Conv2d, in_channels: int, widths: Widths) -> No
     _resize(conv, conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size)
 
 
-def _narrow_attention(layer: nn.Module, widths: Widths) -> nn.Module:
+def _narrow_attention(layer: Any, widths: Widths) -> SelfAttention:
     pair = isinstance(layer, nn.MultiheadAttention)
-    if pair:
+    if isinstance(layer, nn.MultiheadAttention):
         odd = [name for name in ("bias_k", "bias_v") if getattr(layer, name) is not None]
         odd += [] if layer.batch_first and layer._qkv_same_embed_dim else ["batch_first=False or other key sizes"]
-        heads, bias, dropout = layer.num_heads, layer.in_proj_bias is not None, layer.dropout
+        D, bias, dropout = layer.embed_dim, layer.in_proj_bias is not None, layer.dropout
     else:
         odd = [n for n in ("q_norm", "k_norm", "norm") if not isinstance(getattr(layer, n, nn.Identity()), nn.Identity)]
         odd += ["gate"] if getattr(layer, "gate", None) is not None else []
-        heads, bias, dropout = layer.num_heads, layer.qkv.bias is not None, layer.attn_drop.p  # type: ignore[union-attr]
+        D, bias, dropout = layer.qkv.in_features, layer.qkv.bias is not None, layer.attn_drop.p
     if odd:
         raise KdxError(f"attention with {', '.join(odd)} can't be narrowed")
-    D = layer.embed_dim if pair else layer.qkv.in_features  # type: ignore[union-attr]
-    kept = max(1, round(widths.share * int(heads)))
+    heads = max(1, round(widths.share * layer.num_heads))
     with torch.device("meta"):
-        return SelfAttention(int(D), kept, int(layer.head_dim), bias=bias, dropout=float(dropout), pair=pair)  # type: ignore[arg-type]
+        return SelfAttention(D, heads, layer.head_dim, bias=bias, dropout=dropout, pair=pair)
 
 
 def _resize(layer: nn.Module, *shape: int) -> None:

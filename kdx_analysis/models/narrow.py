@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models.layers import KEEP_SHAPE, LAYERS, Widths, is_layer, narrowed
-from kdx_analysis.models.stages import Sizes, fetch, on_meta, owner, reason
+from kdx_analysis.models.tracing import Sizes, fetch, on_meta, owner, reason
 
 HOW = 'declare other stages, as from_student(..., stages=["layer1", "layer2"]), so that it lies in the trunk'
 

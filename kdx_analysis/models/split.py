@@ -17,7 +17,8 @@ from kdx_analysis.models.layers import Widths
 from kdx_analysis.models.narrow import Narrow, flops, narrow, units
 from kdx_analysis.models.redraw import draw_anew, moments
 from kdx_analysis.models.resolve import count_parameters
-from kdx_analysis.models.stages import Stages, find_stages, on_meta
+from kdx_analysis.models.stages import Stages, find_stages
+from kdx_analysis.models.tracing import on_meta
 
 Budget = Literal["params", "flops", "width"]
 

@@ -6,11 +6,10 @@ stages end at the last cut before the resolution falls, a transformer's at cuts 
 
 from __future__ import annotations
 
-import copy
-import inspect
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Any
@@ -21,6 +20,7 @@ from torch import fx, nn
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import layers
+from kdx_analysis.models.tracing import Sizes, on_meta, paths, reason, trace_modes
 
 MAX_STAGES = 4
 _FIND_AT = 224
@@ -64,106 +64,52 @@ def find_stages(
     Raises:
         KdxError: what in the model can't be split, named by module, and how to declare its stages.
     """
-    graph = _trace(model)
+    try:
+        graph = trace_modes(model)
+    except KdxError:
+        if declared is None or image_shape is None:
+            raise
+        graph = trace_modes(_chain(model, declared, image_shape))
+        declared = [path.replace(".", "_") for path in declared]
     shape = _fitting_shape(model, graph, image_shape)
+    large = (shape[0], _FIND_AT, _FIND_AT)
     if declared is not None:
         _propagate(graph, shape)
         ends = _declared_ends(graph, declared)
     else:
-        large = (shape[0], _FIND_AT, _FIND_AT)
         if not _fits(graph, large):
-            large = shape
-        _propagate(graph, large)
+            _propagate(graph, shape)
         ends = _found_ends(graph, model)
         _propagate(graph, shape)
-    return _take_apart(graph, ends, shape)
+    return _take_apart(graph, ends, shape, sum(p.numel() for p in model.parameters()))
 
 
-class Tracer(fx.Tracer):
-    """Keeps layers with parameters, and modules without any, whole; so does it with what can't be traced."""
-
-    def __init__(self, whole: frozenset[str] = frozenset()) -> None:
-        super().__init__()
-        self.whole = whole
-        self.failed: str | None = None
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if module_qualified_name in self.whole or layers.is_layer(m):
-            return True
-        return not isinstance(m, nn.Sequential | nn.ModuleList) and next(m.parameters(), None) is None
-
-    def call_module(
-        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        try:
-            return super().call_module(m, forward, args, kwargs)
-        except Exception:
-            self.failed = self.failed or self.path_of_module(m)
-            raise
-
-
-def trace(model: nn.Module) -> fx.GraphModule:
-    """``model`` as a graph of its layers, whose modules it shares. Raises KdxError where that can't be."""
-    whole: frozenset[str] = frozenset()
-    while True:
-        tracer = Tracer(whole)
-        try:
-            return fx.GraphModule(model, _one_input(tracer.trace(model, _defaults(model))))
-        except Exception as error:
-            if tracer.failed is None or tracer.failed in whole:
-                raise KdxError(
-                    f"{type(model).__name__} can't be traced: {reason(error)}; write its forward without branches "
-                    "on values, or split a model of the zoo, torchvision or timm"
-                ) from error
-            whole |= {tracer.failed}
-
-
-def _defaults(model: nn.Module) -> dict[str, Any]:
-    """The arguments of ``forward`` that need not be given, and what they are then."""
-    parameters = inspect.signature(model.forward).parameters.values()
-    return {p.name: p.default for p in list(parameters)[1:] if p.default is not p.empty}
-
-
-def _one_input(graph: fx.Graph) -> fx.Graph:
-    """``graph`` without the inputs that are fixed to their defaults, and without assertions."""
-    for node in reversed(graph.nodes):
-        checks = node.target is torch._assert or "assert" in node.name
-        if not node.users and (checks or node.op == "placeholder" or node.target in (operator.eq, getattr)):
-            graph.erase_node(node)
-    return graph
-
-
-def _trace(model: nn.Module) -> fx.GraphModule:
-    """Trace in train mode, and refuse a model that would compute something else in eval mode."""
-    modes = [(module, module.training) for module in model.modules()]
+def _chain(model: nn.Module, declared: Sequence[str], image_shape: Sequence[int]) -> nn.Sequential:
+    """The declared modules one after the other; raises KdxError if that is not how ``model`` calls them."""
     try:
-        graphs = [trace(model.train(mode)) for mode in (False, True)]
+        modules = [model.get_submodule(path) for path in declared]
+    except AttributeError as error:
+        raise KdxError(f"stages = {list(declared)}: {reason(error)}") from None
+    seen: list[tuple[Any, Any]] = []
+    like = next((p for p in model.parameters()), torch.empty(0))
+    images = torch.zeros(2, *image_shape, dtype=like.dtype, device=like.device)
+    modes = [(module, module.training) for module in model.modules()]
+    handles = [m.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output))) for m in modules]
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            model.eval()(images)
     finally:
+        for handle in handles:
+            handle.remove()
         for module, training in modes:
             module.training = training
-    for a, b in zip(graphs[0].graph.nodes, graphs[1].graph.nodes, strict=False):
-        if str((a.op, a.target, a.args, a.kwargs)) != str((b.op, b.target, b.args, b.kwargs)):
-            raise KdxError(
-                f"module {owner(b) or type(model).__name__!r} computes other things in train mode than in eval mode; "
-                "put the difference into a module without parameters, as nn.Dropout is"
-            )
-    return graphs[1]
-
-
-def on_meta(model: Any) -> Any:
-    """A copy of a module in eval mode, its parameters and buffers on the meta device; no data is copied."""
-    tensors = [*model.parameters(), *model.buffers()]
-    memo: dict[int, Any] = {id(t): t.detach().to("meta") for t in tensors}
-    memo |= {id(p): nn.Parameter(memo[id(p)], p.requires_grad) for p in model.parameters()}
-    return copy.deepcopy(model, memo).eval()
-
-
-class Sizes(fx.Interpreter):
-    """Runs a graph for its shapes alone: what keeps them is passed by."""
-
-    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        keeps = isinstance(self.fetch_attr(target), layers.KEEP_SHAPE)
-        return args[0] if keeps else super().call_module(target, args, kwargs)
+    given = [images, *(output for _, output in seen)]
+    for path, (read, _), expected in zip(declared, seen, given, strict=False):
+        if read is not expected:
+            raise KdxError(f"module {path!r} does not read what the module declared before it gives; declare a chain")
+    if len(seen) != len(modules):
+        raise KdxError(f"{len(modules)} stages are declared, {len(seen)} were called; declare modules called once")
+    return nn.Sequential(OrderedDict(zip((path.replace(".", "_") for path in declared), modules, strict=True)))
 
 
 class _Shapes(Sizes):
@@ -199,30 +145,12 @@ def _fitting_shape(model: nn.Module, graph: fx.GraphModule, image_shape: Sequenc
         return tuple(image_shape)
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     channels = 3 if first is None else first.in_channels
-    sizes = (_FIND_AT, 32, 28, 8, 64, 96, 128, 160, 192, 256, 288, 299, 384)
-    for size in sizes:
-        if _fits(graph, (channels, size, size)):
-            return channels, size, size
+    for side in (_FIND_AT, 32, 28, 8, 64, 96, 128, 160, 192, 256, 288, 299, 384):
+        if _fits(graph, (channels, side, side)):
+            return channels, side, side
     raise KdxError(
         f"images of {channels} channels and common sizes do not fit {type(model).__name__}; give image_shape="
     )
-
-
-def reason(error: Exception) -> str:
-    """An exception's message on one line."""
-    return " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
-
-
-def fetch(module: nn.Module, target: str) -> Any:
-    """The module, parameter or buffer at a dotted path."""
-    *path, last = target.split(".")
-    return getattr(module.get_submodule(".".join(path)), last)
-
-
-def owner(node: fx.Node) -> str:
-    """Path of the innermost module that ``node`` belongs to; '' for the model itself."""
-    stack = node.meta.get("nn_module_stack")
-    return next(reversed(stack.values()))[0] if stack else ""
 
 
 def _cuts(graph: fx.GraphModule) -> list[fx.Node]:
@@ -242,9 +170,9 @@ def _declared_ends(graph: fx.GraphModule, declared: Sequence[str]) -> list[fx.No
         raise KdxError(f"stages = {list(declared)} should be two module paths or more: the trunk's end, then levels'")
     cuts, ends = set(_cuts(graph)), []
     for path in declared:
-        inside = [node for node in graph.graph.nodes if path in _paths(node)]
+        inside = [node for node in graph.graph.nodes if path in paths(node)]
         if not inside:
-            known = sorted({p for node in graph.graph.nodes for p in _paths(node) if p.count(".") < 2})
+            known = sorted({p for node in graph.graph.nodes for p in paths(node) if p.count(".") < 2})
             raise KdxError(
                 f"there is no module {path!r} on the way from images to outputs; there are {', '.join(known)}"
             )
@@ -259,11 +187,6 @@ def _declared_ends(graph: fx.GraphModule, declared: Sequence[str]) -> list[fx.No
                 f"module {other!r} does not come after {path!r}; give the stages in the order of the forward pass"
             )
     return ends
-
-
-def _paths(node: fx.Node) -> list[str]:
-    stack = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
-    return [*stack, str(node.target)] if node.op == "call_module" else stack
 
 
 def _found_ends(graph: fx.GraphModule, model: nn.Module) -> list[fx.Node]:
@@ -299,9 +222,9 @@ def _resolution_ends(graph: fx.GraphModule, cuts: Sequence[fx.Node]) -> list[fx.
 
     Pooling before the classifier stands apart from the last stage.
     """
-    maps = []
-    for before, node in pairwise([None, *cuts]):
-        if len(node.meta["shape"]) != 4 or (before is not None and _starts_classifier(graph, before, node)):
+    maps = list(cuts[:1])
+    for before, node in pairwise(cuts):
+        if len(node.meta["shape"]) != 4 or _starts_classifier(graph, before, node):
             break
         maps.append(node)
     depth = _depths(graph)
@@ -334,8 +257,8 @@ def _depths(graph: fx.GraphModule) -> dict[fx.Node, int]:
     last: dict[str, fx.Node] = {}
     found: dict[fx.Node, int] = {}
     for node in graph.graph.nodes:
-        last |= dict.fromkeys(_paths(node), node)
-        if not _paths(node):
+        last |= dict.fromkeys(paths(node), node)
+        if not paths(node):
             found[node] = 0
     for path, node in last.items():
         found[node] = min(found.get(node, path.count(".")), path.count("."))
@@ -371,12 +294,12 @@ def _between(graph: fx.GraphModule, start: fx.Node | None, end: fx.Node) -> list
     return [*dict.fromkeys(read), *own]
 
 
-def _take_apart(graph: fx.GraphModule, ends: Sequence[fx.Node], shape: tuple[int, ...]) -> Stages:
-    parts = [_part(graph, start, end) for start, end in pairwise([None, *ends])]
-    kept = {id(p) for part in parts for p in part.parameters()}
-    classifier = sum(p.numel() for p in graph.parameters() if id(p) not in kept)
+def _take_apart(graph: fx.GraphModule, ends: Sequence[fx.Node], shape: tuple[int, ...], size: int) -> Stages:
+    parts = [_part(graph, start, end) for start, end in zip([None, *ends], ends, strict=False)]
+    kept = {id(p): p.numel() for part in parts for p in part.parameters()}
+    classifier = size - sum(kept.values())
     shapes = (shape, *(tuple(end.meta["shape"][1:]) for end in ends))
-    names = tuple(_name(graph, start, end) for start, end in pairwise([None, *ends]))
+    names = tuple(_name(graph, start, end) for start, end in zip([None, *ends], ends, strict=False))
     return Stages(graph, parts[0], tuple(parts[1:]), classifier, shapes, _read_by_classifier(ends[-1]), names)
 
 

@@ -1,8 +1,8 @@
 """Gradients of all subtasks' losses at once, as Gram matrices per level and expert.
 
 A subtask's gradient is g_k = Σ_b r_bk ∂m_bk/∂θ with the residual r = ∂L/∂m, so one set of per-sample gradients of
-the margins serves every loss and every permutation of its residual. Per-sample gradients live for one module, one
-subtask and one chunk of samples at a time; only their weighted sums are held, and only K×K Gram matrices returned.
+the margins serves every loss and every permutation of its residual. Per-sample gradients live for one subtask and
+one chunk of samples and layers at a time; only their weighted sums are held, and only K×K Gram matrices returned.
 """
 
 from __future__ import annotations
@@ -89,128 +89,195 @@ def subtask_grams(
         max_memory: bytes for the summed gradients held at once; less means more backward passes.
 
     Raises:
-        KdxError: a layer whose per-sample gradients are not known, a gradient that is not finite, named by
-            level, or images and residuals that don't belong together.
+        KdxError: a gradient that is not finite, named by level and subtask, or images and residuals that don't
+            belong together.
     """
     if residuals.shape[1:] != (len(images), model.num_classes):
         raise KdxError(f"residuals of shape {tuple(residuals.shape)} don't fit {len(images)} images")
-    groups = _layers(model)
     R, _, K = residuals.shape
     grams = [residuals.new_zeros(R, n, K, K) for n in model.experts]
+    ungated = margins is None and not model.input_gated
     with undisturbed(model), torch.enable_grad():
-        gates = model.attention()[-1].detach()
-        for chunk in _chunks(groups, R * K * residuals.element_size(), max_memory):
-            sums = {layer: residuals.new_zeros(R, K, _size(layer)) for layer, _ in chunk}
-            for rows in torch.arange(len(images)).split(_samples_at_once(max_memory, images)):
-                _accumulate(model, chunk, images[rows], residuals[:, rows], margins, sums)
-            for layer, level in chunk:
-                g = sums.pop(layer).unflatten(2, (model.experts[level], -1)).transpose(1, 2)
-                grams[level] += g @ g.transpose(-1, -2)
+        for chunk in _chunks(_layers(model), R * K * residuals.element_size(), max_memory):
+            sums = [residuals.new_zeros(R, K, layer.size) for layer in chunk]
+            for rows in torch.arange(len(images)).split(_samples_at_once(max_memory, images, chunk)):
+                for k, add in _per_sample(model, chunk, images[rows], margins, ungated):
+                    for total, gradients in zip(sums, add, strict=True):
+                        total[:, k] += residuals[:, rows, k] @ gradients
+            for layer, total in zip(chunk, sums, strict=True):
+                g = total.unflatten(2, (model.experts[layer.level], -1)).transpose(1, 2)
+                grams[layer.level] += g @ g.transpose(-1, -2)
     for level, gram in enumerate(grams, 1):
         if not gram.isfinite().all():
             norms = gram.diagonal(dim1=-2, dim2=-1)
             culprits = (~norms.isfinite()).flatten(0, 1).any(dim=0).nonzero().flatten().tolist()
             raise KdxError(f"gradients on level {level} are not finite (subtasks {culprits}); did the run diverge?")
-    return Grams(tuple(grams), gates if margins is None else None)
+    return Grams(tuple(grams), model.attention()[-1].detach() if ungated else None)
 
 
-def _accumulate(
+@dataclass(frozen=True)
+class _Layer:
+    """A module with parameters of its own, and the level (from 0) on which it stands.
+
+    ``rule`` gives its per-sample gradients from one backward pass over the batch; without one they are taken by
+    torch.func, sample by sample at once.
+    """
+
+    name: str
+    module: nn.Module
+    level: int
+    rule: _Rule | None
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return {f"{self.name}.{name}": p for name, p in self.module.named_parameters(recurse=False)}
+
+    @property
+    def size(self) -> int:
+        return sum(p.numel() for p in self.parameters.values())
+
+
+def _layers(model: HME) -> list[_Layer]:
+    """Every module with parameters of its own in trunk and experts."""
+    parts = {"trunk": model.trunk, **{f"levels.{i}": level for i, level in enumerate(model.levels)}}
+    return [
+        _Layer(f"{part}.{name}".rstrip("."), module, level, _rule(module))
+        for level, (part, whole) in enumerate(parts.items())
+        for name, module in whole.named_modules()
+        if next(module.parameters(recurse=False), None) is not None
+    ]
+
+
+def _per_sample(
     model: HME,
-    chunk: Sequence[tuple[nn.Module, int]],
+    chunk: Sequence[_Layer],
     images: Tensor,
-    residuals: Tensor,
     margins: Callable[[Tensor], Tensor] | None,
-    sums: dict[nn.Module, Tensor],
-) -> None:
-    """Add this chunk of samples and layers to Σ_b r_bk ∂m_bk/∂θ."""
+    ungated: bool,
+) -> Iterator[tuple[int, list[Tensor]]]:
+    """For every subtask k the gradients ∂m_bk/∂θ of each layer of the chunk, B×size.
+
+    With ``ungated``, those of the last level are h: ∂m_bk/∂(input of head k) held fixed and no gate's factor.
+    """
     last = len(model.experts) - 1
-    with _captured([layer for layer, _ in chunk]) as calls:
+    ruled = [layer for layer in chunk if layer.rule is not None]
+    with _captured(ruled) as calls:
         trace = model.trace(images.detach().requires_grad_())
-    level_of = dict(chunk)
-    below = [call for call in calls if margins is not None or level_of[call.layer] != last]
-    on_top = [call for call in calls if margins is None and level_of[call.layer] == last]
     outputs = trace.margins if margins is None else margins(trace.margins)
+    on_top = [call for call in calls if ungated and call.layer.level == last]
+    below = [call for call in calls if call not in on_top]
     for k in range(model.num_classes):
-        weights = residuals[:, :, k]
-        pairs: list[tuple[_Call, Tensor]] = []
+        found: dict[str, Tensor] = {}
+        deltas: list[Tensor] = []
+        cotangent: Tensor | None = None
         if below:
-            deltas = torch.autograd.grad(outputs[:, k].sum(), [call.output for call in below], retain_graph=True)
-            pairs += zip(below, deltas, strict=True)
-        if on_top:
+            deltas += torch.autograd.grad(outputs[:, k].sum(), [call.output for call in below], retain_graph=True)
+        if ungated:
             (delta,) = torch.autograd.grad(outputs[:, k].sum(), trace.inputs, retain_graph=True)
             cotangent = delta[:, k].unsqueeze(1).expand_as(trace.pooled)
-            deltas = torch.autograd.grad(
+        if on_top:
+            deltas += torch.autograd.grad(
                 trace.pooled, [call.output for call in on_top], grad_outputs=cotangent, retain_graph=True
             )
-            pairs += zip(on_top, deltas, strict=True)
-        for call, delta in pairs:
-            per_sample = _PER_SAMPLE[type(call.layer)].gradient(call.layer, call.prepared, delta)
-            sums[call.layer][:, k] += weights @ per_sample.flatten(1)
+        for call, delta in zip([*below, *on_top], deltas, strict=True):
+            assert call.layer.rule is not None
+            gradients = call.layer.rule.gradient(call.layer.module, call.prepared, delta).flatten(1)
+            found[call.layer.name] = found.get(call.layer.name, 0) + gradients
+        for level in dict.fromkeys(layer.level for layer in chunk if layer.rule is None):
+            others = [layer for layer in chunk if layer.rule is None and layer.level == level]
+            fixed = cotangent if ungated and level == last else None
+            found |= _by_functions(model, others, images, margins, k, fixed)
+        yield k, [found.get(layer.name, images.new_zeros(len(images), layer.size)) for layer in chunk]
 
 
-def _layers(model: HME) -> list[tuple[nn.Module, int]]:
-    """Every layer with parameters in trunk and experts, with its level counted from 0."""
-    found = []
-    for level, part in enumerate([model.trunk, *model.levels]):
-        for name, layer in part.named_modules():
-            if not list(layer.parameters(recurse=False)):
-                continue
-            if type(layer) not in _PER_SAMPLE:
-                known = ", ".join(kind.__name__ for kind in _PER_SAMPLE)
-                raise KdxError(
-                    f"layer {name!r} on level {level + 1} is a {type(layer).__name__}; "
-                    f"conflict can be probed for {known}"
-                )
-            found.append((layer, level))
-    return found
+class _Forward(nn.Module):
+    """One subtask's margin of one image, or its last features against a fixed cotangent."""
+
+    def __init__(self, model: HME, margins: Callable[[Tensor], Tensor] | None, k: int) -> None:
+        super().__init__()
+        self.model, self.margins, self.k = model, margins, k
+
+    def forward(self, image: Tensor, cotangent: Tensor | None) -> Tensor:
+        trace = self.model.trace(image.unsqueeze(0))
+        if cotangent is not None:
+            return (trace.pooled[0] * cotangent).sum()
+        outputs = trace.margins if self.margins is None else self.margins(trace.margins)
+        return outputs[0, self.k]
 
 
-def _size(layer: nn.Module) -> int:
-    return sum(p.numel() for p in layer.parameters(recurse=False))
+def _by_functions(
+    model: HME,
+    layers: Sequence[_Layer],
+    images: Tensor,
+    margins: Callable[[Tensor], Tensor] | None,
+    k: int,
+    cotangent: Tensor | None,
+) -> dict[str, Tensor]:
+    """Per-sample gradients of layers without a rule, each B×size, expert by expert."""
+    forward = _Forward(model, margins, k)
+    own = {f"model.{name}": p.detach() for layer in layers for name, p in layer.parameters.items()}
+
+    def value(parameters: dict[str, Tensor], image: Tensor, fixed: Tensor | None) -> Tensor:
+        return torch.func.functional_call(forward, parameters, (image, fixed))
+
+    in_dims = (None, 0, None if cotangent is None else 0)
+    gradients = torch.func.vmap(torch.func.grad(value), in_dims=in_dims)(own, images, cotangent)
+    experts = model.experts[layers[0].level]
+    return {
+        layer.name: torch.cat(
+            [gradients[f"model.{name}"].flatten(1).unflatten(1, (experts, -1)) for name in layer.parameters], dim=2
+        ).flatten(1)
+        for layer in layers
+    }
 
 
-def _chunks(
-    layers: list[tuple[nn.Module, int]], bytes_each: int, max_memory: int
-) -> Iterator[list[tuple[nn.Module, int]]]:
+def _chunks(layers: Sequence[_Layer], bytes_each: int, max_memory: int) -> Iterator[list[_Layer]]:
     """Consecutive layers whose summed gradients fit in memory together (at least one at a time)."""
-    chunk: list[tuple[nn.Module, int]] = []
+    chunk: list[_Layer] = []
     held = 0
-    for layer, level in layers:
-        size = _size(layer) * bytes_each
+    for layer in layers:
+        size = layer.size * bytes_each
         if chunk and held + size > max_memory:
             yield chunk
             chunk, held = [], 0
-        chunk.append((layer, level))
+        chunk.append(layer)
         held += size
     if chunk:
         yield chunk
 
 
-def _samples_at_once(max_memory: int, images: Tensor) -> int:
-    """Samples per forward pass: a few thousand activations for every pixel are allowed for."""
-    per_sample = 4096 * images.element_size() * images.shape[-1] * images.shape[-2]
-    return max(1, max_memory // per_sample)
+def _samples_at_once(max_memory: int, images: Tensor, chunk: Sequence[_Layer]) -> int:
+    """Samples per forward pass: a few thousand activations for every pixel are allowed for.
+
+    Layers without a rule hold their gradients for all samples, and activations for backward passes side by side.
+    """
+    values = 4096 * images.shape[-1] * images.shape[-2] + sum(layer.size for layer in chunk if layer.rule is None)
+    return max(1, max_memory // (values * images.element_size()))
 
 
 @dataclass(frozen=True)
 class _Call:
     """A layer's call in a forward pass: what its gradients need of its input, and its output on the graph."""
 
-    layer: nn.Module
+    layer: _Layer
     prepared: Tensor
     output: Tensor
 
 
 @contextmanager
-def _captured(layers: Sequence[nn.Module]) -> Iterator[list[_Call]]:
+def _captured(layers: Sequence[_Layer]) -> Iterator[list[_Call]]:
     """Collect every call of ``layers`` inside the body."""
     calls: list[_Call] = []
 
-    def keep(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        calls.append(_Call(layer, _PER_SAMPLE[type(layer)].prepare(layer, inputs[0].detach()), output))
-        return output.clone()  # an in-place activation behind the layer must not overwrite what was kept
+    def keeper(layer: _Layer) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            assert layer.rule is not None
+            calls.append(_Call(layer, layer.rule.prepare(module, inputs[0].detach()), output))
+            return output.clone()  # an in-place activation behind the layer must not overwrite what was kept
 
-    handles = [layer.register_forward_hook(keep) for layer in layers]
+        return keep
+
+    handles = [layer.module.register_forward_hook(keeper(layer)) for layer in layers]
     try:
         yield calls
     finally:
@@ -219,7 +286,7 @@ def _captured(layers: Sequence[nn.Module]) -> Iterator[list[_Call]]:
 
 
 @dataclass(frozen=True)
-class _PerSample:
+class _Rule:
     """Per-sample gradients of a kind of layer.
 
     ``prepare(layer, input)`` does once what all subtasks share; ``gradient(layer, prepared, ∂m/∂output)`` is
@@ -231,8 +298,7 @@ class _PerSample:
 
 
 def _columns(layer: nn.Conv2d, inputs: Tensor) -> Tensor:
-    if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
-        raise KdxError("conflict can be probed for convolutions with numeric zero padding only")
+    assert not isinstance(layer.padding, str)
     columns = F.unfold(inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
     return columns.unflatten(1, (layer.groups, -1)).transpose(-1, -2)
 
@@ -254,13 +320,21 @@ def _batch_norm(layer: nn.BatchNorm2d, normed: Tensor, delta: Tensor) -> Tensor:
     return torch.stack([(delta * normed).sum(dim=(2, 3)), delta.sum(dim=(2, 3))], dim=2)
 
 
-def _linear(layer: nn.Linear, inputs: Tensor, delta: Tensor) -> Tensor:
-    weight = delta.unsqueeze(2) * inputs.unsqueeze(1)
-    return weight if layer.bias is None else torch.cat([weight, delta.unsqueeze(2)], dim=2)
-
-
-_PER_SAMPLE: dict[type[nn.Module], _PerSample] = {
-    nn.Conv2d: _PerSample(_columns, _convolution),
-    nn.BatchNorm2d: _PerSample(_normed, _batch_norm),
-    nn.Linear: _PerSample(lambda layer, inputs: inputs, _linear),
+_RULES: dict[type[nn.Module], _Rule] = {
+    nn.Conv2d: _Rule(_columns, _convolution),
+    nn.BatchNorm2d: _Rule(_normed, _batch_norm),
 }
+
+
+def _rule(module: nn.Module) -> _Rule | None:
+    """The rule for a module that computes what PyTorch's layer of its kind does, in the cases that it knows."""
+    for kind, rule in _RULES.items():
+        if isinstance(module, kind) and type(module).forward is kind.forward:
+            return rule if _plain(module) else None
+    return None
+
+
+def _plain(module: nn.Module) -> bool:
+    if isinstance(module, nn.Conv2d):
+        return not isinstance(module.padding, str) and module.padding_mode == "zeros"
+    return getattr(module, "running_mean", None) is not None

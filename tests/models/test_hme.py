@@ -27,7 +27,10 @@ def reference(hme: HME, images: torch.Tensor) -> torch.Tensor:
     features = [hme.trunk(images)]
     logits = iter(gate.logits for gate in hme.gates)
     for level, side_by_side in enumerate(hme.levels):
-        n, module = hme.experts[level + 1], [getattr(side_by_side.body.stages, str(level + 1)).get_submodule(i) for i in "012"]
+        n, module = (
+            hme.experts[level + 1],
+            [getattr(side_by_side.body.stages, str(level + 1)).get_submodule(i) for i in "012"],
+        )
         gate = torch.ones(n, 1, dtype=images.dtype) if level == 0 else attention(next(logits), hme.temperature)
         conv, norm, *rest = module
         outputs = []

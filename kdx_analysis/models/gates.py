@@ -15,9 +15,8 @@ from jaxtyping import Float, jaxtyped
 from torch import Tensor
 
 
-@jaxtyped(typechecker=beartype)
 def attention(logits: Float[Tensor, "*rows N"], temperature: float | Float[Tensor, ""]) -> Float[Tensor, "*rows N"]:
-    """α = softmax(W / τ), each row on the simplex."""
+    """α = softmax(W / τ), each row on the simplex. Part of forward passes, so its shapes are not checked."""
     return torch.softmax(logits / temperature, dim=-1)
 
 

@@ -64,8 +64,9 @@ def _defaults(model: nn.Module) -> dict[str, Any]:
 
 
 def _one_input(graph: fx.Graph) -> fx.Graph:
-    """``graph`` without the inputs that are fixed to their defaults, and without assertions."""
+    """``graph`` without the inputs that are fixed to their defaults, assertions and type annotations."""
     for node in reversed(graph.nodes):
+        node.type = None  # one that is a string can't be pickled
         checks = node.target is torch._assert or "assert" in node.name
         if not node.users and (checks or node.op == "placeholder" or node.target in (operator.eq, getattr)):
             graph.erase_node(node)

@@ -1,4 +1,4 @@
-"""Trees against trees, distances and superclasses over the same subtasks. Pure functions; ``Tree`` says what they are."""
+"""Trees against trees, distances and superclasses. Pure functions; the methods of ``Tree`` say what they compute."""
 
 from __future__ import annotations
 

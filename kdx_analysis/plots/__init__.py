@@ -6,9 +6,9 @@ from kdx_analysis.plots.curves import entropy, training
 from kdx_analysis.plots.figure import FIGURES, Figure
 from kdx_analysis.plots.matrices import conflict
 from kdx_analysis.plots.style import save, style
-from kdx_analysis.plots.trees import tree, tree_of
+from kdx_analysis.plots.trees import tree, tree_agreement, tree_of
 
-for _figure in (ladder, differences, entropy, gates, tree, conflict, training):
+for _figure in (ladder, differences, entropy, gates, tree, tree_agreement, conflict, training):
     FIGURES.register(_figure.name)(_figure)
 
 __all__ = [
@@ -23,5 +23,6 @@ __all__ = [
     "style",
     "training",
     "tree",
+    "tree_agreement",
     "tree_of",
 ]

@@ -14,14 +14,32 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from kdx_analysis.errors import KdxError
 from kdx_analysis.models.tree import Tree
 from kdx_analysis.plots.classes import pitch, routed_order
 from kdx_analysis.plots.figure import Figure, explainers, of_first_seed
-from kdx_analysis.plots.style import drawing, in_order, look, one_run, panels, plain, style, styled
-from kdx_analysis.runs import RunSet
+from kdx_analysis.plots.style import (
+    GREY,
+    LIGHT,
+    counted,
+    drawing,
+    in_order,
+    look,
+    one_run,
+    panels,
+    plain,
+    style,
+    styled,
+)
+from kdx_analysis.runs import RunSet, tree_pairs
+from kdx_analysis.runs.trees import CORRELATION, DISTANCE, NEITHER, OBJECTIVE, SEED
 
 _COLOUR = "#0072B2"
 _LONGEST = 24
+_MEASURES = {
+    DISTANCE: "Robinson–Foulds distance, in [0, 1]; 0: all groups shared",
+    CORRELATION: "cophenetic correlation, in [−1, 1]; 1: the same depths",
+}
 
 
 def tree_of(tree: Tree, ax: Axes | None = None) -> tuple[matplotlib.figure.Figure, np.ndarray]:
@@ -101,10 +119,11 @@ def _places(paths: list[tuple[int, ...]], order: Sequence[int]) -> dict[tuple[in
 def _draw_tree(data: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.ndarray]:
     objectives, leaves = in_order(data["objective"]), int(data["child_level"].max())
     K = int((data["child_level"] == leaves).groupby(data["objective"]).sum().max())
-    columns = min(len(objectives), 3)
-    rows = -(-len(objectives) // columns)
-    figure = drawing(max(4, min(12, 3.9 * columns)), 0.8 + rows * (0.6 + pitch(K) * K))
-    axes = panels(figure, len(objectives), columns)
+    width = 1.2 + 0.058 * data["name"].map(_shown).str.len().max() if K > 30 else 3.9
+    rows = -(-len(objectives) // int(12 / width))
+    columns = -(-len(objectives) // rows)
+    figure = drawing(max(4, width * columns), 0.8 + rows * (0.6 + pitch(K) * K))
+    axes = panels(figure, len(objectives), columns, gridspec_kw={"wspace": 0.06})
     for ax, objective in zip(axes, objectives, strict=True):
         _draw_one_tree(ax, data[data["objective"] == objective], look(objective).colour)
         ax.set_title(plain(objective).replace(" ", "\n"), fontweight="bold", loc="left")
@@ -139,8 +158,10 @@ def _draw_one_tree(ax: Axes, edges: pd.DataFrame, colour: str) -> None:
     trunk = edges.loc[edges["child_level"] == 2, ["parent", "parent_y"]].assign(level=1)
     experts = edges.loc[~is_leaf, ["child_level", "child", "child_y"]].to_numpy().tolist()
     for level, expert, y in [*trunk[["level", "parent", "parent_y"]].drop_duplicates().to_numpy().tolist(), *experts]:
-        box = {"boxstyle": "circle,pad=0.2", "facecolor": "white", "edgecolor": colour, "linewidth": 0.8}
-        ax.text(level, y, f"{expert:.0f}", ha="center", va="center", fontsize=7, zorder=3, bbox=box)
+        box = {"boxstyle": "round,pad=0.15,rounding_size=0.5", "facecolor": "white", "edgecolor": colour}
+        ax.text(
+            level, y, f"{expert:.0f}", ha="center", va="center", fontsize=7, zorder=3, bbox=box | {"linewidth": 0.8}
+        )
     place: dict[str, Any] = {"xytext": (2, 0), "textcoords": "offset points", "va": "center", "annotation_clip": False}
     for name, y in edges.loc[is_leaf, ["name", "child_y"]].to_numpy():
         ax.annotate(plain(_shown(name)), (leaves, y), fontsize=7, **place)
@@ -174,4 +195,77 @@ tree = Figure(
     f"{_LONGEST} letters are cut; the data hold them whole.",
     _tree_data,
     _draw_tree,
+)
+
+
+def _agreement_data(runs: RunSet) -> pd.DataFrame:
+    """Columns of :class:`~kdx_analysis.runs.TreePairs`, one row per pair of explainers."""
+    found = explainers(runs)
+    if len(found) < 2:
+        raise KdxError("one explainer makes no pair of trees; run several objectives or seeds")
+    data = tree_pairs(found).table
+    if data["value"].isna().all():
+        raise KdxError("no tree groups its subtasks, all are collapsed or have one subtask per expert")
+    return data
+
+
+@styled
+def _draw_agreement(data: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.ndarray]:
+    within = data[data["shared"] == OBJECTIVE]
+    rows = [
+        (f"{plain(o)},\ntwo seeds", within["objective_a"] == o, look(o).colour) for o in in_order(data["objective_a"])
+    ]
+    rows = [row for row in rows if row[1].any()] or [("one objective,\ntwo seeds", within["value"].isna(), GREY)]
+    names = [*(name for name, _, _ in rows), "two objectives,\none seed", "neither\nin common"]
+    groups = [*((within[chosen], colour) for _, chosen, colour in rows)]
+    groups += [(data[data["shared"] == shared], "#333333") for shared in (SEED, NEITHER)]
+    figure = drawing(11, 1.1 + 0.42 * len(names))
+    axes = panels(figure, 2, 2, sharey=True)
+    for ax, (measure, label) in zip(axes, _MEASURES.items(), strict=True):
+        for y, (pairs, colour) in enumerate(groups):
+            _draw_pairs(ax, y, pairs[pairs["measure"] == measure], colour)
+        ax.axhline(len(names) - 2.5, color=LIGHT, linewidth=0.6, linestyle=":")
+        ax.set_yticks(range(len(names)), names)
+        ax.set_ylim(len(names) - 0.5, -0.5)
+        ax.set_xlabel(label)
+    axes[0].set_xlim(-0.02, 1.02)
+    low = min(0, data.loc[data["measure"] == CORRELATION, ["value", "null_low"]].min().min())
+    axes[1].set_xlim(low - 0.03, 1.03)
+    figure.suptitle(
+        "points: pairs of runs · upright: their mean · grey: with random leaf order, mean and 95 % of draws"
+    )
+    return figure, axes
+
+
+def _draw_pairs(ax: Axes, y: int, pairs: pd.DataFrame, colour: str) -> None:
+    """One row: the null's range and mean, the pairs and their mean, and how many they are."""
+    known = pairs.dropna(subset="value")
+    if len(known):
+        low, high = known["null_low"].mean(), known["null_high"].mean()
+        ax.fill_between([low, high], y - 0.36, y + 0.36, color="#E4E4E4", linewidth=0, zorder=0)
+        ax.vlines(known["null_mean"].mean(), y - 0.36, y + 0.36, color=GREY, linewidth=1, linestyle=(0, (2, 1)))
+        at = y + (np.linspace(-0.26, 0.26, len(known)) if len(known) > 1 else np.zeros(1))
+        ax.plot(known["value"], at, "o", color=colour, markersize=3.5, alpha=0.7, markeredgewidth=0, clip_on=False)
+        ax.vlines(known["value"].mean(), y - 0.36, y + 0.36, color=colour, linewidth=2)
+    undefined = len(pairs) - len(known)
+    n = f"n = {counted([len(known)], 'pair')}" if len(pairs) else "not available"
+    ax.annotate(
+        n + (f"\n{undefined} undefined" if undefined else ""), (1, y), xycoords=("axes fraction", "data"),
+        xytext=(6, 0), textcoords="offset points", va="center", fontsize=7, color=GREY,
+    )  # fmt: skip
+
+
+tree_agreement = Figure(
+    "tree_agreement",
+    "Are these trees reproducible?",
+    "The trees of every two explainers compared. Robinson–Foulds distance: the groups of subtasks under an expert that "
+    "stand in one tree only, as a share of the groups of both; a group counts only if it is the same to the last "
+    "subtask. Cophenetic correlation: of the levels down to where two subtasks meet, over all pairs of subtasks, so "
+    "that likeness counts by degrees. Above, runs of one objective that differ in the seed; "
+    "below, runs of two objectives with the same seed (they begin with the same weights and gates) and runs that "
+    "share neither. Pairs of few runs are not independent, so there is no interval. Grey: the null of the same trees "
+    "with the subtasks of each permuted over its leaves, mean and the central 95 % of draws for one pair. A tree is a "
+    "property of its objective only where the points above are more alike than grey and than those that share neither.",
+    _agreement_data,
+    _draw_agreement,
 )

@@ -12,6 +12,7 @@ import matplotlib.figure
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
 
 from kdx_analysis.errors import KdxError
@@ -151,14 +152,15 @@ def _draw_one_tree(ax: Axes, edges: pd.DataFrame, colour: str) -> None:
     leaves = int(edges["child_level"].max())
     step = np.linspace(0, 1, 24)
     ease = step**2 * (3 - 2 * step)
-    for level, top, bottom, share in edges[["child_level", "parent_y", "child_y", "share"]].to_numpy():
-        y = top + (bottom - top) * ease
-        ax.plot(level - 1 + step, y, color=colour, alpha=0.45, linewidth=_width(share), zorder=1)
+    ends = edges[["child_level", "parent_y", "child_y"]].to_numpy()
+    curves = [np.column_stack([level - 1 + step, top + (bottom - top) * ease]) for level, top, bottom in ends]
+    widths = [_width(share) for share in edges["share"]]
+    ax.add_collection(LineCollection(curves, colors=colour, alpha=0.45, linewidths=widths, zorder=1), autolim=False)
     is_leaf = edges["child_level"] == leaves
     trunk = edges.loc[edges["child_level"] == 2, ["parent", "parent_y"]].assign(level=1)
     experts = edges.loc[~is_leaf, ["child_level", "child", "child_y"]].to_numpy().tolist()
     for level, expert, y in [*trunk[["level", "parent", "parent_y"]].drop_duplicates().to_numpy().tolist(), *experts]:
-        box = {"boxstyle": "round,pad=0.15,rounding_size=0.5", "facecolor": "white", "edgecolor": colour}
+        box = {"boxstyle": "round,pad=0.1,rounding_size=0.5", "facecolor": "white", "edgecolor": colour}
         ax.text(
             level, y, f"{expert:.0f}", ha="center", va="center", fontsize=7, zorder=3, bbox=box | {"linewidth": 0.8}
         )

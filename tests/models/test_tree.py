@@ -7,6 +7,7 @@ import torch
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import Tree
+from tests.planted_trees import random_tree
 
 INTO_2 = torch.ones(2, 1)
 INTO_3 = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
@@ -16,12 +17,6 @@ ODD = ("it's", 'q"u\\o', "a,b;(c):[d]", "<b> & &amp;", "line\nbreak", "$x_1$", "
 
 def tree() -> Tree:
     return Tree.from_attention([INTO_2, INTO_3, HEADS], ("a", "b", "c", "d"))
-
-
-def random_tree(seed: int, classes=ODD, experts=(1, 3, 5)) -> Tree:
-    generator = torch.Generator().manual_seed(seed)
-    shapes = zip((*experts[1:], len(classes)), experts, strict=True)
-    return Tree.from_attention([torch.rand(shape, generator=generator) for shape in shapes], classes)
 
 
 def test_every_gate_takes_its_strongest_parent() -> None:
@@ -64,7 +59,7 @@ def test_depth_is_the_deepest_level_that_two_subtasks_share() -> None:
 
 
 def test_depth_against_networkx() -> None:
-    of = random_tree(3)
+    of = random_tree(3, ODD)
     graph = of.to_networkx()
     for a in range(len(ODD)):
         for b in range(a):
@@ -120,7 +115,7 @@ def parse_newick(text: str):
 
 
 def test_newick_read_by_another_parser() -> None:
-    of = random_tree(1)
+    of = random_tree(1, ODD)
     found = {}
 
     def walk(node, path) -> None:
@@ -143,7 +138,7 @@ def test_newick_by_hand() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_json_there_and_back_with_dead_experts(seed: int) -> None:
-    of = random_tree(seed)
+    of = random_tree(seed, ODD)
     assert Tree.from_json(of.to_json()) == of
 
 
@@ -212,7 +207,7 @@ def test_printed_with_a_hundred_classes() -> None:
 
 
 def test_a_notebook_shows_it_as_text_that_stays_text() -> None:
-    shown = random_tree(2)._repr_html_()
+    shown = random_tree(2, ODD)._repr_html_()
     assert shown.startswith("<svg")
     assert "it's</text>" in shown
     assert "&lt;b&gt; &amp; &amp;amp;</text>" in shown

@@ -10,7 +10,7 @@ from scipy.spatial.distance import squareform
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import Tree
-from tests.models.test_tree import random_tree
+from tests.planted_trees import random_tree
 
 NAMES = tuple("abcdefgh")
 CATERPILLAR = Tree(tuple("abcd"), (1, 2, 3), ((0, 0), (0, 0, 1), (0, 0, 1, 2)))  # ((ab)c)(d)

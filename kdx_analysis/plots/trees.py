@@ -162,7 +162,14 @@ def _draw_one_tree(ax: Axes, edges: pd.DataFrame, colour: str) -> None:
     for level, expert, y in [*trunk[["level", "parent", "parent_y"]].drop_duplicates().to_numpy().tolist(), *experts]:
         box = {"boxstyle": "round,pad=0.1,rounding_size=0.5", "facecolor": "white", "edgecolor": colour}
         ax.text(
-            level, y, f"{expert:.0f}", ha="center", va="center", fontsize=7, zorder=3, bbox=box | {"linewidth": 0.8}
+            level,
+            y,
+            f"\N{HAIR SPACE}{expert:.0f}\N{HAIR SPACE}",
+            ha="center",
+            va="center",
+            fontsize=7,
+            zorder=3,
+            bbox=box | {"linewidth": 0.8},
         )
     place: dict[str, Any] = {"xytext": (2, 0), "textcoords": "offset points", "va": "center", "annotation_clip": False}
     for name, y in edges.loc[is_leaf, ["name", "child_y"]].to_numpy():

@@ -1,13 +1,14 @@
 """Figures: runs in, (figure, axes) out; nothing is shown, and nothing global changed."""
 
-from kdx_analysis.plots.attention import gates, tree
+from kdx_analysis.plots.attention import gates
 from kdx_analysis.plots.comparisons import differences, ladder
 from kdx_analysis.plots.curves import entropy, training
 from kdx_analysis.plots.figure import FIGURES, Figure
 from kdx_analysis.plots.matrices import conflict
 from kdx_analysis.plots.style import save, style
+from kdx_analysis.plots.trees import tree, tree_agreement, tree_of
 
-for _figure in (ladder, differences, entropy, gates, tree, conflict, training):
+for _figure in (ladder, differences, entropy, gates, tree, tree_agreement, conflict, training):
     FIGURES.register(_figure.name)(_figure)
 
 __all__ = [
@@ -22,4 +23,6 @@ __all__ = [
     "style",
     "training",
     "tree",
+    "tree_agreement",
+    "tree_of",
 ]

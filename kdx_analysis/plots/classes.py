@@ -41,6 +41,11 @@ def routed_order(explainers: RunSet) -> list[int]:
     return clustered(symmetric(routing, "distance", K, 0.0))
 
 
+def pitch(K: int) -> float:
+    """Inches a row of K classes that are all named: room for a name of 7 pt."""
+    return 0.108 if K > 30 else 0.17
+
+
 def name_classes(ax: Axes, which: Literal["x", "y"], names: list[str], pitch: float, *, start: float = 0) -> None:
     """Name the classes at start, start + 1, … on an axis with ``pitch`` inches a class: all, or every few."""
     step = int(np.ceil(0.104 / pitch))

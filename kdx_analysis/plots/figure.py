@@ -65,3 +65,9 @@ def explainers(runs: RunSet, *, comparable: bool = False) -> RunSet:
             "be compared; filter the runs by decomposition"
         )
     return found
+
+
+def of_first_seed(runs: RunSet) -> RunSet:
+    """The explainers of the first seed among ``runs``."""
+    found = explainers(runs)
+    return found.filter(seed=found.seeds[0])

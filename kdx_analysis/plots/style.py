@@ -13,6 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import matplotlib.style
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
@@ -95,6 +96,12 @@ def counted(counts: Iterable[int], what: str = "seed") -> str:
     distinct = sorted(set(counts)) or [0]
     number = "–".join(str(n) for n in dict.fromkeys((distinct[0], distinct[-1])))
     return f"{number} {what}" + ("" if distinct == [1] else "s")
+
+
+def one_run(data: pd.DataFrame) -> str:
+    """The title of a figure of one seed, one run per objective."""
+    epochs = ", ".join(str(epoch) for epoch in sorted(data["epoch"].unique()))
+    return f"seed {data['seed'].iloc[0]}, epoch {epochs} (n = 1 run per objective)"
 
 
 def in_order(objectives: Iterable[str]) -> list[str]:

@@ -9,17 +9,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from kdx_analysis import plots
 from kdx_analysis.errors import KdxError
 from kdx_analysis.io import staged_file, write_text
-from kdx_analysis.report import health, numbers, provenance, tables
+from kdx_analysis.report import health, numbers, provenance, tables, trees
 from kdx_analysis.report.answer import Answer
 from kdx_analysis.report.findings import LOWERS, RAISES, Finding
 from kdx_analysis.runs import METRIC, RunSet
 
-PAGE, FIGURES, ANSWER = "report.html", "figures", "answer.csv"
+PAGE, FIGURES, ANSWER, TREES = "report.html", "figures", "answer.csv", "trees.csv"
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,19 @@ class Report:
             drawn.append(Drawn(figure.name, figure.title, figure.caption, files))
         return drawn, left_out
 
+    @cached_property
+    def _trees(self) -> tuple[list[str], pd.DataFrame | None]:
+        """What the trees support, and the trees; nothing where the runs hold no gates to take them from."""
+        try:
+            return trees.trees_sentence(self.runs), trees.newicks(self.runs)
+        except KdxError:  # the tree's figure is left out for the same reason, and says so
+            return [], None
+
     def _repr_html_(self) -> str:
         return self._render("fragment.html.j2", files_at=None)
 
     def save_html(self, out: str | Path) -> Path:
-        """Write the page, and ``answer.csv`` and ``figures/`` beside it; the page comes last.
+        """Write the page, and ``answer.csv``, ``trees.csv`` and ``figures/`` beside it; the page comes last.
 
         Args:
             out: a directory, for ``report.html`` in it, or the page's own path, ending in ``.html``.
@@ -102,6 +111,8 @@ class Report:
                 with staged_file(out / FIGURES / name) as partial:
                     partial.write_bytes(content)
         write_text(out / ANSWER, self._answer_csv())
+        if self._trees[1] is not None:
+            write_text(out / TREES, self._trees[1].to_csv(index=False))
         write_text(page_file, page)
         return page_file
 
@@ -120,6 +131,8 @@ class Report:
             tested_images=tables.tested_images(self.runs),
             headlines=tables.headline_tables(self.runs),
             figures=drawn,
+            trees=self._trees[0],
+            trees_file=TREES,
             left_out=left_out,
             files_at=files_at,
             trainings=trainings,

@@ -20,6 +20,7 @@ from torch import nn
 from kdx_analysis.config import digest
 from kdx_analysis.errors import KdxError
 from kdx_analysis.io import read_json, read_parquet, staged_directory, write_json, write_parquet
+from kdx_analysis.models.tree import Tree
 from kdx_analysis.training.checkpoints import save_weights
 
 FORMAT = 1
@@ -96,6 +97,20 @@ class Run:
                 raise KdxError(f"run {self.id!r} has no {kind!r} records; it has {', '.join(self.kinds)}")
             self._cache[kind] = read_parquet(self.path / RECORDS / f"{kind}.parquet")
         return self._cache[kind]
+
+    @cached_property
+    def tree(self) -> Tree:
+        """The tree of an explainer: its effective attention at the selected epoch, made hard.
+
+        Raises KdxError if the run has no gates.
+        """
+        gates = self.record("gates")
+        gates = gates[gates["epoch"] == self.info["selection"]["epoch"]]
+        attention = [
+            torch.tensor(level.pivot(index="child_index", columns="parent", values="effective").to_numpy())
+            for _, level in gates.groupby("level")
+        ]
+        return Tree.from_attention(attention, self.classes)
 
 
 def run_id(role: str, objective: str, seed: int, config: Mapping[str, Any]) -> str:

@@ -172,19 +172,6 @@ def test_gates_are_those_of_the_first_seed_at_the_selected_epoch(make: Make) -> 
     assert rows["kd"] == rows["hard"]
 
 
-def test_tree_follows_the_largest_gates(small: RunSet) -> None:
-    edges = plots.tree.data(small).query("objective == 'kd'")
-    run = small.filter(role="explainer", objective="kd").runs[0]
-    gates = read_parquet(run.path / "records" / "gates.parquet").query(f"epoch == {EPOCHS[-1]}")
-    for level, top in gates.loc[gates.groupby(["level", "child_index"])["effective"].idxmax()].groupby("level"):
-        parent = dict(zip(top["child_index"], top["parent"], strict=True))
-        of_level = edges[edges["child_level"] == level]
-        assert all(parent[e.child] == e.parent for e in of_level.itertuples())
-        assert of_level["subtasks"].sum() == 5
-    assert set(edges.query("child_level == 4")["child"]) == set(range(5))
-    assert sorted(edges.query("child_level == 4")["child_y"]) == [0, 1, 2, 3, 4]
-
-
 def test_conflict_is_the_mean_over_seeds_and_epochs(study: RunSet) -> None:
     runs = study.filter(objective=["hard", "kd"])
     row = plots.conflict.data(runs).query("objective == 'kd' and a == 'cat' and b == 'ship'").iloc[0]

@@ -1,0 +1,136 @@
+"""How far the trees of several runs agree: every pair of runs, beside trees with their leaves permuted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations, permutations, product
+from math import factorial, prod
+
+import numpy as np
+import pandas as pd
+import torch
+
+from kdx_analysis.models.tree import Tree
+from kdx_analysis.models.tree_compare import clade_distance, permuted
+from kdx_analysis.runs.directory import Run
+
+OBJECTIVE, SEED, NEITHER = "objective", "seed", "neither"
+DISTANCE, CORRELATION = "robinson_foulds", "cophenetic_correlation"
+_NULL_DRAWS = 199
+_MOST_DEALINGS = 999
+
+
+@dataclass(frozen=True)
+class TreePairs:
+    """How alike the trees of every two of some runs are.
+
+    Attributes:
+        table: two rows per pair, of the measures robinson_foulds (in [0, 1], 0 the same clades) and
+            cophenetic_correlation (in [−1, 1]): measure, run_a, run_b, objective_a, objective_b, seed_a, seed_b,
+            shared (objective, seed or neither), value (NaN where undefined), null_mean, null_low, null_high
+            (central 95 %), draws.
+        null: draws×rows, the same once the leaves of every tree are permuted, each tree's on its own.
+    """
+
+    table: pd.DataFrame
+    null: np.ndarray
+
+    def of(self, measure: str, shared: str) -> tuple[np.ndarray, np.ndarray]:
+        """The defined values of the pairs that share this, and the mean of theirs in every draw of the null."""
+        chosen = (self.table["measure"] == measure) & (self.table["shared"] == shared) & self.table["value"].notna()
+        values = self.table.loc[chosen, "value"].to_numpy()
+        return values, self.null[:, chosen.to_numpy()].mean(axis=1) if len(values) else np.empty(0)
+
+
+def tree_pairs(explainers: Iterable[Run]) -> TreePairs:
+    """Every pair of ``explainers``, one for each objective and seed; the null is drawn with a seed of its own.
+
+    Raises KdxError if one has no gates, or if two are about different classes.
+    """
+    runs = list(explainers)
+    pairs = list(combinations(runs, 2))
+    for run in runs[1:]:
+        runs[0].tree.robinson_foulds(run.tree)  # refuses other classes
+    generator = torch.Generator().manual_seed(0)
+    values = _likeness([run.tree for run in runs])
+    null = np.array([_likeness([permuted(run.tree, generator) for run in runs]) for _ in range(_NULL_DRAWS)])
+    table = pd.DataFrame({
+        "measure": np.repeat([DISTANCE, CORRELATION], len(pairs)),
+        "run_a": [a.id for a, _ in pairs] * 2, "run_b": [b.id for _, b in pairs] * 2,
+        "objective_a": [a.objective for a, _ in pairs] * 2, "objective_b": [b.objective for _, b in pairs] * 2,
+        "seed_a": [a.seed for a, _ in pairs] * 2, "seed_b": [b.seed for _, b in pairs] * 2,
+        "shared": [_shared(a, b) for a, b in pairs] * 2,
+        "value": values, "null_mean": null.mean(axis=0),
+    })  # fmt: skip
+    table["null_low"], table["null_high"] = np.quantile(null, [0.025, 0.975], axis=0)
+    return TreePairs(table.assign(draws=_NULL_DRAWS), null)
+
+
+def _likeness(trees: Sequence[Tree]) -> np.ndarray:
+    """Of all pairs i < j, first the distances, then the correlations."""
+    distances = [clade_distance(a.clades, b.clades) for a, b in combinations(trees, 2)]
+    above = np.triu_indices(len(trees[0].classes), k=1)
+    with np.errstate(invalid="ignore", divide="ignore"):  # constant ones are NaN
+        correlations = np.atleast_2d(np.corrcoef([tree.cophenetic().numpy()[above] for tree in trees]))
+    return np.array([*distances, *correlations[np.triu_indices(len(trees), k=1)]])
+
+
+def _shared(a: Run, b: Run) -> str:
+    return OBJECTIVE if a.objective == b.objective else SEED if a.seed == b.seed else NEITHER
+
+
+@dataclass(frozen=True)
+class Dealt:
+    """Of ``dealings`` of the objectives to the runs of each seed, ``alike`` make those of one objective as alike.
+
+    The dealing that was observed is one of both. ``exact``: they are all that there are, not a sample.
+    """
+
+    alike: int
+    dealings: int
+    exact: bool
+
+
+def deal_objectives(table: pd.DataFrame) -> Dealt:
+    """Does the objective leave a mark on the tree? Deal the objectives anew to the runs within every seed.
+
+    Counts how often the mean cophenetic correlation of pairs with one objective and two seeds is as great as it is.
+    Where the objective does not matter every dealing is as likely, whatever the seed does to the trees.
+
+    Args:
+        table: that of :class:`TreePairs`.
+    """
+    table = table[table["measure"] == CORRELATION]
+    ends = [table[[f"run_{end}", f"objective_{end}", f"seed_{end}"]].set_axis(["run", "objective", "seed"], axis=1)
+            for end in "ab"]  # fmt: skip
+    runs = pd.concat(ends).drop_duplicates("run").sort_values(["seed", "objective"]).reset_index(drop=True)
+    place = {run: i for i, run in enumerate(runs["run"])}
+    likeness = np.full((len(runs), len(runs)), np.nan)
+    likeness[table["run_a"].map(place), table["run_b"].map(place)] = table["value"]
+    apart = (runs["seed"].to_numpy()[:, None] != runs["seed"].to_numpy()) & ~np.isnan(likeness)
+    objectives = pd.factorize(runs["objective"])[0]
+
+    def within(labels: np.ndarray) -> float:
+        chosen = likeness[apart & (labels[:, None] == labels)]
+        return float(chosen.mean()) if len(chosen) else -np.inf
+
+    blocks = [objectives[runs["seed"] == seed] for seed in runs["seed"].unique()]
+    count = prod(factorial(len(block)) for block in blocks[1:])
+    exact = count <= _MOST_DEALINGS
+    observed = within(objectives)
+    dealings = _all_dealings(blocks) if exact else _some_dealings(blocks)
+    alike = sum(within(labels) >= observed - 1e-12 for labels in dealings)
+    return Dealt(alike, count, True) if exact else Dealt(alike + 1, _MOST_DEALINGS + 1, False)
+
+
+def _all_dealings(blocks: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+    """The labels of all runs, seed by seed; those of the first stay, as only who goes with whom counts."""
+    for rest in product(*(permutations(block) for block in blocks[1:])):
+        yield np.concatenate([blocks[0], *map(np.array, rest)])
+
+
+def _some_dealings(blocks: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+    rng = np.random.default_rng(0)
+    for _ in range(_MOST_DEALINGS):
+        yield np.concatenate([blocks[0], *(rng.permutation(block) for block in blocks[1:])])

@@ -1,0 +1,120 @@
+"""The tree's figure, legible whatever the classes, and the figure that compares trees."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.figure import Figure as Canvas
+from matplotlib.text import Text
+
+from kdx_analysis import plots
+from kdx_analysis.data.sources import CIFAR100_SUPERCLASSES
+from kdx_analysis.errors import KdxError
+from kdx_analysis.io import read_parquet
+from kdx_analysis.models import Tree
+from kdx_analysis.runs import RunSet
+from tests.planted_trees import random_tree, runs_with
+
+from .conftest import EPOCHS
+
+LADDER = ("hard", "label_smoothing", "hard_T", "kd_flat", "kd_shuffled", "kd")
+TEN = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+HUNDRED = tuple(name for members in CIFAR100_SUPERCLASSES.values() for name in members)
+
+
+def overlapping(figure: Canvas) -> list[tuple[str, str]]:
+    """Texts of which one covers more than a hair's breadth of another."""
+    shown = [t for t in figure.findobj(Text) if t.get_text() and t.get_visible()]
+    x0, y0, x1, y1 = np.array([t.get_window_extent().extents for t in shown]).T
+    width = np.minimum.outer(x1, x1) - np.maximum.outer(x0, x0)
+    height = np.minimum.outer(y1, y1) - np.maximum.outer(y0, y0)
+    pairs = zip(*np.where(np.triu((width > 1.5) & (height > 1.5), k=1)), strict=True)
+    return [(shown[i].get_text(), shown[j].get_text()) for i, j in pairs]
+
+
+def test_tree_follows_the_largest_gates(small: RunSet) -> None:
+    edges = plots.tree.data(small).query("objective == 'kd'")
+    run = small.filter(role="explainer", objective="kd").runs[0]
+    gates = read_parquet(run.path / "records" / "gates.parquet").query(f"epoch == {EPOCHS[-1]}")
+    for level, top in gates.loc[gates.groupby(["level", "child_index"])["effective"].idxmax()].groupby("level"):
+        parent = dict(zip(top["child_index"], top["parent"], strict=True))
+        of_level = edges[edges["child_level"] == level]
+        assert all(parent[e.child] == e.parent for e in of_level.itertuples())
+        assert of_level["subtasks"].sum() == 5
+    assert set(edges.query("child_level == 4")["child"]) == set(range(5))
+    assert sorted(edges.query("child_level == 4")["child_y"]) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("objectives", "classes"),
+    [(LADDER, TEN), (("kd",), HUNDRED), (LADDER, HUNDRED), (LADDER[:3], [f"{'w' * 40} {i}" for i in range(50)])],
+)
+def test_no_name_covers_another(tmp_path: Path, objectives: tuple[str, ...], classes: tuple[str, ...]) -> None:
+    trees = {(o, 0): random_tree(i, classes, (1, 4, 4, 12)) for i, o in enumerate(objectives)}
+    figure, _ = plots.tree(runs_with(tmp_path, trees))
+    assert figure.get_size_inches()[0] <= 12
+    assert overlapping(figure) == []
+
+
+def test_experts_side_by_side_with_one_subtask_each() -> None:
+    chain = tuple(range(40))
+    figure, axes = plots.tree_of(Tree(tuple(f"class {i}" for i in chain), (1, 40), ((0,) * 40, chain)))
+    assert overlapping(figure) == []
+    experts = [t for t in axes[0].texts if t.get_bbox_patch() and t.get_position()[0] == 2]
+    nodes = [t.get_bbox_patch().get_window_extent() for t in experts]
+    assert len(nodes) == 40
+    assert all(low.y1 <= high.y0 + 1.5 for low, high in pairwise(sorted(nodes, key=lambda box: box.y0)))
+
+
+def test_long_names_are_cut_and_those_of_two_lines_put_in_one() -> None:
+    _, axes = plots.tree_of(Tree(("w" * 50, "two\nlines"), (1, 2), ((0, 0), (0, 1))))
+    shown = {t.get_text() for t in axes[0].texts}
+    assert {"w" * 23 + "…", "two lines"} <= shown
+
+
+def test_a_tree_is_drawn_into_the_axes_given() -> None:
+    canvas = Canvas()
+    ax = canvas.subplots()
+    figure, axes = random_tree(0).plot(ax)
+    assert figure is canvas
+    assert axes.tolist() == [ax]
+    assert {t.get_text() for t in ax.texts} >= {f"class {i}" for i in range(12)}
+    assert plt.get_fignums() == []
+
+
+def planted(tmp_path: Path, seeds: range) -> RunSet:
+    return runs_with(tmp_path, {(o, s): random_tree(10 * i + s) for i, o in enumerate(("hard", "kd")) for s in seeds})
+
+
+def test_agreement_draws_every_pair(tmp_path: Path) -> None:
+    runs = planted(tmp_path, range(3))
+    data = plots.tree_agreement.data(runs)
+    _, axes = plots.tree_agreement.draw(data)
+    names = [t.get_text() for t in axes[0].get_yticklabels()]
+    assert names == ["hard,\ntwo seeds", "kd,\ntwo seeds", "two objectives,\none seed", "neither\nin common"]
+    for ax, measure in zip(axes, ("robinson_foulds", "cophenetic_correlation"), strict=True):
+        drawn = np.concatenate([line.get_xdata() for line in ax.lines if line.get_marker() == "o"])
+        assert sorted(drawn) == pytest.approx(sorted(data.loc[data["measure"] == measure, "value"]))
+        assert [t.get_text() for t in ax.texts] == ["n = 3 pairs", "n = 3 pairs", "n = 3 pairs", "n = 6 pairs"]
+
+
+def test_agreement_of_one_seed_says_what_is_not_available(tmp_path: Path) -> None:
+    _, axes = plots.tree_agreement(planted(tmp_path, range(1)))
+    assert [t.get_text() for t in axes[0].texts] == ["not available", "n = 1 pair", "not available"]
+    assert axes[0].get_yticklabels()[0].get_text() == "one objective,\ntwo seeds"
+
+
+def test_agreement_counts_undefined_pairs(tmp_path: Path) -> None:
+    star = Tree(tuple("abcd"), (1, 4), ((0,) * 4, (0, 1, 2, 3)))
+    pair = Tree(tuple("abcd"), (1, 2), ((0, 0), (0, 0, 1, 1)))
+    runs = runs_with(tmp_path, {("hard", 0): star, ("hard", 1): star, ("kd", 0): pair, ("kd", 1): pair})
+    _, axes = plots.tree_agreement(runs)
+    assert axes[0].texts[0].get_text() == "n = 0 pairs\n1 undefined"
+    with pytest.raises(KdxError, match="no tree groups"):
+        plots.tree_agreement(runs.filter(objective="hard"))
+    with pytest.raises(KdxError, match="one explainer makes no pair"):
+        plots.tree_agreement(runs.filter(objective="hard", seed=0))

@@ -259,7 +259,7 @@ def test_any_module_is_a_student_whose_weights_are_drawn_anew(tmp_path):
         torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(64, 3),
     )  # fmt: skip
     before = fingerprint(student)
-    explainer = TREES | {"stages": ["0", "1", "2"], "gates": "input"}
+    explainer = TREES | {"stages": ["0", "1", "2"]}
     runs = toy_study(**ONE, student=student, explainer=explainer).run(tmp_path)
     assert fingerprint(student) == before
     assert [run.role for run in runs] == ["teacher", "student", "explainer", "tree"]

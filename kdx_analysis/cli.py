@@ -136,6 +136,11 @@ def _announce(study: Study, out: Path, jobs: int) -> None:
     typer.echo(f"study {config.name}: {config.teacher.model} → {config.student} on {data.name}, {sizes}")
     typer.echo(f"  objectives {', '.join(o.label for o in config.objectives)}; seeds {config.seeds}")
     typer.echo(f"  {len(steps)} runs of {config.training.epochs} epochs, {done} done already, {jobs} at a time → {out}")
+    if (phase2 := config.explainer.phase2) is not None:
+        typer.echo(
+            f"  a tree of every explainer: gates hardened by {phase2.by}, weights {phase2.weights}, "
+            f"{config.training_of('tree').epochs} epochs"
+        )
     epochs = len(checkpoints(config.training.epochs, config.probes.checkpoints))
     typer.echo(
         f"  conflict of every explainer at {epochs} epochs on two probe sets: {2 * epochs * data.num_classes} backward "

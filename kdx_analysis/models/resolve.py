@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Literal
 
 import torch
@@ -72,6 +73,26 @@ def _from_timm(name: str, entry: str, num_classes: int, in_channels: int) -> nn.
     import timm
 
     return timm.create_model(entry, pretrained=False, num_classes=num_classes, in_chans=in_channels)
+
+
+def redrawn(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` whose weights are drawn anew, all of them trainable; the model is left as it was.
+
+    Every module draws its own by its ``reset_parameters``, from torch's random state, parts before wholes. Raises
+    KdxError for a module that holds parameters and has no such method.
+    """
+    fresh = copy.deepcopy(model)
+    for name, module in reversed(list(fresh.named_modules())):
+        reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+        if callable(reset):
+            reset()
+        elif own := [parameter for parameter, _ in module.named_parameters(recurse=False)]:
+            raise KdxError(
+                f"can't draw the weights of {type(model).__name__} anew: {name or 'it'}, a {type(module).__name__}, "
+                f"holds {', '.join(own)} and has no reset_parameters(); add one, or give the model by name, as "
+                "torchvision:NAME or timm:NAME"
+            )
+    return fresh.requires_grad_(True).train()
 
 
 def check_fits(model: nn.Module, shape: tuple[int, int, int], num_classes: int) -> None:

@@ -278,7 +278,9 @@ def _apply(value: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
         *path, last = key.split(".")
         inner = value
         for part in path:
-            inner = inner.setdefault(part, {})
+            if inner.get(part) is None:
+                inner[part] = {}
+            inner = inner[part]
             if not isinstance(inner, dict):
                 raise KdxError(f"--set {override!r}: {part!r} holds no keys; set {part}=... as a whole")
         inner[last] = item

@@ -7,6 +7,7 @@ import yaml
 
 from kdx_analysis import cli
 from kdx_analysis.data.sources import DATASETS, Source
+from kdx_analysis.errors import KdxError
 from tests import toys
 
 
@@ -108,7 +109,10 @@ BAD_INPUT = {
     ),
     "too many of a class": (["data.per_class=500"], "has only 16 training images: lower per_class"),
     "experts of too few levels": (["explainer.experts=[2]"], "experts = .2,. should be a number or 3 numbers"),
-    "a student in one piece": (["student=timm:test_resnet"], "can't be split into experts; build it as a StagedNet"),
+    "stages that are not there": (
+        ["explainer.stages=[stages.0, stages.9]"],
+        r"there is no module 'stages\.9' on the way from images to outputs; there are .*stages\.0",
+    ),
     "no such device": (["training.accelerator=abacus"], "cannot train with accelerator='abacus'.*Available names"),
     "no such weights": (["teacher.path=none.pt"], "cannot load weights from 'none.pt': .*No such file"),
 }
@@ -151,10 +155,23 @@ def test_a_study_runs_and_its_answer_is_printed(kdx, study_file, tmp_path, monke
     assert "the answer from 3 runs" in out
     assert (tmp_path / "out" / "little" / "study.yaml").is_file()
 
+    assert "a tree of every explainer" not in out
+
     code, out, _ = kdx("run", study_file, *options[:-1], "training.epochs=2")
     assert code == 0
     assert "1 done already" in out
     assert "the answer from 3 runs" in out  # the runs of one epoch are there still, and not among them
+
+
+def test_trees_are_announced(kdx, study_file, monkeypatch):
+    def nothing(*_, **__):
+        raise KdxError("enough")
+
+    monkeypatch.setattr("kdx_analysis.study.Study.run", nothing)
+    code, out, _ = kdx("run", study_file, "--set", "explainer.phase2={by: effective, training: {epochs: 7}}")
+    assert code == 2
+    assert "7 runs of 2 epochs" in out
+    assert "a tree of every explainer: gates hardened by effective, weights redrawn, 7 epochs" in out
 
 
 def test_a_report_on_finished_runs(kdx, finished, tmp_path):

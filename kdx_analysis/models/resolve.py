@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from kdx_analysis.errors import KdxError
+from kdx_analysis.models.redraw import draw_anew
 from kdx_analysis.models.zoo import MODELS
 from kdx_analysis.registry import unknown
 
@@ -78,20 +79,18 @@ def _from_timm(name: str, entry: str, num_classes: int, in_channels: int) -> nn.
 def redrawn(model: nn.Module) -> nn.Module:
     """A copy of ``model`` whose weights are drawn anew, all of them trainable; the model is left as it was.
 
-    Every module draws its own by its ``reset_parameters``, from torch's random state, parts before wholes. Raises
-    KdxError for a module that holds parameters and has no such method.
+    Raises KdxError for a module that holds parameters and has no ``reset_parameters`` to draw them by.
     """
-    fresh = copy.deepcopy(model)
-    for name, module in reversed(list(fresh.named_modules())):
-        reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
-        if callable(reset):
-            reset()
-        elif own := [parameter for parameter, _ in module.named_parameters(recurse=False)]:
+    for name, module in model.named_modules():
+        own = [parameter for parameter, _ in module.named_parameters(recurse=False)]
+        if own and not any(hasattr(module, reset) for reset in ("reset_parameters", "_reset_parameters")):
             raise KdxError(
                 f"can't draw the weights of {type(model).__name__} anew: {name or 'it'}, a {type(module).__name__}, "
                 f"holds {', '.join(own)} and has no reset_parameters(); add one, or give the model by name, as "
                 "torchvision:NAME or timm:NAME"
             )
+    fresh = copy.deepcopy(model)
+    draw_anew(fresh)
     return fresh.requires_grad_(True).train()
 
 

@@ -21,6 +21,7 @@ from kdx_analysis.data import Dataset, Split, augment
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME
 from kdx_analysis.models.gates import entropy_share
+from kdx_analysis.models.gating import ParameterGate
 from kdx_analysis.objectives import Objective, scale_to
 from kdx_analysis.training.schedules import learning_rate_factor, temperature_at
 
@@ -303,7 +304,9 @@ class _Training:
         return Objective(objective, factor)
 
 
-def _gate_entropy(model: HME) -> float:
+def _gate_entropy(model: HME) -> float | None:
+    if not all(isinstance(gate, ParameterGate) for gate in model.gates):
+        return None
     shares = [entropy_share(gate).flatten() for gate in model.attention() if gate.shape[1] > 1]
     return float(torch.cat(shares).detach().mean()) if shares else float("nan")
 

@@ -1,6 +1,7 @@
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -158,9 +159,9 @@ def test_gates_stay_bit_for_bit_as_they_are_in_warm_up_and_move_after(optimizer)
     seen.append((gates_of(model), heads_of(model)))
     fit(model, dataset(), HARD, config(epochs=4, optimizer=optimizer, gate_weight_decay=0.1), seed=0, gate_warmup=2,
         callbacks=[lambda epoch, told: seen.append((gates_of(told), heads_of(told)))])  # fmt: skip
-    moved = [not same(a, b) for (a, _), (b, _) in zip(seen, seen[1:], strict=False)]
+    moved = [not same(a, b) for (a, _), (b, _) in pairwise(seen)]
     assert moved == [False, False, True, True]
-    assert all(not same(a, b) for (_, a), (_, b) in zip(seen, seen[1:], strict=False))
+    assert all(not same(a, b) for (_, a), (_, b) in pairwise(seen))
     assert all(logits.requires_grad for logits in model.gate_parameters())
 
 

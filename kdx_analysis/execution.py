@@ -194,7 +194,7 @@ def _train_on(
                 records["tree"] = tree_record(model.tree(data.classes))
             else:
                 model = study.build(step.role)
-            if step.role == "explainer":
+            if isinstance(model, HME) and step.role == "explainer":
                 probe = ExplainerProbe(
                     model.to(fabric.device), data.to(fabric.device), step.objective, study.config.probes,
                     config.epochs, None if teacher is None else teacher.to(fabric.device),

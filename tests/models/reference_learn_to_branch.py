@@ -100,7 +100,7 @@ def released_network(num_classes: int, form: str, seed: int = 0, **options: obje
             module.num_batches_tracked.fill_(7)
         elif isinstance(module, nn.Conv2d | nn.Linear):
             bound = module.weight[0].numel() ** -0.5
-            uniform(module.weight, -bound * 3, bound * 3)
+            uniform(module.weight, -bound * 2, bound * 2)
             uniform(module.bias, -0.2, 0.2)
     for level in (1, 2, 3):
         uniform(getattr(net, f"branch_{level + 1}")[0], 0.0, 1.0)

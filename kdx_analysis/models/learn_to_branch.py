@@ -152,16 +152,18 @@ class Released:
         model = learn_to_branch(self.num_classes, self.form, self.experts, self.in_channels)
         model.to(self.state["branch_2.0"].dtype)
         for number, level in enumerate(model.levels, 1):
-            level.load_experts(self._experts(number))
+            level.body.load_state_dict(self._level(number))
         with torch.no_grad():
             for ours, theirs in zip(model.gate_parameters(), self._gates(), strict=True):
                 ours.copy_(theirs)
         model.heads.load_state_dict(self._heads())
         return model
 
-    def _experts(self, level: int) -> list[dict[str, Tensor]]:
-        """The ``state_dict`` of every expert of ``level`` (from 1)."""
-        return [_below(self.state, f"conv{level + 1}_{i}.") for i in range(self.experts[level - 1])]
+    def _level(self, level: int) -> dict[str, Tensor]:
+        """The experts of ``level`` (from 1) as the ``state_dict`` of a level's body: expert by expert."""
+        experts = [_below(self.state, f"conv{level + 1}_{i}.") for i in range(self.experts[level - 1])]
+        beside = {name: torch.stack([expert[name] for expert in experts]) for name in experts[0]}
+        return {name: tensor.flatten(0, 1) if tensor.ndim > 1 else tensor.max() for name, tensor in beside.items()}
 
     def _gates(self) -> list[Tensor]:
         """W into every level above the first, and into the heads."""

@@ -81,11 +81,16 @@ def test_training_goes_the_same_way(form):
     pairs = list(
         zip([p.grad for p in model.gate_parameters()], [theirs[f"branch_{i}.0"] for i in (2, 3, 4)], strict=True)
     )
-    for place, name in ((0, "fc1_{}.0"), (3, "fc2_{}.0"), (6, "fc2_{}.3")):
-        layer = model.heads.layers[place]
-        for k in range(3):
-            pairs.append((layer.weight.grad[k].T, theirs[f"{name.format(k)}.weight"]))
-            pairs.append((layer.bias.grad[k], theirs[f"{name.format(k)}.bias"]))
+    for number, level in enumerate(model.levels, 2):
+        for name, parameter in level.body.named_parameters():
+            beside = torch.cat([theirs[f"conv{number}_{i}.{name}"] for i in range(level.experts)])
+            pairs.append((parameter.grad, beside))
+    for layer, name in zip(
+        [model.heads.layers[i] for i in (0, 3, 6)], ("fc1_{}.0", "fc2_{}.0", "fc2_{}.3"), strict=True
+    ):
+        pairs.append((layer.weight.grad, torch.stack([theirs[f"{name.format(k)}.weight"].T for k in range(3)])))
+        pairs.append((layer.bias.grad, torch.stack([theirs[f"{name.format(k)}.bias"] for k in range(3)])))
+    assert len(pairs) == len(list(model.parameters()))
     for ours, their in pairs:
         torch.testing.assert_close(ours, their, rtol=1e-8, atol=1e-12)
 
@@ -160,8 +165,8 @@ def test_fresh_weights_start_as_the_released_code_has_them():
 
 def test_experts_start_kaiming_normal_of_the_fan_out():
     torch.manual_seed(0)
-    states = learn_to_branch(2).levels[2].expert_states()
-    assert len(states) == 8
+    level = learn_to_branch(2).levels[2]
+    states = [level.take([i]).body.state_dict() for i in range(8)]
     for state in states:
         assert state["0.weight"].std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.03)
         assert state["3.weight"].std().item() == pytest.approx((2 / (32 * 9)) ** 0.5, rel=0.03)

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from kdx_analysis.config import StudyConfig
     from kdx_analysis.data import Dataset, load_dataset
     from kdx_analysis.errors import KdxError
-    from kdx_analysis.models import HME, Tree, learn_to_branch
+    from kdx_analysis.models import HME, Tree
+    from kdx_analysis.models.learn_to_branch import learn_to_branch
     from kdx_analysis.report import Report
     from kdx_analysis.runs import Run, RunSet
     from kdx_analysis.study import Study, ready_studies
@@ -37,7 +38,7 @@ _HOMES = {
     "Study": "study",
     "StudyConfig": "config",
     "Tree": "models",
-    "learn_to_branch": "models",
+    "learn_to_branch": "models.learn_to_branch",
     "load_dataset": "data",
     "load_learn_to_branch": "training.checkpoints",
     "plots": "",

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from kdx_analysis.errors import KdxError
-from kdx_analysis.models.hme import HME, Level
+from kdx_analysis.models.experts import Level
+from kdx_analysis.models.heads import GridPool
+from kdx_analysis.models.hme import HME
 from kdx_analysis.models.zoo import plain_stage
 from kdx_analysis.registry import unknown
 
@@ -98,7 +100,7 @@ def learn_to_branch(
     channels = _channels(len(experts), in_channels)
     levels = [Level.of(_expert(*c), n) for c, n in zip(channels, experts, strict=True)]
     heads = MLPHeads(num_classes, form, _LAST_WIDTH * _GRID**2)
-    return HME(nn.Identity(), levels, heads, readout=nn.Sequential(nn.AdaptiveAvgPool2d(_GRID), nn.Flatten()))
+    return HME(nn.Identity(), levels, heads, readout=GridPool(_GRID), num_classes=num_classes)
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class Released:
         Raises KdxError where tensors are missing, unexpected or of another shape, naming them.
         """
         inner = checkpoint.get("model")
-        state = dict(inner if isinstance(inner, Mapping) else checkpoint)
+        state = {str(name): value for name, value in (inner if isinstance(inner, Mapping) else checkpoint).items()}
         unused = tuple(name for name in state if name.startswith("conv1_0."))
         used = {name: value for name, value in state.items() if name not in unused}
         counts = dict.fromkeys(range(1, _highest(used, r"conv(\d+)_\d+\.")), 1)
@@ -151,32 +153,28 @@ class Released:
         """The same network as an HME, in the checkpoint's precision and with its weights; τ is the caller's to set."""
         model = learn_to_branch(self.num_classes, self.form, self.experts, self.in_channels)
         model.to(self.state["branch_2.0"].dtype)
-        for number, level in enumerate(model.levels, 1):
-            level.body.load_state_dict(self._level(number))
-        with torch.no_grad():
-            for ours, theirs in zip(model.gate_parameters(), self._gates(), strict=True):
-                ours.copy_(theirs)
-        model.heads.load_state_dict(self._heads())
+        model.load_state_dict({**self.weights(), "tau": model.tau})
         return model
 
-    def _level(self, level: int) -> dict[str, Tensor]:
-        """The experts of ``level`` (from 1) as the ``state_dict`` of a level's body: expert by expert."""
-        experts = [_below(self.state, f"conv{level + 1}_{i}.") for i in range(self.experts[level - 1])]
-        beside = {name: torch.stack([expert[name] for expert in experts]) for name in experts[0]}
-        return {name: tensor.flatten(0, 1) if tensor.ndim > 1 else tensor.max() for name, tensor in beside.items()}
+    def weights(self) -> dict[str, Tensor]:
+        """Its tensors by the explainer's names: experts of a level expert by expert, weights of all heads stacked."""
+        ours = {}
+        for level, (experts, shapes) in enumerate(zip(self.experts, self._expert_shapes(), strict=True), 1):
+            for name in shapes:
+                each = torch.stack([self.state[f"conv{level + 1}_{i}.{name}"] for i in range(experts)])
+                ours[f"levels.{level - 1}.body.{name}"] = each.flatten(0, 1) if each.ndim > 1 else each.max()
+            ours[f"gates.{level - 1}.logits"] = self.state[f"branch_{level + 1}.0"]
+        for place, (part, index) in {0: ("fc1", 0), 3: ("fc2", 0), 6: ("fc2", 3)}.items():
+            names = [f"{part}_{k}.{index}" for k in range(self.num_classes)]
+            ours[f"heads.layers.{place}.weight"] = torch.stack([self.state[f"{name}.weight"].T for name in names])
+            ours[f"heads.layers.{place}.bias"] = torch.stack([self.state[f"{name}.bias"] for name in names])
+        return ours
 
-    def _gates(self) -> list[Tensor]:
-        """W into every level above the first, and into the heads."""
-        return [self.state[f"branch_{level + 1}.0"] for level in range(1, len(self.experts) + 1)]
-
-    def _heads(self) -> dict[str, Tensor]:
-        """All heads as the ``state_dict`` of :class:`MLPHeads`."""
-        stacked = {}
-        for ours, (part, place) in zip((0, 3, 6), (("fc1", 0), ("fc2", 0), ("fc2", 3)), strict=True):
-            names = [f"{part}_{k}.{place}" for k in range(self.num_classes)]
-            stacked[f"layers.{ours}.weight"] = torch.stack([self.state[f"{name}.weight"].T for name in names])
-            stacked[f"layers.{ours}.bias"] = torch.stack([self.state[f"{name}.bias"] for name in names])
-        return stacked
+    def _expert_shapes(self) -> list[dict[str, torch.Size]]:
+        """Shapes of one expert's tensors by name, for every level."""
+        with torch.device("meta"):
+            experts = [_expert(*channels) for channels in _channels(len(self.experts), self.in_channels)]
+        return [{name: tensor.shape for name, tensor in expert.state_dict().items()} for expert in experts]
 
     def _check(self) -> None:
         wanted = dict(self._shapes())
@@ -195,10 +193,9 @@ class Released:
             raise KdxError(f"this is no whole checkpoint of the released code (read as {found}): {what}")
 
     def _shapes(self) -> Iterator[tuple[str, torch.Size]]:
-        with torch.device("meta"):
-            for level, channels in enumerate(_channels(len(self.experts), self.in_channels), 1):
-                for name, tensor in _expert(*channels).state_dict().items():
-                    yield from ((f"conv{level + 1}_{i}.{name}", tensor.shape) for i in range(self.experts[level - 1]))
+        for level, (experts, shapes) in enumerate(zip(self.experts, self._expert_shapes(), strict=True), 1):
+            for i in range(experts):
+                yield from ((f"conv{level + 1}_{i}.{name}", shape) for name, shape in shapes.items())
         rows = (*self.experts[1:], self.num_classes)
         for level, shape in enumerate(zip(rows, self.experts, strict=True), 1):
             yield f"branch_{level + 1}.0", torch.Size(shape)
@@ -224,10 +221,6 @@ def _channels(levels: int, in_channels: int) -> list[tuple[int, int, int]]:
 def _highest(names: Mapping[str, Any], pattern: str) -> int:
     """The largest number that ``pattern`` finds at the start of a name; −1 where none has it."""
     return max((int(match[1]) for name in names if (match := re.match(pattern, name))), default=-1)
-
-
-def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def _shape(value: Any) -> tuple[int, ...] | str:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.io import staged_file
-from kdx_analysis.models import HME, Released, learn_to_branch
+from kdx_analysis.models import HME
+from kdx_analysis.models.learn_to_branch import Released, learn_to_branch
 
 
 def save_weights(path: Path, model: nn.Module, metadata: Mapping[str, str] | None = None) -> None:

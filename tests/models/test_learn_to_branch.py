@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from kdx_analysis.errors import KdxError
-from kdx_analysis.models import HME, Released, learn_to_branch
+from kdx_analysis.models import HME
+from kdx_analysis.models.learn_to_branch import Released, learn_to_branch
 from tests.models.reference_learn_to_branch import checkpoint, released_network
 
 FORMS = ("ce", "nce")
@@ -121,6 +122,7 @@ def test_the_unused_stem_is_named_and_a_bare_state_is_taken():
 
 WRONG = {
     "no expert at all": (lambda s: s.clear(), "no expert named like 'conv2_0.0.weight'; it has nothing"),
+    "no names": (lambda s: (s.clear(), s.update({0: torch.zeros(2)})), "it has 0$"),
     "an expert's tensor": (lambda s: s.pop("conv3_1.4.running_var"), "missing: conv3_1.4.running_var"),
     "a whole expert": (lambda s: [s.pop(n) for n in list(s) if n.startswith("conv4_0.")], "missing: conv4_0.0.bias"),
     "a level": (lambda s: [s.pop(n) for n in list(s) if n.startswith("conv3_")], "missing: conv3_0.0.bias, .* more"),
@@ -173,6 +175,17 @@ def test_experts_start_kaiming_normal_of_the_fan_out():
         assert torch.equal(state["1.weight"], torch.ones(64))
         assert not state["4.bias"].any()
     assert not torch.equal(states[0]["0.weight"], states[1]["0.weight"])
+
+
+def test_weights_drawn_anew_may_keep_running_statistics_as_the_released_code_does():
+    _, model = converted("ce", classes=2, experts=(1, 2, 2))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.redraw(statistics=False)
+    for name, tensor in model.state_dict().items():
+        kept = "running_" in name or name.startswith("gates.") or name == "tau" or name.endswith("num_batches_tracked")
+        assert torch.equal(tensor, before[name]) == kept, name
+    model.redraw()
+    assert not any(tensor.any() for name, tensor in model.state_dict().items() if name.endswith("running_mean"))
 
 
 @pytest.mark.parametrize("arguments", [{"form": "bce"}, {"experts": ()}, {"experts": (2, 0)}])

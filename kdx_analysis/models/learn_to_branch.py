@@ -80,7 +80,12 @@ class MLPHeads(nn.Module):
 
 
 def learn_to_branch(
-    num_classes: int, form: Form = "ce", experts: Sequence[int] = (2, 4, 8), in_channels: int = 3
+    num_classes: int,
+    form: Form = "ce",
+    experts: Sequence[int] = (2, 4, 8),
+    in_channels: int = 3,
+    *,
+    gumbel: bool = False,
 ) -> HME:
     """The released network with fresh weights; images B×in_channels×H×W (32×32 there) to multi-class scores B×K.
 
@@ -94,13 +99,17 @@ def learn_to_branch(
         form: ``ce`` has one logit a class, ``nce`` two, of which the larger is the class's score.
         experts: of every level, from the one that reads the image.
         in_channels: of the images.
+        gumbel: Gumbel noise on the gates in train mode, as Learning to Branch has and the code, for all its names,
+            has not.
+
+    Raises KdxError for another form, or a level without experts.
     """
     if not experts or min(experts) < 1:
         raise KdxError(f"experts = {tuple(experts)!r} should be numbers above 0, one for each level")
     channels = _channels(len(experts), in_channels)
     levels = [Level.of(_expert(*c), n) for c, n in zip(channels, experts, strict=True)]
     heads = MLPHeads(num_classes, form, _LAST_WIDTH * _GRID**2)
-    return HME(nn.Identity(), levels, heads, readout=GridPool(_GRID), num_classes=num_classes)
+    return HME(nn.Identity(), levels, heads, readout=GridPool(_GRID), num_classes=num_classes, gumbel=gumbel)
 
 
 @dataclass(frozen=True)

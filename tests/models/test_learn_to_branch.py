@@ -177,6 +177,17 @@ def test_experts_start_kaiming_normal_of_the_fan_out():
     assert not torch.equal(states[0]["0.weight"], states[1]["0.weight"])
 
 
+@pytest.mark.parametrize("gumbel", [False, True])
+@torch.no_grad()
+def test_gates_are_noisy_in_training_only_where_that_is_asked_for(gumbel):
+    model = learn_to_branch(2, experts=(2, 2, 2), gumbel=gumbel)
+    x = images(torch.float32, size=16)
+    gates = [model.trace(x).attention[-1] for _ in range(2)]
+    assert torch.equal(*gates) != gumbel
+    model.eval()
+    assert torch.equal(model.trace(x).attention[-1], model.attention()[-1])
+
+
 def test_weights_drawn_anew_may_keep_running_statistics_as_the_released_code_does():
     _, model = converted("ce", classes=2, experts=(1, 2, 2))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

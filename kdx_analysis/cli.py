@@ -60,6 +60,26 @@ def report(
     typer.echo(Report(RunSet.load(*runs)).save_html(out))
 
 
+@app.command()
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="Of KDExplainer's released code: .pth, .pt or .safetensors.")],
+    out: Annotated[Path | None, typer.Option(help="By default CHECKPOINT with the suffix .safetensors.")] = None,
+) -> None:
+    """Turn weights of the released code into an explainer's (kdx.load_learn_to_branch reads them)."""
+    from kdx_analysis.training.checkpoints import convert_learn_to_branch
+
+    out = out or checkpoint.with_suffix(".safetensors")
+    if out.exists():
+        raise KdxError(f"{str(out)!r} exists: choose another file with --out")
+    released = convert_learn_to_branch(checkpoint, out)
+    experts = ", ".join(map(str, released.experts))
+    typer.echo(f"form {released.form}, {released.num_classes} classes, experts {experts}")
+    if released.unused:
+        typer.echo(f"not used: {', '.join(released.unused)}")
+    typer.echo("the gates' temperature is not in the checkpoint: set model.temperature to 5/epoch")
+    typer.echo(out)
+
+
 @lists.command()
 def studies() -> None:
     """Ready studies that come with the package."""

@@ -5,10 +5,12 @@ import pytest
 import torch
 import yaml
 
+import kdx_analysis
 from kdx_analysis import cli
 from kdx_analysis.data.sources import DATASETS, Source
 from kdx_analysis.errors import KdxError
 from tests import toys
+from tests.models.reference_learn_to_branch import checkpoint, released_network
 
 
 @pytest.fixture
@@ -210,7 +212,29 @@ def test_a_list_of_an_unknown_library(kdx):
     assert (code, err) == (2, "kdx: unknown library 'tim'; did you mean 'timm'?\n")
 
 
+@torch.no_grad()
+def test_weights_of_the_released_code_are_converted_and_read_back(kdx, tmp_path):
+    reference = released_network(3, "nce", experts=(1, 2, 3)).eval()
+    torch.save(checkpoint(reference), tmp_path / "best.pth")
+    code, out, err = kdx("convert", "best.pth")
+    assert (code, err) == (0, "")
+    assert "form nce, 3 classes, experts 1, 2, 3\n" in out
+    assert "not used: conv1_0.0.weight, " in out
+    assert out.endswith("best.safetensors\n")
+
+    model = kdx_analysis.load_learn_to_branch("best.safetensors").eval()
+    model.temperature = 0.5
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(model(images), reference(images, 1.0), rtol=0, atol=1e-5)
+
+    assert "'best.safetensors' exists: choose another file" in kdx("convert", "best.pth")[2]
+    code, _, err = kdx("convert", "best.safetensors", "--out", "again.safetensors")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "this is no checkpoint of the released code" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pth", "best.safetensors"]
+
+
 def test_help_names_the_commands(kdx):
     code, out, _ = kdx("--help")
     assert code == 0
-    assert all(command in out for command in ("demo", "run", "report", "list"))
+    assert all(command in out for command in ("demo", "run", "report", "convert", "list"))

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from kdx_analysis.config import TemperatureConfig, TrainingConfig
-from kdx_analysis.training.schedules import learning_rate_factor, temperature_at
+from kdx_analysis.training.schedules import learn_to_branch_factor, learning_rate_factor, temperature_at
 
 
 @pytest.mark.parametrize(
@@ -54,3 +54,10 @@ def test_the_released_code_warms_up_by_itself_and_falls_every_other_epoch():
     assert told[:9] == [0.25, 0.25, 0.5, 0.5, 1, 1, 1, 1, 1 - 4 / 309]  # ⌊1.03093·300⌋ = 309
     assert told[10:13] == [1 - 4 / 309, 1 - 4 / 309, 1 - 6 / 309]
     assert told[-1] == told[-4] == 1 - 298 / 309
+
+
+@pytest.mark.parametrize("epochs", [*range(5, 100), 300])
+def test_the_released_codes_learning_rate_only_falls_from_epoch_4_and_stays_above_0(epochs):
+    factors = [learn_to_branch_factor(epoch, epochs) for epoch in range(4, epochs + 1)]
+    assert factors == sorted(factors, reverse=True)
+    assert factors[-1] > 0

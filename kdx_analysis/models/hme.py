@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -205,6 +205,12 @@ class HME(nn.Module):
         if logits is not None:
             return [first, *(self._attention(w) for w in logits)]
         return [first, *(self._alpha(gate, first, noisy=False) for gate in self.gates)]
+
+    def gated_by(self, gates: Iterable[nn.Module], features: Sequence[Tensor]) -> list[Tensor]:
+        """α^l for l = 2…L+1 of other gate modules on a trace's ``features``, at the present τ and without noise."""
+        first = self.tau.new_ones(self.experts[1], 1)
+        pairs = zip(gates, features[1:], strict=True)
+        return [first, *(self._alpha(gate, self._summary(gate, x), noisy=False) for gate, x in pairs)]
 
     def trace(self, images: Tensor) -> Trace:
         """Run the model and keep what lies on the way; ``images`` are normalised, B×C×H×W."""

@@ -99,7 +99,7 @@ def modulation(
 
 
 @jaxtyped(typechecker=beartype)
-def permutation_p(draws: Float[Tensor, "draws *axes"]) -> Float[Tensor, "*axes"]:
+def permutation_p(draws: Float[Tensor, " draws *axes"]) -> Float[Tensor, "*axes"]:
     """p = (1 + #{null ≤ own})/(1 + R), in (0, 1]: small where a value lies below its null; NaN for NaN.
 
     Under the null p ≤ q with a chance of at most q, and of exactly q where q(1 + R) is whole and values never tie.

@@ -7,13 +7,14 @@ The toolkit's own yardstick (:func:`kdx_analysis.probes.validate`) and a way to 
     grams = subtask_grams(planted.model, planted.images, planted.residuals[None])
     planted.auroc(-conflict.cosine(grams.total()[0]))
 
-How it is made. An image has one channel, N rows and M columns, and expert i looks at row i alone: its first layer picks
-the row, its second one, V_i, is what learns. Every head reads the same channel of V_i's two, with weight 1. The heads'
-biases are so low that the residual of the hard loss is −1[y = a]. So subtask a's gradient in expert i is α_ai h^i_a
-with h^i_a = −Σ_{b: y_b = a} x_b^i, x_b^i being row i of image b: what is put into the rows is what the gradients are.
-Rows are independent Gaussian noise of one size for all classes, plus what is planted; without anything planted samples
-are exchangeable, and a test against permuted samples is exact. V_i's other channel passes one pixel of the row on and is
-read by no head: features vary, alike in all experts, so that effective attention equals α, and no gradient changes.
+How it is made. An image has one channel, N rows and M columns, and expert i looks at row i alone: its first layer
+picks the row, its second one, V_i, is what learns. Every head reads the same channel of V_i's two, with weight 1. The
+heads' biases are so low that the residual of the hard loss is −1[y = a]. So subtask a's gradient in expert i is
+α_ai h^i_a with h^i_a = −Σ_{b: y_b = a} x_b^i, x_b^i being row i of image b: what is put into the rows is what the
+gradients are. Rows are independent Gaussian noise of one size for all classes, plus what is planted; without anything
+planted samples are exchangeable, and a test against permuted samples is exact. V_i's other channel passes one pixel of
+the row on and is read by no head: features vary, alike in all experts, so that effective attention equals α, and no
+gradient changes.
 """
 
 from __future__ import annotations

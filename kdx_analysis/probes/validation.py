@@ -24,7 +24,7 @@ from kdx_analysis.probes.planted import Conflict, Planted, auroc, plant, routes,
 EXPERTS = 4
 SUBTASKS = 36
 PAIRS = 12
-NULL_DRAWS = 199
+NULL_DRAWS = 99
 NOMINAL = 0.05
 PERMUTATIONS = 199
 
@@ -134,7 +134,7 @@ class Validation:
     def _shown(self) -> pd.DataFrame:
         frame = self.to_frame()
         for column in ("value", "lowest", "highest"):
-            frame[column] = frame[column].map("{:.3f}".format)
+            frame[column] = frame[column].map(lambda value: f"{round(value, 3) + 0.0:.3f}")
         return frame.assign(passed=frame["passed"].map({True: "yes", False: "NO"}))
 
 
@@ -142,7 +142,7 @@ def validate(seeds: int = 10) -> Validation:
     """Run the probes on planted truth of this many seeds; some seconds a seed.
 
     - Conflicting pairs: 12 pairs of 36 subtasks conflict, each in one of 4 experts, others in none. Scores are −c_ab,
-      and 1 − p with p the place of c_ab in its null (residuals permuted over samples, R = 199). The expert of a
+      and 1 − p with p the place of c_ab in its null (residuals permuted over samples, R = 99). The expert of a
       conflict is found where G^i_ab is the most negative.
     - False positives: pairs with p ≤ .05, of all pairs where nothing is planted; at signal-to-noise 1, of pairs with
       a subtask that stands in no conflict. (Of two subtasks that stand in different conflicts the test is
@@ -219,7 +219,7 @@ def _contention(seed: int) -> Measures:
 
 def _modulation(seed: int) -> Measures:
     partners = [Conflict((2 * i,), (2 * i + 1,), tuple(range(EXPERTS))) for i in range(8)]
-    planted = plant(partners, subtasks=16, experts=EXPERTS, snr=1.0, width=64, seed=_seed(seed, 2000))
+    planted = plant(partners, subtasks=16, experts=EXPERTS, snr=1.0, width=256, seed=_seed(seed, 2000))
     assigned = {
         WRONG: routes([k // 4 for k in range(16)], EXPERTS),
         RIGHT: routes([k % 4 for k in range(16)], EXPERTS),

@@ -254,5 +254,4 @@ def test_help_names_the_commands(kdx):
     assert code == 0
     assert all(command in out for command in ("demo", "run", "report", "convert", "list"))
 
-
     assert all(command in out for command in ("demo", "run", "report", "validate", "list"))

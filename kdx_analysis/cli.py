@@ -107,6 +107,23 @@ def explain_model(
     typer.echo(explainer.split)
 
 
+@app.command()
+def validate(
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of planted truth.")] = 10,
+    out: Annotated[Path | None, typer.Option(help="A CSV file for the value of every yardstick and seed.")] = None,
+) -> None:
+    """Hold the probes against planted truth; exit code 1 if a yardstick fails."""
+    from kdx_analysis import io
+    from kdx_analysis.probes import validation
+
+    found = validation.validate(seeds)
+    typer.echo(found)
+    if out is not None:
+        io.write_text(out, found.measures.to_csv(index=False))
+    if not found.passed:
+        raise typer.Exit(1)
+
+
 @lists.command()
 def studies() -> None:
     """Ready studies that come with the package."""

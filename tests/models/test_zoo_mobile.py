@@ -1,9 +1,12 @@
 import pytest
 import torch
 from torch import nn
+
+from kdx_analysis import _compat  # noqa: F401
+
+# isort: split
 from torchvision.models import mobilenetv2, shufflenetv2
 
-from kdx_analysis import _compat  # noqa: F401  # isort: split
 from kdx_analysis.models import MODELS, StagedNet
 from kdx_analysis.models.zoo_mobile import DownUnit, InvertedResidual, Shuffle, ShuffleUnit, SplitUnit
 

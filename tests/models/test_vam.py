@@ -3,6 +3,7 @@ import math
 import pickle
 from itertools import pairwise
 
+import pandas as pd
 import pytest
 import torch
 import torch.multiprocessing as mp
@@ -12,6 +13,7 @@ from torch.nn.utils import parametrizations, prune
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import MODELS, vam
 from kdx_analysis.models.vam.attention import block_widths
+from kdx_analysis.models.vam.survey import survey
 
 
 class Net(nn.Module):
@@ -490,3 +492,25 @@ def test_two_processes_train_like_one(tmp_path) -> None:
     state = torch.load(tmp_path / "state.pt")
     for key, value in model.state_dict().items():
         torch.testing.assert_close(state[key], value)
+
+
+# --- models by name
+
+
+@pytest.mark.parametrize("name", [*MODELS, "torchvision:resnet18", "torchvision:mobilenet_v2"])
+def test_models_by_name(name: str) -> None:
+    check_survey(survey([name]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["torchvision:convnext_tiny", "torchvision:vit_b_16"])
+def test_large_models_by_name(name: str) -> None:
+    check_survey(survey([name]))
+
+
+def check_survey(frame: pd.DataFrame) -> None:
+    (row,) = frame.to_dict("records")
+    assert 0 < row["attached"] < row["layers"]
+    assert 0 < row["added_percent"] < 1
+    assert row["attach_error"] == 0
+    assert row["fold_error"] <= 1e-5

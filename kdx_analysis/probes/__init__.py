@@ -1,11 +1,12 @@
 """Probes: a model and data in, tidy tables out.
 
 ``gates`` and ``conflict`` are pure functions on tensors, ``gradients`` makes the Gram matrices that conflict is
-read from, ``ExplainerProbe`` records all of it through a training.
+read from, ``ExplainerProbe`` records all of it through a training; ``vam`` is the same for VAM's gates.
 """
 
-from kdx_analysis.probes import conflict, gates, gradients
+from kdx_analysis.probes import conflict, gates, gradients, vam
 from kdx_analysis.probes.gradients import Grams, subtask_grams
 from kdx_analysis.probes.recorder import ExplainerProbe
+from kdx_analysis.probes.vam import VAMProbe
 
-__all__ = ["ExplainerProbe", "Grams", "conflict", "gates", "gradients", "subtask_grams"]
+__all__ = ["ExplainerProbe", "Grams", "VAMProbe", "conflict", "gates", "gradients", "subtask_grams", "vam"]

@@ -21,6 +21,8 @@ app = typer.Typer(
 )
 lists = typer.Typer(no_args_is_help=True, help="What can be named in a study.")
 app.add_typer(lists, name="list")
+benches = typer.Typer(no_args_is_help=True, help="What something costs, timed on this machine.")
+app.add_typer(benches, name="bench")
 
 Out = Annotated[Path | None, typer.Option(help="Directory for the runs and the report; by default out/NAME.")]
 Jobs = Annotated[int, typer.Option(min=1, help="Runs trained side by side, one-threaded on CPU by default.")]
@@ -150,6 +152,9 @@ def models(
     split: Annotated[
         bool, typer.Option("--split", help="Make explainers of the zoo and of every family of torchvision and timm.")
     ] = False,
+    vam: Annotated[
+        bool, typer.Option("--vam", help="Attach VAM to the zoo and to four of torchvision, and check it.")
+    ] = False,
 ) -> None:
     """Models by name."""
     from kdx_analysis.models import list_models
@@ -157,6 +162,11 @@ def models(
 
     if split:
         _print_splits()
+        return
+    if vam:
+        from kdx_analysis.models.vam.survey import survey
+
+        typer.echo(survey().to_string(index=False, float_format="{:.3g}".format))
         return
     if library not in ("zoo", "torchvision", "timm"):
         raise unknown("library", library, ("zoo", "torchvision", "timm"))
@@ -170,6 +180,19 @@ def objectives() -> None:
 
     for name, meaning in OBJECTIVES.items():
         typer.echo(f"{name}: {meaning}")
+
+
+@benches.command("vam")
+def bench_vam(
+    rounds: Annotated[int, typer.Option(min=1, help="Timings of each contestant.")] = 15,
+    batch: Annotated[int, typer.Option(min=2, help="Images in a batch.")] = 128,
+    precision: Annotated[list[str] | None, typer.Option(help="float32 or bf16; by default both.")] = None,
+) -> None:
+    """WRN-16-2 at 32×32: a training step with VAM, and inference after folding, against the plain model."""
+    from kdx_analysis import bench
+
+    frame = bench.bench_vam(rounds=rounds, batch=batch, precisions=precision or bench.PRECISIONS)
+    typer.echo(frame.to_string(index=False, float_format="{:.4g}".format))
 
 
 def main() -> None:

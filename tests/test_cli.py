@@ -1,4 +1,5 @@
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pandas as pd
@@ -10,6 +11,7 @@ import kdx_analysis
 from kdx_analysis import cli
 from kdx_analysis.data.sources import DATASETS, Source
 from kdx_analysis.errors import KdxError
+from kdx_analysis.models.vam.survey import survey
 from kdx_analysis.probes.validation import YARDSTICKS
 from tests import toys
 from tests.models.reference_learn_to_branch import checkpoint, released_network
@@ -252,6 +254,22 @@ def test_validation_says_by_its_exit_code_whether_the_yardsticks_hold(kdx, tmp_p
 def test_help_names_the_commands(kdx):
     code, out, _ = kdx("--help")
     assert code == 0
-    assert all(command in out for command in ("demo", "run", "report", "convert", "list"))
+    assert all(command in out for command in ("demo", "run", "report", "convert", "explain-model", "validate", "list"))
 
-    assert all(command in out for command in ("demo", "run", "report", "validate", "list"))
+
+def test_what_vam_does_to_models(kdx, monkeypatch):
+    monkeypatch.setattr("kdx_analysis.models.vam.survey.survey", partial(survey, ["digits_student", "resnet20"]))
+    code, out, _ = kdx("list", "models", "--vam")
+    header, *rows = (line.split() for line in out.splitlines())
+    assert code == 0
+    assert header == ["model", "attached", "layers", "added_percent", "attach_error", "fold_error"]
+    assert [row[:3] for row in rows] == [["digits_student", "3", "5"], ["resnet20", "20", "22"]]
+
+
+def test_what_vam_costs(kdx):
+    code, out, _ = kdx("bench", "vam", "--rounds", 1, "--batch", 2, "--precision", "float32")
+    assert code == 0
+    assert [line.split()[2] for line in out.splitlines()[1:]] == ["float32"] * 4
+    code, _, err = kdx("bench", "vam", "--precision", "bf61")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "did you mean 'bf16'" in err

@@ -94,18 +94,16 @@ def explain_model(
     image: Annotated[str | None, typer.Option(help="C,H,W; by default the first common size that fits.")] = None,
 ) -> None:
     """Show how a model would be split into an explainer, before any training."""
-    import torch
-
     from kdx_analysis.models import HME, build_model
+    from kdx_analysis.models.tracing import on_meta
 
     shape = None if image is None else _numbers("--image", image)
     counts = _numbers("--experts", experts)
-    with torch.device("meta"):
-        student = build_model(model, classes, 3 if shape is None else shape[0])
-        explainer = HME.from_student(
-            student, classes, counts[0] if len(counts) == 1 else counts, budget=budget,  # type: ignore[arg-type]
-            stages=None if stages is None else stages.split(","), image_shape=shape,
-        )  # fmt: skip
+    student = build_model(model, classes, 3 if shape is None else shape[0])
+    explainer = HME.from_student(
+        on_meta(student), classes, counts[0] if len(counts) == 1 else counts, budget=budget,  # type: ignore[arg-type]
+        stages=None if stages is None else stages.split(","), image_shape=shape,
+    )  # fmt: skip
     typer.echo(explainer.split)
 
 

@@ -30,13 +30,17 @@ class Widths:
         share: above 0; of channels, and of attention heads.
         kept: numbers of channels that stay, as those of a transformer's tokens.
         units: number of channels → what its share is rounded to a multiple of, as the number of groups.
+        every: one number for all, in place of a share.
     """
 
     share: float
     kept: frozenset[int] = frozenset()
     units: Mapping[int, int] = field(default_factory=dict)
+    every: int | None = None
 
     def __call__(self, channels: int) -> int:
+        if self.every is not None:
+            return self.every
         if channels in self.kept:
             return channels
         wanted, unit = self.share * channels, self.units.get(channels, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -58,12 +59,19 @@ def narrow(stage: fx.GraphModule, shape: Sequence[int], widths: Widths) -> Narro
     """``stage``, on the meta device, for inputs of ``shape`` and with its own widths changed.
 
     Only outputs are narrowed by ``widths``; every layer reads what the layers before it give, so that channels
-    put one behind another (DenseNet, ShuffleNet) add up. Raises KdxError for a module that can't be narrowed, by name.
+    put one behind another (DenseNet, ShuffleNet) add up. A layer whose output is added to a shortcut of another width
+    takes that width. Raises KdxError for a module that can't be narrowed, by name.
     """
-    narrowing = _Narrowing(stage, widths)
-    with torch.no_grad():
-        features: Tensor = narrowing.run(torch.empty(2, *shape, device="meta"))
-    return Narrow(stage, narrowing.made, tuple(shape), tuple(features.shape[1:]))
+    fitted: dict[str, int] = {}
+    while True:
+        narrowing = _Narrowing(stage, widths, fitted)
+        try:
+            with torch.no_grad():
+                features: Tensor = narrowing.run(torch.empty(2, *shape, device="meta"))
+        except _Misfit as misfit:
+            fitted = fitted | {misfit.layer: misfit.width}
+            continue
+        return Narrow(stage, narrowing.made, tuple(shape), tuple(features.shape[1:]))
 
 
 def flops(graph: fx.GraphModule, shape: Sequence[int]) -> int:
@@ -84,15 +92,28 @@ def units(stages: Sequence[fx.GraphModule]) -> dict[int, int]:
     return found
 
 
+_SUMS = frozenset({operator.add, operator.iadd, torch.add, "add", "add_"})
+
+
+class _Misfit(Exception):  # noqa: N818
+    """A layer would have to be of another width for a sum to fit."""
+
+    def __init__(self, layer: str, width: int) -> None:
+        super().__init__(layer, width)
+        self.layer, self.width = layer, width
+
+
 class _Narrowing(Sizes):
     """Runs a stage on the meta device and makes each layer anew when its input is known."""
 
-    def __init__(self, stage: fx.GraphModule, widths: Widths) -> None:
+    def __init__(self, stage: fx.GraphModule, widths: Widths, fitted: Mapping[str, int]) -> None:
         super().__init__(stage)
-        self.widths = widths
+        self.widths, self.fitted = widths, fitted
         self.made: dict[str, Any] = {}
 
     def run_node(self, n: fx.Node) -> Any:
+        if n.target in _SUMS and len(n.all_input_nodes) == 2:
+            self._check_sum(*n.all_input_nodes)
         try:
             return super().run_node(n)
         except Exception as error:
@@ -101,13 +122,36 @@ class _Narrowing(Sizes):
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         module = self.fetch_attr(target)
         if target not in self.made and is_layer(module):
-            self.made[target] = narrowed(module, args[0], self.widths)
+            fitted = self.fitted.get(target)
+            self.made[target] = narrowed(module, args[0], self.widths if fitted is None else Widths(1, every=fitted))
         elif target not in self.made and next(module.parameters(), None) is not None:
             known = ", ".join(kind.__name__ for kind in LAYERS)
             raise KdxError(f"it is a {type(module).__name__}; known are {known}")
         if isinstance(module, KEEP_SHAPE):
             return args[0]
         return self.made.get(target, module)(*args, **kwargs)
+
+    def _check_sum(self, a: fx.Node, b: fx.Node) -> None:
+        """Raise _Misfit if maps of different widths are to be added and a layer behind one of them can be fitted."""
+        maps = [value for node in (a, b) if isinstance(value := self.env[node], Tensor) and value.ndim == 4]
+        widths = [value.shape[1] for value in maps]
+        if len(widths) < 2 or widths[0] == widths[1] or 1 in widths:
+            return
+        for node, wanted in ((a, widths[1]), (b, widths[0])):
+            layer = self._width_from(node)
+            if layer is not None and layer not in self.fitted:
+                raise _Misfit(layer, wanted)
+
+    def _width_from(self, node: fx.Node) -> str | None:
+        """The convolution that gives ``node`` its width, if only layers that keep it lie between."""
+        while node.op == "call_module":
+            module = self.fetch_attr(str(node.target))
+            if isinstance(module, nn.Conv2d):
+                return None if module.groups == module.in_channels > 1 else str(node.target)
+            if not isinstance(module, KEEP_SHAPE) and next(module.parameters(), None) is not None:
+                return None
+            node = node.all_input_nodes[0]
+        return None
 
     def get_attr(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         value = self.fetch_attr(target)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from kdx_analysis.models.hme import HME
 from kdx_analysis.models.resolve import build_model, list_models
+from kdx_analysis.models.tracing import on_meta
 
 FAMILIES = (
     "torchvision:resnet18", "torchvision:resnext50_32x4d", "torchvision:wide_resnet50_2", "torchvision:vgg11_bn",
@@ -37,12 +38,11 @@ def survey(names: Sequence[str] | None = None, experts: int = 4) -> Iterator[dic
 def _row(name: str, experts: int) -> dict[str, Any]:
     side = 224 if "vit" in name else 32 if ":" not in name else 64
     shape = (3, side, side)
-    with torch.device("meta"):
-        student = build_model(name, _K, 3)
-        by_flops = HME.from_student(student, _K, experts, budget="flops", image_shape=shape).split
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        explainer = HME.from_student(build_model(name, _K, 3), _K, experts, image_shape=shape)
+        student = build_model(name, _K, 3)
+        by_flops = HME.from_student(on_meta(student), _K, experts, budget="flops", image_shape=shape).split
+        explainer = HME.from_student(student, _K, experts, image_shape=shape)
         before, after = _step(explainer, torch.randn(4, *shape), torch.arange(4))
     assert explainer.split is not None
     assert by_flops is not None

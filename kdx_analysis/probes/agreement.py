@@ -52,7 +52,7 @@ def mantel(
     a, b = np.triu_indices(K, k=1)
     tables = [((t + t.T) / 2).double().cpu().numpy() for t in (x, y)]
     if any(not np.isfinite(t[a, b]).all() or len(a) < 2 or np.ptp(t[a, b]) == 0 for t in tables):
-        return Mantel(*[math.nan] * 5, 0, len(a))
+        return Mantel(math.nan, math.nan, math.nan, math.nan, math.nan, 0, len(a))
     scored = []
     for table in tables:
         values = rankdata(table[a, b]) if method == "spearman" else table[a, b]
@@ -62,7 +62,7 @@ def mantel(
         scored.append(square)
     own = float(scored[0][a, b] @ scored[1][a, b])
     if K < MIN_CLASSES:
-        return Mantel(own, *[math.nan] * 4, 0, len(a))
+        return Mantel(own, math.nan, math.nan, math.nan, math.nan, 0, len(a))
     exact = math.factorial(K) <= permutations
     if exact:
         orders = np.array(list(all_orders(range(K))))

@@ -19,9 +19,10 @@ from kdx_analysis.models import gates as gating
 from kdx_analysis.models.gating import ParameterGate
 from kdx_analysis.models.redraw import draw_anew
 from kdx_analysis.objectives import Objective, one_vs_rest_margins
-from kdx_analysis.probes import conflict, gates
-from kdx_analysis.probes.gradients import Grams, residuals, subtask_grams, undisturbed
-from kdx_analysis.training import Epoch
+from kdx_analysis.probes import conflict, gates, measures
+from kdx_analysis.probes.agreement import class_tree_distance, confusion_distance, teacher_distance
+from kdx_analysis.probes.gradients import residuals, subtask_grams, undisturbed
+from kdx_analysis.training import Epoch, predict
 
 SPLITS = ("train", "val")
 _NULL = ("null_mean", "null_low", "null_high", "null_draws")
@@ -46,7 +47,12 @@ class ExplainerProbe:
       input (whose ``gates`` and ``pathways`` are means over the train probe set): level, id, true_class, child,
       child_index, parent, alpha, effective.
     - ``routing``: level, attention, a, b, distance.
-    - ``conflict``: split, term, level, a, b, cosine, null_mean, null_low, null_high, null_draws, n.
+    - ``agreement`` of routing distance with the model's own ``confusion`` on validation, with the ``teacher``'s
+      similarity of classes and with a given ``class_tree``: level, attention, reference, method, value, p, null_mean,
+      null_low, null_high (classes permuted), null_draws, pairs.
+    - ``output_conflict``: split, metric, a, b ('' where all subtasks are meant), value, null_…, null_draws, n.
+    - ``conflict``: split, term, level, a, b, cosine, null_mean, null_low, null_high, magnitude_similarity, null_draws,
+      n.
     - ``conflict_summary``: split, term, level, metric, value, null_…, null_draws, pairs, undefined, n; contention of
       the actual gradients among the metrics of every level.
     - ``contention`` on the last level, and what other gates would make of it: split, term, metric, value, null_…,
@@ -100,7 +106,9 @@ class ExplainerProbe:
             with undisturbed(model), torch.no_grad():
                 attention = self._gates(epoch.epoch, model, model.trace(self._images("train")))
         if epoch.epoch in self.conflict_epochs:
-            self._routing(epoch.epoch, attention)
+            if attention:
+                self._routing(epoch.epoch, attention)
+                self._agreement(epoch.epoch, model, attention)
             for split in SPLITS:
                 self._conflict(epoch.epoch, model, split)
 
@@ -228,13 +236,21 @@ class ExplainerProbe:
             for level, path in enumerate(levels, 1):
                 if path.shape[1] > 1:
                     distance = conflict.upper(gates.routing_distance(path))
-                    columns = {"level": level, "attention": attention, **self._pairs()}
+                    columns = {"level": level, "attention": attention, **measures.pair_columns(self.data.classes)}
                     self._add("routing", epoch, {**columns, "distance": distance.numpy()})
 
-    def _pairs(self) -> dict[str, Any]:
-        classes = np.array(self.data.classes, dtype=object)
-        a, b = np.triu_indices(len(classes), k=1)
-        return {"a": classes[a], "b": classes[b], "a_index": a, "b_index": b}
+    def _agreement(self, epoch: int, model: HME, paths: dict[str, list[Tensor]]) -> None:
+        K, labels = self.data.num_classes, self.data.val.labels.cpu()
+        choices = predict(model, self.data.val, self.data).argmax(dim=1)
+        references = {"confusion": confusion_distance(choices, labels, K)}
+        logits = self.teacher_logits["train"]
+        if logits is not None:
+            own = self.sets["train"].labels
+            references["teacher"] = teacher_distance(logits.cpu(), own.cpu(), self.objective.config.T)
+        if self.data.superclasses is not None:
+            references["class_tree"] = class_tree_distance(self.data.classes, self.data.superclasses)
+        table = measures.agreement_table(paths, references, self.config.permutations, self.config.seed)
+        self._add("agreement", epoch, dict(table))
 
     def _conflict(self, epoch: int, model: HME, split: str) -> None:
         images, labels = self._images(split), self.sets[split].labels
@@ -256,9 +272,15 @@ class ExplainerProbe:
         for i, term in enumerate(terms):
             own = grams.subset(slice(i * len(draws[0]), (i + 1) * len(draws[0])))
             columns = {"split": split, "term": term, "null_draws": len(orders), "n": len(images)}
-            self._cosines(epoch, own, columns)
+            pairs, summary = measures.conflict_tables(own, self.data.classes)
+            self._add("conflict", epoch, {**columns, **dict(pairs)})
+            self._add("conflict_summary", epoch, {**columns, **dict(summary)})
             if own.gates is not None:
-                self._contention(epoch, own.experts[-1].double().cpu(), own.gates.double().cpu(), columns)
+                seed = self.config.seed
+                table = measures.contention_table(own.experts[-1], own.gates, self.config.permutations, seed)
+                self._add("contention", epoch, {**columns, **dict(table)})
+        claimed = measures.output_table(margins.float(), self.data.classes, len(orders), self.config.seed)
+        self._add("output_conflict", epoch, {"split": split, **dict(claimed)})
 
     def _residuals(
         self, margins: Tensor, labels: Tensor, teacher_logits: Tensor | None, multiclass: bool
@@ -277,51 +299,6 @@ class ExplainerProbe:
             table["distillation"] = residuals(lambda m: own(m)["distillation"], margins)
         table["objective"] = residuals(lambda m: torch.stack(list(own(m).values())).sum(dim=0), margins)
         return table
-
-    def _cosines(self, epoch: int, grams: Grams, columns: dict[str, Any]) -> None:
-        levels = [(str(level), grams.level(level), grams.inside(level)) for level in range(1, len(grams.experts) + 1)]
-        for level, gram, inside in [*levels, ("all", grams.total(), None)]:
-            cosines = conflict.cosine(gram.double().cpu())
-            pairs = conflict.upper(cosines)
-            null = pairs[1:]
-            low, high = torch.nanquantile(null, torch.tensor([0.025, 0.975], dtype=null.dtype), dim=0).numpy()
-            self._add("conflict", epoch, {
-                **columns, "level": level, **self._pairs(), "cosine": pairs[0].numpy(),
-                "null_mean": null.nanmean(dim=0).numpy(), "null_low": low, "null_high": high,
-            })  # fmt: skip
-            undefined = int(conflict.undefined(cosines[0]).sum())
-            metrics = {
-                "conflict_rate": conflict.conflict_rate(cosines),
-                "severity": conflict.severity(cosines),
-                "mean_cosine": conflict.mean_cosine(cosines),
-            }
-            if inside is not None:
-                metrics["contention"] = conflict.contention_inside(inside.double().cpu())
-            rows = [
-                {"metric": metric, "value": float(values[0]), **gates.quantiles(values[1:])}
-                for metric, values in metrics.items()
-            ]
-            counts = {"level": level, "pairs": pairs.shape[1] - undefined, "undefined": undefined}
-            self._add("conflict_summary", epoch, {**columns, **counts, **dict(pd.DataFrame(rows))})
-
-    def _contention(self, epoch: int, ungated: Tensor, alpha: Tensor, columns: dict[str, Any]) -> None:
-        uniform = torch.full_like(alpha, 1 / alpha.shape[1])
-        own, shared = conflict.contention(ungated, alpha), conflict.contention(ungated, uniform)
-        generator = torch.Generator().manual_seed(self.config.seed)
-        modulation, p = conflict.modulation(ungated[0], alpha, self.config.permutations, generator)
-        nulled = torch.stack([
-            conflict.modulation(draw, alpha, 19, generator)[0] for draw in ungated[1:]
-        ])  # fmt: skip
-        rows = [
-            {"metric": "contention", "value": float(own[0]), **gates.quantiles(own[1:])},
-            {"metric": "contention_uniform", "value": float(shared[0]), **gates.quantiles(shared[1:])},
-        ]
-        separated = conflict.bounded_difference(shared, own)
-        rows.append({"metric": "separation", "value": float(separated[0]), **gates.quantiles(separated[1:])})
-        rows.append({"metric": "modulation", "value": float(modulation), **gates.quantiles(nulled)})
-        frame = pd.DataFrame(rows)
-        frame["p"] = np.where(frame["metric"] == "modulation", p, np.nan)
-        self._add("contention", epoch, {**columns, **dict(frame)})
 
 
 def _averaged(attention: Sequence[Tensor]) -> list[Tensor]:

@@ -72,6 +72,7 @@ class ExplainerProbe:
         config: sizes, checkpoints, null draws.
         epochs: of the training.
         teacher: logits are taken from it once; None for runs without one.
+        splits: that probe sets are drawn from; gates are those on the first.
     """
 
     def __init__(
@@ -82,11 +83,13 @@ class ExplainerProbe:
         config: ProbeConfig,
         epochs: int,
         teacher: nn.Module | None = None,
+        splits: Sequence[str] = SPLITS,
     ) -> None:
         self.data, self.objective, self.config = data, Objective(objective), config
         self.conflict_epochs = checkpoints(epochs, config.checkpoints)
         self.initial = copy.deepcopy(model.gates)
-        self.sets = {name: data.probe_set(name, config.per_class, config.seed) for name in SPLITS}
+        self.sets = {name: data.probe_set(name, config.per_class, config.seed) for name in splits}
+        self.main = splits[0]
         self.teacher_logits = {name: self._logits(teacher, split) for name, split in self.sets.items()}
         generator = torch.Generator().manual_seed(config.seed)
         self.random_gates = _untrained(model, config) if model.input_gated else []
@@ -104,12 +107,12 @@ class ExplainerProbe:
         attention: dict[str, list[Tensor]] = {}
         if not model.hard:
             with undisturbed(model), torch.no_grad():
-                attention = self._gates(epoch.epoch, model, model.trace(self._images("train")))
+                attention = self._gates(epoch.epoch, model, model.trace(self._images(self.main)))
         if epoch.epoch in self.conflict_epochs:
             if attention:
                 self._routing(epoch.epoch, attention)
                 self._agreement(epoch.epoch, model, attention)
-            for split in SPLITS:
+            for split in self.sets:
                 self._conflict(epoch.epoch, model, split)
 
     def tables(self) -> dict[str, pd.DataFrame]:
@@ -131,7 +134,7 @@ class ExplainerProbe:
     def _gates(self, epoch: int, model: HME, trace: Trace) -> dict[str, list[Tensor]]:
         """Record gates and pathways; returns P^l of α and of A, averaged over samples where gates read the input."""
         tau, classes = model.temperature, self.data.classes
-        labels = self.sets["train"].labels.cpu()
+        labels = self.sets[self.main].labels.cpu()
         spreads = [gating.spread(features.float()).double().cpu() for features in trace.features]
 
         def both(drawn: Sequence[Tensor]) -> dict[str, list[Tensor]]:
@@ -203,7 +206,7 @@ class ExplainerProbe:
 
     def _samples(self, epoch: int, model: HME, present: dict[str, list[Tensor]], labels: Tensor) -> None:
         """Gates that read the input: their means over the samples of every true class, and those of every sample."""
-        ids = self.sets["train"].ids.cpu().numpy()
+        ids = self.sets[self.main].ids.cpu().numpy()
         classes = np.array(self.data.classes, dtype=object)
         for level, (alpha, effective) in enumerate(zip(*present.values(), strict=True), 2):
             if alpha.ndim == 2:
@@ -243,9 +246,9 @@ class ExplainerProbe:
         K, labels = self.data.num_classes, self.data.val.labels.cpu()
         choices = predict(model, self.data.val, self.data).argmax(dim=1)
         references = {"confusion": confusion_distance(choices, labels, K)}
-        logits = self.teacher_logits["train"]
+        logits = self.teacher_logits[self.main]
         if logits is not None:
-            own = self.sets["train"].labels
+            own = self.sets[self.main].labels
             references["teacher"] = teacher_distance(logits.cpu(), own.cpu(), self.objective.config.T)
         if self.data.superclasses is not None:
             references["class_tree"] = class_tree_distance(self.data.classes, self.data.superclasses)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdx_analysis.config import ObjectiveConfig
+from kdx_analysis.config import ObjectiveConfig, ProbeConfig
 from kdx_analysis.data import Dataset
 from kdx_analysis.errors import KdxError
 from kdx_analysis.io import write_parquet
@@ -22,7 +22,7 @@ from kdx_analysis.plots import save
 from kdx_analysis.plots.probed import probed_figures
 from kdx_analysis.probes import measures
 from kdx_analysis.probes.affinity import ETA, subtask_affinity
-from kdx_analysis.probes.gradients import module_groups, probing_cost, undisturbed
+from kdx_analysis.probes.gradients import probing_cost
 from kdx_analysis.probes.recorder import SPLITS, ExplainerProbe
 from kdx_analysis.probes.records import conflict_of
 from kdx_analysis.runs import Run
@@ -101,7 +101,7 @@ def probe_run(run: Run, study: Study, teacher: Path, splits: Sequence[str] = SPL
                 "conflict_summary": record.summary.drop(columns="probe").assign(term="hard"),
                 "output_conflict": measures.output_table(claimed, data.classes, config.null_draws, config.seed),
             }
-        tables["affinity"] = _affinity(run, model, images, labels, data, config.seed)
+        tables["affinity"] = _affinity(run, model, images, labels, data, config)
         for kind, table in tables.items():
             found[kind].append(table.assign(split=split))
     return {kind: pd.concat(frames, ignore_index=True) for kind, frames in found.items()}
@@ -120,7 +120,7 @@ def announce(run: Run, study: Study, splits: Sequence[str]) -> str:
     steps = K * (1 + AFFINITY_DRAWS)
     return (
         f"{run.role} {run.id} on {' and '.join(splits)}, {len(images)} images each: {cost} for {terms} losses with "
-        f"{config.null_draws} null draws; {steps} steps there and back for affinity, with {AFFINITY_DRAWS}"
+        f"{config.null_draws} null draws; {steps} steps for affinity, with {AFFINITY_DRAWS}"
     )
 
 
@@ -161,19 +161,15 @@ def _margins(run: Run) -> Callable[[Tensor], Tensor]:
     return (lambda outputs: outputs) if run.info["decomposition"] == "binary" else one_vs_rest_margins
 
 
-def _affinity(run: Run, model: nn.Module, images: Tensor, labels: Tensor, data: Dataset, seed: int) -> pd.DataFrame:
-    margins = _margins(run)
+def _affinity(
+    run: Run, model: nn.Module, images: Tensor, labels: Tensor, data: Dataset, config: ProbeConfig
+) -> pd.DataFrame:
     one_hot = F.one_hot(labels, data.num_classes).float()
-    cross_entropy = partial(F.binary_cross_entropy_with_logits, target=one_hot, reduction="none")
-    if isinstance(model, HME):
-        shared = [name for name, _ in model.named_parameters() if name.startswith(("trunk.", "levels."))]
-    else:
-        paths = [path for group in module_groups(model, image_shape=data.shape) for path in group]
-        shared = [f"{path}.{n}" for path in paths for n, _ in model.get_submodule(path).named_parameters(recurse=False)]
-    generator = torch.Generator().manual_seed(seed)
+    loss = partial(F.binary_cross_entropy_with_logits, target=one_hot, reduction="none")
+    generator = torch.Generator().manual_seed(config.seed)
     orders = [torch.randperm(len(images), generator=generator) for _ in range(AFFINITY_DRAWS)]
-    with undisturbed(model):
-        z = subtask_affinity(model, images, lambda out: cross_entropy(margins(out)), shared, orders=orders)
+    margins = None if run.info["decomposition"] == "binary" else one_vs_rest_margins
+    z = subtask_affinity(model, images, loss, margins=margins, orders=orders, max_memory=config.max_memory)
     return measures.affinity_table(z, data.classes).assign(eta=ETA, n=len(images))
 
 

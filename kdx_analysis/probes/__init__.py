@@ -9,7 +9,7 @@ what a step for one subtask does to another, what subtasks claim, and what routi
 from kdx_analysis.probes import affinity, agreement, conflict, gates, gradients, outputs
 from kdx_analysis.probes.affinity import subtask_affinity
 from kdx_analysis.probes.agreement import Mantel, mantel
-from kdx_analysis.probes.gradients import Cost, Grams, module_groups, probing_cost, subtask_grams
+from kdx_analysis.probes.gradients import Cost, Grams, module_groups, probing_cost, subtask_gradients, subtask_grams
 from kdx_analysis.probes.recorder import ExplainerProbe
 from kdx_analysis.probes.records import ConflictRecord, GateRecord, conflict_of, gates_of
 
@@ -32,5 +32,6 @@ __all__ = [
     "outputs",
     "probing_cost",
     "subtask_affinity",
+    "subtask_gradients",
     "subtask_grams",
 ]

@@ -10,7 +10,7 @@ from jaxtyping import Float, jaxtyped
 from torch import Tensor, nn
 
 from kdx_analysis.errors import KdxError
-from kdx_analysis.probes.gradients import undisturbed
+from kdx_analysis.probes.gradients import residuals, subtask_gradients, undisturbed
 
 ETA = 0.01
 
@@ -25,56 +25,55 @@ def subtask_affinity(
     model: nn.Module,
     images: Tensor,
     loss: Callable[[Tensor], Tensor],
-    shared: Sequence[str],
     *,
+    margins: Callable[[Tensor], Tensor] | None = None,
+    groups: Sequence[Sequence[str]] | None = None,
     eta: float = ETA,
     orders: Sequence[Tensor] = (),
+    max_memory: int = 2**30,
 ) -> Tensor:
     """Z_{a→b} of all pairs of subtasks, (1 + R)×K×K: row a steps θ − η g_a/‖g_a‖ on the shared parameters, column b.
 
-    Every step is taken on copies, so the model is never touched; there is no momentum. A subtask whose gradient is
-    zero gives a row of NaN. Takes K(1 + R) backward passes and as many forward ones.
+    θ are an explainer's trunk and experts, of another model its ``groups``. Every step is taken on copies, so the
+    model is never touched; there is no momentum. A subtask whose gradient is zero gives a row of NaN. Takes K backward
+    passes for as many sets of gradients as fit in memory together, and K(1 + R) forward passes.
 
     Args:
         model: images → outputs; BN in eval mode.
         images: normalised, B×C×H×W.
-        loss: outputs → loss of every sample and subtask, B×K; the same hard loss for every objective.
-        shared: names of the parameters θ.
+        loss: margins → loss of every sample and subtask, B×K, entry (b, k) of m_bk alone; the same hard loss for every
+            objective.
+        margins, groups, max_memory: as for :func:`subtask_grams`.
         eta: length of a step, above 0.
         orders: R permutations of the B samples; the null steps along the gradients of residuals dealt to other
             samples.
 
-    Raises KdxError for a step length that isn't above 0, no shared parameter, and losses that are not finite.
+    Raises KdxError for a step length that isn't above 0 and for losses that are not finite.
     """
     if not eta > 0:
         raise KdxError(f"a step of length eta = {eta} shows nothing; take one above 0")
-    theta = {name: p for name, p in model.named_parameters() if name in set(shared)}
-    if not theta:
-        raise KdxError("no parameter of the model is among the shared ones; give names as named_parameters() has them")
-    rows: list[list[Tensor]] = []
-    with undisturbed(model):
-        with torch.enable_grad():
-            held = {name: p.detach().requires_grad_() for name, p in theta.items()}
-            outputs = torch.func.functional_call(model, held, (images,))
-            losses = loss(outputs)
-            before = losses.detach().mean(dim=0)
-            if not before.isfinite().all():
-                culprits = (~before.isfinite()).nonzero().flatten().tolist()
-                raise KdxError(f"the losses of subtasks {culprits} are not finite; did the run diverge?")
-            K = losses.shape[1]
-            pulls = [torch.autograd.grad(losses[:, a].mean(), outputs, retain_graph=True)[0] for a in range(K)]
-        for order in [torch.arange(len(images)), *orders]:
-            rows.append([])
-            for pull in pulls:
-                gradients = torch.autograd.grad(
-                    outputs, list(held.values()), grad_outputs=pull[order.to(pull.device)], retain_graph=True,
-                    allow_unused=True, materialize_grads=True,
-                )  # fmt: skip
-                norm = torch.stack([g.norm() for g in gradients]).norm()
-                stepped = {
-                    name: p.detach() - eta * g / norm for (name, p), g in zip(held.items(), gradients, strict=True)
-                }
-                with torch.no_grad():
-                    moved = loss(torch.func.functional_call(model, stepped, (images,))).mean(dim=0)
-                rows[-1].append(moved)
-    return affinity(before, torch.stack([torch.stack(row) for row in rows]))
+
+    def losses(parameters: dict[str, Tensor]) -> Tensor:
+        outputs = torch.func.functional_call(model, parameters, (images,))
+        return loss(outputs if margins is None else margins(outputs)).mean(dim=0)
+
+    with undisturbed(model), torch.no_grad():
+        outputs = model(images)
+        own = outputs if margins is None else margins(outputs)
+        before = losses({})
+        if not before.isfinite().all():
+            culprits = (~before.isfinite()).nonzero().flatten().tolist()
+            raise KdxError(f"the losses of subtasks {culprits} are not finite; did the run diverge?")
+        r = residuals(loss, own)
+        sets = torch.stack([r, *(r[order.to(r.device)] for order in orders)])
+        values = dict(model.named_parameters())
+        at_once = max(1, max_memory // (r.shape[1] * r.element_size() * sum(p.numel() for p in values.values())))
+        after = []
+        for chunk in sets.split(at_once):
+            gradients = subtask_gradients(model, images, chunk, margins=margins, groups=groups, max_memory=max_memory)
+            for draw in range(len(chunk)):
+                for k in range(r.shape[1]):
+                    g = {name: gradient[draw, k] for name, gradient in gradients.items()}
+                    norm = torch.stack([part.norm() for part in g.values()]).norm()
+                    after.append(losses({name: values[name] - eta * part / norm for name, part in g.items()}))
+    return affinity(before, torch.stack(after).unflatten(0, (len(sets), -1)))

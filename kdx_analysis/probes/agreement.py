@@ -68,7 +68,7 @@ def mantel(
         orders = np.array(list(all_orders(range(K))))
     else:
         orders = torch.rand(permutations, K, generator=generator).argsort(dim=1).numpy()
-    null = np.array([scored[0][np.ix_(order, order)][a, b] @ scored[1][a, b] for order in orders])
+    null = scored[0][orders[:, a], orders[:, b]] @ scored[1][a, b]
     above = int((null >= own - 1e-12).sum())
     p = above / len(orders) if exact else (1 + above) / (1 + len(orders))
     low, high = np.quantile(null, [0.025, 0.975]).tolist()

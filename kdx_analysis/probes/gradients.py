@@ -7,6 +7,7 @@ one chunk of samples and layers at a time; only their weighted sums are held, an
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -124,6 +125,31 @@ def subtask_grams(
             raise KdxError(f"gradients on level {level} are not finite (subtasks {culprits}); did the run diverge?")
     alpha = model.attention()[-1].detach() if isinstance(model, HME) and parts.ungated else None
     return Grams(tuple(grams), alpha)
+
+
+def subtask_gradients(
+    model: nn.Module,
+    images: Tensor,
+    residuals: Tensor,
+    *,
+    margins: Callable[[Tensor], Tensor] | None = None,
+    groups: Sequence[Sequence[str]] | None = None,
+    max_memory: int = 2**30,
+) -> dict[str, Tensor]:
+    """The gradients that :func:`subtask_grams` takes products of: parameter's name → R×K×(its shape).
+
+    All are held at once, R·K·D numbers, whatever ``max_memory``, which bounds what is held beside them.
+    """
+    parts = dataclasses.replace(_Parts.of(model, margins, groups, images), ungated=False)
+    R, _, K = residuals.shape
+    sums = [residuals.new_zeros(R, K, layer.size) for layer in parts.layers]
+    with undisturbed(model), torch.enable_grad():
+        for rows in torch.arange(len(images)).split(_samples_at_once(max_memory, images, parts.layers)):
+            for k, add in _per_sample(parts, parts.layers, images[rows], K):
+                for total, gradients in zip(sums, add, strict=True):
+                    total[:, k] += residuals[:, rows, k] @ gradients
+    found = [layer.apart(total) for layer, total in zip(parts.layers, sums, strict=True)]
+    return {name: gradient for layer in found for name, gradient in layer.items()}
 
 
 @dataclass(frozen=True)
@@ -276,6 +302,14 @@ class _Layer:
     @property
     def size(self) -> int:
         return sum(p.numel() for p in self.parameters.values())
+
+    def apart(self, gradients: Tensor) -> dict[str, Tensor]:
+        """The layer's gradients, R×K×size in the order in which rules and torch.func give them, by parameter."""
+        parameters = self.parameters
+        rows = self.experts if self.rule is None else len(next(iter(parameters.values())))
+        pieces = gradients.unflatten(2, (rows, -1)).split([p.numel() // rows for p in parameters.values()], dim=3)
+        named = zip(parameters.items(), pieces, strict=True)
+        return {name: piece.flatten(2).unflatten(2, p.shape) for (name, p), piece in named}
 
 
 def _per_sample(

@@ -29,7 +29,7 @@ def test_affinity_by_hand() -> None:
     """g_k = −2 t_k at θ = 0, so a step for a moves o_b by η cos(a, b)‖t_b‖ and Z = 1 − (1 − that)²."""
     directions = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
     model = Linear(directions)
-    (z,) = subtask_affinity(model, torch.zeros(3, 1), squared, ["theta"], eta=0.1)
+    (z,) = subtask_affinity(model, torch.zeros(3, 1, dtype=torch.float64), squared, groups=[[""]], eta=0.1)
     moved = 0.1 * torch.nn.functional.normalize(directions, dim=1) @ directions.T
     torch.testing.assert_close(z, 1 - (1 - moved) ** 2)
     assert z[0, 1] < 0 < z[0, 0]
@@ -39,9 +39,9 @@ def test_affinity_by_hand() -> None:
 def test_a_zero_gradient_is_nan_and_scaling_a_loss_changes_nothing() -> None:
     directions = torch.tensor([[1.0, 0.5], [0.0, 0.0]], dtype=torch.float64)
     model = Linear(directions)
-    (z,) = subtask_affinity(model, torch.zeros(3, 1), squared, ["theta"])
+    (z,) = subtask_affinity(model, torch.zeros(3, 1, dtype=torch.float64), squared, groups=[[""]])
     assert z[1].isnan().all()
-    (scaled,) = subtask_affinity(model, torch.zeros(3, 1), lambda o: 5 * squared(o), ["theta"])
+    (scaled,) = subtask_affinity(model, torch.zeros(3, 1, dtype=torch.float64), lambda o: 5 * squared(o), groups=[[""]])
     torch.testing.assert_close(scaled, z, equal_nan=True)
 
 
@@ -57,7 +57,7 @@ def test_the_model_is_restored_exactly_and_a_null_is_drawn() -> None:
 
     shared = [name for name, _ in model.named_parameters() if name.startswith(("trunk", "levels"))]
     orders = [torch.randperm(20, generator=torch.Generator().manual_seed(s)) for s in range(2)]
-    z = subtask_affinity(model, images, loss, shared, eta=0.1, orders=orders)
+    z = subtask_affinity(model, images, loss, eta=0.1, orders=orders)
     assert z.shape == (3, 10, 10)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert model.training
@@ -79,8 +79,6 @@ def test_the_model_is_restored_exactly_and_a_null_is_drawn() -> None:
 def test_bad_steps_are_refused() -> None:
     model = Linear(torch.ones(2, 2, dtype=torch.float64))
     with pytest.raises(KdxError, match="eta = 0"):
-        subtask_affinity(model, torch.zeros(2, 1), squared, ["theta"], eta=0)
-    with pytest.raises(KdxError, match="no parameter"):
-        subtask_affinity(model, torch.zeros(2, 1), squared, ["phi"])
+        subtask_affinity(model, torch.zeros(2, 1), squared, groups=[[""]], eta=0)
     with pytest.raises(KdxError, match=r"subtasks \[0, 1\] are not finite"):
-        subtask_affinity(model, torch.zeros(2, 1), lambda o: o / 0, ["theta"])
+        subtask_affinity(model, torch.zeros(2, 1), lambda o: o / 0, groups=[[""]])

@@ -12,7 +12,7 @@ from kdx_analysis.config import ObjectiveConfig
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, build_model
 from kdx_analysis.objectives import Objective, one_vs_rest_margins
-from kdx_analysis.probes.gradients import module_groups, probing_cost, residuals, subtask_grams
+from kdx_analysis.probes.gradients import module_groups, probing_cost, residuals, subtask_gradients, subtask_grams
 
 B, K = 7, 5
 
@@ -254,3 +254,17 @@ def test_the_cost_seen_beforehand_is_that_which_is_paid(images: Tensor, monkeypa
     assert cost.forwards > 1
     assert probing_cost(model, images, K, 4).forwards == 1
     assert "backward passes over up to 7 images each" in str(probing_cost(model, images, K, 4))
+
+
+@pytest.mark.parametrize("student", ["digits_student", "test_vit"])
+def test_gradients_are_those_of_every_parameter(student: str, images: Tensor) -> None:
+    images = F.interpolate(images, 32) if student == "test_vit" else images
+    model = explainer(student)
+    r = torch.randn(2, B, K, dtype=torch.float64)
+    found = subtask_gradients(model, images, r)
+    reference = copy.deepcopy(model).eval()
+    own = {n: p for n, p in reference.named_parameters() if n.startswith(("trunk", "levels"))}
+    assert set(found) == set(own)
+    expected = torch.autograd.grad((r[1] * reference(images))[:, 3].sum(), list(own.values()))
+    for name, gradient in zip(own, expected, strict=True):
+        torch.testing.assert_close(found[name][1, 3], gradient, rtol=1e-9, atol=1e-10)

@@ -119,8 +119,9 @@ def announce(run: Run, study: Study, splits: Sequence[str]) -> str:
     cost = probing_cost(model, images, K, sets, max_memory=config.max_memory)
     steps = K * (1 + AFFINITY_DRAWS)
     return (
-        f"{run.role} {run.id} on {' and '.join(splits)}, {len(images)} images each: {cost} for {terms} losses with "
-        f"{config.null_draws} null draws; {steps} steps for affinity, with {AFFINITY_DRAWS}"
+        f"{run.role} {run.id} on {' and '.join(splits)}, {len(images)} images; on each {cost} for "
+        f"{terms} loss{'es' if terms > 1 else ''} with {config.null_draws} null draws, and for affinity {K} backward "
+        f"and {steps} forward passes with {AFFINITY_DRAWS}"
     )
 
 

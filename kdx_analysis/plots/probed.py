@@ -100,7 +100,7 @@ def measures(data: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.ndarray]:
         ax.plot(of["value"], y, marker, color=colour, markersize=4, linestyle="", label=split)
     ax.axvline(0, color=GREY, linewidth=0.6)
     ax.set_yticks(range(len(names)), [plain(name) for name in names])
-    ax.invert_yaxis()
+    ax.set_ylim(len(names) - 0.5, -0.5)
     ax.set_xlabel("value; grey: central 95 % of its null")
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure, np.array([ax])
@@ -111,7 +111,11 @@ def _measures(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     for kind in ("conflict_summary", "contention"):
         if kind in tables:
             table = tables[kind][tables[kind]["term"] == "hard"]
-            where = table["level"].map(lambda level: f", level {level}") if "level" in table else ""
+            where = (
+                table["level"].map(lambda level: ", all levels" if level == "all" else f", level {level}")
+                if "level" in table
+                else ""
+            )
             parts.append(table.assign(name=table["metric"].str.replace("_", " ") + where))
     if "agreement" in tables:
         table = tables["agreement"].query("attention == 'effective' and method == 'spearman'")

@@ -87,6 +87,7 @@ class ExplainerProbe:
     ) -> None:
         self.data, self.objective, self.config = data, Objective(objective), config
         self.conflict_epochs = checkpoints(epochs, config.checkpoints)
+        model = _full(model)
         self.initial = copy.deepcopy(model.gates)
         self.sets = {name: data.probe_set(name, config.per_class, config.seed) for name in splits}
         self.main = splits[0]
@@ -104,6 +105,7 @@ class ExplainerProbe:
 
     def __call__(self, epoch: Epoch, model: nn.Module) -> None:
         assert isinstance(model, HME)
+        model = _full(model)
         attention: dict[str, list[Tensor]] = {}
         if not model.hard:
             with undisturbed(model), torch.no_grad():
@@ -307,6 +309,12 @@ class ExplainerProbe:
 def _averaged(attention: Sequence[Tensor]) -> list[Tensor]:
     """Means over samples, where there is an attention for each."""
     return [rows.mean(dim=0) if rows.ndim == 3 else rows for rows in attention]
+
+
+def _full(model: HME) -> HME:
+    """The model, or a float32 copy of one in half precision, in which gradients' angles are too coarse."""
+    halves = any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters())
+    return copy.deepcopy(model).float() if halves else model
 
 
 def _untrained(model: HME, config: ProbeConfig) -> list[nn.ModuleList]:

@@ -195,7 +195,7 @@ def tokens_student() -> torch.nn.Module:
     )
 
 
-@pytest.mark.parametrize("kind", ["input", "tokens", "input tokens", "hard", "pruned", "one expert"])
+@pytest.mark.parametrize("kind", ["input", "tokens", "input tokens", "hard", "pruned", "one expert", "half"])
 def test_every_kind_of_explainer_has_complete_tables(data, kind) -> None:
     torch.manual_seed(0)
     student = tokens_student() if "tokens" in kind else build_model("digits_student", 10, 1)
@@ -206,6 +206,7 @@ def test_every_kind_of_explainer_has_complete_tables(data, kind) -> None:
     if kind == "pruned":
         model = model.pruned()
     config = CONFIG.model_copy(update={"per_class": 2})
+    model = model.bfloat16() if kind == "half" else model
     probe = ExplainerProbe(model, data, ObjectiveConfig(name="hard"), config, 1)
     probe(Epoch(1, 1, 0.0, 0.0, 1.0, None), model)
     tables = probe.tables()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from kdx_analysis.config import StudyConfig
     from kdx_analysis.data import Dataset, load_dataset
     from kdx_analysis.errors import KdxError
-    from kdx_analysis.models import HME, Tree
+    from kdx_analysis.models import HME, Tree, vam
     from kdx_analysis.models.learn_to_branch import learn_to_branch
     from kdx_analysis.report import Report
     from kdx_analysis.runs import Run, RunSet
@@ -44,6 +44,7 @@ _HOMES = {
     "plots": "",
     "probes": "",
     "ready_studies": "study",
+    "vam": "models",
 }
 
 __all__ = [
@@ -62,6 +63,7 @@ __all__ = [
     "plots",
     "probes",
     "ready_studies",
+    "vam",
 ]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.io import write_text
@@ -23,6 +23,7 @@ ObjectiveName = Literal["hard", "label_smoothing", "hard_T", "kd_flat", "kd_shuf
 LADDER: tuple[str, ...] = ("hard", "hard_T", "kd_flat", "kd_shuffled", "kd")
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
@@ -160,6 +161,34 @@ class ObjectiveConfig(_Config):
         return self
 
 
+class PenaltyConfig(_Config):
+    """Weight γ of VAM's entropy penalty over epochs: ``start``, or from there to ``end`` in equal steps."""
+
+    schedule: Literal["constant", "linear"] = "constant"
+    start: NotNegative = 0.01
+    end: NotNegative = 0.01
+
+
+class VAMConfig(_Config):
+    """VAM on every student (not on teacher and explainers).
+
+    ``blocks`` per layer or ``channels`` per block, on the layers that match ``where``; ``gamma`` and ``temperature``
+    are numbers or schedules. The arguments are those of ``kdx.vam.attach``.
+    """
+
+    blocks: Annotated[int, Field(ge=2)] = 8
+    channels: Count | None = None
+    where: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    scale: Literal["rms", "mean"] = "rms"
+    gamma: PenaltyConfig = PenaltyConfig()
+    temperature: TemperatureConfig = TemperatureConfig(schedule="constant", start=1.0)
+
+    @field_validator("gamma", "temperature", mode="before")
+    @classmethod
+    def _number_alone(cls, value: Any) -> Any:
+        return {"schedule": "constant", "start": value} if isinstance(value, int | float) else value
+
+
 class ProbeConfig(_Config):
     """When and on what the probes look.
 
@@ -179,13 +208,15 @@ class ProbeConfig(_Config):
 class StudyConfig(_Config):
     """Runs that share data and teacher: one explainer and one undivided student per objective and seed.
 
-    With ``explainer.phase2`` a tree grows from every explainer.
+    With ``vam`` students have the virtual attention module. With ``explainer.phase2`` a tree grows from every
+    explainer.
     """
 
     name: str
     data: DataConfig
     teacher: TeacherConfig
     student: str
+    vam: VAMConfig | None = None
     explainer: ExplainerConfig = ExplainerConfig()
     objectives: Annotated[tuple[ObjectiveConfig, ...], Field(min_length=1)]
     training: TrainingConfig = TrainingConfig()

@@ -22,9 +22,11 @@ from kdx_analysis.data import Dataset
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, Tree
 from kdx_analysis.models import gates as gating
+from kdx_analysis.models.vam import fold
 from kdx_analysis.probes import gates
 from kdx_analysis.probes.gradients import undisturbed
 from kdx_analysis.probes.recorder import ExplainerProbe
+from kdx_analysis.probes.vam import VAMProbe
 from kdx_analysis.runs import Run, environment, run_id, write_run
 from kdx_analysis.runs.directory import WEIGHTS
 from kdx_analysis.training import Epoch, fabric_for, fit, reproducible, score
@@ -178,7 +180,8 @@ def tree_record(tree: Tree) -> pd.DataFrame:
 def _train_on(
     fabric: Fabric, study: Ingredients, step: Step, config: TrainingConfig, teacher_run: Path, show: Progress
 ) -> None:
-    data, probe, grown_from = study.dataset, None, None
+    data, grown_from = study.dataset, None
+    probe: ExplainerProbe | VAMProbe | None = None
     with reproducible(step.seed, config.threads):
         teacher = None if step.role == "teacher" else study.teacher(teacher_run)
         records: dict[str, pd.DataFrame] = {}
@@ -200,11 +203,17 @@ def _train_on(
                     config.epochs, None if teacher is None else teacher.to(fabric.device),
                 )  # fmt: skip
                 callbacks.append(probe)
+            vam = study.config.vam if step.role == "student" else None
+            if vam is not None:
+                probe = VAMProbe(data.to(fabric.device), study.config.probes)
+                callbacks.append(probe)
             result = fit(
                 model, data, step.objective, config, seed=step.seed, fabric=fabric, teacher=teacher,
                 temperature=gated.temperature if step.role == "explainer" else None,
-                gate_warmup=gated.warmup_epochs, callbacks=callbacks,
+                gate_warmup=gated.warmup_epochs, vam=vam, callbacks=callbacks,
             )  # fmt: skip
+            if vam is not None:
+                fold(model)  # the run's weights are those of a plain student, which any reader can load
             records["metrics"], epoch = result.history, result.epoch
     if not fabric.is_global_zero:
         return

@@ -167,10 +167,10 @@ def _affinity(
 ) -> pd.DataFrame:
     one_hot = F.one_hot(labels, data.num_classes).float()
     loss = partial(F.binary_cross_entropy_with_logits, target=one_hot, reduction="none")
-    generator = torch.Generator().manual_seed(config.seed)
-    orders = [torch.randperm(len(images), generator=generator) for _ in range(AFFINITY_DRAWS)]
     margins = None if run.info["decomposition"] == "binary" else one_vs_rest_margins
-    z = subtask_affinity(model, images, loss, margins=margins, orders=orders, max_memory=config.max_memory)
+    z = subtask_affinity(
+        model, images, loss, margins=margins, null_draws=AFFINITY_DRAWS, seed=config.seed, max_memory=config.max_memory
+    )
     return measures.affinity_table(z, data.classes).assign(eta=ETA, n=len(images))
 
 

@@ -23,6 +23,7 @@ from kdx_analysis.config import (
     ProbeConfig,
     StudyConfig,
     TrainingConfig,
+    VAMConfig,
     digest,
     flatten,
 )
@@ -30,6 +31,7 @@ from kdx_analysis.data import Dataset, load_dataset
 from kdx_analysis.errors import KdxError
 from kdx_analysis.execution import Step, train_steps
 from kdx_analysis.models import HME, build_model, check_fits, redrawn
+from kdx_analysis.models import vam as attention
 from kdx_analysis.probes.recorder import SPLITS
 from kdx_analysis.registry import unknown
 from kdx_analysis.report import Report
@@ -42,6 +44,7 @@ from kdx_analysis.training.teacher import check_teacher
 
 STUDY_FILE = "study.yaml"
 _STRUCTURE = ("experts", "budget", "stages", "gates", "top_k", "gumbel")
+_ATTACHED = ("blocks", "channels", "where", "scale")
 _TEACHER_OBJECTIVE = ObjectiveConfig(name="hard", decomposition="multiclass")
 
 
@@ -58,7 +61,7 @@ class Study:
         seeds: a number of seeds, counted from 0, or the seeds themselves.
         name: of the study.
         data_dir: where data sets lie; by default $KDX_DATA, else ./data.
-        explainer, training, probes, teacher_training: sections of the configuration, as objects or mappings.
+        vam, explainer, training, probes, teacher_training: sections of the configuration, as objects or mappings.
         data_options: further keys of the data section, as ``{"per_class": 500}``.
 
     Raises KdxError, before any training, for whatever in them can't work.
@@ -74,6 +77,7 @@ class Study:
         seeds: int | Sequence[int] = 3,
         name: str | None = None,
         data_dir: str | Path | None = None,
+        vam: VAMConfig | Mapping[str, Any] | None = None,
         explainer: ExplainerConfig | Mapping[str, Any] | None = None,
         training: TrainingConfig | Mapping[str, Any] | None = None,
         teacher_training: TrainingConfig | Mapping[str, Any] | None = None,
@@ -98,6 +102,7 @@ class Study:
             "data": {"name": data_name, **(data_options or {})},
             "teacher": teacher_section,
             "student": student if isinstance(student, str) else type(student).__name__,
+            "vam": _plain(vam),
             "explainer": _plain(explainer),
             "objectives": [_plain(objective) for objective in objectives],
             "training": _plain(training),
@@ -157,6 +162,8 @@ class Study:
         given = self._given.student
         student = build_model(self.config.student, K, channels) if given is None else redrawn(given)
         if role == "student":
+            if (chosen := self.config.vam) is not None:
+                attention.attach(student, **chosen.model_dump(include=set(_ATTACHED)))
             return student
         return HME.from_student(
             student,
@@ -202,7 +209,8 @@ class Study:
                     student["architecture"] = digest({"repr": repr(self._given.student)}, 64)
                 hme = {key: value for key, value in section["explainer"].items() if key != "phase2"}
                 explainer = {**student, "explainer": hme, "probes": section["probes"]}
-                steps.append(Step.of(out / "runs", "student", objective, seed, student))
+                attended = {} if section["vam"] is None else {"vam": section["vam"]}
+                steps.append(Step.of(out / "runs", "student", objective, seed, student | attended))
                 steps.append(Step.of(out / "runs", "explainer", objective, seed, explainer))
                 if (phase2 := section["explainer"]["phase2"]) is not None:
                     tree = {**explainer, "phase2": {**phase2, "training": phase2["training"] or section["training"]}}

@@ -190,3 +190,19 @@ def test_digest_ignores_the_order_of_keys_only():
 
 def test_flatten():
     assert flatten({"a": {"b": {"c": 1}, "d": [2]}, "e": 3}) == {"a.b.c": 1, "a.d": [2], "e": 3}
+
+
+def test_vam_takes_numbers_for_schedules_and_comes_back_from_yaml():
+    assert study().vam is None
+    config = study(vam={"gamma": 0, "temperature": {"schedule": "cosine", "start": 2, "end": 0.5}})
+    assert (config.vam.gamma.start, config.vam.gamma.schedule, config.vam.temperature.schedule) == (
+        0,
+        "constant",
+        "cosine",
+    )
+    assert study(vam={"temperature": 0.5}).vam.temperature.start == 0.5
+    assert StudyConfig.parse(config.to_dict()) == config
+    with pytest.raises(KdxError, match="did you mean 'blocks'"):
+        study(vam={"block": 4})
+    with pytest.raises(KdxError, match=r"vam\.blocks = 1"):
+        study(vam={"blocks": 1})

@@ -11,6 +11,7 @@ from kdx_analysis.models import HME
 from kdx_analysis.models.zoo import plain_stage
 from kdx_analysis.runs import Run, RunSet
 from kdx_analysis.study import Study, ready_studies
+from kdx_analysis.training import score
 from kdx_analysis.training.checkpoints import fingerprint, load_weights
 from tests import toys
 from tests.conftest import toy_study
@@ -278,6 +279,25 @@ def test_a_student_whose_weights_cannot_be_drawn_is_refused_before_training(tmp_
     with pytest.raises(KdxError, match=r"Shifted anew: it, a Shifted, holds shift and has no reset_parameters"):
         toy_study(student=Shifted()).run(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_vam_is_on_students_alone_and_folded_into_the_weights_on_disk(finished, tmp_path):
+    study = toy_study(vam={"blocks": 4, "gamma": 0.1}, objectives=["hard"], seeds=1)
+    plain = {step.role: step.path.name for step in toy_study(objectives=["hard"], seeds=1).plan(tmp_path)}
+    planned = {step.role: step.path.name for step in study.plan(tmp_path)}
+    assert [role for role in plain if plain[role] != planned[role]] == ["student"]
+
+    teacher, attended, _ = study.plan(tmp_path)
+    train_steps(study, [teacher, attended], teacher.path, 1, lambda *_: None)
+    run = Run.load(attended.path)
+    assert set(run.kinds) == {"metrics", "vam_gates", "vam_entropy"}
+    assert run.record("vam_gates")["epoch"].unique().tolist() == [1, 2]
+    assert set(run.info["probe_sets"]) == {"train"}
+    student = toy_study().build("student")
+    load_weights(run.path / "model.safetensors", student)
+    (accuracy,) = run.record("metrics").query("split == 'test' and metric == 'accuracy'")["value"]
+    data = toys.dataset()
+    assert score(student, data.test, data, "binary")[0]["value"] == accuracy
 
 
 def test_a_teacher_of_another_study_is_taken_by_the_path_of_its_run(finished, tmp_path):

@@ -1,5 +1,6 @@
-"""Models: the zoo, the gates, the explainer and its tree."""
+"""Models: the zoo, the gates, the explainer and its tree, VAM."""
 
+from kdx_analysis.models import vam, zoo_mobile  # noqa: F401 (importing zoo_mobile registers its models)
 from kdx_analysis.models.experts import Level
 from kdx_analysis.models.hme import HME, Trace
 from kdx_analysis.models.resolve import build_model, check_fits, count_parameters, list_models, redrawn
@@ -20,4 +21,5 @@ __all__ = [
     "count_parameters",
     "list_models",
     "redrawn",
+    "vam",
 ]

@@ -29,7 +29,7 @@ class Widths:
     Attributes:
         share: above 0; of channels, and of attention heads.
         kept: numbers of channels that stay, as those of a transformer's tokens.
-        units: number of channels → what its share is rounded to a multiple of, as a group's channels.
+        units: number of channels → what its share is rounded to a multiple of, as the number of groups.
     """
 
     share: float
@@ -191,10 +191,9 @@ def _narrow_convolution(conv: nn.Conv2d, in_channels: int, widths: Widths) -> No
         conv.in_channels = conv.groups = in_channels
         conv.out_channels = multiple * in_channels
     else:
-        wanted = max(1, round(conv.groups * in_channels / conv.in_channels))
         conv.in_channels, conv.out_channels = in_channels, widths(conv.out_channels)
         common = math.gcd(conv.in_channels, conv.out_channels)
-        conv.groups = max(g for g in range(1, min(wanted, common) + 1) if common % g == 0)
+        conv.groups = max(g for g in range(1, min(conv.groups, common) + 1) if common % g == 0)
     _resize(conv, conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size)
 
 

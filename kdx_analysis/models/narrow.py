@@ -74,13 +74,13 @@ def flops(graph: fx.GraphModule, shape: Sequence[int]) -> int:
 
 
 def units(stages: Sequence[fx.GraphModule]) -> dict[int, int]:
-    """Number of channels → channels of a group, for what grouped convolutions read and give."""
+    """Number of channels → number of groups, for what grouped convolutions read and give."""
     found: dict[int, int] = {}
     for stage in stages:
         for conv in stage.modules():
             if isinstance(conv, nn.Conv2d) and 1 < conv.groups < conv.in_channels:
                 for channels in (conv.in_channels, conv.out_channels):
-                    found[channels] = math.lcm(found.get(channels, 1), channels // conv.groups)
+                    found[channels] = math.lcm(found.get(channels, 1), conv.groups)
     return found
 
 

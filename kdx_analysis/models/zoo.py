@@ -60,8 +60,10 @@ MODELS: Registry[ModelBuilder] = Registry("model")
 class Conv(nn.Conv2d):
     """A convolution that keeps the size at stride 1 and starts Kaiming-normal with its fan-out, its bias at 0."""
 
-    def __init__(self, in_channels: int, out_channels: int, size: int, *, stride: int = 1, bias: bool = False) -> None:
-        super().__init__(in_channels, out_channels, size, stride, size // 2, bias=bias)
+    def __init__(
+        self, in_channels: int, out_channels: int, size: int, *, stride: int = 1, groups: int = 1, bias: bool = False
+    ) -> None:
+        super().__init__(in_channels, out_channels, size, stride, size // 2, groups=groups, bias=bias)
 
     def reset_parameters(self) -> None:
         fan_out = self.out_channels // self.groups * math.prod(self.kernel_size)
@@ -194,6 +196,18 @@ def resnet56(num_classes: int, in_channels: int = 3) -> StagedNet:
     return _resnet(16, (16, 32, 64), 9, num_classes, in_channels)
 
 
+@MODELS.register("resnet8x4")
+def resnet8x4(num_classes: int, in_channels: int = 3) -> StagedNet:
+    """Three stages of one basic block, 64, 128 and 256 channels behind a stem of 32; CRD's, arXiv 1910.10699."""
+    return _resnet(32, (64, 128, 256), 1, num_classes, in_channels)
+
+
+@MODELS.register("resnet32x4")
+def resnet32x4(num_classes: int, in_channels: int = 3) -> StagedNet:
+    """Three stages of five basic blocks, 64, 128 and 256 channels behind a stem of 32; CRD's, arXiv 1910.10699."""
+    return _resnet(32, (64, 128, 256), 5, num_classes, in_channels)
+
+
 @MODELS.register("resnet18")
 def resnet18(num_classes: int, in_channels: int = 3) -> StagedNet:
     """Four stages of two basic blocks, 64 to 512 channels; He et al., arXiv 1512.03385.
@@ -202,6 +216,12 @@ def resnet18(num_classes: int, in_channels: int = 3) -> StagedNet:
     has conv7×7 of stride 2 and max-pooling.
     """
     return _resnet(64, (64, 128, 256, 512), 2, num_classes, in_channels)
+
+
+@MODELS.register("wrn_16_1")
+def wrn_16_1(num_classes: int, in_channels: int = 3) -> StagedNet:
+    """Three stages of two pre-activation blocks, 16, 32 and 64 channels; arXiv 1605.07146."""
+    return _wrn(16, 1, num_classes, in_channels)
 
 
 @MODELS.register("wrn_16_2")

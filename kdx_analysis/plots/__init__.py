@@ -1,5 +1,6 @@
 """Figures: runs in, (figure, axes) out; nothing is shown, and nothing global changed."""
 
+from kdx_analysis.plots import vam
 from kdx_analysis.plots.attention import gates
 from kdx_analysis.plots.comparisons import differences, ladder
 from kdx_analysis.plots.curves import entropy, training
@@ -25,4 +26,5 @@ __all__ = [
     "tree",
     "tree_agreement",
     "tree_of",
+    "vam",
 ]

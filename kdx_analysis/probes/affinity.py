@@ -10,7 +10,7 @@ from jaxtyping import Float, jaxtyped
 from torch import Tensor, nn
 
 from kdx_analysis.errors import KdxError
-from kdx_analysis.probes.gradients import residuals, subtask_gradients, undisturbed
+from kdx_analysis.probes.gradients import residuals, subtask_gradients, undisturbed, with_null
 
 ETA = 0.01
 
@@ -29,7 +29,8 @@ def subtask_affinity(
     margins: Callable[[Tensor], Tensor] | None = None,
     groups: Sequence[Sequence[str]] | None = None,
     eta: float = ETA,
-    orders: Sequence[Tensor] = (),
+    null_draws: int = 0,
+    seed: int = 0,
     max_memory: int = 2**30,
 ) -> Tensor:
     """Z_{a→b} of all pairs of subtasks, (1 + R)×K×K: row a steps θ − η g_a/‖g_a‖ on the shared parameters, column b.
@@ -45,8 +46,8 @@ def subtask_affinity(
             objective.
         margins, groups, max_memory: as for :func:`subtask_grams`.
         eta: length of a step, above 0.
-        orders: R permutations of the B samples; the null steps along the gradients of residuals dealt to other
-            samples.
+        null_draws: R; the null steps along the gradients of residuals dealt to other samples.
+        seed: of the null.
 
     Raises KdxError for a step length that isn't above 0 and for losses that are not finite.
     """
@@ -65,7 +66,7 @@ def subtask_affinity(
             culprits = (~before.isfinite()).nonzero().flatten().tolist()
             raise KdxError(f"the losses of subtasks {culprits} are not finite; did the run diverge?")
         r = residuals(loss, own)
-        sets = torch.stack([r, *(r[order.to(r.device)] for order in orders)])
+        sets = with_null(r, null_draws, seed)
         values = dict(model.named_parameters())
         at_once = max(1, max_memory // (r.shape[1] * r.element_size() * sum(p.numel() for p in values.values())))
         after = []

@@ -21,7 +21,7 @@ from kdx_analysis.models.redraw import draw_anew
 from kdx_analysis.objectives import Objective, one_vs_rest_margins
 from kdx_analysis.probes import conflict, gates, measures
 from kdx_analysis.probes.agreement import class_tree_distance, confusion_distance, teacher_distance
-from kdx_analysis.probes.gradients import residuals, subtask_grams, undisturbed
+from kdx_analysis.probes.gradients import residuals, subtask_grams, undisturbed, with_null
 from kdx_analysis.training import Epoch, predict
 
 SPLITS = ("train", "val")
@@ -264,9 +264,7 @@ class ExplainerProbe:
             outputs = model(images)
         margins = one_vs_rest_margins(outputs) if multiclass else outputs
         terms = self._residuals(margins, labels, self.teacher_logits[split], multiclass)
-        generator = torch.Generator().manual_seed(self.config.seed)
-        orders = [torch.randperm(len(images), generator=generator) for _ in range(self.config.null_draws)]
-        draws = [torch.stack([r, *(r[order.to(r.device)] for order in orders)]) for r in terms.values()]
+        draws = [with_null(r, self.config.null_draws, self.config.seed) for r in terms.values()]
         grams = subtask_grams(
             model,
             images,
@@ -276,7 +274,7 @@ class ExplainerProbe:
         )
         for i, term in enumerate(terms):
             own = grams.subset(slice(i * len(draws[0]), (i + 1) * len(draws[0])))
-            columns = {"split": split, "term": term, "null_draws": len(orders), "n": len(images)}
+            columns = {"split": split, "term": term, "null_draws": self.config.null_draws, "n": len(images)}
             pairs, summary = measures.conflict_tables(own, self.data.classes)
             self._add("conflict", epoch, {**columns, **dict(pairs)})
             self._add("conflict_summary", epoch, {**columns, **dict(summary)})
@@ -284,7 +282,7 @@ class ExplainerProbe:
                 seed = self.config.seed
                 table = measures.contention_table(own.experts[-1], own.gates, self.config.permutations, seed)
                 self._add("contention", epoch, {**columns, **dict(table)})
-        claimed = measures.output_table(margins.float(), self.data.classes, len(orders), self.config.seed)
+        claimed = measures.output_table(margins.float(), self.data.classes, self.config.null_draws, self.config.seed)
         self._add("output_conflict", epoch, {"split": split, **dict(claimed)})
 
     def _residuals(

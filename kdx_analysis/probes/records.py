@@ -23,7 +23,7 @@ from kdx_analysis.models import HME
 from kdx_analysis.models import gates as gating
 from kdx_analysis.objectives import one_vs_rest_margins
 from kdx_analysis.probes import gates, measures
-from kdx_analysis.probes.gradients import residuals, subtask_grams, undisturbed
+from kdx_analysis.probes.gradients import residuals, subtask_grams, undisturbed, with_null
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -151,9 +151,7 @@ def conflict_of(
     _check(own, labels, names)
     one_hot = F.one_hot(labels, len(names)).to(own.dtype)
     r = residuals(lambda m: F.binary_cross_entropy_with_logits(m, one_hot, reduction="none"), own)
-    generator = torch.Generator().manual_seed(seed)
-    orders = [torch.randperm(len(images), generator=generator) for _ in range(null_draws)]
-    sets = torch.stack([r, *(r[order.to(device)] for order in orders)])
+    sets = with_null(r, null_draws, seed)
     grams = subtask_grams(model, images, sets, margins=margins, groups=groups, max_memory=max_memory)
     pairs, summary = measures.conflict_tables(grams, names)
     if grams.gates is not None:

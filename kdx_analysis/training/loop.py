@@ -16,14 +16,15 @@ from lightning_fabric import Fabric
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from kdx_analysis.config import ObjectiveConfig, TemperatureConfig, TrainingConfig
+from kdx_analysis.config import ObjectiveConfig, TemperatureConfig, TrainingConfig, VAMConfig
 from kdx_analysis.data import Dataset, Split, augment
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME
+from kdx_analysis.models import vam as attention
 from kdx_analysis.models.gates import entropy_share
 from kdx_analysis.models.gating import ParameterGate
 from kdx_analysis.objectives import Objective, scale_to
-from kdx_analysis.training.schedules import learning_rate_factor, temperature_at
+from kdx_analysis.training.schedules import learning_rate_factor, penalty_at, temperature_at
 
 _STREAMS = ("order", "augmentation", "shuffling")
 
@@ -33,7 +34,8 @@ class Epoch:
     """Where a training stands: what progress shows and what callbacks are handed.
 
     ``temperature`` is τ, None for models without gates that move; ``gate_entropy`` the mean over all gates of
-    H/ln N, None where gates are no parameters; ``loss`` is the objective's mean over the epoch.
+    H/ln N (of VAM: H/ln M), None where gates are no parameters; ``loss`` is the objective's mean over the epoch,
+    without VAM's penalty.
     """
 
     epoch: int
@@ -107,6 +109,7 @@ def fit(
     teacher: nn.Module | None = None,
     temperature: TemperatureConfig | None = None,
     gate_warmup: int = 0,
+    vam: VAMConfig | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> Fit:
     """Train ``model`` in place.
@@ -121,6 +124,7 @@ def fit(
         teacher: images → B×K logits, kept in eval mode without gradients.
         temperature: annealing of an explainer's gates.
         gate_warmup: first epochs in which its gates stay exactly as they are.
+        vam: penalty γ·(mean of H/ln M) and temperature of a model that has VAM; by default no penalty, and τ stays.
         callbacks: called after every epoch with the unwrapped model.
 
     Raises:
@@ -148,14 +152,19 @@ def fit(
         tau = None
         if temperature is not None and isinstance(model, HME):
             tau = model.temperature = temperature_at(temperature, epoch, config.epochs)
-        loss = run.train_epoch(epoch, wrapped_optimizer, scheduler, gates if epoch <= gate_warmup else ())
+        gamma = 0.0
+        if vam is not None:
+            tau = temperature_at(vam.temperature, epoch, config.epochs)
+            gamma = penalty_at(vam.gamma, epoch, config.epochs)
+            attention.set_temperature(model, tau)
+        loss = run.train_epoch(epoch, wrapped_optimizer, scheduler, gates if epoch <= gate_warmup else (), gamma)
         scores = run.score(data.val)
         rows.append({"epoch": epoch, "split": "train", "metric": "loss", "value": loss, "n": run.samples})
         rows += [{"epoch": epoch, **row} for row in scores]
         accuracy = next(row["value"] for row in scores if row["metric"] == "accuracy")
         if config.selection == "best" and (best is None or accuracy > best[0]):
             best = (accuracy, epoch, copy.deepcopy(model.state_dict()))
-        entropy = _gate_entropy(model) if isinstance(model, HME) else None
+        entropy = _gate_entropy(model)
         state = Epoch(epoch, config.epochs, loss, accuracy, tau, entropy)
         if fabric.is_global_zero:
             for callback in callbacks:
@@ -220,7 +229,7 @@ class _Training:
         config: TrainingConfig,
         seed: int,
     ) -> None:
-        self.fabric, self.wrapped, self.teacher = fabric, wrapped, teacher
+        self.fabric, self.wrapped, self.model, self.teacher = fabric, wrapped, model, teacher
         self.data, self.config = data, config
         # every process takes its share of one order of samples, and draws for them on its own
         self.generators = {
@@ -254,8 +263,10 @@ class _Training:
         with torch.no_grad(), self.fabric.autocast():
             return self.teacher(images).float()
 
-    def train_epoch(self, epoch: int, optimizer: Any, scheduler: Any, frozen: Sequence[nn.Parameter]) -> float:
-        """One pass over train in a fresh order, the last incomplete batch left out; the mean loss."""
+    def train_epoch(
+        self, epoch: int, optimizer: Any, scheduler: Any, frozen: Sequence[nn.Parameter], gamma: float
+    ) -> float:
+        """One pass over train in a fresh order, the last incomplete batch left out; the objective's mean loss."""
         self.wrapped.train()
         fabric, train = self.fabric, self.data.train
         order = torch.randperm(len(train), generator=self.generators["order"])[: self.samples]
@@ -267,7 +278,7 @@ class _Training:
             margins = self.wrapped(images).float()
             loss = self.objective.loss(margins, labels, self.teacher_logits(images), self.generators["shuffling"])
             optimizer.zero_grad()
-            fabric.backward(loss)
+            fabric.backward(loss + gamma * attention.entropy(self.model) if gamma else loss)
             for parameter in frozen:  # without a gradient the optimiser skips it; DDP must still see one made
                 parameter.grad = None
             optimizer.step()
@@ -304,8 +315,10 @@ class _Training:
         return Objective(objective, factor)
 
 
-def _gate_entropy(model: HME) -> float | None:
-    if not all(isinstance(gate, ParameterGate) for gate in model.gates):
+def _gate_entropy(model: nn.Module) -> float | None:
+    if attention.attended_layers(model):
+        return float(attention.entropy(model).detach())
+    if not isinstance(model, HME) or not all(isinstance(gate, ParameterGate) for gate in model.gates):
         return None
     shares = [entropy_share(gate).flatten() for gate in model.attention() if gate.shape[1] > 1]
     return float(torch.cat(shares).detach().mean()) if shares else float("nan")
@@ -316,14 +329,14 @@ def _gate_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """Weights in one group, an explainer's gates in another, with a rate and a weight decay of their own."""
-    gates = _gate_parameters(model)
-    chosen = {id(p) for p in gates}
+    """Weights in one group, gates in another, with a rate and a weight decay of their own; VAM's gates never decay."""
+    gates, vam_gates = _gate_parameters(model), list(attention.gate_parameters(model))
+    chosen = {id(p) for p in (*gates, *vam_gates)}
     weights = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
     groups: list[dict[str, Any]] = [{"params": weights, "lr": config.lr, "weight_decay": config.weight_decay}]
-    if gates:
-        rate = config.lr * config.gate_lr_factor
-        groups.append({"params": gates, "lr": rate, "weight_decay": config.gate_weight_decay})
+    for parameters, decay in ((gates, config.gate_weight_decay), (vam_gates, 0.0)):
+        if parameters:
+            groups.append({"params": parameters, "lr": config.lr * config.gate_lr_factor, "weight_decay": decay})
     match config.optimizer:
         case "sgd":
             return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=config.nesterov)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from kdx_analysis.config import TemperatureConfig, TrainingConfig
+from kdx_analysis.config import PenaltyConfig, TemperatureConfig, TrainingConfig
 
 
 def temperature_at(config: TemperatureConfig, epoch: int, epochs: int) -> float:
@@ -23,6 +23,13 @@ def temperature_at(config: TemperatureConfig, epoch: int, epochs: int) -> float:
             return config.end + (config.start - config.end) * (1 + math.cos(math.pi * fraction)) / 2
         case "constant":
             return config.start
+
+
+def penalty_at(config: PenaltyConfig, epoch: int, epochs: int) -> float:
+    """γ of VAM's entropy penalty in ``epoch`` (from 1) of ``epochs``; linear: start + (end − start)·f, f as above."""
+    if config.schedule == "constant":
+        return config.start
+    return config.start + (config.end - config.start) * (epoch - 1) / max(epochs - 1, 1)
 
 
 def learning_rate_factor(config: TrainingConfig, step: int, steps_per_epoch: int) -> float:

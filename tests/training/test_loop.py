@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kdx_analysis.config import ObjectiveConfig, TemperatureConfig, TrainingConfig
+from kdx_analysis.config import ObjectiveConfig, TemperatureConfig, TrainingConfig, VAMConfig
 from kdx_analysis.errors import KdxError
-from kdx_analysis.models import HME
-from kdx_analysis.training import fabric_for, fit, predict, reproducible, score, temperature_at
+from kdx_analysis.models import HME, vam
+from kdx_analysis.training import Epoch, fabric_for, fit, predict, reproducible, score, temperature_at
 from kdx_analysis.training.checkpoints import fingerprint
+from kdx_analysis.training.loop import _optimizer
 from tests.toys import RowTeacher, dataset, staged_net
 
 HARD = ObjectiveConfig(name="hard")
@@ -304,3 +305,45 @@ def test_what_fabric_can_not_do_is_said_in_one_line(keys):
     with pytest.raises(KdxError, match=f"cannot train with .*{name}={value!r}") as caught:
         fabric_for(config(**keys))
     assert "\n" not in str(caught.value)
+
+
+def student(seed: int = 0) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = staged_net()
+        vam.attach(model, 2)
+    return model
+
+
+def told(model: nn.Module, section: dict, **keys) -> list[Epoch]:
+    """What callbacks are told of the epochs of a training with this vam section."""
+    epochs = []
+    fit(model, dataset(), HARD, config(**keys), seed=0, vam=VAMConfig.model_validate(section),
+        callbacks=[lambda epoch, _: epochs.append(epoch)])  # fmt: skip
+    return epochs
+
+
+def test_vam_is_penalised_by_gamma_and_follows_its_temperature():
+    entropies = []
+    for gamma in (0.0, 1.0):
+        model = student()
+        epochs = told(model, {"gamma": gamma, "temperature": {"schedule": "reciprocal", "start": 1}})
+        assert [epoch.temperature for epoch in epochs] == [1, 0.5]
+        assert all(layer.vam.temperature == 0.5 for layer in vam.attended_layers(model).values())
+        assert epochs[-1].gate_entropy == pytest.approx(vam.entropy(model).item())
+        entropies.append(epochs[-1].gate_entropy)
+    assert entropies[1] < entropies[0] < 1
+
+
+def test_the_loss_that_is_told_is_the_objectives_without_vams_penalty():
+    without, penalised = (told(student(), {"gamma": gamma}, epochs=1, lr=1e-12) for gamma in (0.0, 100.0))
+    assert without[0].loss == pytest.approx(penalised[0].loss)
+
+
+def test_vams_gates_never_decay():
+    model = student()
+    optimizer = _optimizer(model, config(weight_decay=0.1, gate_weight_decay=0.1, gate_lr_factor=5))
+    weights, gates = optimizer.param_groups
+    assert [id(p) for p in gates["params"]] == [id(p) for p in vam.gate_parameters(model)]
+    assert (weights["weight_decay"], gates["weight_decay"], gates["lr"]) == (0.1, 0, pytest.approx(0.05))
+    assert len(weights["params"]) + len(gates["params"]) == len(list(model.parameters()))

@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from kdx_analysis.config import TemperatureConfig, TrainingConfig
-from kdx_analysis.training.schedules import learn_to_branch_factor, learning_rate_factor, temperature_at
+from kdx_analysis.config import PenaltyConfig, TemperatureConfig, TrainingConfig
+from kdx_analysis.training.schedules import learn_to_branch_factor, learning_rate_factor, penalty_at, temperature_at
 
 
 @pytest.mark.parametrize(
@@ -61,3 +61,10 @@ def test_the_released_codes_learning_rate_only_falls_from_epoch_4_and_stays_abov
     factors = [learn_to_branch_factor(epoch, epochs) for epoch in range(4, epochs + 1)]
     assert factors == sorted(factors, reverse=True)
     assert factors[-1] > 0
+
+
+def test_a_penalty_stays_or_grows_in_equal_steps():
+    grows = PenaltyConfig(schedule="linear", start=0, end=0.3)
+    assert [penalty_at(grows, epoch, 4) for epoch in (1, 2, 3, 4)] == pytest.approx([0, 0.1, 0.2, 0.3])
+    assert penalty_at(grows, 1, 1) == 0
+    assert penalty_at(PenaltyConfig(start=0.2), 3, 4) == 0.2

@@ -76,35 +76,42 @@ def probe_run(run: Run, study: Study, teacher: Path, splits: Sequence[str] = SPL
         splits: train, val or both.
     """
     model, initial = model_of(run, study)
-    data, config = study.dataset, study.config.probes
     found: defaultdict[str, list[pd.DataFrame]] = defaultdict(list)
-    for split in splits:
-        images, labels = _probe_set(data, study, split)
-        if isinstance(model, HME):
-            assert isinstance(initial, HME)
-            epoch = int(run.info["selection"]["epoch"])
-            once = config.model_copy(update={"checkpoints": 1})
-            taught = study.teacher(teacher)
-            probe = ExplainerProbe(initial, data, _objective(run), once, epoch, taught, splits=(split,))
-            probe(Epoch(epoch, epoch, 0.0, 0.0, None, None), model)
-            tables = {kind: table.drop(columns="epoch") for kind, table in probe.tables().items()}
-        else:
-            margins = _margins(run)
-            record = conflict_of(
-                model, images, labels, classes=data.classes, margins=margins, null_draws=config.null_draws,
-                permutations=config.permutations, seed=config.seed, max_memory=config.max_memory,
-            )  # fmt: skip
-            with torch.no_grad():
-                claimed = margins(model(images))
-            tables = {
-                "conflict": record.pairs.drop(columns="probe").assign(term="hard"),
-                "conflict_summary": record.summary.drop(columns="probe").assign(term="hard"),
-                "output_conflict": measures.output_table(claimed, data.classes, config.null_draws, config.seed),
-            }
-        tables["affinity"] = _affinity(run, model, images, labels, data, config)
-        for kind, table in tables.items():
-            found[kind].append(table.assign(split=split))
+    with reproducible(run.seed, study.config.training.threads):
+        for split in splits:
+            for kind, table in _probe_split(run, study, teacher, split, model, initial).items():
+                found[kind].append(table.assign(split=split))
     return {kind: pd.concat(frames, ignore_index=True) for kind, frames in found.items()}
+
+
+def _probe_split(
+    run: Run, study: Study, teacher: Path, split: str, model: nn.Module, initial: nn.Module
+) -> dict[str, pd.DataFrame]:
+    data, config = study.dataset, study.config.probes
+    images, labels = _probe_set(data, study, split)
+    if isinstance(model, HME):
+        assert isinstance(initial, HME)
+        epoch = int(run.info["selection"]["epoch"])
+        once = config.model_copy(update={"checkpoints": 1})
+        taught = study.teacher(teacher)
+        probe = ExplainerProbe(initial, data, _objective(run), once, epoch, taught, splits=(split,))
+        probe(Epoch(epoch, epoch, 0.0, 0.0, None, None), model)
+        tables = {kind: table.drop(columns="epoch") for kind, table in probe.tables().items()}
+    else:
+        margins = _margins(run)
+        record = conflict_of(
+            model, images, labels, classes=data.classes, margins=margins, null_draws=config.null_draws,
+            permutations=config.permutations, seed=config.seed, max_memory=config.max_memory,
+        )  # fmt: skip
+        with torch.no_grad():
+            claimed = margins(model(images))
+        tables = {
+            "conflict": record.pairs.drop(columns="probe").assign(term="hard"),
+            "conflict_summary": record.summary.drop(columns="probe").assign(term="hard"),
+            "output_conflict": measures.output_table(claimed, data.classes, config.null_draws, config.seed),
+        }
+    tables["affinity"] = _affinity(run, model, images, labels, data, config)
+    return tables
 
 
 def announce(run: Run, study: Study, splits: Sequence[str]) -> str:

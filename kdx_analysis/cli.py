@@ -83,6 +83,32 @@ def convert(
 
 
 @app.command()
+def probe(
+    run: Annotated[Path, typer.Argument(help="The directory of a finished run, inside its study's.")],
+    split: Annotated[str, typer.Option(help="train, val or both.")] = "both",
+    out: Annotated[Path | None, typer.Option(help="By default probes/RUN beside the study's runs.")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Probe a finished run anew: gates, conflict, affinity, claims; records and figures, train beside validation."""
+    from kdx_analysis import probing
+    from kdx_analysis.registry import unknown
+    from kdx_analysis.runs import Run
+
+    splits = {"both": ("train", "val"), "train": ("train",), "val": ("val",)}
+    if split not in splits:
+        raise unknown("split", split, splits)
+    found = Run.load(run)
+    study, folder = probing.study_of(found, data_dir)
+    typer.echo(probing.announce(found, study, splits[split]))
+    teacher = study.plan(folder)[0].path
+    tables = probing.probe_run(found, study, teacher, splits[split])
+    out = out or folder / "probes" / found.id
+    probing.write_probe(tables, out, found.classes)
+    typer.echo(probing.side_by_side(tables).to_string(index=False))
+    typer.echo(out)
+
+
+@app.command()
 def explain_model(
     model: Annotated[str, typer.Argument(help="A model's name, as kdx list models gives it.")],
     experts: Annotated[str, typer.Option(help="Experts of every level, or of each: 4 or 2,4,8.")] = "4",

@@ -180,6 +180,21 @@ def test_trees_are_announced(kdx, study_file, monkeypatch):
     assert "a tree of every explainer: gates hardened by effective, weights redrawn, 7 epochs" in out
 
 
+def test_a_finished_run_is_probed_anew(kdx, study_file, tmp_path, monkeypatch):
+    monkeypatch.setattr("kdx_analysis.report.Report.save_html", lambda self, out: out)
+    options = ("--jobs", 1, "--set", "objectives=[hard]", "--set", "training.epochs=1", "--out", "out")
+    assert kdx("run", study_file, *options)[0] == 0
+    (run,) = (tmp_path / "out" / "runs").glob("explainer-*")
+    code, out, err = kdx("probe", run)
+    assert (code, err) == (0, "")
+    assert "on train and val, 6 images; on each 6 backward passes over up to 6 images each" in out
+    assert "conflict_rate" in out
+    folder = tmp_path / "out" / "probes" / run.name
+    assert {"gates.parquet", "conflict.png", "affinity.svg"} <= {path.name for path in folder.iterdir()}
+    code, _, err = kdx("probe", run, "--split", "tset")
+    assert (code, err) == (2, "kdx: unknown split 'tset'; valid: both, train, val\n")
+
+
 def test_a_report_on_finished_runs(kdx, finished, tmp_path):
     code, out, err = kdx("report", finished.out, "--out", "page")
     assert (code, err) == (0, "")

@@ -60,6 +60,7 @@ def test_an_explainer_has_every_record_and_a_student_only_metrics(finished):
     explainer = finished.runs.filter(role="explainer").runs[0]
     assert set(explainer.kinds) == {
         "metrics", "gates", "gate_summary", "pathways", "routing", "conflict", "conflict_summary", "contention",
+        "agreement", "output_conflict",
     }  # fmt: skip
     assert {run.kinds for run in finished.runs if run.role != "explainer"} == {("metrics",)}
 

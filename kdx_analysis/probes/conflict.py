@@ -19,6 +19,14 @@ def cosine(gram: Float[Tensor, "*draws K K"]) -> Float[Tensor, "*draws K K"]:
 
 
 @jaxtyped(typechecker=beartype)
+def magnitude_similarity(gram: Float[Tensor, "*draws K K"]) -> Float[Tensor, "*draws K K"]:
+    """2‖g_a‖‖g_b‖/(‖g_a‖² + ‖g_b‖²) in [0, 1]; 1: equally long, 0: one gradient is zero; 0/0 is NaN."""
+    squared = gram.diagonal(dim1=-2, dim2=-1)
+    product = (squared.unsqueeze(-1) * squared.unsqueeze(-2)).sqrt()
+    return 2 * product / (squared.unsqueeze(-1) + squared.unsqueeze(-2))
+
+
+@jaxtyped(typechecker=beartype)
 def conflict_rate(cosines: Float[Tensor, "*draws K K"]) -> Float[Tensor, "*draws"]:
     """Share of pairs with c_ab < 0; NaN pairs left out, NaN if none is left."""
     pairs = upper(cosines)

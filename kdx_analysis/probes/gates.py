@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from beartype import beartype
 from jaxtyping import Float, Int, jaxtyped
 from torch import Tensor
@@ -112,14 +113,14 @@ def summarise_samples(
         table |= {("pathways", level, metric): found for metric, found in _of_paths(paths.mean(dim=0)).items()}
         use = paths.mean(dim=1)
         orders = [torch.randperm(B, generator=generator) for _ in range(shuffles)]
-        by_subtask = [specialisation(shuffled_subtasks(paths, generator).mean(dim=0)) for _ in range(shuffles)]
-        by_class = [specialisation(class_means(use[order], labels)) for order in orders]
+        by_subtask = torch.stack([shuffled_subtasks(paths, generator).mean(dim=0) for _ in range(shuffles)])
+        by_class = torch.stack([class_means(use[order], labels) for order in orders])
         own = specialisation(class_means(use, labels))
         for metric, value, null, n in (
             ("specialisation", table["pathways", level, "specialisation"][0], by_subtask, B * paths.shape[1]),
             ("class_specialisation", own, by_class, B),
         ):
-            biased = torch.stack(null).mean()
+            biased = specialisation(null).mean()
             table["pathways", level, metric] = value - biased, n
             table["pathways", level, f"{metric}_shuffled"] = biased, n
     return table
@@ -141,7 +142,8 @@ def shuffled_subtasks(paths: Float[Tensor, "B K N"], generator: torch.Generator)
 @jaxtyped(typechecker=beartype)
 def class_means(values: Float[Tensor, "B ..."], labels: Int[Tensor, " B"]) -> Float[Tensor, "classes ..."]:
     """Means over the samples of every class that has any, in the order of the classes."""
-    return torch.stack([values[labels == label].mean(dim=0) for label in labels.unique()])
+    member = F.one_hot(labels.unique(return_inverse=True)[1]).to(values.dtype)
+    return torch.einsum("bc,b...->c...", member / member.sum(dim=0), values)
 
 
 def _choices(tables: Sequence[Tensor], first: int) -> Iterator[tuple[int, Tensor]]:

@@ -7,6 +7,7 @@ one chunk of samples and layers at a time; only their weighted sums are held, an
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kdx_analysis.errors import KdxError
-from kdx_analysis.models import HME
+from kdx_analysis.models import HME, StagedNet, Trace
+from kdx_analysis.models.stages import MAX_STAGES, find_stages
 
 
 @dataclass(frozen=True)
@@ -86,53 +88,212 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 def subtask_grams(
-    model: HME,
+    model: nn.Module,
     images: Tensor,
     residuals: Tensor,
     *,
     margins: Callable[[Tensor], Tensor] | None = None,
+    groups: Sequence[Sequence[str]] | None = None,
     max_memory: int = 2**30,
 ) -> Grams:
-    """Gram matrices of the subtasks' gradients over trunk and experts.
+    """Gram matrices of the subtasks' gradients: of an explainer over trunk and experts, of another model over groups.
 
     Args:
-        model: the explainer; BN in eval mode while probing, everything left as it was found.
+        model: an explainer, or any model that gives B×K; BN in eval mode while probing, everything left as it was
+            found.
         images: normalised, B×C×H×W.
         residuals: R×B×K, one B×K set for each loss or null draw.
         margins: from the model's outputs to the margins that the losses are about (B×K → B×K), where these are
-            not the outputs themselves; then the last level holds actual gradients.
+            not the outputs themselves; then an explainer's last level holds actual gradients.
+        groups: of a model without gates, paths of the modules with parameters that make up each level;
+            by default its :func:`module_groups`.
         max_memory: bytes for the summed gradients held at once; less means more backward passes.
 
     Raises:
-        KdxError: a gradient that is not finite, named by level and subtask, or images and residuals that don't
-            belong together.
+        KdxError: a gradient that is not finite, named by level and subtask; images and residuals that don't belong
+            together; a model in half precision.
     """
-    if residuals.shape[1:] != (len(images), model.num_classes):
+    parts = _Parts.of(model, margins, groups, images)
+    if residuals.ndim != 3 or len(images) != residuals.shape[1] or not len(images):
         raise KdxError(f"residuals of shape {tuple(residuals.shape)} don't fit {len(images)} images")
     R, _, K = residuals.shape
-    grams = [residuals.new_zeros(R, n, K, K) for n in model.experts]
-    ungated = margins is None and not model.input_gated
+    grams = [residuals.new_zeros(R, n, K, K) for n in parts.experts]
     with undisturbed(model), torch.enable_grad():
-        for chunk in _chunks(_layers(model), R * K * residuals.element_size(), max_memory):
+        for chunk in _chunks(parts.layers, R * K * residuals.element_size(), max_memory):
             sums = [residuals.new_zeros(R, K, layer.size) for layer in chunk]
             for rows in torch.arange(len(images)).split(_samples_at_once(max_memory, images, chunk)):
-                for k, add in _per_sample(model, chunk, images[rows], margins, ungated):
+                for k, add in _per_sample(parts, chunk, images[rows], K):
                     for total, gradients in zip(sums, add, strict=True):
                         total[:, k] += residuals[:, rows, k] @ gradients
             for layer, total in zip(chunk, sums, strict=True):
-                g = total.unflatten(2, (model.experts[layer.level], -1)).transpose(1, 2)
+                g = total.unflatten(2, (layer.experts, -1)).transpose(1, 2)
                 grams[layer.level] += g @ g.transpose(-1, -2)
     for level, gram in enumerate(grams, 1):
         if not gram.isfinite().all():
             norms = gram.diagonal(dim1=-2, dim2=-1)
             culprits = (~norms.isfinite()).flatten(0, 1).any(dim=0).nonzero().flatten().tolist()
             raise KdxError(f"gradients on level {level} are not finite (subtasks {culprits}); did the run diverge?")
-    return Grams(tuple(grams), model.attention()[-1].detach() if ungated else None)
+    alpha = model.attention()[-1].detach() if isinstance(model, HME) and parts.ungated else None
+    return Grams(tuple(grams), alpha)
+
+
+def subtask_gradients(
+    model: nn.Module,
+    images: Tensor,
+    residuals: Tensor,
+    *,
+    margins: Callable[[Tensor], Tensor] | None = None,
+    groups: Sequence[Sequence[str]] | None = None,
+    max_memory: int = 2**30,
+) -> dict[str, Tensor]:
+    """The gradients that :func:`subtask_grams` takes products of: parameter's name → R×K×(its shape).
+
+    All are held at once, R·K·D numbers, whatever ``max_memory``, which bounds what is held beside them.
+    """
+    parts = dataclasses.replace(_Parts.of(model, margins, groups, images), ungated=False)
+    R, _, K = residuals.shape
+    sums = [residuals.new_zeros(R, K, layer.size) for layer in parts.layers]
+    with undisturbed(model), torch.enable_grad():
+        for rows in torch.arange(len(images)).split(_samples_at_once(max_memory, images, parts.layers)):
+            for k, add in _per_sample(parts, parts.layers, images[rows], K):
+                for total, gradients in zip(sums, add, strict=True):
+                    total[:, k] += residuals[:, rows, k] @ gradients
+    found = [layer.apart(total) for layer, total in zip(parts.layers, sums, strict=True)]
+    return {name: gradient for layer in found for name, gradient in layer.items()}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What :func:`subtask_grams` will take.
+
+    Attributes:
+        forwards, backwards: passes, each over at most ``batch`` images.
+        values: numbers in the summed gradients of all residuals, K·D for each set.
+        held: bytes of them that are held at once.
+    """
+
+    forwards: int
+    backwards: int
+    batch: int
+    values: int
+    held: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.backwards} backward passes over up to {self.batch} images each, {self.held / 2**20:.0f} MiB of "
+            "gradients at once"
+        )
+
+
+def probing_cost(
+    model: nn.Module,
+    images: Tensor,
+    num_classes: int,
+    sets: int,
+    *,
+    groups: Sequence[Sequence[str]] | None = None,
+    max_memory: int = 2**30,
+) -> Cost:
+    """Passes and memory of :func:`subtask_grams` on ``images`` with ``sets`` of residuals (losses × (1 + null draws)).
+
+    Layers that don't fit in ``max_memory`` together take passes of their own; nothing is computed here.
+    """
+    parts = _Parts.of(model, None, groups, images)
+    each = sets * num_classes * images.element_size()
+    forwards = backwards = held = batch = 0
+    for chunk in _chunks(parts.layers, each, max_memory):
+        size = min(len(images), _samples_at_once(max_memory, images, chunk))
+        passes = -(-len(images) // size)
+        last = len(parts.experts) - 1
+        ways = {(layer.rule is None, parts.ungated and layer.level == last) for layer in chunk}
+        forwards += passes
+        backwards += passes * num_classes * len(ways)
+        held, batch = max(held, each * sum(layer.size for layer in chunk)), max(batch, size)
+    return Cost(forwards, backwards, batch, sets * num_classes * sum(layer.size for layer in parts.layers), held)
+
+
+def module_groups(
+    model: nn.Module, *, stages: Sequence[str] | None = None, image_shape: Sequence[int] | None = None
+) -> tuple[tuple[str, ...], ...]:
+    """Paths of a model's modules with parameters of their own, by stage; its classifier is left out.
+
+    The stages are those that an explainer of the model would have; where they can't be found, and are not declared,
+    all make up one group, without the last module that has parameters. Raises KdxError if none is left.
+    """
+    if stages is None and isinstance(model, StagedNet):
+        stages = [f"stages.{i}" for i in range(len(model.stages))][-MAX_STAGES:]
+    modules = {path: module for path, module in model.named_modules() if any(True for _ in module.parameters(False))}
+    try:
+        found = find_stages(model, stages, image_shape)
+    except KdxError:
+        if stages is not None:
+            raise
+        groups: tuple[tuple[str, ...], ...] = (tuple(modules)[:-1],)
+    else:
+        owned = [{id(p) for p in part.parameters()} for part in (found.trunk, *found.body)]
+        groups = tuple(
+            tuple(path for path, module in modules.items() if any(id(p) in ids for p in module.parameters(False)))
+            for ids in owned
+        )
+    if not all(groups):
+        raise KdxError(f"{type(model).__name__} has no parameters before its classifier, so subtasks share nothing")
+    return groups
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """A model as the probe sees it: levels, and the layers on them.
+
+    Attributes:
+        experts: N_l of each level.
+        layers: every module with parameters of its own on them.
+        ungated: whether the last level is to hold gradients without the gates' factor.
+    """
+
+    model: nn.Module
+    margins: Callable[[Tensor], Tensor] | None
+    experts: tuple[int, ...]
+    layers: tuple[_Layer, ...]
+    ungated: bool
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        margins: Callable[[Tensor], Tensor] | None,
+        groups: Sequence[Sequence[str]] | None,
+        images: Tensor,
+    ) -> _Parts:
+        halves = sorted({str(p.dtype) for p in model.parameters() if p.dtype not in (torch.float32, torch.float64)})
+        if halves:
+            raise KdxError(f"gradients in {', '.join(halves)} are too coarse for their angles; probe model.float()")
+        if isinstance(model, HME):
+            parts = {"trunk": model.trunk, **{f"levels.{i}": level for i, level in enumerate(model.levels)}}
+            layers = [
+                _Layer(f"{part}.{name}".rstrip("."), module, level, _rule(module), model.experts[level])
+                for level, (part, whole) in enumerate(parts.items())
+                for name, module in whole.named_modules()
+                if any(True for _ in module.parameters(recurse=False))
+            ]
+            return cls(model, margins, model.experts, tuple(layers), margins is None and not model.input_gated)
+        groups = module_groups(model, image_shape=images.shape[1:]) if groups is None else groups
+        layers = [
+            _Layer(path, module := model.get_submodule(path), level, _rule(module), 1)
+            for level, paths in enumerate(groups)
+            for path in paths
+        ]
+        return cls(model, margins, (1,) * len(groups), tuple(layers), False)
+
+    def outputs(self, images: Tensor) -> tuple[Tensor, Trace | None]:
+        """Margins that losses are about, B×K, and an explainer's trace."""
+        trace = self.model.trace(images) if isinstance(self.model, HME) else None
+        given = self.model(images) if trace is None else trace.margins
+        return given if self.margins is None else self.margins(given), trace
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """A module with parameters of its own, and the level (from 0) on which it stands.
+    """A module with parameters of its own, the level (from 0) on which it stands, and the experts there.
 
     ``rule`` gives its per-sample gradients from one backward pass over the batch; without one they are taken by
     torch.func, sample by sample at once.
@@ -142,58 +303,56 @@ class _Layer:
     module: nn.Module
     level: int
     rule: _Rule | None
+    experts: int
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        return {f"{self.name}.{name}": p for name, p in self.module.named_parameters(recurse=False)}
+        return {f"{self.name}.{name}".lstrip("."): p for name, p in self.module.named_parameters(recurse=False)}
 
     @property
     def size(self) -> int:
         return sum(p.numel() for p in self.parameters.values())
 
-
-def _layers(model: HME) -> list[_Layer]:
-    """Every module with parameters of its own in trunk and experts."""
-    parts = {"trunk": model.trunk, **{f"levels.{i}": level for i, level in enumerate(model.levels)}}
-    return [
-        _Layer(f"{part}.{name}".rstrip("."), module, level, _rule(module))
-        for level, (part, whole) in enumerate(parts.items())
-        for name, module in whole.named_modules()
-        if next(module.parameters(recurse=False), None) is not None
-    ]
+    def apart(self, gradients: Tensor) -> dict[str, Tensor]:
+        """The layer's gradients, R×K×size in the order in which rules and torch.func give them, by parameter."""
+        parameters = self.parameters
+        rows = self.experts if self.rule is None else len(next(iter(parameters.values())))
+        pieces = gradients.unflatten(2, (rows, -1)).split([p.numel() // rows for p in parameters.values()], dim=3)
+        named = zip(parameters.items(), pieces, strict=True)
+        return {name: piece.flatten(2).unflatten(2, p.shape) for (name, p), piece in named}
 
 
 def _per_sample(
-    model: HME,
-    chunk: Sequence[_Layer],
-    images: Tensor,
-    margins: Callable[[Tensor], Tensor] | None,
-    ungated: bool,
+    parts: _Parts, chunk: Sequence[_Layer], images: Tensor, num_classes: int
 ) -> Iterator[tuple[int, list[Tensor]]]:
     """For every subtask k the gradients ∂m_bk/∂θ of each layer of the chunk, B×size.
 
-    With ``ungated``, those of the last level are h: ∂m_bk/∂(input of head k) held fixed and no gate's factor.
+    Where ``ungated``, those of the last level are h: ∂m_bk/∂(input of head k) held fixed and no gate's factor.
     """
-    last = len(model.experts) - 1
+    last, ungated = len(parts.experts) - 1, parts.ungated
     ruled = [layer for layer in chunk if layer.rule is not None]
     with _captured(ruled) as calls:
-        trace = model.trace(images.detach().requires_grad_())
-    outputs = trace.margins if margins is None else margins(trace.margins)
+        outputs, trace = parts.outputs(images.detach().requires_grad_())
+    if outputs.shape != (len(images), num_classes):
+        raise KdxError(f"the model gives {tuple(outputs.shape)} where {len(images)}×{num_classes} was expected")
     on_top = [call for call in calls if ungated and call.layer.level == last]
     below = [call for call in calls if call not in on_top]
-    for k in range(model.num_classes):
+    for k in range(num_classes):
         found: dict[str, Tensor] = {}
         deltas: list[Tensor] = []
         cotangent: Tensor | None = None
         if below:
-            deltas += torch.autograd.grad(outputs[:, k].sum(), [call.output for call in below], retain_graph=True)
+            deltas += torch.autograd.grad(
+                outputs[:, k].sum(), [call.output for call in below], retain_graph=True, materialize_grads=True
+            )
         if ungated:
+            assert trace is not None
             (delta,) = torch.autograd.grad(outputs[:, k].sum(), trace.inputs, retain_graph=True)
             cotangent = delta[:, k].unsqueeze(1).expand_as(trace.pooled)
-        if on_top:
-            deltas += torch.autograd.grad(
-                trace.pooled, [call.output for call in on_top], grad_outputs=cotangent, retain_graph=True
-            )
+            if on_top:
+                deltas += torch.autograd.grad(
+                    trace.pooled, [call.output for call in on_top], grad_outputs=cotangent, retain_graph=True
+                )
         for call, delta in zip([*below, *on_top], deltas, strict=True):
             assert call.layer.rule is not None
             gradients = call.layer.rule.gradient(call.layer.module, call.prepared, delta).flatten(1)
@@ -201,35 +360,27 @@ def _per_sample(
         for on_last, fixed in ((False, None), (True, cotangent)):
             others = [layer for layer in chunk if layer.rule is None and (ungated and layer.level == last) == on_last]
             if others:
-                found |= _by_functions(model, others, images, margins, k, fixed)
+                found |= _by_functions(parts, others, images, k, fixed)
         yield k, [found.get(layer.name, images.new_zeros(len(images), layer.size)) for layer in chunk]
 
 
 class _Forward(nn.Module):
     """One subtask's margin of one image, or its last features against a fixed cotangent."""
 
-    def __init__(self, model: HME, margins: Callable[[Tensor], Tensor] | None, k: int) -> None:
+    def __init__(self, parts: _Parts, k: int) -> None:
         super().__init__()
-        self.model, self.margins, self.k = model, margins, k
+        self.model, self.parts, self.k = parts.model, parts, k
 
     def forward(self, image: Tensor, cotangent: Tensor | None) -> Tensor:
-        trace = self.model.trace(image.unsqueeze(0))
-        if cotangent is not None:
-            return (trace.pooled[0] * cotangent).sum()
-        outputs = trace.margins if self.margins is None else self.margins(trace.margins)
-        return outputs[0, self.k]
+        outputs, trace = self.parts.outputs(image.unsqueeze(0))
+        return outputs[0, self.k] if cotangent is None or trace is None else (trace.pooled[0] * cotangent).sum()
 
 
 def _by_functions(
-    model: HME,
-    layers: Sequence[_Layer],
-    images: Tensor,
-    margins: Callable[[Tensor], Tensor] | None,
-    k: int,
-    cotangent: Tensor | None,
+    parts: _Parts, layers: Sequence[_Layer], images: Tensor, k: int, cotangent: Tensor | None
 ) -> dict[str, Tensor]:
     """Per-sample gradients of layers without a rule, each B×size, expert by expert."""
-    forward = _Forward(model, margins, k)
+    forward = _Forward(parts, k)
     own = {f"model.{name}": p.detach() for layer in layers for name, p in layer.parameters.items()}
 
     def value(parameters: dict[str, Tensor], image: Tensor, fixed: Tensor | None) -> Tensor:
@@ -240,10 +391,7 @@ def _by_functions(
         gradients = torch.func.vmap(torch.func.grad(value), in_dims=in_dims)(own, images, cotangent)
     return {
         layer.name: torch.cat(
-            [
-                gradients[f"model.{name}"].flatten(1).unflatten(1, (model.experts[layer.level], -1))
-                for name in layer.parameters
-            ],
+            [gradients[f"model.{name}"].flatten(1).unflatten(1, (layer.experts, -1)) for name in layer.parameters],
             dim=2,
         ).flatten(1)
         for layer in layers

@@ -19,9 +19,10 @@ from kdx_analysis.models import gates as gating
 from kdx_analysis.models.gating import ParameterGate
 from kdx_analysis.models.redraw import draw_anew
 from kdx_analysis.objectives import Objective, one_vs_rest_margins
-from kdx_analysis.probes import conflict, gates
-from kdx_analysis.probes.gradients import Grams, residuals, subtask_grams, undisturbed, with_null
-from kdx_analysis.training import Epoch
+from kdx_analysis.probes import conflict, gates, measures
+from kdx_analysis.probes.agreement import class_tree_distance, confusion_distance, teacher_distance
+from kdx_analysis.probes.gradients import residuals, subtask_grams, undisturbed, with_null
+from kdx_analysis.training import Epoch, predict
 
 SPLITS = ("train", "val")
 _NULL = ("null_mean", "null_low", "null_high", "null_draws")
@@ -46,7 +47,12 @@ class ExplainerProbe:
       input (whose ``gates`` and ``pathways`` are means over the train probe set): level, id, true_class, child,
       child_index, parent, alpha, effective.
     - ``routing``: level, attention, a, b, distance.
-    - ``conflict``: split, term, level, a, b, cosine, null_mean, null_low, null_high, null_draws, n.
+    - ``agreement`` of routing distance with the model's own ``confusion`` on validation, with the ``teacher``'s
+      similarity of classes and with a given ``class_tree``: level, attention, reference, method, value, p, null_mean,
+      null_low, null_high (classes permuted), null_draws, pairs.
+    - ``output_conflict``: split, metric, a, b ('' where all subtasks are meant), value, null_…, null_draws, n.
+    - ``conflict``: split, term, level, a, b, cosine, null_mean, null_low, null_high, magnitude_similarity, null_draws,
+      n.
     - ``conflict_summary``: split, term, level, metric, value, null_…, null_draws, pairs, undefined, n; contention of
       the actual gradients among the metrics of every level.
     - ``contention`` on the last level, and what other gates would make of it: split, term, metric, value, null_…,
@@ -66,6 +72,7 @@ class ExplainerProbe:
         config: sizes, checkpoints, null draws.
         epochs: of the training.
         teacher: logits are taken from it once; None for runs without one.
+        splits: that probe sets are drawn from; gates are those on the first.
     """
 
     def __init__(
@@ -76,11 +83,14 @@ class ExplainerProbe:
         config: ProbeConfig,
         epochs: int,
         teacher: nn.Module | None = None,
+        splits: Sequence[str] = SPLITS,
     ) -> None:
         self.data, self.objective, self.config = data, Objective(objective), config
         self.conflict_epochs = checkpoints(epochs, config.checkpoints)
+        model = _full(model)
         self.initial = copy.deepcopy(model.gates)
-        self.sets = {name: data.probe_set(name, config.per_class, config.seed) for name in SPLITS}
+        self.sets = {name: data.probe_set(name, config.per_class, config.seed) for name in splits}
+        self.main = splits[0]
         self.teacher_logits = {name: self._logits(teacher, split) for name, split in self.sets.items()}
         generator = torch.Generator().manual_seed(config.seed)
         self.random_gates = _untrained(model, config) if model.input_gated else []
@@ -95,13 +105,16 @@ class ExplainerProbe:
 
     def __call__(self, epoch: Epoch, model: nn.Module) -> None:
         assert isinstance(model, HME)
+        model = _full(model)
         attention: dict[str, list[Tensor]] = {}
         if not model.hard:
             with undisturbed(model), torch.no_grad():
-                attention = self._gates(epoch.epoch, model, model.trace(self._images("train")))
+                attention = self._gates(epoch.epoch, model, model.trace(self._images(self.main)))
         if epoch.epoch in self.conflict_epochs:
-            self._routing(epoch.epoch, attention)
-            for split in SPLITS:
+            if attention:
+                self._routing(epoch.epoch, attention)
+                self._agreement(epoch.epoch, model, attention)
+            for split in self.sets:
                 self._conflict(epoch.epoch, model, split)
 
     def tables(self) -> dict[str, pd.DataFrame]:
@@ -123,7 +136,7 @@ class ExplainerProbe:
     def _gates(self, epoch: int, model: HME, trace: Trace) -> dict[str, list[Tensor]]:
         """Record gates and pathways; returns P^l of α and of A, averaged over samples where gates read the input."""
         tau, classes = model.temperature, self.data.classes
-        labels = self.sets["train"].labels.cpu()
+        labels = self.sets[self.main].labels.cpu()
         spreads = [gating.spread(features.float()).double().cpu() for features in trace.features]
 
         def both(drawn: Sequence[Tensor]) -> dict[str, list[Tensor]]:
@@ -195,7 +208,7 @@ class ExplainerProbe:
 
     def _samples(self, epoch: int, model: HME, present: dict[str, list[Tensor]], labels: Tensor) -> None:
         """Gates that read the input: their means over the samples of every true class, and those of every sample."""
-        ids = self.sets["train"].ids.cpu().numpy()
+        ids = self.sets[self.main].ids.cpu().numpy()
         classes = np.array(self.data.classes, dtype=object)
         for level, (alpha, effective) in enumerate(zip(*present.values(), strict=True), 2):
             if alpha.ndim == 2:
@@ -228,13 +241,21 @@ class ExplainerProbe:
             for level, path in enumerate(levels, 1):
                 if path.shape[1] > 1:
                     distance = conflict.upper(gates.routing_distance(path))
-                    columns = {"level": level, "attention": attention, **self._pairs()}
+                    columns = {"level": level, "attention": attention, **measures.pair_columns(self.data.classes)}
                     self._add("routing", epoch, {**columns, "distance": distance.numpy()})
 
-    def _pairs(self) -> dict[str, Any]:
-        classes = np.array(self.data.classes, dtype=object)
-        a, b = np.triu_indices(len(classes), k=1)
-        return {"a": classes[a], "b": classes[b], "a_index": a, "b_index": b}
+    def _agreement(self, epoch: int, model: HME, paths: dict[str, list[Tensor]]) -> None:
+        K, labels = self.data.num_classes, self.data.val.labels.cpu()
+        choices = predict(model, self.data.val, self.data).argmax(dim=1)
+        references = {"confusion": confusion_distance(choices, labels, K)}
+        logits = self.teacher_logits[self.main]
+        if logits is not None:
+            own = self.sets[self.main].labels
+            references["teacher"] = teacher_distance(logits.cpu(), own.cpu(), self.objective.config.T)
+        if self.data.superclasses is not None:
+            references["class_tree"] = class_tree_distance(self.data.classes, self.data.superclasses)
+        table = measures.agreement_table(paths, references, self.config.permutations, self.config.seed)
+        self._add("agreement", epoch, dict(table))
 
     def _conflict(self, epoch: int, model: HME, split: str) -> None:
         images, labels = self._images(split), self.sets[split].labels
@@ -254,9 +275,15 @@ class ExplainerProbe:
         for i, term in enumerate(terms):
             own = grams.subset(slice(i * len(draws[0]), (i + 1) * len(draws[0])))
             columns = {"split": split, "term": term, "null_draws": self.config.null_draws, "n": len(images)}
-            self._cosines(epoch, own, columns)
+            pairs, summary = measures.conflict_tables(own, self.data.classes)
+            self._add("conflict", epoch, {**columns, **dict(pairs)})
+            self._add("conflict_summary", epoch, {**columns, **dict(summary)})
             if own.gates is not None:
-                self._contention(epoch, own.experts[-1].double().cpu(), own.gates.double().cpu(), columns)
+                seed = self.config.seed
+                table = measures.contention_table(own.experts[-1], own.gates, self.config.permutations, seed)
+                self._add("contention", epoch, {**columns, **dict(table)})
+        claimed = measures.output_table(margins.float(), self.data.classes, self.config.null_draws, self.config.seed)
+        self._add("output_conflict", epoch, {"split": split, **dict(claimed)})
 
     def _residuals(
         self, margins: Tensor, labels: Tensor, teacher_logits: Tensor | None, multiclass: bool
@@ -276,55 +303,16 @@ class ExplainerProbe:
         table["objective"] = residuals(lambda m: torch.stack(list(own(m).values())).sum(dim=0), margins)
         return table
 
-    def _cosines(self, epoch: int, grams: Grams, columns: dict[str, Any]) -> None:
-        levels = [(str(level), grams.level(level), grams.inside(level)) for level in range(1, len(grams.experts) + 1)]
-        for level, gram, inside in [*levels, ("all", grams.total(), None)]:
-            cosines = conflict.cosine(gram.double().cpu())
-            pairs = conflict.upper(cosines)
-            null = pairs[1:]
-            low, high = torch.nanquantile(null, torch.tensor([0.025, 0.975], dtype=null.dtype), dim=0).numpy()
-            self._add("conflict", epoch, {
-                **columns, "level": level, **self._pairs(), "cosine": pairs[0].numpy(),
-                "null_mean": null.nanmean(dim=0).numpy(), "null_low": low, "null_high": high,
-            })  # fmt: skip
-            undefined = int(conflict.undefined(cosines[0]).sum())
-            metrics = {
-                "conflict_rate": conflict.conflict_rate(cosines),
-                "severity": conflict.severity(cosines),
-                "mean_cosine": conflict.mean_cosine(cosines),
-            }
-            if inside is not None:
-                metrics["contention"] = conflict.contention_inside(inside.double().cpu())
-            rows = [
-                {"metric": metric, "value": float(values[0]), **gates.quantiles(values[1:])}
-                for metric, values in metrics.items()
-            ]
-            counts = {"level": level, "pairs": pairs.shape[1] - undefined, "undefined": undefined}
-            self._add("conflict_summary", epoch, {**columns, **counts, **dict(pd.DataFrame(rows))})
-
-    def _contention(self, epoch: int, ungated: Tensor, alpha: Tensor, columns: dict[str, Any]) -> None:
-        uniform = torch.full_like(alpha, 1 / alpha.shape[1])
-        own, shared = conflict.contention(ungated, alpha), conflict.contention(ungated, uniform)
-        generator = torch.Generator().manual_seed(self.config.seed)
-        modulation, p = conflict.modulation(ungated[0], alpha, self.config.permutations, generator)
-        nulled = torch.stack([
-            conflict.modulation(draw, alpha, 19, generator)[0] for draw in ungated[1:]
-        ])  # fmt: skip
-        rows = [
-            {"metric": "contention", "value": float(own[0]), **gates.quantiles(own[1:])},
-            {"metric": "contention_uniform", "value": float(shared[0]), **gates.quantiles(shared[1:])},
-        ]
-        separated = conflict.bounded_difference(shared, own)
-        rows.append({"metric": "separation", "value": float(separated[0]), **gates.quantiles(separated[1:])})
-        rows.append({"metric": "modulation", "value": float(modulation), **gates.quantiles(nulled)})
-        frame = pd.DataFrame(rows)
-        frame["p"] = np.where(frame["metric"] == "modulation", p, np.nan)
-        self._add("contention", epoch, {**columns, **dict(frame)})
-
 
 def _averaged(attention: Sequence[Tensor]) -> list[Tensor]:
     """Means over samples, where there is an attention for each."""
     return [rows.mean(dim=0) if rows.ndim == 3 else rows for rows in attention]
+
+
+def _full(model: HME) -> HME:
+    """The model, or a float32 copy of one in half precision, in which gradients' angles are too coarse."""
+    halves = any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters())
+    return copy.deepcopy(model).float() if halves else model
 
 
 def _untrained(model: HME, config: ProbeConfig) -> list[nn.ModuleList]:

@@ -131,6 +131,23 @@ def test_no_conflict_at_all_gives_nan_not_a_number_out_of_nothing() -> None:
     assert conflict.separation(peace, random_gates(4, 2)).isnan()
 
 
+def test_magnitude_similarity_by_hand() -> None:
+    similarity = conflict.magnitude_similarity(GRAM)
+    assert similarity[0, 1].item() == pytest.approx(2 * 2 * 1 / (4 + 1))
+    assert similarity[0, 0].item() == 1
+    scaled = GRAM * torch.tensor([2.0, 2.0, 2.0])[:, None] * 2.0
+    torch.testing.assert_close(conflict.magnitude_similarity(scaled), similarity)
+    assert conflict.magnitude_similarity(torch.zeros(2, 2)).isnan().all()
+
+
+def test_contention_of_actual_gradients_is_that_of_gates_and_the_rest() -> None:
+    ungated, q = random_ungated(), random_gates()
+    gated = torch.einsum("ai,bi,iab->iab", q, q, ungated)
+    torch.testing.assert_close(conflict.contention_inside(gated), conflict.contention(ungated, q))
+    whole = gated.sum(dim=0, keepdim=True)  # one expert: what cancels between experts is no contention
+    assert conflict.contention_inside(whole) <= conflict.contention_inside(gated)
+
+
 def test_permutation_p_by_hand() -> None:
     draws = torch.tensor([[0.1, 0.5, torch.nan], [0.0, 0.6, 0.0], [0.1, 0.7, 0.0], [0.2, torch.nan, 0.0]])
     p = conflict.permutation_p(draws)

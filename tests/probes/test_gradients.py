@@ -12,7 +12,14 @@ from kdx_analysis.config import ObjectiveConfig
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, build_model
 from kdx_analysis.objectives import Objective, one_vs_rest_margins
-from kdx_analysis.probes.gradients import residuals, subtask_grams, with_null
+from kdx_analysis.probes.gradients import (
+    module_groups,
+    probing_cost,
+    residuals,
+    subtask_gradients,
+    subtask_grams,
+    with_null,
+)
 
 B, K = 7, 5
 
@@ -200,3 +207,82 @@ def test_a_gradient_that_is_not_finite_is_named(images: Tensor) -> None:
 def test_residuals_of_another_batch_are_refused(images: Tensor) -> None:
     with pytest.raises(KdxError, match=f"don't fit {B} images"):
         subtask_grams(explainer(), images, torch.ones(1, B + 1, K, dtype=torch.float64))
+
+
+def undivided(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return build_model(name, K, 1).double().train()
+
+
+@pytest.mark.parametrize("name", ["digits_teacher", "resnet20", "torchvision:squeezenet1_1"])
+def test_a_model_without_gates_equals_separate_backward_passes_stage_by_stage(
+    name: str, images: Tensor, labels: Tensor
+) -> None:
+    images = F.interpolate(images, 32)
+    if name.startswith("torchvision"):
+        images = images.expand(-1, 3, -1, -1)
+        torch.manual_seed(0)
+        model = build_model(name, K, 3).double()
+    else:
+        model = undivided(name)
+    groups = module_groups(model, image_shape=images.shape[1:])
+    one_hot = F.one_hot(labels, K).double()
+    reference = copy.deepcopy(model).eval()
+    u = one_vs_rest_margins(reference(images))
+    losses = F.binary_cross_entropy_with_logits(u, one_hot, reduction="none").sum(dim=0)
+    r = torch.sigmoid(u.detach()) - one_hot
+    grams = subtask_grams(model, images, r[None], margins=one_vs_rest_margins, groups=groups)
+    assert grams.gates is None
+    assert len(grams.experts) == len(groups)
+    for level, paths in enumerate(groups, 1):
+        own = [p for path in paths for p in reference.get_submodule(path).parameters(recurse=False)]
+        rows = [torch.cat([g.flatten() for g in torch.autograd.grad(loss, own, retain_graph=True)]) for loss in losses]
+        expected = torch.stack(rows) @ torch.stack(rows).T
+        torch.testing.assert_close(grams.level(level)[0], expected, rtol=1e-10, atol=1e-10)
+
+
+def test_groups_are_the_stages_and_leave_the_classifier_out() -> None:
+    groups = module_groups(undivided("resnet20"))
+    assert len(groups) == 3
+    assert not any(path.startswith("classifier") for paths in groups for path in paths)
+    unknown = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, K))
+    assert module_groups(unknown, image_shape=(1, 8, 8)) == (("1",),)
+    with pytest.raises(KdxError, match="share nothing"):
+        module_groups(nn.Sequential(nn.Flatten(), nn.Linear(64, K)), image_shape=(1, 8, 8))
+
+
+def test_half_precision_is_refused(images: Tensor) -> None:
+    with pytest.raises(KdxError, match=r"float16.*model.float\(\)"):
+        subtask_grams(explainer().half(), images.half(), torch.ones(1, B, K).half())
+
+
+def test_the_cost_seen_beforehand_is_that_which_is_paid(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, backwards = explainer(), []
+    own = torch.autograd.grad
+
+    def counted(outputs: Tensor, *args: object, **options: object) -> object:
+        backwards.append(1)
+        return own(outputs, *args, **options)
+
+    cost = probing_cost(model, images, K, 4, max_memory=2**19)
+    monkeypatch.setattr(torch.autograd, "grad", counted)
+    subtask_grams(model, images, torch.ones(4, B, K, dtype=torch.float64), max_memory=2**19)
+    assert cost.backwards <= len(backwards) <= 2 * cost.backwards  # the inputs of heads take short ones of their own
+    assert cost.values == 4 * K * sum(p.numel() for part in shared(model) for p in part)
+    assert cost.forwards > 1
+    assert probing_cost(model, images, K, 4).forwards == 1
+    assert "backward passes over up to 7 images each" in str(probing_cost(model, images, K, 4))
+
+
+@pytest.mark.parametrize("student", ["digits_student", "test_vit"])
+def test_gradients_are_those_of_every_parameter(student: str, images: Tensor) -> None:
+    images = F.interpolate(images, 32) if student == "test_vit" else images
+    model = explainer(student)
+    r = torch.randn(2, B, K, dtype=torch.float64)
+    found = subtask_gradients(model, images, r)
+    reference = copy.deepcopy(model).eval()
+    own = {n: p for n, p in reference.named_parameters() if n.startswith(("trunk", "levels"))}
+    assert set(found) == set(own)
+    expected = torch.autograd.grad((r[1] * reference(images))[:, 3].sum(), list(own.values()))
+    for name, gradient in zip(own, expected, strict=True):
+        torch.testing.assert_close(found[name][1, 3], gradient, rtol=1e-9, atol=1e-10)

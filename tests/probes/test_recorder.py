@@ -195,7 +195,7 @@ def tokens_student() -> torch.nn.Module:
     )
 
 
-@pytest.mark.parametrize("kind", ["input", "tokens", "input tokens", "hard", "pruned", "one expert"])
+@pytest.mark.parametrize("kind", ["input", "tokens", "input tokens", "hard", "pruned", "one expert", "half"])
 def test_every_kind_of_explainer_has_complete_tables(data, kind) -> None:
     torch.manual_seed(0)
     student = tokens_student() if "tokens" in kind else build_model("digits_student", 10, 1)
@@ -206,11 +206,12 @@ def test_every_kind_of_explainer_has_complete_tables(data, kind) -> None:
     if kind == "pruned":
         model = model.pruned()
     config = CONFIG.model_copy(update={"per_class": 2})
+    model = model.bfloat16() if kind == "half" else model
     probe = ExplainerProbe(model, data, ObjectiveConfig(name="hard"), config, 1)
     probe(Epoch(1, 1, 0.0, 0.0, 1.0, None), model)
     tables = probe.tables()
     if model.hard:
-        assert set(tables) == {"conflict", "conflict_summary", "contention"}
+        assert set(tables) == {"conflict", "conflict_summary", "contention", "output_conflict"}
     else:
         assert {"gates", "pathways", "gate_summary"} <= set(tables)
     assert ("contention" in tables) == ("input" not in kind)
@@ -260,3 +261,31 @@ def test_input_gates_are_averaged_over_samples_and_their_pathways_composed_per_s
     mean = gates.specialisation(attention[3].mean(dim=0)).item()
     parts = [summary.loc[("pathways", 4, m), "value"] for m in ("specialisation", "specialisation_shuffled")]
     assert sum(parts) == pytest.approx(mean, rel=1e-6)
+
+
+def test_routing_is_held_against_teacher_and_confusion(recorded, data) -> None:
+    _, probe, tables = recorded
+    rows = at_end(tables["agreement"])
+    assert set(rows["reference"]) == {"teacher", "confusion"}
+    assert set(rows["level"]) == {2, 3, 4}
+    row = at_end(tables["agreement"], level=4, attention="alpha", reference="teacher", method="spearman").iloc[0]
+    routed = at_end(tables["routing"], level=4, attention="alpha")["distance"]
+    q = (probe.teacher_logits["train"] / 4).softmax(dim=1).unflatten(0, (10, 3)).mean(dim=1)  # three images a class
+    pairs = conflict.upper(q + q.T)
+    assert row["value"] == pytest.approx(-pd.Series(pairs.numpy()).corr(routed.reset_index(drop=True), "spearman"))
+    assert 1 / 40 <= row["p"] <= 1
+    assert (row["null_draws"], row["pairs"]) == (39, 45)
+
+
+def test_claims_of_subtasks_are_counted_beside_their_null(recorded, data) -> None:
+    model, _, tables = recorded
+    x, _ = images(data, "val")
+    with undisturbed(model), torch.no_grad():
+        claims = model(x) > 0
+    rows = at_end(tables["output_conflict"], split="val")
+    whole = rows[rows["a"] == ""].set_index("metric")
+    assert whole.loc["orphans", "value"] == pytest.approx((~claims.any(dim=1)).float().mean().item())
+    assert whole.loc["double_claims", "value"] == pytest.approx((claims.sum(dim=1) > 1).float().mean().item())
+    pair = rows[(rows["a"] == "3") & (rows["b"] == "8")].iloc[0]
+    assert pair["value"] == pytest.approx((claims[:, 3] & claims[:, 8]).float().mean().item())
+    assert len(rows) == 2 + 45

@@ -1,0 +1,139 @@
+"""Figures of one probed run: train and validation side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.figure
+import numpy as np
+import pandas as pd
+import seaborn as sns
+
+from kdx_analysis.plots.classes import name_classes
+from kdx_analysis.plots.style import GREY, drawing, panels, plain, styled
+
+_SPLITS = {"train": ("#0072B2", "o"), "val": ("#D55E00", "s")}
+
+
+def probed_figures(tables: Mapping[str, pd.DataFrame], classes: Sequence[str]) -> dict[str, matplotlib.figure.Figure]:
+    """Name → figure of everything in ``tables`` that has one."""
+    K = len(classes)
+    conflict = tables["conflict"]
+    conflict = conflict[(conflict["term"] == "hard") & (conflict["level"] == "all")]
+    both = tables["output_conflict"].query("metric == 'claimed_by_both'")
+    affinity = tables["affinity"]
+    figures = {
+        "conflict": pair_matrices(
+            {str(split): _split_matrix(of, K, "cosine", "null_mean") for split, of in conflict.groupby("split")},
+            classes, "gradient cosine of the hard loss; its null above the diagonal", 1.0,
+        )[0],
+        "affinity": pair_matrices(
+            {str(split): _directed_matrix(of, K) for split, of in affinity.groupby("split")},
+            classes, f"affinity Z of a step of {affinity['eta'].iloc[0]:g} for the row's subtask; red: it hurts", None,
+        )[0],
+        "output_conflict": pair_matrices(
+            {str(split): _split_matrix(of, K, "value", "null_mean") for split, of in both.groupby("split")},
+            classes, "share of images that both claim; its null above the diagonal", None,
+        )[0],
+        "measures": measures(_measures(tables))[0],
+    }  # fmt: skip
+    if "gates" in tables:
+        heads = tables["gates"][tables["gates"]["level"] == tables["gates"]["level"].max()]
+        figures["gates"] = gate_matrices(heads)[0]
+    return figures
+
+
+@styled
+def pair_matrices(
+    matrices: Mapping[str, np.ndarray], classes: Sequence[str], title: str, limit: float | None
+) -> tuple[matplotlib.figure.Figure, np.ndarray]:
+    """A K×K matrix a split, on one scale that is symmetric about 0: ±``limit``, or the largest value there is."""
+    K, names = len(classes), [str(name) for name in classes]
+    if limit is None:
+        limit = (
+            max((float(np.nanmax(np.abs(m))) for m in matrices.values() if np.isfinite(m).any()), default=1.0) or 1.0
+        )
+    figure = drawing(1.2 + 3.2 * len(matrices), 3.4)
+    axes = panels(figure, len(matrices), len(matrices))
+    for ax, (split, matrix) in zip(axes, matrices.items(), strict=True):
+        ax.set_facecolor("#DDDDDD")
+        sns.heatmap(matrix, ax=ax, cmap="RdBu", vmin=-limit, vmax=limit, square=True, cbar=False)
+        ax.set_title(split, loc="left")
+        name_classes(ax, "x", names, 2.7 / K, start=0.5)
+        name_classes(ax, "y", names, 2.7 / K, start=0.5)
+    figure.colorbar(axes[0].collections[0], ax=list(axes), aspect=25, pad=0.01)
+    figure.suptitle(title)
+    return figure, axes
+
+
+@styled
+def gate_matrices(heads: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.ndarray]:
+    """Effective attention of the gates into the heads, a split a panel."""
+    splits = list(dict.fromkeys(heads["split"]))
+    figure = drawing(1.2 + 2.6 * len(splits), 3.4)
+    axes = panels(figure, len(splits), len(splits))
+    for ax, split in zip(axes, splits, strict=True):
+        of = heads[heads["split"] == split]
+        matrix = of.pivot(index="child_index", columns="parent", values="effective")
+        sns.heatmap(matrix, ax=ax, cmap="viridis", vmin=0, vmax=1, cbar=False)
+        ax.set(xlabel="expert of the last level", ylabel="subtask")
+        ax.set_title(split, loc="left")
+        names = of.drop_duplicates("child_index").sort_values("child_index")["child"].astype(str).tolist()
+        name_classes(ax, "y", names, 2.7 / len(names), start=0.5)
+    figure.colorbar(axes[0].collections[0], ax=list(axes), aspect=25, pad=0.01)
+    figure.suptitle(f"effective attention into the heads at τ = {heads['tau'].iloc[0]:.3g}")
+    return figure, axes
+
+
+@styled
+def measures(data: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.ndarray]:
+    """Every measure with the 95 % range of its null (grey bars), a row each; columns name, split, value, null_…."""
+    names = list(dict.fromkeys(data["name"]))
+    figure = drawing(6.2, 0.9 + 0.24 * len(names))
+    ax = figure.subplots()
+    splits = list(dict.fromkeys(data["split"]))
+    for i, split in enumerate(splits):
+        of = data[data["split"] == split].drop_duplicates("name").set_index("name").reindex(names)
+        y = np.arange(len(names)) + 0.18 * (i - (len(splits) - 1) / 2)
+        colour, marker = _SPLITS[split]
+        ax.hlines(y, of["null_low"], of["null_high"], color=GREY, alpha=0.35, linewidth=4)
+        ax.plot(of["value"], y, marker, color=colour, markersize=4, linestyle="", label=split)
+    ax.axvline(0, color=GREY, linewidth=0.6)
+    ax.set_yticks(range(len(names)), [plain(name) for name in names])
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.set_xlabel("value; grey: central 95 % of its null")
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return figure, np.array([ax])
+
+
+def _measures(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    parts = []
+    for kind in ("conflict_summary", "contention"):
+        if kind in tables:
+            table = tables[kind][tables[kind]["term"] == "hard"]
+            where = (
+                table["level"].map(lambda level: ", all levels" if level == "all" else f", level {level}")
+                if "level" in table
+                else ""
+            )
+            parts.append(table.assign(name=table["metric"].str.replace("_", " ") + where))
+    if "agreement" in tables:
+        table = tables["agreement"].query("attention == 'effective' and method == 'spearman'")
+        name = "routing like " + table["reference"].str.replace("_", " ") + ", level " + table["level"].astype(str)
+        parts.append(table.assign(name=name))
+    whole = tables["output_conflict"].query("a == ''")
+    parts.append(whole.assign(name=whole["metric"].str.replace("_", " ")))
+    return pd.concat(parts, ignore_index=True)[["name", "split", "value", "null_low", "null_high"]]
+
+
+def _split_matrix(pairs: pd.DataFrame, K: int, below: str, above: str) -> np.ndarray:
+    matrix = np.full((K, K), np.nan)
+    matrix[pairs["b_index"], pairs["a_index"]] = pairs[below]
+    matrix[pairs["a_index"], pairs["b_index"]] = pairs[above]
+    return matrix
+
+
+def _directed_matrix(pairs: pd.DataFrame, K: int) -> np.ndarray:
+    matrix = np.full((K, K), np.nan)
+    matrix[pairs["a_index"], pairs["b_index"]] = pairs["value"]
+    return matrix

@@ -1,0 +1,80 @@
+"""Does a step for one subtask help or hurt another? TAG affinity (Fifty et al. 2021, arXiv 2109.04617)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from beartype import beartype
+from jaxtyping import Float, jaxtyped
+from torch import Tensor, nn
+
+from kdx_analysis.errors import KdxError
+from kdx_analysis.probes.gradients import residuals, subtask_gradients, undisturbed, with_null
+
+ETA = 0.01
+
+
+@jaxtyped(typechecker=beartype)
+def affinity(before: Float[Tensor, " K"], after: Float[Tensor, "*draws K K"]) -> Float[Tensor, "*draws K K"]:
+    """Z_{a→b} = 1 − L_b(after a step for a)/L_b(before): above 0 the step helps, below it hurts; 0/0 is NaN."""
+    return 1 - after / before
+
+
+def subtask_affinity(
+    model: nn.Module,
+    images: Tensor,
+    loss: Callable[[Tensor], Tensor],
+    *,
+    margins: Callable[[Tensor], Tensor] | None = None,
+    groups: Sequence[Sequence[str]] | None = None,
+    eta: float = ETA,
+    null_draws: int = 0,
+    seed: int = 0,
+    max_memory: int = 2**30,
+) -> Tensor:
+    """Z_{a→b} of all pairs of subtasks, (1 + R)×K×K: row a steps θ − η g_a/‖g_a‖ on the shared parameters, column b.
+
+    θ are an explainer's trunk and experts, of another model its ``groups``. Every step is taken on copies, so the
+    model is never touched; there is no momentum. A subtask whose gradient is zero gives a row of NaN. Takes K backward
+    passes for as many sets of gradients as fit in memory together, and K(1 + R) forward passes.
+
+    Args:
+        model: images → outputs; BN in eval mode.
+        images: normalised, B×C×H×W.
+        loss: margins → loss of every sample and subtask, B×K, entry (b, k) of m_bk alone; the same hard loss for every
+            objective.
+        margins, groups, max_memory: as for :func:`subtask_grams`.
+        eta: length of a step, above 0.
+        null_draws: R; the null steps along the gradients of residuals dealt to other samples.
+        seed: of the null.
+
+    Raises KdxError for a step length that isn't above 0 and for losses that are not finite.
+    """
+    if not eta > 0:
+        raise KdxError(f"a step of length eta = {eta} shows nothing; take one above 0")
+
+    def losses(parameters: dict[str, Tensor]) -> Tensor:
+        outputs = torch.func.functional_call(model, parameters, (images,))
+        return loss(outputs if margins is None else margins(outputs)).mean(dim=0)
+
+    with undisturbed(model), torch.no_grad():
+        outputs = model(images)
+        own = outputs if margins is None else margins(outputs)
+        before = losses({})
+        if not before.isfinite().all():
+            culprits = (~before.isfinite()).nonzero().flatten().tolist()
+            raise KdxError(f"the losses of subtasks {culprits} are not finite; did the run diverge?")
+        r = residuals(loss, own)
+        sets = with_null(r, null_draws, seed)
+        values = dict(model.named_parameters())
+        at_once = max(1, max_memory // (r.shape[1] * r.element_size() * sum(p.numel() for p in values.values())))
+        after = []
+        for chunk in sets.split(at_once):
+            gradients = subtask_gradients(model, images, chunk, margins=margins, groups=groups, max_memory=max_memory)
+            for draw in range(len(chunk)):
+                for k in range(r.shape[1]):
+                    g = {name: gradient[draw, k] for name, gradient in gradients.items()}
+                    norm = torch.stack([part.norm() for part in g.values()]).norm()
+                    after.append(losses({name: values[name] - eta * part / norm for name, part in g.items()}))
+    return affinity(before, torch.stack(after).unflatten(0, (len(sets), -1)))

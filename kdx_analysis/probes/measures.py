@@ -1,0 +1,153 @@
+"""The tidy tables of a probe: every measure beside its null, with n. Tensors in, frames out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from kdx_analysis.probes import conflict, gates, outputs
+from kdx_analysis.probes.agreement import mantel
+from kdx_analysis.probes.gradients import Grams
+
+
+def pair_columns(classes: Sequence[str]) -> dict[str, np.ndarray]:
+    """Columns a, b, a_index, b_index of all pairs of subtasks a < b."""
+    names = np.array(classes, dtype=object)
+    a, b = np.triu_indices(len(names), k=1)
+    return {"a": names[a], "b": names[b], "a_index": a, "b_index": b}
+
+
+def conflict_tables(grams: Grams, classes: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Pairs and their summary, per level and in all, of the first set of residuals; the others are its null.
+
+    Pairs: level, a, b, a_index, b_index, cosine, null_mean, null_low, null_high, magnitude_similarity. Summary:
+    level, pairs (with a defined cosine), undefined, metric, value, null_mean, null_low, null_high; contention, of the
+    actual gradients, is not taken over levels together.
+    """
+    tables, summaries = [], []
+    levels = [(str(level), grams.level(level), grams.inside(level)) for level in range(1, len(grams.experts) + 1)]
+    for level, gram, inside in [*levels, ("all", grams.total(), None)]:
+        gram = gram.double().cpu()
+        cosines, alike = conflict.cosine(gram), conflict.upper(conflict.magnitude_similarity(gram))
+        pairs = conflict.upper(cosines)
+        tables.append(pd.DataFrame({
+            "level": level, **pair_columns(classes), "cosine": pairs[0].numpy(), **quantile_columns(pairs[1:]),
+            "magnitude_similarity": alike[0].numpy(),
+        }))  # fmt: skip
+        metrics = {
+            "conflict_rate": conflict.conflict_rate(cosines),
+            "severity": conflict.severity(cosines),
+            "mean_cosine": conflict.mean_cosine(cosines),
+            "magnitude_similarity": alike.nanmean(dim=-1),
+        }
+        if inside is not None:
+            metrics["contention"] = conflict.contention_inside(inside.double().cpu())
+        undefined = int(conflict.undefined(cosines[0]).sum())
+        counts = {"level": level, "pairs": pairs.shape[1] - undefined, "undefined": undefined}
+        summaries += [{**counts, **beside_null(metric, values)} for metric, values in metrics.items()]
+    return pd.concat(tables, ignore_index=True), pd.DataFrame(summaries)
+
+
+def contention_table(ungated: Tensor, alpha: Tensor, permutations: int, seed: int) -> pd.DataFrame:
+    """Contention on the last level and what other gates would make of it: metric, value, null_…, p.
+
+    Args:
+        ungated: ⟨h^i_a, h^i_b⟩, R×N×K×K; the first of R is measured, the others are its null.
+        alpha: the gates into the heads, K×N.
+        permutations: of α's rows over subtasks, for modulation and its p; 19 for each draw of the null.
+        seed: of the permutations.
+    """
+    ungated, alpha = ungated.double().cpu(), alpha.double().cpu()
+    uniform = torch.full_like(alpha, 1 / alpha.shape[1])
+    own, shared = conflict.contention(ungated, alpha), conflict.contention(ungated, uniform)
+    generator = torch.Generator().manual_seed(seed)
+    modulation, p = conflict.modulation(ungated[0], alpha, permutations, generator)
+    nulled = [conflict.modulation(draw, alpha, 19, generator)[0] for draw in ungated[1:]]
+    table = pd.DataFrame(
+        [
+            beside_null("contention", own),
+            beside_null("contention_uniform", shared),
+            beside_null("separation", conflict.bounded_difference(shared, own)),
+            beside_null("modulation", torch.stack([modulation, *nulled])),
+        ]
+    )
+    return table.assign(p=np.where(table["metric"] == "modulation", p, np.nan))
+
+
+def output_table(margins: Tensor, classes: Sequence[str], draws: int, seed: int) -> pd.DataFrame:
+    """Double claims, orphans, and samples claimed by both subtasks of every pair: metric, a, b, …, value, null_…, n.
+
+    ``margins`` are B×K. The null deals each subtask's claims to other samples.
+    """
+    own = outputs.claims(margins.cpu())
+    claims = torch.cat([own[None], outputs.permuted_claims(own, draws, torch.Generator().manual_seed(seed))])
+    nobody = {"a": "", "b": "", "a_index": -1, "b_index": -1}
+    whole = pd.DataFrame(
+        [
+            {"metric": name, **nobody, **_value_and_null(measure(claims))}
+            for name, measure in (("double_claims", outputs.double_claims), ("orphans", outputs.orphans))
+        ]
+    )
+    both = conflict.upper(outputs.claimed_by_both(claims))
+    columns = {"value": both[0].numpy(), **quantile_columns(both[1:])}
+    pairs = pd.DataFrame({"metric": "claimed_by_both", **pair_columns(classes), **columns})
+    return pd.concat([whole, pairs], ignore_index=True).assign(null_draws=draws, n=len(margins))
+
+
+def agreement_table(
+    paths: Mapping[str, Sequence[Tensor]], references: Mapping[str, Tensor], permutations: int, seed: int
+) -> pd.DataFrame:
+    """Routing distance against each reference: level, attention, reference, method, and Mantel's value, p and null.
+
+    Args:
+        paths: attention (alpha, effective) → P^l, K×N_l for levels from 1; those with one expert are left out.
+        references: name → K×K distances between classes.
+    """
+    rows = []
+    for attention, levels in paths.items():
+        for level, path in enumerate(levels, 1):
+            if path.shape[1] == 1:
+                continue
+            distance = gates.routing_distance(path.double().cpu())
+            for reference, against in references.items():
+                for method in ("spearman", "pearson"):
+                    generator = torch.Generator().manual_seed(seed)
+                    found = mantel(distance, against.double().cpu(), permutations, generator, method)
+                    keys = {"level": level, "attention": attention, "reference": reference, "method": method}
+                    rows.append(keys | dataclasses.asdict(found))
+    columns = ["value", "p", "null_mean", "null_low", "null_high", "draws", "pairs"]
+    table = pd.DataFrame(rows, columns=["level", "attention", "reference", "method", *columns])
+    return table.rename(columns={"draws": "null_draws"})
+
+
+def affinity_table(affinities: Tensor, classes: Sequence[str]) -> pd.DataFrame:
+    """Z_{a→b} of every ordered pair: a, b, a_index, b_index, value, null_…; affinities are (1 + R)×K×K."""
+    K = len(classes)
+    names = np.array(classes, dtype=object)
+    a, b = (index.numpy() for index in torch.nonzero(~torch.eye(K, dtype=torch.bool), as_tuple=True))
+    chosen = affinities.double().cpu()[:, a, b]
+    return pd.DataFrame({
+        "a": names[a], "b": names[b], "a_index": a, "b_index": b, "value": chosen[0].numpy(),
+        **quantile_columns(chosen[1:]), "null_draws": len(chosen) - 1,
+    })  # fmt: skip
+
+
+def beside_null(metric: str, values: Tensor) -> dict[str, Any]:
+    """A metric's own value, first among ``values``, and the null that the others are."""
+    return {"metric": metric, **_value_and_null(values)}
+
+
+def quantile_columns(null: Tensor) -> dict[str, np.ndarray]:
+    """Mean and central 95 % range over draws of a null, draws×P, as columns of P."""
+    low, high = torch.nanquantile(null, torch.tensor([0.025, 0.975], dtype=null.dtype), dim=0).numpy()
+    return {"null_mean": null.nanmean(dim=0).numpy(), "null_low": low, "null_high": high}
+
+
+def _value_and_null(values: Tensor) -> dict[str, float]:
+    return {"value": float(values[0]), **gates.quantiles(values[1:])}

@@ -1,0 +1,325 @@
+"""What a probe hands back: frozen records that can be shown, merged and kept.
+
+Batches of one model and probes of several models are merged before anything is divided: sums and counts are added,
+means are taken by ``to_frame``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdx_analysis.errors import KdxError
+from kdx_analysis.io import read_parquet, write_parquet
+from kdx_analysis.models import HME
+from kdx_analysis.models import gates as gating
+from kdx_analysis.objectives import one_vs_rest_margins
+from kdx_analysis.probes import gates, measures
+from kdx_analysis.probes.gradients import residuals, subtask_grams, undisturbed, with_null
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, eq=False)
+class ConflictRecord:
+    """Conflict between subtasks, of one probe or of several merged.
+
+    Gradients of a probe set are summed before any angle is taken, so a set is probed at once (in the memory given),
+    and what is merged are probes: of other epochs, seeds or models.
+
+    Attributes:
+        pairs: one row a probe, level and pair: probe, level, a, b, a_index, b_index, cosine, null_mean, null_low,
+            null_high, magnitude_similarity, null_draws, n.
+        summary: one row a probe, level and metric: probe, level, pairs, undefined, metric, value, null_…, null_draws,
+            n; of an explainer whose gates are parameters also separation and modulation, on its last level.
+    """
+
+    pairs: pd.DataFrame
+    summary: pd.DataFrame
+
+    @property
+    def probes(self) -> int:
+        return int(self.pairs["probe"].nunique())
+
+    def to_frame(self) -> pd.DataFrame:
+        """Means over probes: level, a, b, a_index, b_index, cosine, null_mean, magnitude_similarity, values, undefined.
+
+        ``values`` are the probes that went into the cosine, ``undefined`` those in which a gradient was zero.
+        """
+        groups = self.pairs.groupby(["level", "a", "b", "a_index", "b_index"], sort=False)
+        table = groups.agg(
+            cosine=("cosine", "mean"), null_mean=("null_mean", "mean"),
+            magnitude_similarity=("magnitude_similarity", "mean"), values=("cosine", "count"),
+            probes=("cosine", "size"),
+        )  # fmt: skip
+        table["undefined"] = table.pop("probes") - table["values"]
+        return table.reset_index()
+
+    def merge(self, *others: ConflictRecord) -> ConflictRecord:
+        """This record's probes and those of ``others``. Raises KdxError if they are about other subtasks."""
+        records = (self, *others)
+        names = [tuple(dict.fromkeys((*r.pairs["a"], *r.pairs["b"]))) for r in records]
+        if len(set(names)) > 1:
+            raise KdxError("records of other subtasks can't be merged; probe all models on the same classes")
+        starts = np.cumsum([0, *(record.probes for record in records)])
+        pairs, summary = (
+            pd.concat(
+                [f.assign(probe=f["probe"] + s) for f, s in zip(frames, starts[:-1], strict=True)], ignore_index=True
+            )
+            for frames in ([r.pairs for r in records], [r.summary for r in records])
+        )
+        return ConflictRecord(pairs, summary)
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``conflict.parquet`` and ``conflict_summary.parquet`` into ``folder``."""
+        write_parquet(Path(folder) / "conflict.parquet", self.pairs)
+        write_parquet(Path(folder) / "conflict_summary.parquet", self.summary)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> ConflictRecord:
+        """Read what :meth:`save` wrote."""
+        return cls(*(read_parquet(Path(folder) / f"{kind}.parquet") for kind in ("conflict", "conflict_summary")))
+
+    def plot(self, ax: Axes | None = None) -> tuple[Figure, np.ndarray]:
+        """Cosines over all levels below the diagonal, their null above it, as (figure, axes)."""
+        from kdx_analysis.plots.records import conflict_record
+
+        return conflict_record(self, ax)
+
+    def _repr_html_(self) -> str:
+        keys = ["level", "metric"]
+        table = self.summary.groupby(keys, sort=False)[["value", "null_mean", "null_low", "null_high"]].mean()
+        n = sorted(set(self.summary["n"]))
+        said = f"{self.probes} probes, n = {', '.join(map(str, n))} images; null: residuals permuted over samples"
+        return f"<p>Conflict: {said}.</p>{table.reset_index().to_html(index=False, float_format='{:.3f}'.format)}"
+
+
+def conflict_of(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    classes: Sequence[str] | None = None,
+    margins: Callable[[Tensor], Tensor] | None = None,
+    groups: Sequence[Sequence[str]] | None = None,
+    null_draws: int = 49,
+    permutations: int = 999,
+    seed: int = 0,
+    max_memory: int = 2**30,
+) -> ConflictRecord:
+    """Conflict between the K one-vs-rest losses of any classifier, so that teacher, student and explainer compare.
+
+    The loss is the plain hard one for every model: BCE(σ(margin), 1[y = k]). Levels are an explainer's own, of
+    another model its stages, or the whole of it less its classifier where stages can't be found.
+
+    Args:
+        model: images → B×K; left as it was found, in eval mode while probing.
+        images: normalised, B×C×H×W, a class-balanced set.
+        labels: int64, B; every class has at least one.
+        classes: names; by default the numbers.
+        margins: outputs → margins (B×K → B×K); by default an explainer's outputs themselves and of other models the
+            one-vs-rest margins of their logits.
+        groups: of a model that is no explainer: paths of the modules of each level.
+        null_draws: permutations of the residuals over samples; 19 or more.
+        permutations: of the gates over subtasks, for modulation.
+        seed: of both.
+        max_memory: bytes, as for :func:`subtask_grams`.
+
+    Raises KdxError for a class without a sample, images and labels that don't belong together, fewer than two classes
+    and outputs or gradients that are not finite.
+    """
+    device = next((p.device for p in model.parameters()), images.device)
+    images, labels = images.to(device), labels.to(device)
+    if margins is None and not isinstance(model, HME):
+        margins = one_vs_rest_margins
+    if null_draws < 19:
+        raise KdxError(f"{null_draws} draws make no null; take 19 or more")
+    with undisturbed(model), torch.no_grad():
+        outputs = model(images)
+        own = outputs if margins is None else margins(outputs)
+    names = tuple(map(str, range(own.shape[1]))) if classes is None else tuple(classes)
+    _check(own, labels, names)
+    one_hot = F.one_hot(labels, len(names)).to(own.dtype)
+    r = residuals(lambda m: F.binary_cross_entropy_with_logits(m, one_hot, reduction="none"), own)
+    sets = with_null(r, null_draws, seed)
+    grams = subtask_grams(model, images, sets, margins=margins, groups=groups, max_memory=max_memory)
+    pairs, summary = measures.conflict_tables(grams, names)
+    if grams.gates is not None:
+        table = measures.contention_table(grams.experts[-1], grams.gates, permutations, seed)
+        last = {"level": str(len(grams.experts)), "pairs": summary["pairs"].max(), "undefined": 0}
+        summary = pd.concat([summary, table[table["metric"] != "contention"].assign(**last)], ignore_index=True)
+    counted: dict[str, Any] = {"probe": 0, "null_draws": null_draws, "n": len(images)}
+    return ConflictRecord(pairs.assign(**counted), summary.assign(**counted))
+
+
+def _check(margins: Tensor, labels: Tensor, classes: Sequence[str]) -> None:
+    B, K = margins.shape
+    if len(labels) != B or K < 2 or len(classes) != K:
+        raise KdxError(f"{len(labels)} labels and {len(classes)} classes don't fit outputs of shape {B}×{K}, K ≥ 2")
+    if int(labels.min()) < 0 or int(labels.max()) >= K:
+        raise KdxError(f"labels from {int(labels.min())} to {int(labels.max())} should lie in 0 to {K - 1}")
+    lacking = [classes[k] for k in (labels.bincount(minlength=K) == 0).nonzero().flatten().tolist()]
+    if lacking:
+        raise KdxError(f"no sample of class {', '.join(map(repr, lacking[:5]))}; probe on some images of every class")
+    culprits = (~margins.isfinite()).any(dim=0).nonzero().flatten().tolist()
+    if culprits:
+        raise KdxError(f"margins of subtasks {culprits} are not finite; did the run diverge?")
+
+
+@dataclass(frozen=True, eq=False)
+class GateRecord:
+    """An explainer's gates on a set of images: sums that batches add to, so that parts give what the whole gives.
+
+    Attributes:
+        classes: names of the subtasks.
+        temperature: τ.
+        alpha: α^l for l = 2…L+1, float64: N_l×N_{l−1}, or B×N_l×N_{l−1} of gates that read the input.
+        sums, squares: per level 1…L of the experts' features over samples, each N_l×…, float64.
+        labels: true classes, B.
+    """
+
+    classes: tuple[str, ...]
+    temperature: float
+    alpha: tuple[Tensor, ...]
+    sums: tuple[Tensor, ...]
+    squares: tuple[Tensor, ...]
+    labels: Tensor
+
+    @property
+    def spreads(self) -> tuple[Tensor, ...]:
+        """s of every level: root of the mean variance over samples of each expert's features, N_l."""
+        B = len(self.labels)
+        variances = (q / B - (s / B) ** 2 for s, q in zip(self.sums, self.squares, strict=True))
+        return tuple(v.clamp(min=0).flatten(1).mean(dim=1).sqrt() for v in variances)
+
+    @property
+    def effective(self) -> tuple[Tensor, ...]:
+        """A^l, of the shapes of ``alpha``."""
+        return tuple(gates.effective(self.alpha, self.spreads))
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a gate: level, child, child_index, parent, alpha, effective (means over images), tau, n."""
+        frames = []
+        for level, (alpha, effective) in enumerate(zip(self.alpha, self.effective, strict=True), 2):
+            a, e = (rows.mean(dim=0) if rows.ndim == 3 else rows for rows in (alpha, effective))
+            rows, parents = a.shape
+            heads = level == len(self.alpha) + 1
+            frames.append(pd.DataFrame({
+                "level": level,
+                "child": np.repeat(self.classes if heads else [f"expert {i}" for i in range(rows)], parents),
+                "child_index": np.repeat(np.arange(rows), parents), "parent": np.tile(np.arange(parents), rows),
+                "alpha": a.flatten().numpy(), "effective": e.flatten().numpy(),
+                "tau": self.temperature, "n": len(self.labels),
+            }))  # fmt: skip
+        return pd.concat(frames, ignore_index=True)
+
+    def summary(self, *, null_draws: int = 99, seed: int = 0) -> pd.DataFrame:
+        """Every gate metric of α and A beside random gates at the same τ.
+
+        Columns: of, level, attention, metric, value, null_mean, null_low, null_high, null_draws, n. The null are gates
+        with logits uniform in [0, 1) and the record's spreads; specialisation of gates that read the input has its
+        shuffled null subtracted.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        input_gated = any(rows.ndim == 3 for rows in self.alpha)
+        logits = gates.random_logits([a[0] if a.ndim == 3 else a for a in self.alpha], null_draws, generator)
+        drawn = [gating.attention(w, self.temperature) for w in logits]
+        null = {"alpha": drawn, "effective": gates.effective(drawn, self.spreads)}
+        rows = []
+        for kind, own in (("alpha", self.alpha), ("effective", self.effective)):
+            found = gates.summarise_samples(own, self.labels, generator) if input_gated else gates.summarise(own)
+            random = gates.summarise(null[kind])
+            for (of, level, metric), (value, n) in found.items():
+                spread = random.get((of, level, metric), (torch.empty(0), 0))[0]
+                keys = {"of": of, "level": level, "attention": kind, "metric": metric, "value": float(value)}
+                rows.append({**keys, **gates.quantiles(spread), "null_draws": null_draws, "n": n})
+        columns = ["of", "level", "attention", "metric", "value", "null_mean", "null_low", "null_high"]
+        return pd.DataFrame(rows, columns=[*columns, "null_draws", "n"])
+
+    def merge(self, *others: GateRecord) -> GateRecord:
+        """This batch and ``others`` of the same model at the same τ. Raises KdxError if they are of another one."""
+        records = (self, *others)
+        for other in others:
+            same = self.classes == other.classes and self.temperature == other.temperature
+            shapes = [a.shape[-2:] for a in self.alpha] == [a.shape[-2:] for a in other.alpha]
+            if not (same and shapes and all(torch.equal(a, b) for a, b in zip(self.alpha, other.alpha, strict=True)
+                                            if a.ndim == 2)):  # fmt: skip
+                raise KdxError("gates of another model or temperature can't be merged; merge batches of one model")
+        alpha = [torch.cat(parts) if parts[0].ndim == 3 else parts[0] for parts in zip(*(r.alpha for r in records))]  # noqa: B905
+        added = [
+            tuple(torch.stack(parts).sum(dim=0) for parts in zip(*(getattr(r, name) for r in records), strict=True))
+            for name in ("sums", "squares")
+        ]
+        labels = torch.cat([record.labels for record in records])
+        return GateRecord(self.classes, self.temperature, tuple(alpha), added[0], added[1], labels)
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``gate_record.parquet`` into ``folder``: every tensor whole, in float64."""
+        tensors = {f"{name}.{i}": t for name in _TENSORS for i, t in enumerate(getattr(self, name))}
+        tensors |= {"temperature": torch.tensor(self.temperature, dtype=torch.float64), "labels": self.labels}
+        rows = [
+            {"name": name, "shape": list(t.shape), "values": t.double().flatten().numpy(), "text": []}
+            for name, t in tensors.items()
+        ]
+        rows.append({"name": "classes", "shape": [0], "values": np.empty(0), "text": list(self.classes)})
+        write_parquet(Path(folder) / "gate_record.parquet", pd.DataFrame(rows))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> GateRecord:
+        """Read what :meth:`save` wrote."""
+        table = read_parquet(Path(folder) / "gate_record.parquet").set_index("name")
+        found = {
+            n: torch.tensor(v).reshape(tuple(s))
+            for n, v, s in zip(table.index, table["values"], table["shape"], strict=True)
+        }
+        parts = {name: tuple(t for key, t in found.items() if key.startswith(f"{name}.")) for name in _TENSORS}
+        classes = tuple(str(name) for name in table["text"]["classes"])
+        return cls(classes, float(found["temperature"]), labels=found["labels"].long(), **parts)
+
+    def plot(self, ax: Axes | None = None) -> tuple[Figure, np.ndarray]:
+        """Effective attention into the heads, subtasks by experts, as (figure, axes)."""
+        from kdx_analysis.plots.records import gate_record
+
+        return gate_record(self, ax)
+
+    def _repr_html_(self) -> str:
+        table = self.summary().to_html(index=False, float_format="{:.3f}".format)
+        return f"<p>Gates at τ = {self.temperature:.3g} on {len(self.labels)} images, beside random gates.</p>{table}"
+
+
+_TENSORS = ("alpha", "sums", "squares")
+
+
+def gates_of(model: HME, images: Tensor, labels: Tensor, classes: Sequence[str] | None = None) -> GateRecord:
+    """The gates of an explainer on a batch of images, B×C×H×W, with their true classes, B.
+
+    Raises KdxError for a model without gates, labels that are not B, and features that are not finite.
+    """
+    if not isinstance(model, HME):
+        raise KdxError(f"{type(model).__name__} has no gates; make an explainer of it with HME.from_student")
+    if len(images) != len(labels) or not len(labels):
+        raise KdxError(f"{len(labels)} labels don't fit {len(images)} images")
+    with undisturbed(model), torch.no_grad():
+        trace = model.trace(images.to(next(model.parameters()).device))
+    features = [level.double().cpu() for level in trace.features]
+    for level, of in enumerate(features, 1):
+        if not of.isfinite().all():
+            raise KdxError(f"features on level {level} are not finite; did the run diverge?")
+    return GateRecord(
+        classes=tuple(map(str, range(model.num_classes))) if classes is None else tuple(classes),
+        temperature=model.temperature,
+        alpha=tuple(a.double().cpu() for a in trace.attention),
+        sums=tuple(of.sum(dim=0) for of in features),
+        squares=tuple((of**2).sum(dim=0) for of in features),
+        labels=labels.cpu(),
+    )

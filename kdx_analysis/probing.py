@@ -1,0 +1,191 @@
+"""Probing a finished run anew: its weights and its study's images, on train and validation side by side."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdx_analysis.config import ObjectiveConfig, ProbeConfig
+from kdx_analysis.data import Dataset
+from kdx_analysis.errors import KdxError
+from kdx_analysis.io import write_parquet
+from kdx_analysis.models import HME
+from kdx_analysis.objectives import Objective, one_vs_rest_margins
+from kdx_analysis.plots import save
+from kdx_analysis.plots.probed import probed_figures
+from kdx_analysis.probes import measures
+from kdx_analysis.probes.affinity import ETA, subtask_affinity
+from kdx_analysis.probes.gradients import probing_cost
+from kdx_analysis.probes.recorder import SPLITS, ExplainerProbe
+from kdx_analysis.probes.records import conflict_of
+from kdx_analysis.runs import Run
+from kdx_analysis.runs.directory import WEIGHTS
+from kdx_analysis.study import STUDY_FILE, Study
+from kdx_analysis.training import Epoch, reproducible
+from kdx_analysis.training.checkpoints import load_weights
+
+AFFINITY_DRAWS = 19
+
+
+def study_of(run: Run, data_dir: str | Path | None = None) -> tuple[Study, Path]:
+    """The study that a run belongs to, and its directory.
+
+    Raises KdxError if there is none above the run, or if its images are others than the run saw.
+    """
+    for folder in run.path.resolve().parents:
+        if (folder / STUDY_FILE).is_file():
+            study = Study.load(folder / STUDY_FILE, data_dir=data_dir)
+            break
+    else:
+        raise KdxError(f"no {STUDY_FILE} above {str(run.path)!r}; give a run inside the directory of its study")
+    if study.dataset.describe()["fingerprint"] != run.info["data"]["fingerprint"]:
+        raise KdxError(f"the images of {study.dataset.name} are others than run {run.id!r} was trained on")
+    return study, folder
+
+
+def model_of(run: Run, study: Study) -> tuple[nn.Module, nn.Module]:
+    """A run's model with its weights, and as it was before training (an explainer's null rests on that)."""
+    with reproducible(run.seed, study.config.training.threads):
+        initial = study.build("explainer" if run.role == "tree" else run.role)
+    if run.role == "tree":
+        assert isinstance(initial, HME)
+        initial = initial.harden(_parents(run, initial)).pruned()
+    with reproducible(run.seed, study.config.training.threads):
+        model = study.build(run.role) if run.role != "tree" else initial
+    load_weights(run.path / WEIGHTS, model)
+    return model.eval(), initial
+
+
+def probe_run(run: Run, study: Study, teacher: Path, splits: Sequence[str] = SPLITS) -> dict[str, pd.DataFrame]:
+    """Tables of every measure that applies to the run's model, each with a column split.
+
+    Of an explainer all that is recorded through training, of its tree all but gates; of teacher and student conflict
+    of their one-vs-rest losses, stage by stage, and what they claim. ``affinity`` is of the given weights alone.
+
+    Args:
+        run: a finished one.
+        study: the study that it belongs to.
+        teacher: directory of the study's teacher's run.
+        splits: train, val or both.
+    """
+    model, initial = model_of(run, study)
+    found: defaultdict[str, list[pd.DataFrame]] = defaultdict(list)
+    with reproducible(run.seed, study.config.training.threads):
+        for split in splits:
+            for kind, table in _probe_split(run, study, teacher, split, model, initial).items():
+                found[kind].append(table.assign(split=split))
+    return {kind: pd.concat(frames, ignore_index=True) for kind, frames in found.items()}
+
+
+def _probe_split(
+    run: Run, study: Study, teacher: Path, split: str, model: nn.Module, initial: nn.Module
+) -> dict[str, pd.DataFrame]:
+    data, config = study.dataset, study.config.probes
+    images, labels = _probe_set(data, study, split)
+    if isinstance(model, HME):
+        assert isinstance(initial, HME)
+        epoch = int(run.info["selection"]["epoch"])
+        once = config.model_copy(update={"checkpoints": 1})
+        taught = study.teacher(teacher)
+        probe = ExplainerProbe(initial, data, _objective(run), once, epoch, taught, splits=(split,))
+        probe(Epoch(epoch, epoch, 0.0, 0.0, None, None), model)
+        tables = {kind: table.drop(columns="epoch") for kind, table in probe.tables().items()}
+    else:
+        margins = _margins(run)
+        record = conflict_of(
+            model, images, labels, classes=data.classes, margins=margins, null_draws=config.null_draws,
+            permutations=config.permutations, seed=config.seed, max_memory=config.max_memory,
+        )  # fmt: skip
+        with torch.no_grad():
+            claimed = margins(model(images))
+        tables = {
+            "conflict": record.pairs.drop(columns="probe").assign(term="hard"),
+            "conflict_summary": record.summary.drop(columns="probe").assign(term="hard"),
+            "output_conflict": measures.output_table(claimed, data.classes, config.null_draws, config.seed),
+        }
+    tables["affinity"] = _affinity(run, model, images, labels, data, config)
+    return tables
+
+
+def announce(run: Run, study: Study, splits: Sequence[str]) -> str:
+    """What probing the run will take, in a sentence."""
+    model, _ = model_of(run, study)
+    K, config = study.dataset.num_classes, study.config.probes
+    images, _ = _probe_set(study.dataset, study, splits[0])
+    terms = 1
+    if isinstance(model, HME) and _objective(run).decomposition == "binary":
+        terms = 3 if Objective(_objective(run)).distils else 2
+    sets = terms * (1 + config.null_draws)
+    cost = probing_cost(model, images, K, sets, max_memory=config.max_memory)
+    steps = K * (1 + AFFINITY_DRAWS)
+    return (
+        f"{run.role} {run.id} on {' and '.join(splits)}, {len(images)} images; on each {cost} for "
+        f"{terms} loss{'es' if terms > 1 else ''} with {config.null_draws} null draws, and for affinity {K} backward "
+        f"and {steps} forward passes with {AFFINITY_DRAWS}"
+    )
+
+
+def write_probe(tables: dict[str, pd.DataFrame], out: Path, classes: Sequence[str]) -> list[Path]:
+    """Write tables as Parquet and their figures into ``out``; the paths of the figures."""
+    for kind, table in tables.items():
+        write_parquet(out / f"{kind}.parquet", table)
+    return [path for name, figure in probed_figures(tables, classes).items() for path in save(figure, out / name)]
+
+
+def side_by_side(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Measures of the plain hard loss by split: ``value [null range]``, one row a level and metric."""
+    parts = []
+    for kind in ("conflict_summary", "contention", "output_conflict"):
+        if kind in tables:
+            table = tables[kind]
+            table = table[table["term"] == "hard"] if "term" in table else table[table["a"] == ""]
+            parts.append(table.assign(of=kind, level=table.get("level", "")))
+    table = pd.concat(parts, ignore_index=True)
+    table["shown"] = [
+        f"{v:.3f} [{low:.3f}, {high:.3f}]" for v, low, high in table[["value", "null_low", "null_high"]].to_numpy()
+    ]
+    keys = ["of", "level", "metric"]
+    return table.pivot_table(index=keys, columns="split", values="shown", aggfunc="first", sort=False).reset_index()
+
+
+def _probe_set(data: Dataset, study: Study, split: str) -> tuple[Tensor, Tensor]:
+    chosen = data.probe_set(split, study.config.probes.per_class, study.config.probes.seed)
+    return data.normalise(chosen.images.take(torch.arange(len(chosen)))), chosen.labels
+
+
+def _objective(run: Run) -> ObjectiveConfig:
+    return ObjectiveConfig.model_validate(run.info["config"]["objective"])
+
+
+def _margins(run: Run) -> Callable[[Tensor], Tensor]:
+    """From a run's outputs to the margins of its subtasks."""
+    return (lambda outputs: outputs) if run.info["decomposition"] == "binary" else one_vs_rest_margins
+
+
+def _affinity(
+    run: Run, model: nn.Module, images: Tensor, labels: Tensor, data: Dataset, config: ProbeConfig
+) -> pd.DataFrame:
+    one_hot = F.one_hot(labels, data.num_classes).float()
+    loss = partial(F.binary_cross_entropy_with_logits, target=one_hot, reduction="none")
+    margins = None if run.info["decomposition"] == "binary" else one_vs_rest_margins
+    z = subtask_affinity(
+        model, images, loss, margins=margins, null_draws=AFFINITY_DRAWS, seed=config.seed, max_memory=config.max_memory
+    )
+    return measures.affinity_table(z, data.classes).assign(eta=ETA, n=len(images))
+
+
+def _parents(run: Run, explainer: HME) -> list[Tensor]:
+    """A tree's gates by its own record, as attention of an explainer with all experts: those not in it are reached by
+    none."""
+    children = (*explainer.experts[1:], explainer.num_classes)
+    attention = [torch.zeros(n, m) for n, m in zip(children, explainer.experts, strict=True)]
+    for row in run.record("tree").itertuples():
+        attention[int(row.child_level) - 2][int(row.child), int(row.parent)] = 1  # type: ignore[arg-type]
+    return attention

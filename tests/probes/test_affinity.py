@@ -1,0 +1,83 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kdx_analysis.errors import KdxError
+from kdx_analysis.models import HME, build_model
+from kdx_analysis.probes.affinity import subtask_affinity
+
+
+class Linear(nn.Module):
+    """Outputs o_k = θ · t_k of the targets' directions t_k, whatever the image; L_k = (o_k − 1)²."""
+
+    def __init__(self, directions: Tensor) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(torch.zeros(directions.shape[1], dtype=torch.float64))
+        self.register_buffer("directions", directions)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (self.directions @ self.theta).expand(len(images), -1)
+
+
+def squared(outputs: Tensor) -> Tensor:
+    return (outputs - 1) ** 2
+
+
+def test_affinity_by_hand() -> None:
+    """g_k = −2 t_k at θ = 0, so a step for a moves o_b by η cos(a, b)‖t_b‖ and Z = 1 − (1 − that)²."""
+    directions = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
+    model = Linear(directions)
+    (z,) = subtask_affinity(model, torch.zeros(3, 1, dtype=torch.float64), squared, groups=[[""]], eta=0.1)
+    moved = 0.1 * torch.nn.functional.normalize(directions, dim=1) @ directions.T
+    torch.testing.assert_close(z, 1 - (1 - moved) ** 2)
+    assert z[0, 1] < 0 < z[0, 0]
+    assert z[0, 2] == 0
+
+
+def test_a_zero_gradient_is_nan_and_scaling_a_loss_changes_nothing() -> None:
+    directions = torch.tensor([[1.0, 0.5], [0.0, 0.0]], dtype=torch.float64)
+    model = Linear(directions)
+    (z,) = subtask_affinity(model, torch.zeros(3, 1, dtype=torch.float64), squared, groups=[[""]])
+    assert z[1].isnan().all()
+    (scaled,) = subtask_affinity(model, torch.zeros(3, 1, dtype=torch.float64), lambda o: 5 * squared(o), groups=[[""]])
+    torch.testing.assert_close(scaled, z, equal_nan=True)
+
+
+def test_the_model_is_restored_exactly_and_a_null_is_drawn() -> None:
+    torch.manual_seed(0)
+    model = HME.from_student(build_model("digits_student", 10, 1), 10, 2)
+    images, labels = torch.randn(20, 1, 8, 8), torch.arange(20) % 10
+    one_hot = nn.functional.one_hot(labels, 10).float()
+    before, rng = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
+
+    def loss(margins: Tensor) -> Tensor:
+        return nn.functional.binary_cross_entropy_with_logits(margins, one_hot, reduction="none")
+
+    shared = [name for name, _ in model.named_parameters() if name.startswith(("trunk", "levels"))]
+    z = subtask_affinity(model, images, loss, eta=0.1, null_draws=2)
+    assert z.shape == (3, 10, 10)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert all(p.grad is None for p in model.parameters())
+    # the definition, step by step, on a copy whose weights are really moved
+    model.eval()
+    own = dict(model.named_parameters())
+    losses = loss(model(images)).mean(dim=0)
+    gradients = torch.autograd.grad(losses[3], [own[name] for name in shared])
+    norm = math.sqrt(sum(float((g**2).sum()) for g in gradients))
+    with torch.no_grad():
+        for name, g in zip(shared, gradients, strict=True):
+            own[name] -= 0.1 * g / norm
+        expected = 1 - loss(model(images)).mean(dim=0) / losses
+    torch.testing.assert_close(z[0, 3], expected.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_bad_steps_are_refused() -> None:
+    model = Linear(torch.ones(2, 2, dtype=torch.float64))
+    with pytest.raises(KdxError, match="eta = 0"):
+        subtask_affinity(model, torch.zeros(2, 1), squared, groups=[[""]], eta=0)
+    with pytest.raises(KdxError, match=r"subtasks \[0, 1\] are not finite"):
+        subtask_affinity(model, torch.zeros(2, 1), lambda o: o / 0, groups=[[""]])

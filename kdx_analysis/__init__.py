@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kdx_analysis.data import Dataset, load_dataset
     from kdx_analysis.errors import KdxError
     from kdx_analysis.models import HME, Tree
+    from kdx_analysis.probes import probe
     from kdx_analysis.report import Report
     from kdx_analysis.runs import Run, RunSet
     from kdx_analysis.study import Study, ready_studies
@@ -38,6 +39,7 @@ _HOMES = {
     "Tree": "models",
     "load_dataset": "data",
     "plots": "",
+    "probe": "probes",
     "probes": "",
     "ready_studies": "study",
 }
@@ -54,6 +56,7 @@ __all__ = [
     "Tree",
     "load_dataset",
     "plots",
+    "probe",
     "probes",
     "ready_studies",
 ]

@@ -142,7 +142,14 @@ def _scatter(ax: Axes, record: Faithfulness, of: LevelAblation) -> None:
     strongest = torch.zeros_like(of.effective, dtype=torch.bool)
     strongest[torch.arange(len(of.effective)), of.effective.argmax(dim=1)] = True
     for chosen, face in ((~strongest, "none"), (strongest, _COLOUR)):
-        ax.scatter(of.effective[chosen], of.drop[chosen], s=16, facecolors=face, edgecolors=_COLOUR, linewidths=0.7)
+        ax.scatter(
+            of.effective[chosen].numpy(),
+            of.drop[chosen].numpy(),
+            s=16,
+            facecolors=face,
+            edgecolors=_COLOUR,
+            linewidths=0.7,
+        )
     ax.axhline(0, color=GREY, linewidth=0.6)
     table = record.agreement
     row = table[(table["level"] == of.level) & (table["attention"] == "effective") & (table["measure"] == "drop")].iloc[
@@ -156,25 +163,25 @@ def _scatter(ax: Axes, record: Faithfulness, of: LevelAblation) -> None:
     ax.set(xlim=(-0.04, 1.04), xlabel="pathway mass of A", title=f"level {of.level}: {row['says']}\n{found}")
 
 
-def _overlay(ax: Axes, picture: Tensor, heat: Tensor, scale: float, extent: Extent | None = None) -> None:
+def _overlay(ax: Axes, picture: np.ndarray, heat: Tensor, scale: float, extent: Extent | None = None) -> None:
     """A pale picture, and heat over it, red above 0 and blue below, the less see-through the stronger it is."""
-    ax.imshow(picture, cmap="gray", vmin=-2, vmax=1, extent=extent)
+    ax.imshow(picture, cmap="gray", vmin=-3, vmax=1, extent=extent)
     strength = (heat / scale if scale > 0 else heat).numpy()
     colours = np.where(strength[..., None] > 0, to_rgba(_FOR), to_rgba(_AGAINST))
-    colours[..., 3] = np.abs(strength) ** 0.7
+    colours[..., 3] = np.abs(strength)
     ax.imshow(colours, extent=extent)
 
 
-def _shown(image: Tensor, images: Tensor) -> Tensor:
+def _shown(image: Tensor, images: Tensor) -> np.ndarray:
     """An image as imshow takes it, in [0, 1] with all ``images`` on one scale: H×W, or H×W×3."""
     low, high = images.min(), images.max()
     scaled = ((image - low) / (high - low)).float() if high > low else torch.zeros_like(image).float()
-    return scaled.permute(1, 2, 0) if len(image) == 3 else scaled.mean(dim=0)
+    return (scaled.permute(1, 2, 0) if len(image) == 3 else scaled.mean(dim=0)).numpy()
 
 
-def _grey(images: Tensor) -> Tensor:
+def _grey(images: Tensor) -> list[np.ndarray]:
     means = images.double().mean(dim=1, keepdim=True)
-    return torch.stack([_shown(image, means) for image in means])
+    return [_shown(image, means) for image in means]
 
 
 def _figure_of(ax: Axes) -> matplotlib.figure.Figure:

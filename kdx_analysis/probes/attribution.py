@@ -1,13 +1,15 @@
 """What a subtask's margin rests on, with Captum: pixels, whole or through one expert alone, and experts.
 
 Everything is computed on a copy of the model in eval mode (half precision in float32), so the model is left as it was
-found whatever happens. Captum is imported inside the calls: it takes seconds, and brings pyplot along.
+found whatever happens. Captum is imported when first used: it takes seconds, and brings pyplot along.
 """
 
 from __future__ import annotations
 
 import base64
 import copy
+import importlib
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -132,12 +134,10 @@ def integrated_gradients(
     Raises:
         KdxError: images, subtask or expert that don't fit the model, margins that are not finite.
     """
-    from captum.attr import IntegratedGradients
-
     working, images, subtasks = prepare(model, images, subtask)
     start = _baseline(baseline, images)
     with _only(working, through):
-        values, delta = IntegratedGradients(working).attribute(
+        values, delta = captum().IntegratedGradients(working).attribute(
             images, start, target=subtasks, n_steps=steps, internal_batch_size=max(_AT_ONCE, len(images)),
             return_convergence_delta=True,
         )  # fmt: skip
@@ -160,8 +160,6 @@ def grad_cam(
     Over the channels of a whole level, by default the last, or of one expert; brought to the images' size bilinearly.
     Raises KdxError as :func:`integrated_gradients` does, and for tokens, which have no positions on a grid.
     """
-    from captum.attr import LayerAttribution, LayerGradCam
-
     working, images, subtasks = prepare(model, images, subtask)
     level = len(experts_of(working)) if level is None else level
     site, N = _site(working, level), experts_of(working)[level - 1]
@@ -176,12 +174,12 @@ def grad_cam(
 
     handle = site.register_forward_hook(through_channels)
     try:
-        weighted = LayerGradCam(working, channels).attribute(images, subtasks, attr_dim_summation=False)
+        weighted = captum().LayerGradCam(working, channels).attribute(images, subtasks, attr_dim_summation=False)
     finally:
         handle.remove()
     apart = weighted.unflatten(1, (N, -1)).sum(dim=2)
     maps = (apart if expert is None else apart[:, [expert]]).sum(dim=1, keepdim=True).clamp(min=0)
-    maps = LayerAttribution.interpolate(maps, tuple(images.shape[-2:]), "bilinear")[:, 0]
+    maps = captum().LayerAttribution.interpolate(maps, tuple(images.shape[-2:]), "bilinear")[:, 0]
     place = None if expert is None else (level, expert)
     return Attribution("Grad-CAM", subtasks.cpu(), place, images.cpu(), _kept(maps, "Grad-CAM"), None)
 
@@ -199,15 +197,20 @@ def conductance(
 
     Arguments and errors as for :func:`integrated_gradients`; the sum over steps is a plain one, so it takes more.
     """
-    from captum.attr import LayerConductance
-
     working, images, subtasks = prepare(model, images, subtask)
-    values, delta = LayerConductance(working, _site(working, level)).attribute(
+    values, delta = captum().LayerConductance(working, _site(working, level)).attribute(
         images, _baseline(baseline, images), target=subtasks, n_steps=steps,
         internal_batch_size=max(_AT_ONCE, len(images)), return_convergence_delta=True,
     )  # fmt: skip
     per_expert = values.reshape(len(images), experts_of(working)[level - 1], -1).sum(dim=2)
     return Conductance(level, subtasks.cpu(), _kept(per_expert, "conductance"), _kept(delta, "its error"))
+
+
+def captum() -> Any:
+    """``captum.attr``, imported when first used; what it says about progress bars in notebooks is kept quiet."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return importlib.import_module("captum.attr")
 
 
 def working_copy(model: nn.Module) -> nn.Module:

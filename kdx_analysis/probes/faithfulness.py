@@ -27,6 +27,7 @@ from kdx_analysis.probes import gates
 from kdx_analysis.probes.attribution import (
     Attribution,
     as_html,
+    captum,
     checked,
     conductance,
     experts_of,
@@ -241,8 +242,6 @@ def ablate(
         KdxError: a model without experts, images of one class missing, a single image (effective attention needs
             features that vary), margins or features that are not finite.
     """
-    from captum.attr import FeatureAblation
-
     working, images, labels, names = _prepared(model, images, labels, classes, baseline)
     with torch.no_grad():
         margins = finite(working(images))
@@ -256,7 +255,9 @@ def ablate(
         stand_in = features.mean(dim=0, keepdim=True) if baseline == "mean" else torch.zeros_like(features[:1])
 
         without = _Ablated(working, images, level, stand_in)
-        lost = FeatureAblation(without).attribute(margins.new_ones(1, N))  # one forward pass an expert, all margins
+        lost = (
+            captum().FeatureAblation(without).attribute(margins.new_ones(1, N))
+        )  # one forward pass an expert, all margins
         differences = lost.view(len(images), -1, N).double().cpu()
         if not differences.isfinite().all():
             raise KdxError(f"margins are not finite once an expert of level {level} is ablated; look at its weights")

@@ -112,7 +112,8 @@ def probe(
     """Record what ``model`` computes inside the ``with`` block, whatever runs it.
 
     >>> import kdx_analysis as kdx
-    >>> model = kdx.HME.from_student(kdx.models.build_model("digits_student", 10, 1), 10)
+    >>> from kdx_analysis.models import build_model
+    >>> model = kdx.HME.from_student(build_model("digits_student", 10, 1), 10)
     >>> with kdx.probe(model, activations="trunk") as seen:
     ...     _ = model(torch.zeros(5, 1, 8, 8))
     >>> seen.activations["trunk"].shape[0], seen.attention[-1].shape

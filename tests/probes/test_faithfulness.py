@@ -98,6 +98,28 @@ def test_permuting_experts_permutes_the_table_and_leaves_the_agreement(images: T
     torch.testing.assert_close(torch.tensor(b.agreement["value"]), torch.tensor(a.agreement["value"]))
 
 
+def test_a_hard_explainer_loses_nothing_with_experts_that_no_subtask_reaches(labels: Tensor) -> None:
+    images, model = torch.randn(B, 1, 8, 8, dtype=torch.float64), trained()
+    alpha = model.attention()
+    alpha[-1] = torch.eye(3, dtype=torch.float64)[[0, 2, 2]]
+    found = ablate(model.harden(alpha), images, labels, permutations=19)
+    last = found.levels[-1]
+    assert (last.drop[:, 1] == 0).all()
+    assert (last.change[alpha[-1] == 0] == 0).all()
+    assert (last.change[alpha[-1] == 1] > 0).all()
+    torch.testing.assert_close(last.effective, alpha[-1])
+    assert found.tree.parents[-1] == (0, 2, 2)
+
+
+def test_permuting_classes_permutes_the_tables(images: Tensor, labels: Tensor) -> None:
+    order = [2, 0, 1]
+    moved = explainer(passing(), [scaling(SCALES)], [ALPHA[order]], [WEIGHTS[k] for k in order])
+    (before,) = ablate(explainer(passing(), [scaling(SCALES)], [ALPHA], WEIGHTS), images, labels).levels
+    (after,) = ablate(moved, images, torch.tensor([order.index(k) for k in labels.tolist()])).levels
+    for name in ("drop", "change", "alpha", "effective"):
+        torch.testing.assert_close(getattr(after, name), getattr(before, name)[order])
+
+
 def test_rank_correlation_is_spearmans_and_flat_tables_have_none() -> None:
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randint(5, (6, 4), generator=generator).double() for _ in range(2))

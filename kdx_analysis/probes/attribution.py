@@ -31,7 +31,7 @@ STEPS, CONDUCTANCE_STEPS = 32, 128
 _AT_ONCE = 512
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Attribution:
     """How much every pixel of some images speaks for a subtask.
 
@@ -75,7 +75,7 @@ class Attribution:
         return as_html(self.plot()[0])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Conductance:
     """How much of a subtask's margin flows through every expert of a level (Dhamdhere et al., arXiv 1805.12233).
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -21,6 +22,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from kdx_analysis.errors import KdxError
+from kdx_analysis.io import read_parquet, write_parquet, write_text
 from kdx_analysis.models import HME, Trace, Tree
 from kdx_analysis.models import gates as gating
 from kdx_analysis.probes import gates
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
 Baseline = Literal["zero", "mean"]
 ALPHA = 0.05
 _AT_ONCE = 512
+_COLUMNS = ("drop", "change", "alpha", "effective")
+_TABLE, _TREE = "faithfulness.parquet", "faithfulness_tree.json"
 
 
 @jaxtyped(typechecker=beartype)
@@ -74,7 +78,7 @@ def rank_correlation(
     return float(value), (x * moved).sum(dim=(1, 2)) / norm
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LevelAblation:
     """What ablating each expert of a level does, beside what the gates say; K×N tables in float64.
 
@@ -91,7 +95,7 @@ class LevelAblation:
     effective: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Faithfulness:
     """Expert ablation against pathway mass, per level.
 
@@ -125,7 +129,7 @@ class Faithfulness:
             frames.append(pd.DataFrame({
                 "baseline": self.baseline, "level": of.level, "subtask": np.repeat(self.classes, N),
                 "subtask_index": np.repeat(np.arange(K), N), "expert": np.tile(np.arange(N), K),
-                **{name: getattr(of, name).numpy().ravel() for name in ("drop", "change", "alpha", "effective")},
+                **{name: getattr(of, name).numpy().ravel() for name in _COLUMNS},
                 "n": np.repeat(self.counts, N),
             }))  # fmt: skip
         return pd.concat(frames, ignore_index=True)
@@ -165,6 +169,33 @@ class Faithfulness:
         ]  # fmt: skip
         columns = ["level", "subtask", "by_attention", "by_ablation", "mass", "drop", "largest_drop"]
         return pd.DataFrame(rows, columns=columns)
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``faithfulness.parquet``, ``faithfulness_agreement.parquet`` and the tree into ``folder``."""
+        folder = Path(folder)
+        write_parquet(folder / _TABLE, self.to_frame().assign(null_draws=self.permutations, seed=self.seed))
+        write_parquet(folder / "faithfulness_agreement.parquet", self.agreement)
+        write_text(folder / _TREE, self.tree.to_json())
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Faithfulness:
+        """Read what :meth:`save` wrote, without loss. Raises KdxError if ``folder`` does not hold it."""
+        try:
+            frame = read_parquet(Path(folder) / _TABLE)
+            tree = Tree.from_json((Path(folder) / _TREE).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise KdxError(f"{str(folder)!r} holds no faithfulness record: {error}") from None
+        first = frame.drop_duplicates("subtask_index")
+        K = len(first)
+
+        def level(rows: pd.DataFrame) -> LevelAblation:
+            tables = {name: torch.tensor(rows[name].to_numpy()).view(K, -1) for name in _COLUMNS}
+            return LevelAblation(int(rows["level"].iloc[0]), **tables)
+
+        return cls(
+            tuple(first["subtask"]), first["baseline"].iloc[0], tuple(level(f) for _, f in frame.groupby("level")),
+            tree, tuple(first["n"].tolist()), int(first["null_draws"].iloc[0]), int(first["seed"].iloc[0]),
+        )  # fmt: skip
 
     def plot(self, ax: Axes | None = None) -> tuple[Figure, np.ndarray]:
         """Drop against pathway mass of A, as (figure, axes): a panel a level, or the last level in ``ax``."""
@@ -266,7 +297,7 @@ def ablate(
     return Faithfulness(names, baseline, tuple(levels), tree, counts, permutations, seed)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Ablated:
     """From the experts of a level that are present, 1×N ones and zeros, to the margins of all images, B×K."""
 
@@ -284,7 +315,7 @@ class _Ablated:
             return torch.cat([self.model(chunk) for chunk in self.images.split(_AT_ONCE)])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Explanation:
     """One class: its images, what each expert of its path looks at, and how much that expert matters.
 

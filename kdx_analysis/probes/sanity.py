@@ -58,7 +58,7 @@ def randomised(model: nn.Module, seed: int) -> nn.Module:
     return copied
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Randomisation:
     """How like an attribution's maps are to those of the same model with random weights.
 

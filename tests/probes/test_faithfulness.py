@@ -7,9 +7,9 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from kdx_analysis.errors import KdxError
-from kdx_analysis.io import read_parquet, write_parquet
+from kdx_analysis.io import read_parquet
 from kdx_analysis.models import HME, build_model
-from kdx_analysis.probes import ablate, explain
+from kdx_analysis.probes import Faithfulness, ablate, explain
 from kdx_analysis.probes.faithfulness import change, drop, rank_correlation
 
 from ..planted_explainers import explainer, passing, scaling
@@ -156,10 +156,16 @@ def test_measures_by_hand() -> None:
 def test_tables_hold_numbers_alone_and_survive_parquet(gates: str, labels: Tensor, tmp_path: Path) -> None:
     images = torch.randn(B, 1, 8, 8, dtype=torch.float64)
     found = ablate(trained(gates), images, labels, ["a", "b", "c"], permutations=19)
-    for name, frame in (("ablation", found.to_frame()), ("agreement", found.agreement)):
-        assert not frame.isna().any().any()
-        write_parquet(tmp_path / name, frame)
-        assert read_parquet(tmp_path / name).equals(frame)
+    assert not found.to_frame().isna().any().any()
+    assert not found.agreement.isna().any().any()
+    found.save(tmp_path)
+    loaded = Faithfulness.load(tmp_path)
+    assert loaded.to_frame().equals(found.to_frame())
+    assert loaded.agreement.equals(found.agreement)
+    assert read_parquet(tmp_path / "faithfulness_agreement.parquet").equals(found.agreement)
+    assert (loaded.tree, str(loaded)) == (found.tree, str(found))
+    with pytest.raises(KdxError, match="holds no faithfulness record"):
+        Faithfulness.load(tmp_path / "elsewhere")
     assert len(found.to_frame()) == 3 * 3 * K
     mass = found.to_frame().groupby(["level", "subtask"])[["alpha", "effective"]].sum()
     assert ((mass - 1).abs() < 1e-9).all().all()

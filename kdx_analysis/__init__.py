@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from kdx_analysis.data import Dataset, load_dataset
     from kdx_analysis.errors import KdxError
     from kdx_analysis.models import HME, Tree
+    from kdx_analysis.models.learn_to_branch import learn_to_branch
     from kdx_analysis.probes import probe
     from kdx_analysis.report import Report
     from kdx_analysis.runs import Run, RunSet
     from kdx_analysis.study import Study, ready_studies
+    from kdx_analysis.training.checkpoints import load_learn_to_branch
 
 __version__ = "0.1.0"
 
@@ -37,7 +39,9 @@ _HOMES = {
     "Study": "study",
     "StudyConfig": "config",
     "Tree": "models",
+    "learn_to_branch": "models.learn_to_branch",
     "load_dataset": "data",
+    "load_learn_to_branch": "training.checkpoints",
     "plots": "",
     "probe": "probes",
     "probes": "",
@@ -54,7 +58,9 @@ __all__ = [
     "Study",
     "StudyConfig",
     "Tree",
+    "learn_to_branch",
     "load_dataset",
+    "load_learn_to_branch",
     "plots",
     "probe",
     "probes",

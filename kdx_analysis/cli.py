@@ -60,6 +60,26 @@ def report(
     typer.echo(Report(RunSet.load(*runs)).save_html(out))
 
 
+@app.command()
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="Of KDExplainer's released code: .pth, .pt or .safetensors.")],
+    out: Annotated[Path | None, typer.Option(help="By default CHECKPOINT with the suffix .safetensors.")] = None,
+) -> None:
+    """Turn weights of the released code into an explainer's (kdx.load_learn_to_branch reads them)."""
+    from kdx_analysis.training.checkpoints import convert_learn_to_branch
+
+    out = out or checkpoint.with_suffix(".safetensors")
+    if out.exists():
+        raise KdxError(f"{str(out)!r} exists: choose another file with --out")
+    released = convert_learn_to_branch(checkpoint, out)
+    experts = ", ".join(map(str, released.experts))
+    typer.echo(f"form {released.form}, {released.num_classes} classes, experts {experts}")
+    if released.unused:
+        typer.echo(f"not used: {', '.join(released.unused)}")
+    typer.echo("the gates' temperature is not in the checkpoint: set model.temperature to 5/epoch")
+    typer.echo(out)
+
+
 @lists.command()
 def studies() -> None:
     """Ready studies that come with the package."""
@@ -136,6 +156,11 @@ def _announce(study: Study, out: Path, jobs: int) -> None:
     typer.echo(f"study {config.name}: {config.teacher.model} → {config.student} on {data.name}, {sizes}")
     typer.echo(f"  objectives {', '.join(o.label for o in config.objectives)}; seeds {config.seeds}")
     typer.echo(f"  {len(steps)} runs of {config.training.epochs} epochs, {done} done already, {jobs} at a time → {out}")
+    if (phase2 := config.explainer.phase2) is not None:
+        typer.echo(
+            f"  a tree of every explainer: gates hardened by {phase2.by}, weights {phase2.weights}, "
+            f"{config.training_of('tree').epochs} epochs"
+        )
     epochs = len(checkpoints(config.training.epochs, config.probes.checkpoints))
     typer.echo(
         f"  conflict of every explainer at {epochs} epochs on two probe sets: {2 * epochs * data.num_classes} backward "

@@ -46,15 +46,23 @@ class DataConfig(_Config):
 
 
 class TrainingConfig(_Config):
-    """How one model is trained; ``accelerator``, ``devices``, ``strategy`` and ``precision`` are Fabric's."""
+    """How one model is trained; ``accelerator``, ``devices``, ``strategy`` and ``precision`` are Fabric's.
+
+    ``adam`` decays weights by an L2 term in the gradient, ``adamw`` apart from it. Gates have ``gate_lr_factor``
+    times the learning rate and a decay of their own. The rate warms up over ``warmup_epochs`` and then follows the
+    ``schedule``; ``step`` halves it every ``step_epochs``, ``learn_to_branch`` brings a warm-up of its own.
+    """
 
     epochs: Count = 30
     batch_size: Annotated[int, Field(ge=2)] = 128
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    nesterov: bool = True
     lr: Positive = 2e-3
     gate_lr_factor: Positive = 10.0
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
-    schedule: Literal["cosine", "constant"] = "cosine"
+    gate_weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    schedule: Literal["cosine", "constant", "step", "learn_to_branch"] = "cosine"
+    step_epochs: Count = 30
     warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
     selection: Literal["last", "best"] = "last"
     accelerator: str = "auto"
@@ -84,11 +92,35 @@ class TemperatureConfig(_Config):
     end: Positive = 0.05
 
 
+class Phase2Config(_Config):
+    """The tree of every explainer: its gates made hard ``by`` their own or by effective attention, then trained.
+
+    ``weights`` are drawn anew or go on from the explainer's; ``training`` is by default that of phase 1.
+    """
+
+    weights: Literal["redrawn", "kept"] = "redrawn"
+    by: Literal["alpha", "effective"] = "alpha"
+    training: TrainingConfig | None = None
+
+
 class ExplainerConfig(_Config):
-    """The HME made of the student: experts of each level above the trunk, and their gates' temperature."""
+    """The HME made of the student: experts of each level above the trunk, and their gates.
+
+    All experts together have the parameters or FLOPs of the stages that they stand for (``budget``), or each their
+    width over the number of experts. ``stages`` are module paths, where the student's stages are not to be found by
+    themselves. ``gates`` are parameters or read the input; a gate keeps its ``top_k`` parents, ``gumbel`` adds
+    noise in training, and in the first ``warmup_epochs`` gates stay as they are. ``phase2`` asks for trees.
+    """
 
     experts: tuple[Count, ...] | Count = 4
+    budget: Literal["params", "flops", "width"] = "params"
+    stages: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    gates: Literal["parameter", "input"] = "parameter"
+    top_k: Count | None = None
+    gumbel: bool = False
     temperature: TemperatureConfig = TemperatureConfig()
+    warmup_epochs: Annotated[int, Field(ge=0)] = 0
+    phase2: Phase2Config | None = None
 
 
 class ObjectiveConfig(_Config):
@@ -145,7 +177,10 @@ class ProbeConfig(_Config):
 
 
 class StudyConfig(_Config):
-    """Runs that share data and teacher: one explainer and one undivided student per objective and seed."""
+    """Runs that share data and teacher: one explainer and one undivided student per objective and seed.
+
+    With ``explainer.phase2`` a tree grows from every explainer.
+    """
 
     name: str
     data: DataConfig
@@ -187,6 +222,13 @@ class StudyConfig(_Config):
     def override(self, overrides: Iterable[str]) -> StudyConfig:
         """This study with ``key=value`` overrides."""
         return type(self).parse(_apply(self.to_dict(), overrides), source=f"study {self.name!r}")
+
+    def training_of(self, role: str) -> TrainingConfig:
+        """How the runs of a role (teacher, student, explainer, tree) are trained."""
+        if role == "teacher":
+            return self.teacher.training
+        phase2 = self.explainer.phase2 if role == "tree" else None
+        return self.training if phase2 is None or phase2.training is None else phase2.training
 
     def to_dict(self) -> dict[str, Any]:
         return self.model_dump(mode="json", by_alias=True)
@@ -236,7 +278,9 @@ def _apply(value: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
         *path, last = key.split(".")
         inner = value
         for part in path:
-            inner = inner.setdefault(part, {})
+            if inner.get(part) is None:
+                inner[part] = {}
+            inner = inner[part]
             if not isinstance(inner, dict):
                 raise KdxError(f"--set {override!r}: {part!r} holds no keys; set {part}=... as a whole")
         inner[last] = item

@@ -5,24 +5,30 @@ from __future__ import annotations
 import multiprocessing
 import pickle
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import pandas as pd
+import torch
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 from torch.multiprocessing import ProcessRaisedException
 
-from kdx_analysis.config import ObjectiveConfig, StudyConfig, TrainingConfig
+from kdx_analysis.config import ObjectiveConfig, Phase2Config, StudyConfig, TrainingConfig
 from kdx_analysis.data import Dataset
 from kdx_analysis.errors import KdxError
-from kdx_analysis.models import HME
+from kdx_analysis.models import HME, Tree
+from kdx_analysis.models import gates as gating
+from kdx_analysis.probes import gates
+from kdx_analysis.probes.gradients import undisturbed
 from kdx_analysis.probes.recorder import ExplainerProbe
 from kdx_analysis.runs import Run, environment, run_id, write_run
+from kdx_analysis.runs.directory import WEIGHTS
 from kdx_analysis.training import Epoch, fabric_for, fit, reproducible, score
+from kdx_analysis.training.checkpoints import load_weights
 from kdx_analysis.training.progress import Progress, relayed
 
 
@@ -47,11 +53,12 @@ class Step:
     """One run that a study asks for.
 
     Attributes:
-        role: teacher, student (undivided, the yardstick) or explainer.
+        role: teacher, student (undivided, the yardstick), explainer or tree.
         objective: what it is matched to.
         seed: of its weights, order and augmentation.
         config: everything that decides its result; a run is done when a directory for just this config exists.
         path: that directory.
+        explainer: the directory of the run that a tree grows from; None for other roles.
     """
 
     role: str
@@ -59,25 +66,42 @@ class Step:
     seed: int
     config: Mapping[str, Any]
     path: Path
+    explainer: Path | None = None
 
     @property
     def done(self) -> bool:
         return self.path.is_dir()
 
     @property
+    def ready(self) -> bool:
+        """Whether what it starts from is there."""
+        return self.explainer is None or self.explainer.is_dir()
+
+    @property
     def title(self) -> str:
         return self.role if self.role == "teacher" else f"{self.role} {self.objective.label} seed {self.seed}"
 
     @classmethod
-    def of(cls, parent: Path, role: str, objective: ObjectiveConfig, seed: int, config: Mapping[str, Any]) -> Step:
+    def of(
+        cls,
+        parent: Path,
+        role: str,
+        objective: ObjectiveConfig,
+        seed: int,
+        config: Mapping[str, Any],
+        explainer: Path | None = None,
+    ) -> Step:
         """The step whose directory below ``parent`` is named for its configuration."""
         config = {"role": role, **config}
         label = "" if role == "teacher" else objective.label
-        return cls(role, objective, seed, config, parent / run_id(role, label, seed, config))
+        return cls(role, objective, seed, config, parent / run_id(role, label, seed, config), explainer)
 
 
 def train_steps(study: Ingredients, steps: Sequence[Step], teacher: Path, jobs: int, show: Progress) -> None:
-    """Train the ``steps`` that are not done, ``jobs`` at a time; the first error stops those that wait."""
+    """Train the ``steps`` that are not done, in order, ``jobs`` at a time; the first error stops those that wait.
+
+    A tree comes after its explainer, which stands before it among the ``steps`` or is done.
+    """
     steps = [step for step in steps if not step.done]
     if jobs == 1 or len(steps) < 2:
         for step in steps:
@@ -87,15 +111,20 @@ def train_steps(study: Ingredients, steps: Sequence[Step], teacher: Path, jobs: 
         pickle.dumps(study)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise KdxError(
-            f"the study can't be handed to other processes ({error}); use jobs=1, or define the teacher's class in a "
-            "module that can be imported"
+            f"the study can't be handed to other processes ({error}); use jobs=1, or define the classes of teacher and "
+            "student in modules that can be imported"
         ) from None
     context = multiprocessing.get_context("spawn")
     with relayed(show) as relay, ProcessPoolExecutor(min(jobs, len(steps)), mp_context=context) as pool:
-        futures = [pool.submit(train_step, study, step, teacher, relay) for step in steps]
+        running: set[Future[Run]] = set()
         try:
-            for future in as_completed(futures):
-                future.result()
+            while steps or running:
+                for step in [step for step in steps if step.ready][: jobs - len(running)]:
+                    steps.remove(step)
+                    running.add(pool.submit(train_step, study, step, teacher, relay))
+                finished, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    future.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -103,7 +132,7 @@ def train_steps(study: Ingredients, steps: Sequence[Step], teacher: Path, jobs: 
 
 def train_step(study: Ingredients, step: Step, teacher: Path, show: Progress) -> Run:
     """Train and probe one run and write its directory; ``teacher`` is the directory of the teacher's run."""
-    config = study.config.teacher.training if step.role == "teacher" else study.config.training
+    config = study.config.training_of(step.role)
     fabric = fabric_for(config)
     train = partial(_train_on, study=study, step=step, config=config, teacher_run=teacher)
     if fabric.strategy.launcher is None:
@@ -118,10 +147,38 @@ def train_step(study: Ingredients, step: Step, teacher: Path, show: Progress) ->
     return Run.load(step.path)
 
 
+def grow(explainer: HME, images: Tensor, config: Phase2Config) -> HME:
+    """The tree of a trained explainer, without its dead experts; the explainer is left as it was.
+
+    Effective attention, and the mean of gates that read the input, are those on ``images`` (normalised, B×C×H×W).
+    Weights are redrawn before experts are pruned, so that trees of one seed share those of the experts they share.
+    """
+    with undisturbed(explainer), torch.no_grad():
+        trace = explainer.trace(images)
+    attention = list(trace.attention)
+    if config.by == "effective":
+        attention = gates.effective(attention, [gating.spread(features.float()) for features in trace.features])
+    tree = explainer.harden([gate.mean(dim=0) if gate.ndim == 3 else gate for gate in attention])
+    if config.weights == "redrawn":
+        tree.redraw()
+    return tree.pruned()
+
+
+def tree_record(tree: Tree) -> pd.DataFrame:
+    """Columns child_level, child, parent, subtask (of the leaves, '' elsewhere); the trunk is expert 0 of level 1."""
+    leaves = len(tree.experts) + 1
+    rows = [
+        (level, child, parent, tree.classes[child] if level == leaves else "")
+        for level, parents in enumerate(tree.parents, 2)
+        for child, parent in enumerate(parents)
+    ]
+    return pd.DataFrame(rows, columns=["child_level", "child", "parent", "subtask"])
+
+
 def _train_on(
     fabric: Fabric, study: Ingredients, step: Step, config: TrainingConfig, teacher_run: Path, show: Progress
 ) -> None:
-    data, probe = study.dataset, None
+    data, probe, grown_from = study.dataset, None, None
     with reproducible(step.seed, config.threads):
         teacher = None if step.role == "teacher" else study.teacher(teacher_run)
         records: dict[str, pd.DataFrame] = {}
@@ -130,9 +187,14 @@ def _train_on(
             rows = [row for split in (data.val, data.test) for row in score(model, split, data, "multiclass")]
             records["metrics"], epoch = pd.DataFrame(rows).assign(epoch=0), 0
         else:
-            model = study.build(step.role)
             callbacks: list[Callable[[Epoch, nn.Module], None]] = [lambda epoch, _: show(step.title, epoch)]
-            if isinstance(model, HME):
+            gated = study.config.explainer
+            if step.explainer is not None:
+                model, grown_from = _tree(study, step.explainer)
+                records["tree"] = tree_record(model.tree(data.classes))
+            else:
+                model = study.build(step.role)
+            if isinstance(model, HME) and step.role == "explainer":
                 probe = ExplainerProbe(
                     model.to(fabric.device), data.to(fabric.device), step.objective, study.config.probes,
                     config.epochs, None if teacher is None else teacher.to(fabric.device),
@@ -140,7 +202,8 @@ def _train_on(
                 callbacks.append(probe)
             result = fit(
                 model, data, step.objective, config, seed=step.seed, fabric=fabric, teacher=teacher,
-                temperature=study.config.explainer.temperature, callbacks=callbacks,
+                temperature=gated.temperature if step.role == "explainer" else None,
+                gate_warmup=gated.warmup_epochs, callbacks=callbacks,
             )  # fmt: skip
             records["metrics"], epoch = result.history, result.epoch
     if not fabric.is_global_zero:
@@ -158,6 +221,21 @@ def _train_on(
         "selection": {"rule": config.selection, "split": "val", "epoch": epoch},
         "data": data.describe(),
         "probe_sets": None if probe is None else probe.ids,
+        "experts": list(model.experts) if isinstance(model, HME) else None,
+        "grown_from": grown_from,
         "environment": environment(),
     }
     write_run(step.path, info, records, model)
+
+
+def _tree(study: Ingredients, run: Path) -> tuple[HME, dict[str, Any]]:
+    """The tree of the explainer of a ``run``, and what the tree's own run tells of it."""
+    config = study.config
+    explainer = study.build("explainer")
+    assert isinstance(explainer, HME)
+    assert config.explainer.phase2 is not None
+    load_weights(run / WEIGHTS, explainer)
+    chosen = study.dataset.probe_set("train", config.probes.per_class, config.probes.seed)
+    images = study.dataset.normalise(chosen.images.take(torch.arange(len(chosen))))
+    tree = grow(explainer, images, config.explainer.phase2)
+    return tree, {"run": run.name, "experts": list(explainer.experts)}

@@ -1,4 +1,4 @@
-"""The pipeline: data → teacher → students and explainers under each objective × seed → probes → runs → report."""
+"""The pipeline: data → teacher → student, explainer and tree under each objective × seed → probes → runs → report."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from kdx_analysis.config import (
 from kdx_analysis.data import Dataset, load_dataset
 from kdx_analysis.errors import KdxError
 from kdx_analysis.execution import Step, train_steps
-from kdx_analysis.models import HME, StagedNet, build_model, check_fits
+from kdx_analysis.models import HME, build_model, check_fits, redrawn
 from kdx_analysis.probes.recorder import SPLITS
 from kdx_analysis.registry import unknown
 from kdx_analysis.report import Report
-from kdx_analysis.runs import Run, RunSet
+from kdx_analysis.runs import ROLES, Run, RunSet
 from kdx_analysis.runs.directory import INFO, WEIGHTS
 from kdx_analysis.training import fabric_for
 from kdx_analysis.training.checkpoints import fingerprint, load_weights
@@ -41,6 +41,7 @@ from kdx_analysis.training.progress import Progress, no_progress
 from kdx_analysis.training.teacher import check_teacher
 
 STUDY_FILE = "study.yaml"
+_STRUCTURE = ("experts", "budget", "stages", "gates", "top_k", "gumbel")
 _TEACHER_OBJECTIVE = ObjectiveConfig(name="hard", decomposition="multiclass")
 
 
@@ -51,7 +52,8 @@ class Study:
         data: a data set's name, the path of an image folder, or a Dataset.
         teacher: a model's name (it is trained first), the path of a run directory or of weights given as
             ``NAME@PATH``, or a trained module that gives B×K logits.
-        student: a model's name, or a StagedNet whose blocks the explainer takes; weights are always drawn anew.
+        student: a model's name, or a module that gives B×K logits, whose blocks the explainer takes; weights are
+            always drawn anew.
         objectives: names, mappings or ObjectiveConfigs.
         seeds: a number of seeds, counted from 0, or the seeds themselves.
         name: of the study.
@@ -67,7 +69,7 @@ class Study:
         *,
         data: str | Path | Dataset,
         teacher: str | Path | nn.Module,
-        student: str | StagedNet,
+        student: str | nn.Module,
         objectives: Sequence[str | Mapping[str, Any] | ObjectiveConfig] = ("hard", "label_smoothing", "kd_flat", "kd"),
         seeds: int | Sequence[int] = 3,
         name: str | None = None,
@@ -145,13 +147,23 @@ class Study:
         return self._teacher_with(path / WEIGHTS) if self.given_teacher is None else copy.deepcopy(self.given_teacher)
 
     def build(self, role: str) -> nn.Module:
-        """A teacher, student or explainer with weights drawn anew from torch's random state."""
+        """A teacher, student or explainer with weights drawn anew from torch's random state.
+
+        Raises KdxError for a student whose weights can't be, or that can't be split.
+        """
         K, channels = self.dataset.num_classes, self.dataset.shape[0]
         if role == "teacher":
             return build_model(self.config.teacher.model, K, channels)
         given = self._given.student
-        student = build_model(self.config.student, K, channels) if given is None else given.rebuilt()
-        return student if role == "student" else HME.from_student(student, K, self.config.explainer.experts)
+        student = build_model(self.config.student, K, channels) if given is None else redrawn(given)
+        if role == "student":
+            return student
+        return HME.from_student(
+            student,
+            K,
+            image_shape=self.dataset.shape,
+            **self.config.explainer.model_dump(include=set(_STRUCTURE)),
+        )
 
     def check(self) -> None:
         """Raise KdxError for anything that can't work, before any training."""
@@ -166,7 +178,8 @@ class Study:
                 check_teacher(self.given_teacher, self.dataset)
         for split in SPLITS:
             self.dataset.probe_set(split, self.config.probes.per_class, self.config.probes.seed)
-        fabric_for(self.config.training)
+        for role in ROLES:
+            fabric_for(self.config.training_of(role))
 
     def plan(self, out: str | Path) -> list[Step]:
         """Every run of the study below ``out``, the teacher first."""
@@ -187,9 +200,13 @@ class Study:
                 }  # fmt: skip
                 if self._given.student is not None:
                     student["architecture"] = digest({"repr": repr(self._given.student)}, 64)
-                explainer = {**student, "explainer": section["explainer"], "probes": section["probes"]}
+                hme = {key: value for key, value in section["explainer"].items() if key != "phase2"}
+                explainer = {**student, "explainer": hme, "probes": section["probes"]}
                 steps.append(Step.of(out / "runs", "student", objective, seed, student))
                 steps.append(Step.of(out / "runs", "explainer", objective, seed, explainer))
+                if (phase2 := section["explainer"]["phase2"]) is not None:
+                    tree = {**explainer, "phase2": {**phase2, "training": phase2["training"] or section["training"]}}
+                    steps.append(Step.of(out / "runs", "tree", objective, seed, tree, explainer=steps[-1].path))
         return steps
 
     def run(
@@ -262,7 +279,7 @@ class _Given:
 
     data: Dataset | None = None
     teacher: nn.Module | None = None
-    student: StagedNet | None = None
+    student: nn.Module | None = None
 
 
 def ready_studies() -> dict[str, Path]:

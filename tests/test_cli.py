@@ -5,9 +5,12 @@ import pytest
 import torch
 import yaml
 
+import kdx_analysis
 from kdx_analysis import cli
 from kdx_analysis.data.sources import DATASETS, Source
+from kdx_analysis.errors import KdxError
 from tests import toys
+from tests.models.reference_learn_to_branch import checkpoint, released_network
 
 
 @pytest.fixture
@@ -108,7 +111,10 @@ BAD_INPUT = {
     ),
     "too many of a class": (["data.per_class=500"], "has only 16 training images: lower per_class"),
     "experts of too few levels": (["explainer.experts=[2]"], "experts = .2,. should be a number or 3 numbers"),
-    "a student in one piece": (["student=timm:test_resnet"], "can't be split into experts; build it as a StagedNet"),
+    "stages that are not there": (
+        ["explainer.stages=[stages.0, stages.9]"],
+        r"there is no module 'stages\.9' on the way from images to outputs; there are .*stages\.0",
+    ),
     "no such device": (["training.accelerator=abacus"], "cannot train with accelerator='abacus'.*Available names"),
     "no such weights": (["teacher.path=none.pt"], "cannot load weights from 'none.pt': .*No such file"),
 }
@@ -151,10 +157,23 @@ def test_a_study_runs_and_its_answer_is_printed(kdx, study_file, tmp_path, monke
     assert "the answer from 3 runs" in out
     assert (tmp_path / "out" / "little" / "study.yaml").is_file()
 
+    assert "a tree of every explainer" not in out
+
     code, out, _ = kdx("run", study_file, *options[:-1], "training.epochs=2")
     assert code == 0
     assert "1 done already" in out
     assert "the answer from 3 runs" in out  # the runs of one epoch are there still, and not among them
+
+
+def test_trees_are_announced(kdx, study_file, monkeypatch):
+    def nothing(*_, **__):
+        raise KdxError("enough")
+
+    monkeypatch.setattr("kdx_analysis.study.Study.run", nothing)
+    code, out, _ = kdx("run", study_file, "--set", "explainer.phase2={by: effective, training: {epochs: 7}}")
+    assert code == 2
+    assert "7 runs of 2 epochs" in out
+    assert "a tree of every explainer: gates hardened by effective, weights redrawn, 7 epochs" in out
 
 
 def test_a_report_on_finished_runs(kdx, finished, tmp_path):
@@ -193,7 +212,29 @@ def test_a_list_of_an_unknown_library(kdx):
     assert (code, err) == (2, "kdx: unknown library 'tim'; did you mean 'timm'?\n")
 
 
+@torch.no_grad()
+def test_weights_of_the_released_code_are_converted_and_read_back(kdx, tmp_path):
+    reference = released_network(3, "nce", experts=(1, 2, 3)).eval()
+    torch.save(checkpoint(reference), tmp_path / "best.pth")
+    code, out, err = kdx("convert", "best.pth")
+    assert (code, err) == (0, "")
+    assert "form nce, 3 classes, experts 1, 2, 3\n" in out
+    assert "not used: conv1_0.0.weight, " in out
+    assert out.endswith("best.safetensors\n")
+
+    model = kdx_analysis.load_learn_to_branch("best.safetensors").eval()
+    model.temperature = 0.5
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(model(images), reference(images, 1.0), rtol=0, atol=1e-5)
+
+    assert "'best.safetensors' exists: choose another file" in kdx("convert", "best.pth")[2]
+    code, _, err = kdx("convert", "best.safetensors", "--out", "again.safetensors")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "this is no checkpoint of the released code" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pth", "best.safetensors"]
+
+
 def test_help_names_the_commands(kdx):
     code, out, _ = kdx("--help")
     assert code == 0
-    assert all(command in out for command in ("demo", "run", "report", "list"))
+    assert all(command in out for command in ("demo", "run", "report", "convert", "list"))

@@ -1,4 +1,5 @@
 import pytest
+import yaml
 
 from kdx_analysis.config import LADDER, ObjectiveConfig, ProbeConfig, StudyConfig, digest, flatten
 from kdx_analysis.errors import KdxError
@@ -34,6 +35,35 @@ def test_overrides_reach_nested_keys_and_leave_the_study_alone():
     assert before == study()
 
 
+def test_an_override_reaches_into_a_section_that_is_not_set():
+    tree = study().override(["explainer.phase2.weights=kept"]).explainer.phase2
+    assert (tree.weights, tree.by, tree.training) == ("kept", "alpha", None)
+
+
+def test_trees_are_trained_as_phase_1_unless_they_say_otherwise():
+    own = study(training={"epochs": 3}, explainer={"phase2": {"training": {"epochs": 7, "schedule": "step"}}})
+    trained = {role: own.training_of(role).epochs for role in ("teacher", "student", "explainer", "tree")}
+    assert trained == {"teacher": 30, "student": 3, "explainer": 3, "tree": 7}
+    assert study(training={"epochs": 3}, explainer={"phase2": {}}).training_of("tree").epochs == 3
+
+
+def test_the_released_code_can_be_written_as_a_study():
+    text = """
+        explainer:
+          experts: [2, 4, 8]
+          temperature: {schedule: reciprocal, start: 5.0}
+          warmup_epochs: 2
+          phase2:
+            training: {epochs: 300, optimizer: sgd, nesterov: false, lr: 0.05, weight_decay: 5.0e-4, warmup_epochs: 0,
+                       schedule: step, step_epochs: 30}
+        training: {epochs: 300, optimizer: adam, lr: 0.05, gate_lr_factor: 0.2, weight_decay: 5.0e-4,
+                   gate_weight_decay: 5.0e-4, schedule: learn_to_branch}
+    """
+    read = study(**yaml.safe_load(text))
+    assert StudyConfig.parse(read.to_dict()) == read
+    assert read.training.lr * read.training.gate_lr_factor == pytest.approx(0.01)
+
+
 def test_overrides_of_a_file(tmp_path):
     file = tmp_path / "study.yaml"
     study().save(file)
@@ -63,7 +93,13 @@ def test_overrides_that_can_not_be_applied(override, message):
         ({"objectives": [{"name": "kd", "lamda": 0.5}]}, "'lamda'; did you mean 'lambda'"),
         ({"explainer": {"temperature": {"strat": 3}}}, "'strat'; did you mean 'start'"),
         ({"objectives": ["hard", "kd_flatt"]}, r"unknown name 'kd_flatt'; did you mean 'kd_flat'.*objectives\.1"),
-        ({"training": {"optimizer": "adam"}}, "unknown optimizer 'adam'; did you mean 'adamw'"),
+        ({"training": {"optimizer": "adm"}}, "unknown optimizer 'adm'; did you mean 'adam' or 'adamw'"),
+        ({"explainer": {"budget": "flop"}}, "unknown budget 'flop'; did you mean 'flops'"),
+        (
+            {"explainer": {"phase2": {"weigths": "kept"}}},
+            "'weigths'; did you mean 'weights'.*'explainer.phase2.weigths'",
+        ),
+        ({"explainer": {"phase2": {"training": {"epoch": 1}}}}, "'epoch'; did you mean 'epochs'"),
         ({"data": {}}, r"'data\.name' is missing; add it"),
     ],
 )
@@ -87,6 +123,9 @@ def test_unknown_keys_and_names_are_answered_with_near_ones(changes, message):
         ({"data": {"name": "x", "val_fraction": 0}}, "data.val_fraction = 0"),
         ({"explainer": {"experts": 0}}, r"explainer\.experts = 0: .*greater than or equal to 1"),
         ({"explainer": {"experts": [4, 0]}}, r"explainer\.experts\.1 = 0"),
+        ({"explainer": {"top_k": 0}}, r"explainer\.top_k = 0: .*greater than or equal to 1"),
+        ({"explainer": {"stages": []}}, r"explainer\.stages = .*at least 1 item"),
+        ({"explainer": {"warmup_epochs": -1}}, r"explainer\.warmup_epochs = -1"),
         ({"training": {"devices": [1]}}, r"training\.devices = \[1\]"),
         ({"seeds": [0, -1]}, r"seeds\.1 = -1: .*equal to 0"),
         ({"seeds": [1, 2, 1]}, "seed 1 is given more than once"),

@@ -8,6 +8,7 @@ import torch
 from kdx_analysis.errors import KdxError
 from kdx_analysis.execution import Step, train_steps
 from kdx_analysis.models import HME
+from kdx_analysis.models.zoo import plain_stage
 from kdx_analysis.runs import Run, RunSet
 from kdx_analysis.study import Study, ready_studies
 from kdx_analysis.training.checkpoints import fingerprint, load_weights
@@ -179,6 +180,105 @@ def test_own_data_set_teacher_and_student(tmp_path):
         other.run(tmp_path)
 
 
+TREES = {"experts": 2, "phase2": {"training": {"epochs": 1, "batch_size": 16, "warmup_epochs": 0}}}
+ONE = {"objectives": ("hard",), "seeds": 1, "teacher_training": {"epochs": 1, "batch_size": 16}}
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory) -> RunSet:
+    """A study of one objective and one seed with both phases."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kdx_analysis.report.Report.save_html", lambda self, out: out)
+        return toy_study(**ONE, explainer=TREES).run(tmp_path_factory.mktemp("grown"))
+
+
+def test_a_tree_grows_from_each_explainer(grown):
+    assert [run.role for run in grown] == ["teacher", "student", "explainer", "tree"]
+    *_, explainer, tree = grown
+    assert tree.kinds == ("metrics", "tree")
+    assert tree.record("metrics")["epoch"].unique().tolist() == [1]
+    assert set(tree.record("metrics").query("split == 'test'")["metric"]) == {"accuracy", "hard_loss", "agreement"}
+    assert tree.info["grown_from"] == {"run": explainer.id, "experts": explainer.info["experts"]}
+    assert set(grown.values("accuracy", role="tree").columns) == {"hard"}
+
+
+def test_the_record_of_a_tree_is_the_argmax_of_its_explainers_gates(grown):
+    *_, explainer, tree = grown
+    record = tree.record("tree")
+    gates = explainer.record("gates").query("epoch == 2")
+    heads = gates[gates["level"] == gates["level"].max()]
+    parents = heads.loc[heads.groupby("child_index")["alpha"].idxmax()].set_index("child")["parent"]
+    leaves = record[record["subtask"] != ""].set_index("subtask")
+    assert leaves.index.tolist() == list(toys.CLASSES)
+    for a in toys.CLASSES:
+        for b in toys.CLASSES:
+            assert (leaves["parent"][a] == leaves["parent"][b]) == (parents[a] == parents[b])
+    # every expert that is left has a child, and every child but the trunk one parent
+    nodes = record.groupby("child_level")["child"].apply(list).to_dict()
+    counts = tree.info["experts"]
+    assert nodes == {level: list(range(n)) for level, n in enumerate([*counts[1:], 3], 2)}
+    for level, n in enumerate(counts, 1):
+        assert set(record[record["child_level"] == level + 1]["parent"]) == set(range(n))
+
+
+def test_phase_2_changes_the_tree_and_phase_1_changes_both(grown, tmp_path):
+    def ids(**changes) -> dict[str, str]:
+        return {step.role: step.path.name for step in toy_study(**(ONE | changes)).plan(tmp_path)}
+
+    both = ids(explainer=TREES)
+    assert both == {run.role: run.id for run in grown}
+    assert ids(explainer={"experts": 2}) == {role: name for role, name in both.items() if role != "tree"}
+    kept = ids(explainer=TREES | {"phase2": {"weights": "kept"}})
+    assert {role for role in both if kept[role] != both[role]} == {"tree"}
+    inherited = ids(explainer={"experts": 2, "phase2": {}})
+    assert {role for role in both if inherited[role] != both[role]} == {"tree"}
+    colder = ids(explainer=TREES | {"temperature": {"start": 1.0}})
+    assert {role for role in both if colder[role] != both[role]} == {"explainer", "tree"}
+
+
+def test_a_tree_that_is_not_done_grows_from_the_explainer_that_is(grown, tmp_path):
+    toy_study(**ONE, explainer={"experts": 2}).run(tmp_path)
+    before = files(tmp_path / "runs")
+    runs = toy_study(**ONE, explainer=TREES).run(tmp_path)
+    after = files(tmp_path / "runs")
+    assert before.items() <= after.items()
+    assert {name.split("-")[0] for name in after.keys() - before.keys()} == {"tree"}
+    assert_same_results(runs, grown)
+
+
+def test_trees_of_two_jobs_are_those_of_one(tmp_path):
+    study = toy_study(**ONE | {"objectives": ("hard", "kd")}, explainer=TREES)
+    one = study.run(tmp_path / "one")
+    assert [run.role for run in one].count("tree") == 2
+    assert_same_results(study.run(tmp_path / "two", jobs=2), one)
+
+
+def test_any_module_is_a_student_whose_weights_are_drawn_anew(tmp_path):
+    student = torch.nn.Sequential(
+        *(plain_stage(4 if i else 1, 4, pool=i == 1) for i in range(3)),
+        torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(64, 3),
+    )  # fmt: skip
+    before = fingerprint(student)
+    explainer = TREES | {"stages": ["0", "1", "2"]}
+    runs = toy_study(**ONE, student=student, explainer=explainer).run(tmp_path)
+    assert fingerprint(student) == before
+    assert [run.role for run in runs] == ["teacher", "student", "explainer", "tree"]
+
+
+def test_a_student_whose_weights_cannot_be_drawn_is_refused_before_training(tmp_path):
+    class Shifted(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shift = torch.nn.Parameter(torch.zeros(3))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images[:, 0, 0, :3] + self.shift
+
+    with pytest.raises(KdxError, match=r"Shifted anew: it, a Shifted, holds shift and has no reset_parameters"):
+        toy_study(student=Shifted()).run(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_teacher_of_another_study_is_taken_by_the_path_of_its_run(finished, tmp_path):
     path = next((finished.out / "teacher").iterdir())
     study = toy_study(teacher=path, objectives=("kd",), seeds=1)
@@ -246,9 +346,15 @@ def test_errors_come_back_from_other_processes_as_they_were():
 def test_two_devices_train_one_run(tmp_path):
     seen = []
     training = toys.SECTIONS["training"] | {"accelerator": "cpu", "devices": 2}
-    study = toy_study(objectives=("kd",), seeds=1, training=training, teacher_training={"epochs": 1})
+    explainer = {"experts": 2, "warmup_epochs": 1, "phase2": {}}
+    study = toy_study(
+        objectives=("kd",), seeds=1, training=training, explainer=explainer, teacher_training={"epochs": 1}
+    )
     runs = study.run(tmp_path / "out", progress=lambda n: recorded(seen, n))
-    assert len(runs) == 3
+    assert [run.role for run in runs] == ["teacher", "student", "explainer", "tree"]
+    told = runs.runs[2].record("gate_summary").query("attention == 'alpha' and metric == 'entropy'")
+    moved = (told["value"] != told["initial"]).groupby(told["epoch"]).any()
+    assert moved.to_dict() == {1: False, 2: True}
     assert [epoch.epoch for title, epoch in seen[1:] if title == "explainer kd seed 0"] == [1, 2]
     diverging = training | {"lr": 1e30, "optimizer": "sgd"}
     study = toy_study(objectives=("hard",), training=diverging, teacher_training={"epochs": 1})

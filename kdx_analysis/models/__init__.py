@@ -2,7 +2,7 @@
 
 from kdx_analysis.models.experts import Level
 from kdx_analysis.models.hme import HME, Trace
-from kdx_analysis.models.resolve import build_model, check_fits, count_parameters, list_models
+from kdx_analysis.models.resolve import build_model, check_fits, count_parameters, list_models, redrawn
 from kdx_analysis.models.split import Split
 from kdx_analysis.models.tree import Tree
 from kdx_analysis.models.zoo import MODELS, StagedNet
@@ -19,4 +19,5 @@ __all__ = [
     "check_fits",
     "count_parameters",
     "list_models",
+    "redrawn",
 ]

@@ -94,6 +94,7 @@ class Level(nn.Module):
         nn.Module.__init__(level)
         level.experts, level._template, level._scales = len(experts), self._template, self._scales
         level.body, level._reads, level._gives = _side_by_side(self._template[0], self.body, len(experts), device)
+        level.body.to(next((tensor.dtype for tensor in mine.values() if tensor.is_floating_point()), None))
         chosen, stacked = torch.tensor(experts, device=device), self._stacked
         for name, tensor in level.body.state_dict().items():
             source = mine[name]

@@ -32,9 +32,9 @@ def effective_attention(alpha: Float[Tensor, "*rows N"], spread: Float[Tensor, "
 
 
 @jaxtyped(typechecker=beartype)
-def spread(features: Float[Tensor, "B N C H W"]) -> Float[Tensor, " N"]:
-    """s_j: root of the mean over C, H, W of the variance over samples (dividing by B) of expert j's features."""
-    return features.var(dim=0, correction=0).mean(dim=(1, 2, 3)).sqrt()
+def spread(features: Float[Tensor, "B N *axes"]) -> Float[Tensor, " N"]:
+    """s_j: root of the mean over C, H, W (T, D) of the variance over samples (dividing by B) of expert j's features."""
+    return features.var(dim=0, correction=0).flatten(1).mean(dim=1).sqrt()
 
 
 def pathways(gates: Sequence[Tensor]) -> list[Tensor]:

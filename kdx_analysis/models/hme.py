@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -156,6 +156,18 @@ class HME(nn.Module):
         made.split = with_heads(split, found, heads, num_classes)
         return made
 
+    @classmethod
+    def from_learn_to_branch(cls, state_dict: Mapping[str, Any]) -> HME:
+        """The explainer of a checkpoint of KDExplainer's released code, bare or wrapped in ``{'model': …}``.
+
+        Form, K, experts and channels are found in names and shapes; its 7×7 stem, which its network does not use, is
+        left out. τ is not in it: set ``temperature`` to 5/epoch. Calling the explainer gives the multi-class scores
+        of that code. Raises KdxError where tensors are missing, unexpected or of another shape, naming them.
+        """
+        from kdx_analysis.models.learn_to_branch import Released
+
+        return Released.read(state_dict).explainer()
+
     @property
     def temperature(self) -> float:
         """τ, the temperature of all gates; can be set."""
@@ -193,6 +205,12 @@ class HME(nn.Module):
         if logits is not None:
             return [first, *(self._attention(w) for w in logits)]
         return [first, *(self._alpha(gate, first, noisy=False) for gate in self.gates)]
+
+    def gated_by(self, gates: Iterable[nn.Module], features: Sequence[Tensor]) -> list[Tensor]:
+        """α^l for l = 2…L+1 of other gate modules on a trace's ``features``, at the present τ and without noise."""
+        first = self.tau.new_ones(self.experts[1], 1)
+        pairs = zip(gates, features[1:], strict=True)
+        return [first, *(self._alpha(gate, self._summary(gate, x), noisy=False) for gate, x in pairs)]
 
     def trace(self, images: Tensor) -> Trace:
         """Run the model and keep what lies on the way; ``images`` are normalised, B×C×H×W."""
@@ -242,12 +260,19 @@ class HME(nn.Module):
         )
         return copied
 
-    def redraw(self) -> None:
-        """Draw the weights of trunk, experts and heads anew; gates and τ stay."""
+    def redraw(self, *, statistics: bool = True) -> None:
+        """Draw the weights of trunk, experts and heads anew; gates and τ stay.
+
+        ``statistics``: BatchNorm's running statistics start anew too; the released code keeps them in phase 2.
+        """
+        before = [buffer.clone() for buffer in self.buffers()]
         draw_anew(self.trunk)
         for level in self._levels:
             level.reset_parameters()
         draw_anew(self.heads)
+        if not statistics:
+            for buffer, value in zip(self.buffers(), before, strict=True):
+                buffer.copy_(value)
 
     def tree(self, classes: Sequence[str]) -> Tree:
         """Who draws from whom once every gate takes its strongest parent; ``classes`` name the subtasks."""

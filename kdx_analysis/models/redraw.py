@@ -16,7 +16,7 @@ def draw_anew(model: nn.Module, scales: Mapping[str, tuple[float, float]] | None
     distribution with its present mean and deviation, or those in ``scales`` (by the parameter's name).
     """
     drawn: set[int] = set()
-    for module in model.modules():
+    for module in reversed(list(model.modules())):  # a block's own reset may correct its layers'
         reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
         if callable(reset):
             reset()

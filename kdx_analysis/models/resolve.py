@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Literal
 
 import torch
 from torch import nn
 
 from kdx_analysis.errors import KdxError
+from kdx_analysis.models.redraw import draw_anew
 from kdx_analysis.models.zoo import MODELS
 from kdx_analysis.registry import unknown
 
@@ -72,6 +74,24 @@ def _from_timm(name: str, entry: str, num_classes: int, in_channels: int) -> nn.
     import timm
 
     return timm.create_model(entry, pretrained=False, num_classes=num_classes, in_chans=in_channels)
+
+
+def redrawn(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` whose weights are drawn anew, all of them trainable; the model is left as it was.
+
+    Raises KdxError for a module that holds parameters and has no ``reset_parameters`` to draw them by.
+    """
+    for name, module in model.named_modules():
+        own = [parameter for parameter, _ in module.named_parameters(recurse=False)]
+        if own and not any(hasattr(module, reset) for reset in ("reset_parameters", "_reset_parameters")):
+            raise KdxError(
+                f"can't draw the weights of {type(model).__name__} anew: {name or 'it'}, a {type(module).__name__}, "
+                f"holds {', '.join(own)} and has no reset_parameters(); add one, or give the model by name, as "
+                "torchvision:NAME or timm:NAME"
+            )
+    fresh = copy.deepcopy(model)
+    draw_anew(fresh)
+    return fresh.requires_grad_(True).train()
 
 
 def check_fits(model: nn.Module, shape: tuple[int, int, int], num_classes: int) -> None:

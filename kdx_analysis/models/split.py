@@ -215,7 +215,7 @@ def _nearest(excess: Callable[[Sequence[float]], float], experts: Sequence[int])
 
 
 _STEPS = 8
-_CLOSE = 0.01
+_CLOSE = 0.02
 
 
 def with_heads(split: Split, found: Stages, heads: nn.Module, num_classes: int) -> Split:

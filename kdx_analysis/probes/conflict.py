@@ -55,6 +55,15 @@ def contention(ungated: Float[Tensor, "*#draws N K K"], gates: Float[Tensor, "*#
 
 
 @jaxtyped(typechecker=beartype)
+def contention_inside(grams: Float[Tensor, "*draws N K K"]) -> Float[Tensor, "*draws"]:
+    """C of the actual gradients: Σ_i Σ_{a<b} max(0, −G^i_ab) / Σ_{a<b} √(G_aa G_bb), in [0, 1]; 0/0 is NaN.
+
+    For levels and gates where G^i does not factorise into gates and the rest; ``grams`` are G^i.
+    """
+    return contention(grams, grams.new_ones(grams.shape[-1], grams.shape[-3]))
+
+
+@jaxtyped(typechecker=beartype)
 def bounded_difference(reference: Float[Tensor, "*draws"], value: Float[Tensor, "*draws"]) -> Float[Tensor, "*draws"]:
     """(reference − value)/(reference + value) in [−1, 1], for contentions; 0/0 is NaN."""
     return (reference - value) / (reference + value)

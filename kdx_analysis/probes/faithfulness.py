@@ -423,7 +423,7 @@ def _prepared(
 def _attention(trace: Trace) -> tuple[list[Tensor], list[Tensor]]:
     """α^l and A^l for l = 2…L+1 in float64; KdxError where a gate's parents don't vary, so that A is undefined."""
     alphas = [alpha.double().cpu() for alpha in trace.attention]
-    spreads = [gating.spread(f if f.ndim == 5 else f.unsqueeze(-1)).double().cpu() for f in trace.features]
+    spreads = [gating.spread(features).double().cpu() for features in trace.features]
     effective = gates.effective(alphas, spreads)
     for level, rows in enumerate(effective, 2):
         if rows.isnan().any():

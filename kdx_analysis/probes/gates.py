@@ -7,16 +7,18 @@ what does not change when experts are permuted may be averaged over runs: everyt
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from beartype import beartype
-from jaxtyping import Float, jaxtyped
+from jaxtyping import Float, Int, jaxtyped
 from torch import Tensor
 
 from kdx_analysis.models import gates
 
 DEAD_BELOW = 0.01
+
+Summary = dict[tuple[str, int, str], tuple[Tensor, int]]
 
 
 @jaxtyped(typechecker=beartype)
@@ -67,7 +69,7 @@ def pair_mean(table: Float[Tensor, "*draws K K"]) -> Float[Tensor, "*draws"]:
     return table[..., a, b].mean(dim=-1)
 
 
-def summarise(attention: Sequence[Tensor]) -> dict[tuple[str, int, str], tuple[Tensor, int]]:
+def summarise(attention: Sequence[Tensor]) -> Summary:
     """Every gate metric of a model's attention, keyed by (of, level, metric), with the n that it averages.
 
     Args:
@@ -77,23 +79,89 @@ def summarise(attention: Sequence[Tensor]) -> dict[tuple[str, int, str], tuple[T
     of ln N, effective experts exp H) and ``pathways`` for those of P on a level of experts. Gates with a single
     parent, as those into level 2, have nothing to choose and are left out.
     """
-    table: dict[tuple[str, int, str], tuple[Tensor, int]] = {}
-    for level, rows in enumerate(attention, 2):
-        if rows.shape[-1] == 1:
-            continue
-        n = rows.shape[-2]
-        table["gates", level, "entropy"] = gates.entropy(rows).mean(dim=-1), n
-        table["gates", level, "entropy_share"] = gates.entropy_share(rows).mean(dim=-1), n
-        table["gates", level, "effective_experts"] = gates.entropy(rows).exp().mean(dim=-1), n
-    for level, paths in enumerate(gates.pathways(attention), 1):
-        K, N = paths.shape[-2:]
-        if N == 1:
-            continue
-        table["pathways", level, "use_cv2"] = use_cv2(paths), N
-        table["pathways", level, "dead_share"] = dead_share(paths), N
-        table["pathways", level, "specialisation"] = specialisation(paths), K
-        table["pathways", level, "routing_distance"] = pair_mean(routing_distance(paths)), K * (K - 1) // 2
+    table: Summary = {}
+    for level, rows in _choices(attention, 2):
+        table |= {("gates", level, metric): (v.mean(dim=-1), rows.shape[-2]) for metric, v in _of_rows(rows).items()}
+    for level, paths in _choices(gates.pathways(attention), 1):
+        table |= {("pathways", level, metric): found for metric, found in _of_paths(paths).items()}
     return table
+
+
+def summarise_samples(
+    attention: Sequence[Tensor], labels: Tensor, generator: torch.Generator, shuffles: int = 19
+) -> Summary:
+    """:func:`summarise` for gates that depend on the input.
+
+    Entropies are taken per sample and then averaged; pathways are composed per sample and then averaged. Plug-in
+    mutual information is biased upwards, so from ``specialisation`` the mean over ``shuffles`` of
+    ``specialisation_shuffled`` is subtracted, in which every sample's rows are permuted over the subtasks.
+    ``class_specialisation``, I(true class; expert)/ln min(K, N) of what a sample's subtasks use together, has its own
+    shuffled null, in which labels are permuted over samples.
+
+    Args:
+        attention: α^l or A^l for l = 2…L+1, each B×N_l×N_{l−1}, or N_l×N_{l−1} where all samples share it.
+        labels: true classes, B.
+        generator: draws the shuffles.
+    """
+    B = len(labels)
+    table: Summary = {}
+    for level, rows in _choices(attention, 2):
+        for metric, values in _of_rows(rows).items():
+            table["gates", level, metric] = values.mean(), values.numel()
+    for level, paths in _choices(sample_pathways(attention), 1):
+        table |= {("pathways", level, metric): found for metric, found in _of_paths(paths.mean(dim=0)).items()}
+        use = paths.mean(dim=1)
+        orders = [torch.randperm(B, generator=generator) for _ in range(shuffles)]
+        by_subtask = [specialisation(shuffled_subtasks(paths, generator).mean(dim=0)) for _ in range(shuffles)]
+        by_class = [specialisation(class_means(use[order], labels)) for order in orders]
+        own = specialisation(class_means(use, labels))
+        for metric, value, null, n in (
+            ("specialisation", table["pathways", level, "specialisation"][0], by_subtask, B * paths.shape[1]),
+            ("class_specialisation", own, by_class, B),
+        ):
+            biased = torch.stack(null).mean()
+            table["pathways", level, metric] = value - biased, n
+            table["pathways", level, f"{metric}_shuffled"] = biased, n
+    return table
+
+
+def sample_pathways(attention: Sequence[Tensor]) -> list[Tensor]:
+    """P^l of every sample, B×K×N_l: composed per sample, from gates that may be shared by all (N_l×N_{l−1})."""
+    B = next(len(rows) for rows in attention if rows.ndim == 3)
+    return gates.pathways([rows.expand(B, -1, -1) for rows in attention])
+
+
+@jaxtyped(typechecker=beartype)
+def shuffled_subtasks(paths: Float[Tensor, "B K N"], generator: torch.Generator) -> Float[Tensor, "B K N"]:
+    """Every sample's rows permuted over the subtasks: no subtask keeps a way of its own."""
+    order = torch.rand(paths.shape[:2], generator=generator).argsort(dim=1).to(paths.device)
+    return paths.gather(1, order.unsqueeze(-1).expand_as(paths))
+
+
+@jaxtyped(typechecker=beartype)
+def class_means(values: Float[Tensor, "B ..."], labels: Int[Tensor, " B"]) -> Float[Tensor, "classes ..."]:
+    """Means over the samples of every class that has any, in the order of the classes."""
+    return torch.stack([values[labels == label].mean(dim=0) for label in labels.unique()])
+
+
+def _choices(tables: Sequence[Tensor], first: int) -> Iterator[tuple[int, Tensor]]:
+    """(level, table) of those with more than one expert to choose from."""
+    return ((level, table) for level, table in enumerate(tables, first) if table.shape[-1] > 1)
+
+
+def _of_rows(rows: Tensor) -> dict[str, Tensor]:
+    entropy = gates.entropy(rows)
+    return {"entropy": entropy, "entropy_share": gates.entropy_share(rows), "effective_experts": entropy.exp()}
+
+
+def _of_paths(paths: Tensor) -> dict[str, tuple[Tensor, int]]:
+    K, N = paths.shape[-2:]
+    return {
+        "use_cv2": (use_cv2(paths), N),
+        "dead_share": (dead_share(paths), N),
+        "specialisation": (specialisation(paths), K),
+        "routing_distance": (pair_mean(routing_distance(paths)), K * (K - 1) // 2),
+    }
 
 
 def random_logits(like: Sequence[Tensor], draws: int, generator: torch.Generator) -> list[Tensor]:

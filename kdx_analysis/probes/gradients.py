@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME
@@ -38,12 +39,16 @@ class Grams:
         """The Gram matrices of some of the R sets."""
         return Grams(tuple(expert[draws] for expert in self.experts), self.gates)
 
-    def level(self, level: int) -> Tensor:
-        """G of the actual gradients on ``level`` (from 1), R×K×K."""
+    def inside(self, level: int) -> Tensor:
+        """G^i of the actual gradients inside every expert of ``level`` (from 1), R×N_l×K×K."""
         inner = self.experts[level - 1]
         if level == len(self.experts) and self.gates is not None:
-            return torch.einsum("ai,bi,riab->rab", self.gates, self.gates, inner)
-        return inner.sum(dim=1)
+            return torch.einsum("ai,bi,riab->riab", self.gates, self.gates, inner)
+        return inner
+
+    def level(self, level: int) -> Tensor:
+        """G of the actual gradients on ``level`` (from 1), R×K×K."""
+        return self.inside(level).sum(dim=1)
 
     def total(self) -> Tensor:
         """G over trunk and all experts, R×K×K."""
@@ -183,10 +188,10 @@ def _per_sample(
             assert call.layer.rule is not None
             gradients = call.layer.rule.gradient(call.layer.module, call.prepared, delta).flatten(1)
             found[call.layer.name] = found.get(call.layer.name, 0) + gradients
-        for level in dict.fromkeys(layer.level for layer in chunk if layer.rule is None):
-            others = [layer for layer in chunk if layer.rule is None and layer.level == level]
-            fixed = cotangent if ungated and level == last else None
-            found |= _by_functions(model, others, images, margins, k, fixed)
+        for on_last, fixed in ((False, None), (True, cotangent)):
+            others = [layer for layer in chunk if layer.rule is None and (ungated and layer.level == last) == on_last]
+            if others:
+                found |= _by_functions(model, others, images, margins, k, fixed)
         yield k, [found.get(layer.name, images.new_zeros(len(images), layer.size)) for layer in chunk]
 
 
@@ -221,11 +226,15 @@ def _by_functions(
         return torch.func.functional_call(forward, parameters, (image, fixed))
 
     in_dims = (None, 0, None if cotangent is None else 0)
-    gradients = torch.func.vmap(torch.func.grad(value), in_dims=in_dims)(own, images, cotangent)
-    experts = model.experts[layers[0].level]
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # the fused kernels know no vmap
+        gradients = torch.func.vmap(torch.func.grad(value), in_dims=in_dims)(own, images, cotangent)
     return {
         layer.name: torch.cat(
-            [gradients[f"model.{name}"].flatten(1).unflatten(1, (experts, -1)) for name in layer.parameters], dim=2
+            [
+                gradients[f"model.{name}"].flatten(1).unflatten(1, (model.experts[layer.level], -1))
+                for name in layer.parameters
+            ],
+            dim=2,
         ).flatten(1)
         for layer in layers
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -15,12 +16,16 @@ from kdx_analysis.config import ObjectiveConfig, ProbeConfig
 from kdx_analysis.data import Dataset, Split
 from kdx_analysis.models import HME, Trace
 from kdx_analysis.models import gates as gating
+from kdx_analysis.models.gating import ParameterGate
+from kdx_analysis.models.redraw import draw_anew
 from kdx_analysis.objectives import Objective, one_vs_rest_margins
 from kdx_analysis.probes import conflict, gates
 from kdx_analysis.probes.gradients import Grams, residuals, subtask_grams, undisturbed
 from kdx_analysis.training import Epoch
 
 SPLITS = ("train", "val")
+_NULL = ("null_mean", "null_low", "null_high", "null_draws")
+_GATE_SUMMARY = ["of", "level", "attention", "metric", "value", "initial", *_NULL, "n", "tau"]
 
 
 def checkpoints(epochs: int, count: int) -> tuple[int, ...]:
@@ -37,15 +42,22 @@ class ExplainerProbe:
     - ``gate_summary``: of, level, attention, metric, value, initial (the run's initial logits at the same τ),
       null_mean, null_low, null_high (random gates at the same τ), null_draws, n, tau.
     - ``pathways``: level, subtask, subtask_index, expert, alpha, effective.
+    - ``gates_by_class`` at the probed epochs and ``gates_by_sample`` at the last of them, of gates that read the
+      input (whose ``gates`` and ``pathways`` are means over the train probe set): level, id, true_class, child,
+      child_index, parent, alpha, effective.
     - ``routing``: level, attention, a, b, distance.
     - ``conflict``: split, term, level, a, b, cosine, null_mean, null_low, null_high, null_draws, n.
-    - ``conflict_summary``: split, term, level, metric, value, null_…, null_draws, pairs, undefined, n.
-    - ``contention``: split, term, metric, value, null_…, null_draws, p, n.
+    - ``conflict_summary``: split, term, level, metric, value, null_…, null_draws, pairs, undefined, n; contention of
+      the actual gradients among the metrics of every level.
+    - ``contention`` on the last level, and what other gates would make of it: split, term, metric, value, null_…,
+      null_draws, p, n.
 
     The null of conflict and contention permutes the rows of the residual ∂L/∂m over samples with the model
     fixed. Terms: ``hard``, the same plain hard loss for every objective; ``distillation`` and ``objective``, the
     run's own. For the multiclass decomposition conflict is that of the one-vs-rest margins' hard loss, and there
-    is no contention, which rests on heads that share nothing.
+    is no contention, which rests on heads that share nothing; neither is there for gates that read the input, since
+    their gradients don't factorise into a gate and the rest. Of a hard explainer only conflict is recorded: its gates
+    are its tree.
 
     Args:
         model: the explainer before training.
@@ -67,11 +79,13 @@ class ExplainerProbe:
     ) -> None:
         self.data, self.objective, self.config = data, Objective(objective), config
         self.conflict_epochs = checkpoints(epochs, config.checkpoints)
-        self.initial = [gate.logits.detach().clone() for gate in model.gates]
+        self.initial = copy.deepcopy(model.gates)
         self.sets = {name: data.probe_set(name, config.per_class, config.seed) for name in SPLITS}
         self.teacher_logits = {name: self._logits(teacher, split) for name, split in self.sets.items()}
         generator = torch.Generator().manual_seed(config.seed)
-        self.random = gates.random_logits(self.initial, config.null_draws, generator)
+        self.random_gates = _untrained(model, config) if model.input_gated else []
+        own = [gate.logits for gate in model.gates if isinstance(gate, ParameterGate)]
+        self.random = gates.random_logits(own, config.null_draws, generator)
         self._frames: defaultdict[str, list[pd.DataFrame]] = defaultdict(list)
 
     @property
@@ -81,9 +95,10 @@ class ExplainerProbe:
 
     def __call__(self, epoch: Epoch, model: nn.Module) -> None:
         assert isinstance(model, HME)
-        with undisturbed(model), torch.no_grad():
-            trace = model.trace(self._images("train"))
-            attention = self._gates(epoch.epoch, model, trace)
+        attention: dict[str, list[Tensor]] = {}
+        if not model.hard:
+            with undisturbed(model), torch.no_grad():
+                attention = self._gates(epoch.epoch, model, model.trace(self._images("train")))
         if epoch.epoch in self.conflict_epochs:
             self._routing(epoch.epoch, attention)
             for split in SPLITS:
@@ -106,29 +121,31 @@ class ExplainerProbe:
             return teacher(self._images(split.name)).float()
 
     def _gates(self, epoch: int, model: HME, trace: Trace) -> dict[str, list[Tensor]]:
-        spreads = [gating.spread(features.float()) for features in trace.features]
+        """Record gates and pathways; returns P^l of α and of A, averaged over samples where gates read the input."""
         tau, classes = model.temperature, self.data.classes
-        chosen: dict[str, dict[str, list[Tensor]]] = {}
-        for source, logits in (("value", None), ("initial", self.initial), ("null", self.random)):
-            drawn = [a.detach().double().cpu() for a in model.attention(logits)]
-            if source == "null":
-                drawn[0] = drawn[0].expand(self.config.null_draws, -1, -1)
-            spread = [s.double().cpu() for s in spreads]
-            chosen[source] = {"alpha": drawn, "effective": gates.effective(drawn, spread)}
-        present = chosen["value"]
-        for level, (alpha, effective) in enumerate(zip(present["alpha"], present["effective"], strict=True), 2):
+        labels = self.sets["train"].labels.cpu()
+        spreads = [gating.spread(features.float()).double().cpu() for features in trace.features]
+
+        def both(drawn: Sequence[Tensor]) -> dict[str, list[Tensor]]:
+            alpha = [rows.detach().double().cpu() for rows in drawn]
+            return {"alpha": alpha, "effective": gates.effective(alpha, spreads)}
+
+        present, initial = both(trace.attention), both(model.gated_by(self.initial, trace.features))
+        null = [both(drawn) for drawn in self._random(model, trace)]
+        draws = self.config.null_draws if not model.input_gated else len(null)
+        for level, (alpha, effective) in enumerate(zip(*map(_averaged, present.values()), strict=True), 2):
             rows, parents = alpha.shape
-            names = classes if level == len(model.experts) + 1 else [f"expert {i}" for i in range(rows)]
             self._add("gates", epoch, {
                 "level": level,
-                "child": np.repeat(names, parents),
-                "child_index": np.repeat(np.arange(rows), parents),
+                **self._children(level, model, parents),
                 "parent": np.tile(np.arange(parents), rows),
                 "alpha": alpha.flatten().numpy(),
                 "effective": effective.flatten().numpy(),
                 "tau": tau,
             })  # fmt: skip
-        paths = {kind: gating.pathways(attention) for kind, attention in present.items()}
+        if model.input_gated and epoch in self.conflict_epochs:
+            self._samples(epoch, model, present, labels)
+        paths = {kind: _averaged(self._paths(model, attention)) for kind, attention in present.items()}
         for level, (alpha, effective) in enumerate(zip(paths["alpha"], paths["effective"], strict=True), 1):
             K, N = alpha.shape
             self._add("pathways", epoch, {
@@ -140,17 +157,71 @@ class ExplainerProbe:
                 "effective": effective.flatten().numpy(),
             })  # fmt: skip
         rows_: list[dict[str, Any]] = []
-        for kind in present:
-            initial, null = gates.summarise(chosen["initial"][kind]), gates.summarise(chosen["null"][kind])
-            for (of, level, metric), (value, n) in gates.summarise(present[kind]).items():
+        for kind, attention in present.items():
+            own, untrained = self._summary(model, attention, labels), self._summary(model, initial[kind], labels)
+            random = [self._summary(model, drawn[kind], labels, shuffles=1) for drawn in null]
+            for (of, level, metric), (value, n) in own.items():
                 rows_.append({
                     "of": of, "level": level, "attention": kind, "metric": metric, "value": float(value),
-                    "initial": float(initial[of, level, metric][0]),
-                    **gates.quantiles(null[of, level, metric][0]),
-                    "null_draws": self.config.null_draws, "n": n, "tau": tau,
+                    "initial": float(untrained[of, level, metric][0]),
+                    **gates.quantiles(torch.stack([drawn[of, level, metric][0] for drawn in random])),
+                    "null_draws": draws, "n": n, "tau": tau,
                 })  # fmt: skip
-        self._add("gate_summary", epoch, dict(pd.DataFrame(rows_)))
+        self._add("gate_summary", epoch, dict(pd.DataFrame(rows_, columns=_GATE_SUMMARY)))
         return paths
+
+    def _random(self, model: HME, trace: Trace) -> list[list[Tensor]]:
+        """Attention of untrained gates: one list, all draws in front; of gates that read the input, one list a draw."""
+        if model.input_gated:
+            return [model.gated_by(drawn, trace.features) for drawn in self.random_gates]
+        drawn = model.attention(self.random)
+        drawn[0] = drawn[0].expand(self.config.null_draws, -1, -1)
+        return [drawn]
+
+    def _summary(self, model: HME, attention: list[Tensor], labels: Tensor, shuffles: int = 19) -> gates.Summary:
+        if not model.input_gated:
+            return gates.summarise(attention)
+        return gates.summarise_samples(attention, labels, torch.Generator().manual_seed(self.config.seed), shuffles)
+
+    def _paths(self, model: HME, attention: list[Tensor]) -> list[Tensor]:
+        return gates.sample_pathways(attention) if model.input_gated else gating.pathways(attention)
+
+    def _children(self, level: int, model: HME, parents: int) -> dict[str, Any]:
+        """Name and index of every row of the gates into ``level``, once for each of its ``parents``."""
+        heads = level == len(model.experts) + 1
+        count = self.data.num_classes if heads else model.experts[level - 1]
+        names = self.data.classes if heads else [f"expert {i}" for i in range(count)]
+        return {"child": np.repeat(names, parents), "child_index": np.repeat(np.arange(count), parents)}
+
+    def _samples(self, epoch: int, model: HME, present: dict[str, list[Tensor]], labels: Tensor) -> None:
+        """Gates that read the input: their means over the samples of every true class, and those of every sample."""
+        ids = self.sets["train"].ids.cpu().numpy()
+        classes = np.array(self.data.classes, dtype=object)
+        for level, (alpha, effective) in enumerate(zip(*present.values(), strict=True), 2):
+            if alpha.ndim == 2:
+                continue
+            rows, parents = alpha.shape[1:]
+            child = {**self._children(level, model, parents), "parent": np.tile(np.arange(parents), rows)}
+            apart = {"id": ids, "true_class": classes[labels.numpy()], "true_class_index": labels.numpy()}
+            found = labels.unique().numpy()
+            kinds = {
+                "gates_by_class": (
+                    {"true_class": classes[found], "true_class_index": found},
+                    gates.class_means(alpha, labels), gates.class_means(effective, labels),
+                ),
+                "gates_by_sample": (apart, alpha, effective),
+            }  # fmt: skip
+            last = epoch == self.conflict_epochs[-1]
+            for kind, (of, a, e) in kinds.items():
+                if kind == "gates_by_sample" and not last:
+                    continue
+                self._add(kind, epoch, {
+                    "level": level,
+                    **{name: np.repeat(values, rows * parents) for name, values in of.items()},
+                    **{name: np.tile(values, len(a)) for name, values in child.items()},
+                    "alpha": a.flatten().numpy(),
+                    "effective": e.flatten().numpy(),
+                })  # fmt: skip
 
     def _routing(self, epoch: int, paths: dict[str, list[Tensor]]) -> None:
         for attention, levels in paths.items():
@@ -208,11 +279,8 @@ class ExplainerProbe:
         return table
 
     def _cosines(self, epoch: int, grams: Grams, columns: dict[str, Any]) -> None:
-        levels: Sequence[tuple[str, Tensor]] = [
-            *((str(level), grams.level(level)) for level in range(1, len(grams.experts) + 1)),
-            ("all", grams.total()),
-        ]
-        for level, gram in levels:
+        levels = [(str(level), grams.level(level), grams.inside(level)) for level in range(1, len(grams.experts) + 1)]
+        for level, gram, inside in [*levels, ("all", grams.total(), None)]:
             cosines = conflict.cosine(gram.double().cpu())
             pairs = conflict.upper(cosines)
             null = pairs[1:]
@@ -227,6 +295,8 @@ class ExplainerProbe:
                 "severity": conflict.severity(cosines),
                 "mean_cosine": conflict.mean_cosine(cosines),
             }
+            if inside is not None:
+                metrics["contention"] = conflict.contention_inside(inside.double().cpu())
             rows = [
                 {"metric": metric, "value": float(values[0]), **gates.quantiles(values[1:])}
                 for metric, values in metrics.items()
@@ -252,3 +322,18 @@ class ExplainerProbe:
         frame = pd.DataFrame(rows)
         frame["p"] = np.where(frame["metric"] == "modulation", p, np.nan)
         self._add("contention", epoch, {**columns, **dict(frame)})
+
+
+def _averaged(attention: Sequence[Tensor]) -> list[Tensor]:
+    """Means over samples, where there is an attention for each."""
+    return [rows.mean(dim=0) if rows.ndim == 3 else rows for rows in attention]
+
+
+def _untrained(model: HME, config: ProbeConfig) -> list[nn.ModuleList]:
+    """Copies of the gates with weights drawn anew; 19 at most, since each costs a summary of every sample."""
+    drawn = [copy.deepcopy(model.gates) for _ in range(min(config.null_draws, 19))]
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        for gates_ in drawn:
+            draw_anew(gates_)
+    return drawn

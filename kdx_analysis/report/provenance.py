@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from kdx_analysis.report.tables import model_name
-from kdx_analysis.runs import Run, RunSet
+from kdx_analysis.runs import ROLES, Run, RunSet
 
 Read = Callable[[Run], Any]
 
@@ -16,7 +16,7 @@ def provenance(runs: RunSet) -> list[tuple[str, list[str]]]:
     """Name and distinct values of every fact; more than one value means that the runs differ in it."""
     teacher = runs.filter(role="teacher")
     others = RunSet.of(run for run in runs if run.role != "teacher")
-    explainers = runs.filter(role="explainer")
+    explainers, trees = runs.filter(role="explainer"), runs.filter(role="tree")
     facts: list[tuple[str, RunSet, Read]] = [
         ("study", runs, lambda run: run.info["study"]),
         ("data set", runs, lambda run: run.info["data"]["name"]),
@@ -27,10 +27,13 @@ def provenance(runs: RunSet) -> list[tuple[str, list[str]]]:
         ("fingerprint of data and split", runs, lambda run: run.info["data"]["fingerprint"]),
         ("teacher", teacher, model_name),
         ("student", others, model_name),
-        ("experts by level", explainers, _experts),
+        ("experts by level, trunk first", explainers, _experts),
+        ("gates", explainers, _gates),
+        ("phase 2", trees, _phase2),
+        ("experts of the trees before → after pruning", trees, _pruned),
         ("seeds", others, lambda run: run.seed),
         ("teacher's selection", teacher, _selection),
-        ("selection of students and explainers", others, _selection),
+        ("selection of students, explainers and trees", others, _selection),
         ("probe sets", explainers, _probe_sets),
         ("null draws; permutations of modulation", explainers, _draws),
         ("threads per run", runs, lambda run: _training(run).get("threads")),
@@ -48,7 +51,7 @@ def provenance(runs: RunSet) -> list[tuple[str, list[str]]]:
 def differing(runs: RunSet) -> list[tuple[str, str, list[str]]]:
     """Role, configuration key and its values with the number of runs, for keys in which runs of a role differ."""
     rows = []
-    for role in ("teacher", "student", "explainer"):
+    for role in ROLES:
         for key, values in runs.filter(role=role).differences().items():
             counts = Counter(_plain(value) for value in values)
             rows.append((role, key, [f"{value} ({count})" for value, count in counts.items()]))
@@ -72,7 +75,8 @@ def _plain(value: Any) -> str:
 
 
 def _training(run: Run) -> Mapping[str, Any]:
-    training: Mapping[str, Any] = run.info["config"].get("training", {})
+    config = run.info["config"]
+    training: Mapping[str, Any] = config.get("phase2", config).get("training", {})
     return training
 
 
@@ -81,8 +85,29 @@ def _sizes(run: Run) -> str:
 
 
 def _experts(run: Run) -> str | None:
-    experts = run.info["config"].get("explainer", {}).get("experts")
-    return ", ".join(map(str, experts)) if isinstance(experts, list) else experts
+    return ", ".join(map(str, experts)) if (experts := run.info.get("experts")) else None
+
+
+def _gates(run: Run) -> str | None:
+    if not (section := run.info["config"].get("explainer")):
+        return None
+    tau = section["temperature"]
+    end = f" to {tau['end']:g}" if tau["schedule"] in ("exponential", "cosine") else ""
+    facts = [f"{section['gates']} gates", f"τ {tau['schedule']} from {tau['start']:g}{end}"]
+    facts += [f"the {section['top_k']} largest kept"] if section["top_k"] else []
+    facts += ["Gumbel noise"] if section["gumbel"] else []
+    facts += [f"frozen in the first {section['warmup_epochs']} epochs"] if section["warmup_epochs"] else []
+    return "; ".join(facts)
+
+
+def _phase2(run: Run) -> str:
+    section = run.info["config"]["phase2"]
+    return f"gates hardened by {section['by']}, weights {section['weights']}, {section['training']['epochs']} epochs"
+
+
+def _pruned(run: Run) -> str:
+    before, after = (", ".join(map(str, of["experts"])) for of in (run.info["grown_from"], run.info))
+    return f"{before} → {after}"
 
 
 def _selection(run: Run) -> str:

@@ -59,16 +59,18 @@ class Scores:
     name: str
     student: Interval | None
     explainer: Interval | None
+    tree: Interval | None
     student_agreement: Interval | None
     explainer_agreement: Interval | None
+    tree_agreement: Interval | None
 
 
 def accuracy(runs: RunSet) -> list[Scores]:
-    """Test accuracy and agreement with the teacher by objective, undivided student beside explainer."""
+    """Test accuracy and agreement with the teacher by objective: undivided student, explainer, tree."""
     columns = {
         (metric, role): runs.values(metric, role=role)
         for metric in ("accuracy", "agreement")
-        for role in ("student", "explainer")
+        for role in ("student", "explainer", "tree")
     }
 
     def interval(metric: str, role: str, objective: str) -> Interval | None:
@@ -81,8 +83,10 @@ def accuracy(runs: RunSet) -> list[Scores]:
             objective,
             interval("accuracy", "student", objective),
             interval("accuracy", "explainer", objective),
+            interval("accuracy", "tree", objective),
             interval("agreement", "student", objective),
             interval("agreement", "explainer", objective),
+            interval("agreement", "tree", objective),
         )
         for objective in runs.objectives
     ]

@@ -1,6 +1,6 @@
 """Runs on disk, many of them as one frame, and statistics over paired seeds."""
 
-from kdx_analysis.runs.directory import Run, environment, run_id, write_run
+from kdx_analysis.runs.directory import ROLES, Run, environment, run_id, write_run
 from kdx_analysis.runs.headlines import METRIC, METRICS, Metric, headlines
 from kdx_analysis.runs.runset import RunSet
 from kdx_analysis.runs.statistics import Interval, Paired, paired_difference, t_interval
@@ -9,6 +9,7 @@ from kdx_analysis.runs.trees import Dealt, TreePairs, deal_objectives, tree_pair
 __all__ = [
     "METRIC",
     "METRICS",
+    "ROLES",
     "Dealt",
     "Interval",
     "Metric",

@@ -24,6 +24,7 @@ from kdx_analysis.models.tree import Tree
 from kdx_analysis.training.checkpoints import save_weights
 
 FORMAT = 1
+ROLES = ("teacher", "student", "explainer", "tree")
 INFO, WEIGHTS, RECORDS = "run.json", "model.safetensors", "records"
 _PACKAGES = ("torch", "torchvision", "lightning-fabric", "numpy", "pandas", "scipy", "scikit-learn", "kdx_analysis")
 
@@ -34,8 +35,9 @@ class Run:
 
     Attributes:
         path: its directory.
-        info: what ``run.json`` holds: id, study, role (teacher, student, explainer), objective, decomposition,
-            seed, config, data, environment, selection, probe_sets.
+        info: what ``run.json`` holds: id, study, role (one of ROLES), objective, decomposition,
+            seed, config, data, environment, selection, probe_sets, experts (N_l of each level, trunk first),
+            grown_from (a tree's explainer: the id of its run, and its experts before pruning).
     """
 
     path: Path

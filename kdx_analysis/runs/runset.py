@@ -13,7 +13,7 @@ import pandas as pd
 from kdx_analysis.config import LADDER, flatten
 from kdx_analysis.errors import KdxError
 from kdx_analysis.registry import unknown
-from kdx_analysis.runs.directory import INFO, Run
+from kdx_analysis.runs.directory import INFO, ROLES, Run
 from kdx_analysis.runs.headlines import METRIC, headlines
 from kdx_analysis.runs.statistics import Paired, paired_difference
 
@@ -148,10 +148,9 @@ class RunSet:
 
 
 def _order(run: Run) -> tuple[int, int, str, int, str]:
-    roles = ("teacher", "student", "explainer")
     name = run.info["config"].get("objective", {}).get("name", "")
     place = ORDER.index(name) if name in ORDER else len(ORDER)
-    return roles.index(run.role), place, run.objective, run.seed, run.id
+    return ROLES.index(run.role), place, run.objective, run.seed, run.id
 
 
 def objective_names(runs: Sequence[Run]) -> dict[str, str]:

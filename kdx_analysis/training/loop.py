@@ -21,6 +21,7 @@ from kdx_analysis.data import Dataset, Split, augment
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME
 from kdx_analysis.models.gates import entropy_share
+from kdx_analysis.models.gating import ParameterGate
 from kdx_analysis.objectives import Objective, scale_to
 from kdx_analysis.training.schedules import learning_rate_factor, temperature_at
 
@@ -31,8 +32,8 @@ _STREAMS = ("order", "augmentation", "shuffling")
 class Epoch:
     """Where a training stands: what progress shows and what callbacks are handed.
 
-    ``temperature`` is τ and ``gate_entropy`` the mean over all gates of H/ln N, both None for models without
-    gates; ``loss`` is the objective's mean over the epoch.
+    ``temperature`` is τ, None for models without gates that move; ``gate_entropy`` the mean over all gates of
+    H/ln N, None where gates are no parameters; ``loss`` is the objective's mean over the epoch.
     """
 
     epoch: int
@@ -105,6 +106,7 @@ def fit(
     fabric: Fabric | None = None,
     teacher: nn.Module | None = None,
     temperature: TemperatureConfig | None = None,
+    gate_warmup: int = 0,
     callbacks: Sequence[Callback] = (),
 ) -> Fit:
     """Train ``model`` in place.
@@ -118,6 +120,7 @@ def fit(
         fabric: already launched, where there are several processes; made from ``config`` by default.
         teacher: images → B×K logits, kept in eval mode without gradients.
         temperature: annealing of an explainer's gates.
+        gate_warmup: first epochs in which its gates stay exactly as they are.
         callbacks: called after every epoch with the unwrapped model.
 
     Raises:
@@ -135,20 +138,17 @@ def fit(
     optimizer = _optimizer(model, config)
     wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
     run = _Training(fabric, wrapped, model, teacher, data, objective, config, seed)
-    steps_per_epoch = run.steps_per_epoch
     scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: learning_rate_factor(
-            config.schedule, step, config.epochs * steps_per_epoch, round(config.warmup_epochs * steps_per_epoch)
-        ),
+        optimizer, lambda step: learning_rate_factor(config, step, run.steps_per_epoch)
     )
+    gates = _gate_parameters(model)
     rows: list[dict[str, Any]] = []
     best: tuple[float, int, dict[str, Tensor]] | None = None
     for epoch in range(1, config.epochs + 1):
         tau = None
         if temperature is not None and isinstance(model, HME):
             tau = model.temperature = temperature_at(temperature, epoch, config.epochs)
-        loss = run.train_epoch(epoch, wrapped_optimizer, scheduler)
+        loss = run.train_epoch(epoch, wrapped_optimizer, scheduler, gates if epoch <= gate_warmup else ())
         scores = run.score(data.val)
         rows.append({"epoch": epoch, "split": "train", "metric": "loss", "value": loss, "n": run.samples})
         rows += [{"epoch": epoch, **row} for row in scores]
@@ -254,7 +254,7 @@ class _Training:
         with torch.no_grad(), self.fabric.autocast():
             return self.teacher(images).float()
 
-    def train_epoch(self, epoch: int, optimizer: Any, scheduler: Any) -> float:
+    def train_epoch(self, epoch: int, optimizer: Any, scheduler: Any, frozen: Sequence[nn.Parameter]) -> float:
         """One pass over train in a fresh order, the last incomplete batch left out; the mean loss."""
         self.wrapped.train()
         fabric, train = self.fabric, self.data.train
@@ -268,6 +268,8 @@ class _Training:
             loss = self.objective.loss(margins, labels, self.teacher_logits(images), self.generators["shuffling"])
             optimizer.zero_grad()
             fabric.backward(loss)
+            for parameter in frozen:  # without a gradient the optimiser skips it; DDP must still see one made
+                parameter.grad = None
             optimizer.step()
             scheduler.step()
             total += loss.detach()
@@ -302,19 +304,30 @@ class _Training:
         return Objective(objective, factor)
 
 
-def _gate_entropy(model: HME) -> float:
+def _gate_entropy(model: HME) -> float | None:
+    if not all(isinstance(gate, ParameterGate) for gate in model.gates):
+        return None
     shares = [entropy_share(gate).flatten() for gate in model.attention() if gate.shape[1] > 1]
     return float(torch.cat(shares).detach().mean()) if shares else float("nan")
 
 
+def _gate_parameters(model: nn.Module) -> list[nn.Parameter]:
+    return list(model.gate_parameters()) if isinstance(model, HME) else []
+
+
 def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """Weights in one group, an explainer's gates in another: a higher rate and no weight decay."""
-    gates = list(model.gate_parameters()) if isinstance(model, HME) else []
+    """Weights in one group, an explainer's gates in another, with a rate and a weight decay of their own."""
+    gates = _gate_parameters(model)
     chosen = {id(p) for p in gates}
     weights = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
     groups: list[dict[str, Any]] = [{"params": weights, "lr": config.lr, "weight_decay": config.weight_decay}]
     if gates:
-        groups.append({"params": gates, "lr": config.lr * config.gate_lr_factor, "weight_decay": 0.0})
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True)
-    return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+        rate = config.lr * config.gate_lr_factor
+        groups.append({"params": gates, "lr": rate, "weight_decay": config.gate_weight_decay})
+    match config.optimizer:
+        case "sgd":
+            return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=config.nesterov)
+        case "adam":
+            return torch.optim.Adam(groups, lr=config.lr, fused=True)
+        case "adamw":
+            return torch.optim.AdamW(groups, lr=config.lr, fused=True)

@@ -53,8 +53,10 @@ def rich_progress(runs: int) -> Iterator[Progress]:
 def describe(epoch: Epoch) -> str:
     """Loss, validation accuracy and, for explainers, τ and mean gate entropy, in a few words."""
     parts = [f"loss {epoch.loss:.3f}", f"val {epoch.val_accuracy:.1%}"]
-    if epoch.temperature is not None and epoch.gate_entropy is not None:
-        parts += [f"τ {epoch.temperature:.2f}", f"H {epoch.gate_entropy:.2f}"]
+    if epoch.temperature is not None:
+        parts.append(f"τ {epoch.temperature:.2f}")
+    if epoch.gate_entropy is not None:
+        parts.append(f"H {epoch.gate_entropy:.2f}")
     return "  ".join(parts)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from kdx_analysis.config import TemperatureConfig
+from kdx_analysis.config import TemperatureConfig, TrainingConfig
 
 
 def temperature_at(config: TemperatureConfig, epoch: int, epochs: int) -> float:
@@ -25,10 +25,35 @@ def temperature_at(config: TemperatureConfig, epoch: int, epochs: int) -> float:
             return config.start
 
 
-def learning_rate_factor(schedule: str, step: int, steps: int, warmup: int) -> float:
-    """Multiplier of the learning rate in ``step`` (from 0) of ``steps``: linear warm-up, then the schedule."""
+def learning_rate_factor(config: TrainingConfig, step: int, steps_per_epoch: int) -> float:
+    """Multiplier of the learning rate in ``step`` (from 0): linear warm-up, then the schedule."""
+    epoch = step // steps_per_epoch + 1
+    if config.schedule == "learn_to_branch":
+        return learn_to_branch_factor(epoch, config.epochs)
+    warmup, steps = round(config.warmup_epochs * steps_per_epoch), config.epochs * steps_per_epoch
     if step < warmup:
         return (step + 1) / warmup
-    if schedule == "constant":
-        return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
+    match config.schedule:
+        case "constant":
+            return 1.0
+        case "step":
+            return halving_factor(epoch, config.step_epochs)
+        case "cosine":
+            return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
+
+
+def learn_to_branch_factor(epoch: int, epochs: int) -> float:
+    """Multiplier of both learning rates in ``epoch`` (from 1) of ``epochs`` of the released code's phase 1.
+
+    A quarter, a half, then 1 up to epoch 4; in odd epochs e ≥ 5 it is 1 − (e − 1)/⌊1.03093·epochs⌋, kept for the
+    even one behind. The code freezes the gates in epochs 1 and 2.
+    """
+    if epoch <= 4:
+        return (0.25, 0.5, 1.0, 1.0)[epoch - 1]
+    odd = epoch - 1 + epoch % 2
+    return 1 - (odd - 1) / math.floor(1.03093 * epochs)
+
+
+def halving_factor(epoch: int, every: int) -> float:
+    """Multiplier of the learning rate in ``epoch`` (from 1): halved after ``every`` epochs, again and again."""
+    return 0.5 ** ((epoch - 1) // every)

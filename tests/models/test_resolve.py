@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from kdx_analysis.errors import KdxError
-from kdx_analysis.models.resolve import build_model, check_fits, count_parameters, list_models
+from kdx_analysis.models.resolve import build_model, check_fits, count_parameters, list_models, redrawn
 from kdx_analysis.models.zoo import MODELS, StagedNet
 
 
@@ -22,7 +22,7 @@ def test_zoo_names_are_as_they_are() -> None:
     assert list_models() == sorted(MODELS)
     model = build_model("digits_student", 7, 1)
     assert isinstance(model, StagedNet)
-    assert (model.num_classes, model.in_channels) == (7, 1)
+    assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 7)
 
 
 def test_torchvision_and_timm_by_prefix() -> None:
@@ -133,3 +133,42 @@ def test_count_parameters_counts_frozen_ones_and_shared_ones_once() -> None:
     layer = nn.Linear(3, 4)  # 3·4 + 4
     layer.bias.requires_grad_(False)
     assert count_parameters(nn.Sequential(layer, nn.BatchNorm1d(4), layer)) == 16 + 8
+
+
+def test_redrawn_is_a_copy_with_other_weights_all_trainable() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(72, 3)).eval()
+    model[0].requires_grad_(False)
+    model[1].running_mean.fill_(7.0)
+    model[1].weight.data.fill_(5.0)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    torch.manual_seed(0)
+    fresh = redrawn(model)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert not model[0].weight.requires_grad
+    assert not torch.equal(fresh[0].weight, model[0].weight)
+    assert not torch.equal(fresh[3].weight, model[3].weight)
+    assert fresh[1].running_mean.tolist() == [0, 0]
+    assert fresh[1].weight.tolist() == [1, 1]
+    assert all(parameter.requires_grad for parameter in fresh.parameters())
+    assert fresh.training
+    torch.manual_seed(0)
+    assert torch.equal(redrawn(model)[3].weight, fresh[3].weight)
+
+
+def test_redrawn_takes_attention_of_pytorch() -> None:
+    model = nn.MultiheadAttention(4, 2)
+    assert not torch.equal(redrawn(model).in_proj_weight, model.in_proj_weight)
+
+
+def test_redrawn_refuses_a_module_that_cannot_draw_its_parameters() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gamma = nn.Parameter(torch.ones(2))
+            self.linear = nn.Linear(2, 2)
+
+    message = r"Sequential anew: 1, a Scaled, holds gamma and has no reset_parameters\(\); add one, or give .* by name"
+    with pytest.raises(KdxError, match=message):
+        redrawn(nn.Sequential(nn.Linear(2, 2), Scaled()))
+    with pytest.raises(KdxError, match="Scaled anew: it, a Scaled, holds gamma"):
+        redrawn(Scaled())

@@ -89,7 +89,7 @@ def test_permuting_experts_permutes_the_table_and_leaves_the_agreement(images: T
     model, order = trained(), [2, 0, 1]
     images = nn.functional.interpolate(images, 8)
     moved = copy.deepcopy(model)
-    moved.levels[-1] = model.levels[-1].take(order).double()
+    moved.levels[-1] = model.levels[-1].take(order)
     with torch.no_grad():
         moved.gates[-2].logits.copy_(model.gates[-2].logits[order])
         moved.gates[-1].logits.copy_(model.gates[-1].logits[:, order])

@@ -87,3 +87,27 @@ def test_quantiles_of_a_null_leave_out_undefined_draws() -> None:
     assert got["null_mean"] == 2
     assert got["null_low"] == pytest.approx(1.05)
     assert math.isnan(gates.quantiles(torch.tensor([torch.nan]))["null_mean"])
+
+
+@pytest.mark.parametrize("n", [5, 20, 100])
+def test_specialisation_of_sampled_routings_is_zero_where_nothing_is_routed(n) -> None:
+    """Hard routings drawn alike for all subtasks: plug-in mutual information is above 0, the shuffled null takes it."""
+    generator = torch.Generator().manual_seed(n)
+    hard = torch.nn.functional.one_hot(torch.randint(4, (n, 10), generator=generator), 4).double()
+    found = gates.summarise_samples([torch.ones(4, 1).double(), hard], torch.arange(n) % 5, generator)
+    value, _ = found["pathways", 2, "specialisation"]
+    biased, count = found["pathways", 2, "specialisation_shuffled"]
+    assert count == 10 * n
+    assert abs(value) < 0.5 * biased + 0.01
+    assert (value + biased).item() == pytest.approx(gates.specialisation(hard.mean(dim=0)).item())
+
+
+def test_classes_that_route_apart_are_found_where_subtasks_route_alike() -> None:
+    labels = torch.arange(40) % 4
+    hard = torch.nn.functional.one_hot(labels, 4).double().unsqueeze(1).expand(-1, 6, -1)
+    found = gates.summarise_samples([torch.ones(4, 1).double(), hard], labels, torch.Generator().manual_seed(0))
+    assert found["pathways", 2, "specialisation"][0].item() == pytest.approx(0, abs=1e-12)
+    by_class = [found["pathways", 2, m][0].item() for m in ("class_specialisation", "class_specialisation_shuffled")]
+    assert sum(by_class) == pytest.approx(1)
+    assert by_class[1] < 0.2
+    assert found["gates", 3, "entropy"][0] == 0

@@ -3,8 +3,10 @@
 import numpy as np
 import pandas as pd
 import pytest
+import timm
 import torch
 
+from kdx_analysis import _compat  # noqa: F401  # isort: split
 from kdx_analysis.config import ObjectiveConfig, ProbeConfig
 from kdx_analysis.data import Dataset, load_dataset
 from kdx_analysis.models import HME, build_model
@@ -96,7 +98,7 @@ def test_gate_summary_stands_beside_the_initial_gates_at_the_same_temperature(re
     model, probe, tables = recorded
     row = at_end(tables["gate_summary"], level=5, attention="alpha", metric="entropy_share").iloc[0]
     assert row["value"] == pytest.approx(gating.entropy_share(model.attention()[-1]).mean().item(), rel=1e-6)
-    initial = gating.attention(probe.initial[-1], 0.5)
+    initial = gating.attention(probe.initial[-1].logits.detach(), 0.5)
     assert row["initial"] == pytest.approx(gating.entropy_share(initial).mean().item(), rel=1e-6)
     assert row["null_low"] <= row["null_mean"] <= row["null_high"]
     assert (row["n"], row["null_draws"], row["tau"]) == (10, DRAWS, 0.5)
@@ -185,3 +187,76 @@ def test_probe_sets_are_balanced_apart_and_named(recorded, data) -> None:
     assert {name: len(ids) for name, ids in probe.ids.items()} == {"train": 30, "val": 30}
     assert not set(probe.ids["train"]) & set(probe.ids["val"])
     assert not set(probe.ids["val"]) & set(data.test.ids.tolist())
+
+
+def tokens_student() -> torch.nn.Module:
+    return timm.create_model(
+        "vit_tiny_patch16_224", img_size=8, patch_size=2, embed_dim=48, depth=4, num_heads=4, num_classes=10, in_chans=1
+    )
+
+
+@pytest.mark.parametrize("kind", ["input", "tokens", "input tokens", "hard", "pruned", "one expert"])
+def test_every_kind_of_explainer_has_complete_tables(data, kind) -> None:
+    torch.manual_seed(0)
+    student = tokens_student() if "tokens" in kind else build_model("digits_student", 10, 1)
+    how = {"gates": "input" if "input" in kind else "parameter", "image_shape": (1, 8, 8)}
+    model = HME.from_student(student, 10, 1 if kind == "one expert" else 2, **how)
+    if kind in ("hard", "pruned"):
+        model = model.harden()
+    if kind == "pruned":
+        model = model.pruned()
+    config = CONFIG.model_copy(update={"per_class": 2})
+    probe = ExplainerProbe(model, data, ObjectiveConfig(name="hard"), config, 1)
+    probe(Epoch(1, 1, 0.0, 0.0, 1.0, None), model)
+    tables = probe.tables()
+    if model.hard:
+        assert set(tables) == {"conflict", "conflict_summary", "contention"}
+    else:
+        assert {"gates", "pathways", "gate_summary"} <= set(tables)
+    assert ("contention" in tables) == ("input" not in kind)
+    assert ("gates_by_sample" in tables) == ("input" in kind)
+    for name in ("gates", "pathways", "gates_by_class", "gates_by_sample"):
+        if name in tables:
+            assert not tables[name].isna().any(axis=None)
+            keys = ["level", "child", "id", "true_class", "subtask"]
+            keys = [key for key in keys if key in tables[name]]
+            np.testing.assert_allclose(tables[name].groupby(keys)[["alpha", "effective"]].sum(), 1, rtol=1e-6)
+    assert tables["conflict"]["cosine"].notna().all()
+    contention = tables["conflict_summary"].query("metric == 'contention'")
+    assert set(contention["level"]) == {str(level + 1) for level in range(len(model.experts))}
+    assert contention["value"].between(0, 1).all()
+
+
+def test_input_gates_are_averaged_over_samples_and_their_pathways_composed_per_sample(data) -> None:
+    torch.manual_seed(0)
+    model = HME.from_student(build_model("digits_student", 10, 1), 10, 3, gates="input")
+    probe = ExplainerProbe(model, data, ObjectiveConfig(name="hard"), CONFIG, 1)
+    with torch.no_grad():
+        for gate in model.gates:
+            gate.out.weight.mul_(20)
+    probe(Epoch(1, 1, 0.0, 0.0, 1.0, None), model)
+    tables = probe.tables()
+    x, y = images(data, "train")
+    with undisturbed(model), torch.no_grad():
+        attention = [a.double() for a in model.trace(x).attention]
+        untrained = model.gated_by(probe.initial, model.trace(x).features)
+    heads = tables["gates"].query("level == 5").pivot(index="child_index", columns="parent", values="alpha")
+    np.testing.assert_allclose(heads, attention[3].mean(dim=0), rtol=1e-6)
+    sevens = tables["gates_by_class"].query("level == 5 and true_class == '7'")
+    sevens = sevens.pivot(index="child_index", columns="parent", values="alpha")
+    np.testing.assert_allclose(sevens, attention[3][y == 7].mean(dim=0), rtol=1e-6)
+    sample = tables["gates_by_sample"].query(f"level == 3 and id == {probe.ids['train'][5]}")
+    sample = sample.pivot(index="child_index", columns="parent", values="alpha")
+    np.testing.assert_allclose(sample, attention[1][5], rtol=1e-6)
+    paths = (attention[3] @ attention[2]).mean(dim=0)
+    of_level3 = tables["pathways"].query("level == 3").pivot(index="subtask_index", columns="expert", values="alpha")
+    np.testing.assert_allclose(of_level3, paths, rtol=1e-6)
+    assert not np.allclose(paths, attention[3].mean(dim=0) @ attention[2].mean(dim=0), rtol=1e-3)
+    summary = tables["gate_summary"].query("attention == 'alpha'").set_index(["of", "level", "metric"])
+    entropy = summary.loc[("gates", 5, "entropy")]
+    assert entropy["value"] == pytest.approx(gating.entropy(attention[3]).mean().item(), rel=1e-6)
+    assert entropy["initial"] == pytest.approx(gating.entropy(untrained[3]).mean().item(), rel=1e-5)
+    assert entropy["n"] == 30 * 10
+    mean = gates.specialisation(attention[3].mean(dim=0)).item()
+    parts = [summary.loc[("pathways", 4, m), "value"] for m in ("specialisation", "specialisation_shuffled")]
+    assert sum(parts) == pytest.approx(mean, rel=1e-6)

@@ -94,6 +94,8 @@ def _write(
     }
     if section is not None:
         config["objective"] = section
+    if role == "tree":
+        config["phase2"] = {"weights": "redrawn", "by": "alpha", "training": {"epochs": 5, "threads": 1}}
     records = {"metrics": _metrics(values, seed)}
     if role == "explainer":
         records |= _probed(values, classes)
@@ -106,6 +108,8 @@ def _write(
             "classes": list(classes), "fingerprint": "f00d",
         },
         "probe_sets": {"train": [0, 1, 2], "val": [3, 4, 5]} if role == "explainer" else None,
+        "experts": {"explainer": [1, 2], "tree": [1, 1]}.get(role),
+        "grown_from": {"run": f"explainer-{seed}", "experts": [1, 2]} if role == "tree" else None,
         "environment": {"python": "3.11", "versions": {"torch": "2.6"}, "commit": "abc", "hardware": None},
     }  # fmt: skip
     write_run(folder / name, info, records)

@@ -101,6 +101,18 @@ def test_accuracies_stand_in_the_table(write, two_figures, tmp_path):
     assert cells[3] == ["kd", "43.8", "1", "43.8", "1", "80.0", "80.0"]
 
 
+def test_trees_have_columns_of_their_own(write, two_figures):
+    planted = {"accuracy": {"hard": [0.8125]}, "agreement": {"hard": [0.75]}}
+    text = Report(write(("hard",), seeds=1, planted=planted, roles=("explainer", "tree")))._repr_html_()
+    rows = re.findall(r"<tr>(.*?)</tr>", text.split('id="kdx-accuracy"')[1].split("</table>")[0], re.DOTALL)
+    head, teacher, hard = (re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows)
+    assert len(head) == len(teacher) == len(hard)
+    assert dict(zip(head, hard, strict=True)) | {"n": ""} == {
+        "Objective": "hard", "Undivided": "–", "n": "", "Explainer": "81.2", "Tree": "81.2",
+        "Undivided: agreement with teacher": "–", "Explainer: agreement": "75.0", "Tree: agreement": "75.0",
+    }  # fmt: skip
+
+
 def test_no_p_value(page):
     assert not re.search(r"\bp\s*[<=≤]|p-value|p value", page[1])
 

@@ -8,10 +8,11 @@ from kdx_analysis.report.tables import accuracy, answers, headline_tables, ladde
 
 def test_accuracy_is_that_of_the_records(write):
     planted = {"accuracy": {"hard": [0.80, 0.85, 0.96], "kd": [0.70, 0.72, 0.75]}}
-    runs = write(("hard", "kd"), planted=planted)
+    roles = ("student", "explainer", "tree")
+    runs = write(("hard", "kd"), planted=planted, roles=roles)
     by_name = {row.name: row for row in accuracy(runs)}
     for name in ("hard", "kd"):
-        for role in ("student", "explainer"):
+        for role in roles:
             metrics = runs.filter(role=role, objective=name).frame("metrics")
             test = metrics[(metrics["split"] == "test") & (metrics["metric"] == "accuracy")]["value"]
             interval = getattr(by_name[name], role)
@@ -24,6 +25,8 @@ def test_accuracy_is_that_of_the_records(write):
 def test_a_role_that_was_not_trained_is_missing(write):
     (row,) = accuracy(write(("hard",), roles=("explainer",)))
     assert row.student is None
+    assert row.tree is None
+    assert row.tree_agreement is None
     assert row.explainer.n == 3
 
 
@@ -84,7 +87,15 @@ def test_provenance_names_selection_and_what_differs(write):
     runs = write(("hard", "kd"), seeds=2)
     facts = dict(provenance(runs))
     assert facts["images"] == ["train 30, val 9, test 40"]
-    assert facts["selection of students and explainers"] == ["the last epoch; test data never used to select"]
+    assert facts["selection of students, explainers and trees"] == ["the last epoch; test data never used to select"]
     assert facts["seeds"] == ["0", "1"]
     assert ("explainer", "seed", ["0 (2)", "1 (2)"]) in differing(runs)
     assert ("explainer", "objective.name", ["hard (2)", "kd (2)"]) in differing(runs)
+
+
+def test_provenance_tells_how_trees_were_grown(write):
+    facts = dict(provenance(write(("hard",), seeds=2, roles=("explainer", "tree"))))
+    assert facts["phase 2"] == ["gates hardened by alpha, weights redrawn, 5 epochs"]
+    assert facts["experts of the trees before → after pruning"] == ["1, 2 → 1, 1"]
+    assert facts["experts by level, trunk first"] == ["1, 2"]
+    assert "phase 2" not in dict(provenance(write(("hard",), seeds=1).filter(role=["teacher", "explainer"])))

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from kdx_analysis.errors import KdxError
-from kdx_analysis.training.checkpoints import fingerprint, load_weights, save_weights
+from kdx_analysis.training.checkpoints import fingerprint, load_learn_to_branch, load_weights, save_weights
 
 
 def model(seed: int = 0) -> nn.Module:
@@ -71,13 +71,27 @@ def test_files_that_hold_no_weights(tmp_path, name):
             load_weights(tmp_path / name, model())
 
 
-@pytest.mark.parametrize("state", [{"0.weight": torch.zeros(2, 1, 3, 3)}, [1, 2], {"model": {"0.weight": "x"}}])
+@pytest.mark.parametrize("state", [{"0.weight": torch.zeros(2, 1, 3, 3)}, {"model": {"0.weight": "x"}}])
 def test_weights_of_another_model_are_refused_and_change_nothing(tmp_path, state):
     torch.save(state, tmp_path / "a.pt")
     here = model()
     with pytest.raises(KdxError, match="don't fit Sequential") as caught:
         load_weights(tmp_path / "a.pt", here)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_names_no_tensors_is_refused(tmp_path):
+    torch.save([1, 2], tmp_path / "a.pt")
+    with pytest.raises(KdxError, match=r"cannot load weights from .*a\.pt': it holds a list, no named tensors"):
+        load_weights(tmp_path / "a.pt", model())
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pt"])
+def test_only_converted_files_are_read_as_converted(tmp_path, name):
+    torch.save(model().state_dict(), tmp_path / "a.pt")
+    save_weights(tmp_path / "a.safetensors", model())
+    with pytest.raises(KdxError, match=f"{name}' was not written by kdx convert"):
+        load_learn_to_branch(tmp_path / name)
 
 
 def test_a_fingerprint_sees_names_shapes_values_and_buffers():

@@ -1,6 +1,7 @@
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -116,16 +117,30 @@ def test_the_teacher_stays_in_eval_mode_and_as_it_was():
     assert teacher.scale.grad is None
 
 
-def test_gates_take_no_weight_decay():
-    states = []
-    for decay in (0.0, 10.0):
+def gates_of(model: HME) -> list[torch.Tensor]:
+    return [logits.detach().clone() for logits in model.gate_parameters()]
+
+
+def heads_of(model: HME) -> list[torch.Tensor]:
+    return [weights.detach().clone() for weights in model.heads.parameters()]
+
+
+def same(some: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(some, others, strict=True))
+
+
+def test_gates_take_a_weight_decay_of_their_own_and_none_by_default():
+    models = []
+    for decays in ({}, {"weight_decay": 10.0}, {"gate_weight_decay": 10.0}):
         model = explainer()
-        fit(model, dataset(), HARD, config(epochs=1, batch_size=48, weight_decay=decay), seed=0)
-        states.append(model)
-    without, heavy = states
-    assert all(torch.equal(a, b) for a, b in zip(without.gate_parameters(), heavy.gate_parameters(), strict=True))
-    assert not torch.equal(without.heads.weight, heavy.heads.weight)
-    assert not torch.equal(without.gates[0].logits, explainer().gates[0].logits)
+        fit(model, dataset(), HARD, config(epochs=1, batch_size=48, **({"weight_decay": 0.0} | decays)), seed=0)
+        models.append(model)
+    without, heavy, heavy_gates = models
+    assert same(gates_of(without), gates_of(heavy))
+    assert not same(heads_of(without), heads_of(heavy))
+    assert not same(gates_of(without), gates_of(heavy_gates))
+    assert same(heads_of(without), heads_of(heavy_gates))
+    assert not same(gates_of(without), gates_of(explainer()))
 
 
 def test_gates_have_a_learning_rate_of_their_own():
@@ -134,8 +149,34 @@ def test_gates_have_a_learning_rate_of_their_own():
         model, before = explainer(), explainer()
         fit(model, dataset(), HARD, config(epochs=1, batch_size=48, gate_lr_factor=factor, optimizer="sgd",
             weight_decay=0), seed=0)  # fmt: skip
-        moves[factor] = model.gates[-1].logits.detach() - before.gates[-1].logits.detach()
+        moves[factor] = gates_of(model)[-1] - gates_of(before)[-1]
     torch.testing.assert_close(moves[10.0], 10 * moves[1.0], rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])
+def test_gates_stay_bit_for_bit_as_they_are_in_warm_up_and_move_after(optimizer):
+    model, seen = explainer(), []
+    seen.append((gates_of(model), heads_of(model)))
+    fit(model, dataset(), HARD, config(epochs=4, optimizer=optimizer, gate_weight_decay=0.1), seed=0, gate_warmup=2,
+        callbacks=[lambda epoch, told: seen.append((gates_of(told), heads_of(told)))])  # fmt: skip
+    moved = [not same(a, b) for (a, _), (b, _) in pairwise(seen)]
+    assert moved == [False, False, True, True]
+    assert all(not same(a, b) for (_, a), (_, b) in pairwise(seen))
+    assert all(logits.requires_grad for logits in model.gate_parameters())
+
+
+def test_adam_decays_by_the_gradient_and_adamw_apart_from_it():
+    moves = {}
+    for optimizer in ("adam", "adamw"):
+        model, before = staged_net(), staged_net()
+        before.load_state_dict(model.state_dict())
+        # by a decay this large Adam's first step is ±lr in every weight, against its sign
+        fit(model, dataset(), HARD, config(epochs=1, batch_size=48, optimizer=optimizer, weight_decay=1e6), seed=0)
+        moves[optimizer] = (model.classifier.weight - before.classifier.weight).detach(), before.classifier.weight
+    move, weight = moves["adam"]
+    torch.testing.assert_close(move, -0.01 * weight.detach().sign(), rtol=1e-2, atol=1e-4)
+    move, weight = moves["adamw"]
+    assert move.abs().max() > 1
 
 
 def rolled(split):

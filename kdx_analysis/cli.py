@@ -80,6 +80,50 @@ def convert(
     typer.echo(out)
 
 
+@app.command()
+def explain_model(
+    model: Annotated[str, typer.Argument(help="A model's name, as kdx list models gives it.")],
+    experts: Annotated[str, typer.Option(help="Experts of every level, or of each: 4 or 2,4,8.")] = "4",
+    budget: Annotated[str, typer.Option(help="params, flops or width.")] = "params",
+    stages: Annotated[
+        str | None, typer.Option(help="Where trunk and levels end, if not where they are found: layer1,layer2,layer3.")
+    ] = None,
+    classes: Annotated[int, typer.Option(min=2, help="Subtasks.")] = 10,
+    image: Annotated[str | None, typer.Option(help="C,H,W; by default the first common size that fits.")] = None,
+) -> None:
+    """Show how a model would be split into an explainer, before any training."""
+    import torch
+
+    from kdx_analysis.models import HME, build_model
+
+    shape = None if image is None else _numbers("--image", image)
+    counts = _numbers("--experts", experts)
+    with torch.device("meta"):
+        student = build_model(model, classes, 3 if shape is None else shape[0])
+        explainer = HME.from_student(
+            student, classes, counts[0] if len(counts) == 1 else counts, budget=budget,  # type: ignore[arg-type]
+            stages=None if stages is None else stages.split(","), image_shape=shape,
+        )  # fmt: skip
+    typer.echo(explainer.split)
+
+
+@app.command()
+def validate(
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of planted truth.")] = 10,
+    out: Annotated[Path | None, typer.Option(help="A CSV file for the value of every yardstick and seed.")] = None,
+) -> None:
+    """Hold the probes against planted truth; exit code 1 if a yardstick fails."""
+    from kdx_analysis import io
+    from kdx_analysis.probes import validation
+
+    found = validation.validate(seeds)
+    typer.echo(found)
+    if out is not None:
+        io.write_text(out, found.measures.to_csv(index=False))
+    if not found.passed:
+        raise typer.Exit(1)
+
+
 @lists.command()
 def studies() -> None:
     """Ready studies that come with the package."""
@@ -103,11 +147,17 @@ def datasets() -> None:
 @lists.command()
 def models(
     library: Annotated[str, typer.Option(help="zoo, torchvision or timm.")] = "zoo",
+    split: Annotated[
+        bool, typer.Option("--split", help="Make explainers of the zoo and of every family of torchvision and timm.")
+    ] = False,
 ) -> None:
     """Models by name."""
     from kdx_analysis.models import list_models
     from kdx_analysis.registry import unknown
 
+    if split:
+        _print_splits()
+        return
     if library not in ("zoo", "torchvision", "timm"):
         raise unknown("library", library, ("zoo", "torchvision", "timm"))
     _print_names(list_models(library))  # type: ignore[arg-type]
@@ -146,6 +196,20 @@ def _run(name: str, changes: list[str], out: Path | None, jobs: int, data_dir: P
     typer.echo(f"\n{out / 'report' / 'report.html'}")
 
 
+def _print_splits() -> None:
+    """Row by row, since each takes seconds."""
+    from kdx_analysis.models.survey import survey
+
+    heading = ("model", "levels", "stages' params", "levels' params", "error", "FLOPs' error", "classifier", "heads")
+    form = "{:<32} {:>6} {:>14} {:>14} {:>7} {:>12} {:>11} {:>7}  {}"
+    typer.echo(form.format(*heading, "loss, one step"))
+    for row in survey():
+        errors = (f"{row['params']:+.1%}", f"{row['flops']:+.1%}")
+        sizes = (f"{row['stages']:,}", f"{row['experts']:,}")
+        ends = (f"{row['classifier']:,}", f"{row['heads']:,}", row["step"])
+        typer.echo(form.format(row["model"], row["levels"], *sizes, *errors, *ends))
+
+
 def _announce(study: Study, out: Path, jobs: int) -> None:
     from kdx_analysis.probes.recorder import checkpoints
 
@@ -166,6 +230,13 @@ def _announce(study: Study, out: Path, jobs: int) -> None:
         f"  conflict of every explainer at {epochs} epochs on two probe sets: {2 * epochs * data.num_classes} backward "
         f"passes over up to {config.probes.per_class * data.num_classes} images each"
     )
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise KdxError(f"{option} {text!r} should be whole numbers with commas between them") from None
 
 
 def _print_names(names: object) -> None:

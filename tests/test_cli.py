@@ -1,6 +1,7 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -9,6 +10,7 @@ import kdx_analysis
 from kdx_analysis import cli
 from kdx_analysis.data.sources import DATASETS, Source
 from kdx_analysis.errors import KdxError
+from kdx_analysis.probes.validation import YARDSTICKS
 from tests import toys
 from tests.models.reference_learn_to_branch import checkpoint, released_network
 
@@ -234,7 +236,22 @@ def test_weights_of_the_released_code_are_converted_and_read_back(kdx, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pth", "best.safetensors"]
 
 
+@pytest.mark.parametrize(("error", "code"), [(0.0, 0), (0.2, 1)])
+def test_validation_says_by_its_exit_code_whether_the_yardsticks_hold(kdx, tmp_path, monkeypatch, error, code):
+    def measure(seed):
+        middles = {y: (max(y.low, -1) + min(y.high, 1)) / 2 for y in YARDSTICKS}
+        return {(y.name, y.planted): (middle + error, 1) for y, middle in middles.items()}
+
+    monkeypatch.setattr("kdx_analysis.probes.validation.measure", measure)
+    ended, out, err = kdx("validate", "--seeds", 3, "--out", "found.csv")
+    assert (ended, err) == (code, "")
+    assert "yardsticks hold over 3 seeds" in out
+    assert len(pd.read_csv(tmp_path / "found.csv")) == 3 * len(YARDSTICKS)
+
+
 def test_help_names_the_commands(kdx):
     code, out, _ = kdx("--help")
     assert code == 0
     assert all(command in out for command in ("demo", "run", "report", "convert", "list"))
+
+    assert all(command in out for command in ("demo", "run", "report", "validate", "list"))

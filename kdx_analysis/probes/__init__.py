@@ -1,17 +1,19 @@
 """Probes: a model and data in, tidy tables out.
 
 ``gates`` and ``conflict`` are pure functions on tensors, ``gradients`` makes the Gram matrices that conflict is
-read from, ``ExplainerProbe`` records all of it through a training. ``faithfulness`` asks whether attention says what
-an ablation confirms, ``attribution`` what experts look at, ``sanity`` whether that is the model's doing; ``watch``
-records what any code makes a model compute.
+read from, ``ExplainerProbe`` records all of it through a training. ``planted`` makes explainers whose conflicts are
+known, ``validate`` holds the probes against them. ``faithfulness`` asks whether attention says what an ablation
+confirms, ``attribution`` what experts look at, ``sanity`` whether that is the model's doing; ``watch`` records what any
+code makes a model compute.
 """
 
-from kdx_analysis.probes import attribution, conflict, faithfulness, gates, gradients, sanity, watch
+from kdx_analysis.probes import attribution, conflict, faithfulness, gates, gradients, planted, sanity, watch
 from kdx_analysis.probes.attribution import Attribution, Conductance, conductance, grad_cam, integrated_gradients
 from kdx_analysis.probes.faithfulness import Explanation, Faithfulness, ablate, explain
 from kdx_analysis.probes.gradients import Grams, subtask_grams
 from kdx_analysis.probes.recorder import ExplainerProbe
 from kdx_analysis.probes.sanity import Randomisation, randomisation, randomised
+from kdx_analysis.probes.validation import Validation, validate
 from kdx_analysis.probes.watch import Recording, probe
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "Grams",
     "Randomisation",
     "Recording",
+    "Validation",
     "ablate",
     "attribution",
     "conductance",
@@ -33,10 +36,12 @@ __all__ = [
     "grad_cam",
     "gradients",
     "integrated_gradients",
+    "planted",
     "probe",
     "randomisation",
     "randomised",
     "sanity",
     "subtask_grams",
+    "validate",
     "watch",
 ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 from beartype import beartype
-from jaxtyping import Bool, Float, jaxtyped
+from jaxtyping import Bool, Float, Shaped, jaxtyped
 from torch import Tensor
 
 
@@ -99,7 +99,21 @@ def modulation(
 
 
 @jaxtyped(typechecker=beartype)
-def upper(table: Float[Tensor, "*draws K K"]) -> Float[Tensor, "*draws P"]:
+def permutation_p(draws: Float[Tensor, " draws *axes"]) -> Float[Tensor, "*axes"]:
+    """p = (1 + #{null ≤ own})/(1 + R), in (0, 1]: small where a value lies below its null; NaN for NaN.
+
+    Under the null p ≤ q with a chance of at most q, and of exactly q where q(1 + R) is whole and values never tie.
+
+    Args:
+        draws: the own value first, then R draws of its null; NaN draws count as if they were not above it.
+    """
+    own, null = draws[0], draws[1:]
+    p = (1 + (~(null > own)).sum(dim=0)).to(own.dtype) / len(draws)
+    return torch.where(own.isnan(), torch.nan, p)
+
+
+@jaxtyped(typechecker=beartype)
+def upper(table: Shaped[Tensor, "*draws K K"]) -> Shaped[Tensor, "*draws P"]:
     """The P = K(K − 1)/2 entries with a < b."""
     a, b = torch.triu_indices(table.shape[-2], table.shape[-1], offset=1, device=table.device)
     return table[..., a, b]

@@ -63,6 +63,16 @@ def residuals(loss: Callable[[Tensor], Tensor], margins: Tensor) -> Tensor:
     return gradient
 
 
+def with_null(residual: Tensor, draws: int, seed: int) -> Tensor:
+    """The residual B×K and, as the null of conflict, its rows permuted over samples ``draws`` times: (1 + R)×B×K.
+
+    The model stays as it is, and so does what the cut into subtasks does to a row. The same seed permutes alike.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    orders = [torch.randperm(len(residual), generator=generator) for _ in range(draws)]
+    return torch.stack([residual, *(residual[order.to(residual.device)] for order in orders)])
+
+
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Eval mode inside the body; every module's own mode is restored, also when the body raises."""

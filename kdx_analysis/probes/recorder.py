@@ -20,7 +20,7 @@ from kdx_analysis.models.gating import ParameterGate
 from kdx_analysis.models.redraw import draw_anew
 from kdx_analysis.objectives import Objective, one_vs_rest_margins
 from kdx_analysis.probes import conflict, gates
-from kdx_analysis.probes.gradients import Grams, residuals, subtask_grams, undisturbed
+from kdx_analysis.probes.gradients import Grams, residuals, subtask_grams, undisturbed, with_null
 from kdx_analysis.training import Epoch
 
 SPLITS = ("train", "val")
@@ -243,9 +243,7 @@ class ExplainerProbe:
             outputs = model(images)
         margins = one_vs_rest_margins(outputs) if multiclass else outputs
         terms = self._residuals(margins, labels, self.teacher_logits[split], multiclass)
-        generator = torch.Generator().manual_seed(self.config.seed)
-        orders = [torch.randperm(len(images), generator=generator) for _ in range(self.config.null_draws)]
-        draws = [torch.stack([r, *(r[order.to(r.device)] for order in orders)]) for r in terms.values()]
+        draws = [with_null(r, self.config.null_draws, self.config.seed) for r in terms.values()]
         grams = subtask_grams(
             model,
             images,
@@ -255,7 +253,7 @@ class ExplainerProbe:
         )
         for i, term in enumerate(terms):
             own = grams.subset(slice(i * len(draws[0]), (i + 1) * len(draws[0])))
-            columns = {"split": split, "term": term, "null_draws": len(orders), "n": len(images)}
+            columns = {"split": split, "term": term, "null_draws": self.config.null_draws, "n": len(images)}
             self._cosines(epoch, own, columns)
             if own.gates is not None:
                 self._contention(epoch, own.experts[-1].double().cpu(), own.gates.double().cpu(), columns)

@@ -129,3 +129,16 @@ def test_no_conflict_at_all_gives_nan_not_a_number_out_of_nothing() -> None:
     assert value.isnan()
     assert math.isnan(p)
     assert conflict.separation(peace, random_gates(4, 2)).isnan()
+
+
+def test_permutation_p_by_hand() -> None:
+    draws = torch.tensor([[0.1, 0.5, torch.nan], [0.0, 0.6, 0.0], [0.1, 0.7, 0.0], [0.2, torch.nan, 0.0]])
+    p = conflict.permutation_p(draws)
+    torch.testing.assert_close(p, torch.tensor([3 / 4, 2 / 4, torch.nan]), equal_nan=True)
+    assert conflict.permutation_p(draws[:1, :1]).item() == 1
+
+
+def test_permutation_p_of_exchangeable_draws_is_uniform() -> None:
+    p = conflict.permutation_p(torch.rand(20, 20_000, generator=torch.Generator().manual_seed(0)))
+    for q in (0.05, 0.25, 0.5):
+        assert (p <= q + 1e-6).double().mean().item() == pytest.approx(q, abs=0.01)

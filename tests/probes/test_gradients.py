@@ -12,7 +12,7 @@ from kdx_analysis.config import ObjectiveConfig
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, build_model
 from kdx_analysis.objectives import Objective, one_vs_rest_margins
-from kdx_analysis.probes.gradients import residuals, subtask_grams
+from kdx_analysis.probes.gradients import residuals, subtask_grams, with_null
 
 B, K = 7, 5
 
@@ -150,6 +150,17 @@ def test_residuals_are_the_derivative_of_each_loss_by_its_own_margin(labels: Ten
     hard = Objective(ObjectiveConfig(name="hard"))
     got = residuals(lambda m: hard.terms(m, labels, None, torch.Generator())["hard"], margins)
     torch.testing.assert_close(got, torch.sigmoid(margins) - F.one_hot(labels, K))
+
+
+def test_the_null_holds_the_same_rows_of_residuals_in_other_orders() -> None:
+    r = torch.randn(B, K, generator=torch.Generator().manual_seed(0))
+    draws = with_null(r, 3, seed=1)
+    assert torch.equal(draws[0], r)
+    for draw in draws[1:]:
+        order = [int((r == row).all(dim=1).nonzero()) for row in draw]
+        assert sorted(order) == list(range(B)) != order
+    assert torch.equal(with_null(2 * r, 3, seed=1), 2 * draws)
+    assert not torch.equal(with_null(r, 3, seed=2), draws)
 
 
 def snapshot(model: HME) -> Iterator[object]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from kdx_analysis.errors import KdxError
     from kdx_analysis.models import HME, Tree, vam
     from kdx_analysis.models.learn_to_branch import learn_to_branch
+    from kdx_analysis.probes import probe
     from kdx_analysis.report import Report
     from kdx_analysis.runs import Run, RunSet
     from kdx_analysis.study import Study, ready_studies
@@ -42,6 +43,7 @@ _HOMES = {
     "load_dataset": "data",
     "load_learn_to_branch": "training.checkpoints",
     "plots": "",
+    "probe": "probes",
     "probes": "",
     "ready_studies": "study",
     "vam": "models",
@@ -61,6 +63,7 @@ __all__ = [
     "load_dataset",
     "load_learn_to_branch",
     "plots",
+    "probe",
     "probes",
     "ready_studies",
     "vam",

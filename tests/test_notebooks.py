@@ -7,7 +7,7 @@ import pytest
 from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
-SHORT = {"quickstart": "EPOCHS, SEEDS = 2, 1", "vam": "EPOCHS = 1"}
+SHORT = {"quickstart": "EPOCHS, SEEDS = 2, 1", "conflict": "EPOCHS, DRAWS = 2, 19", "vam": "EPOCHS = 1"}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -4,6 +4,7 @@ from kdx_analysis.plots import vam
 from kdx_analysis.plots.attention import gates
 from kdx_analysis.plots.comparisons import differences, ladder
 from kdx_analysis.plots.curves import entropy, training
+from kdx_analysis.plots.faithfulness import ablation, attribution, conductance, faithfulness, randomisation
 from kdx_analysis.plots.figure import FIGURES, Figure
 from kdx_analysis.plots.matrices import conflict
 from kdx_analysis.plots.style import save, style
@@ -15,11 +16,16 @@ for _figure in (ladder, differences, entropy, gates, tree, tree_agreement, confl
 __all__ = [
     "FIGURES",
     "Figure",
+    "ablation",
+    "attribution",
+    "conductance",
     "conflict",
     "differences",
     "entropy",
+    "faithfulness",
     "gates",
     "ladder",
+    "randomisation",
     "save",
     "style",
     "training",

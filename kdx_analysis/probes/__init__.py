@@ -4,42 +4,79 @@
 read from, ``ExplainerProbe`` records all of it through a training; ``vam`` is the same for VAM's gates. ``affinity``,
 ``outputs`` and ``agreement`` ask what a step for one subtask does to another, what subtasks claim, and what routing
 agrees with; ``gates_of`` and ``conflict_of`` hand back one model's records. ``planted`` makes explainers whose
-conflicts are known, ``validate`` holds the probes against them.
+conflicts are known, ``validate`` holds the probes against them. ``faithfulness`` asks whether attention says what an
+ablation confirms, ``attribution`` what experts look at, ``sanity`` whether that is the model's doing; ``watch``
+records what any code makes a model compute.
 """
 
-from kdx_analysis.probes import affinity, agreement, conflict, gates, gradients, outputs, planted, vam
+from kdx_analysis.probes import (
+    affinity,
+    agreement,
+    attribution,
+    conflict,
+    faithfulness,
+    gates,
+    gradients,
+    outputs,
+    planted,
+    sanity,
+    vam,
+    watch,
+)
 from kdx_analysis.probes.affinity import subtask_affinity
 from kdx_analysis.probes.agreement import Mantel, mantel
+from kdx_analysis.probes.attribution import Attribution, Conductance, conductance, grad_cam, integrated_gradients
+from kdx_analysis.probes.faithfulness import Explanation, Faithfulness, ablate, explain
 from kdx_analysis.probes.gradients import Cost, Grams, module_groups, probing_cost, subtask_gradients, subtask_grams
 from kdx_analysis.probes.recorder import ExplainerProbe
 from kdx_analysis.probes.records import ConflictRecord, GateRecord, conflict_of, gates_of
+from kdx_analysis.probes.sanity import Randomisation, randomisation, randomised
 from kdx_analysis.probes.validation import Validation, validate
 from kdx_analysis.probes.vam import VAMProbe
+from kdx_analysis.probes.watch import Recording, probe
 
 __all__ = [
+    "Attribution",
+    "Conductance",
     "ConflictRecord",
     "Cost",
     "ExplainerProbe",
+    "Explanation",
+    "Faithfulness",
     "GateRecord",
     "Grams",
     "Mantel",
+    "Randomisation",
+    "Recording",
     "VAMProbe",
     "Validation",
+    "ablate",
     "affinity",
     "agreement",
+    "attribution",
+    "conductance",
     "conflict",
     "conflict_of",
+    "explain",
+    "faithfulness",
     "gates",
     "gates_of",
+    "grad_cam",
     "gradients",
+    "integrated_gradients",
     "mantel",
     "module_groups",
     "outputs",
     "planted",
+    "probe",
     "probing_cost",
+    "randomisation",
+    "randomised",
+    "sanity",
     "subtask_affinity",
     "subtask_gradients",
     "subtask_grams",
     "validate",
     "vam",
+    "watch",
 ]

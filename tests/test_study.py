@@ -392,3 +392,12 @@ def test_a_teacher_that_other_processes_cannot_import_is_refused_in_words(tmp_pa
     steps = [Step.of(tmp_path, "student", study.config.objectives[0], seed, {}) for seed in (0, 1)]
     with pytest.raises(KdxError, match="use jobs=1"):
         train_steps(study, steps, tmp_path, 2, lambda title, epoch: None)
+
+
+def test_the_released_network_is_a_preset(tmp_path):
+    explainer = {"preset": "learn_to_branch", "form": "nce", "experts": [1, 2, 2], "warmup_epochs": 1}
+    explainer["phase2"] = {"statistics": "kept"}
+    objectives = [{"name": "hard", "decomposition": "multiclass"}]
+    runs = toy_study(objectives=objectives, seeds=1, explainer=explainer).run(tmp_path)
+    assert [run.role for run in runs] == ["teacher", "student", "explainer", "tree"]
+    assert runs.filter(role="explainer").runs[0].record("gates")["level"].max() == 5

@@ -212,7 +212,7 @@ class _Builder:
         """An operation on features and parameters that each expert has for itself."""
         if target not in _ELEMENTWISE or node.kwargs or len(node.all_input_nodes) != 2:
             raise KdxError(
-                f"module {owner(node)!r} uses a parameter of its own in {node.target!s}, which can't be done for "
+                f"module {owner(node)!r} uses a parameter of its own in {getattr(target, '__name__', target)}, which can't be done for "
                 "experts side by side; put the parameter into a layer of torch.nn"
             )
         first_is_own = self.layout[node.args[0]] is None  # type: ignore[index]

@@ -93,7 +93,7 @@ def probe_run(run: Run, study: Study, teacher: Path, splits: Sequence[str] = SPL
     """
     model, initial = model_of(run, study)
     found: defaultdict[str, list[pd.DataFrame]] = defaultdict(list)
-    explanations = {}
+    explanations: dict[str, Explanation] = {}
     with reproducible(run.seed, study.config.training.threads):
         for split in splits:
             tables = _probe_split(run, study, teacher, split, model, initial)

@@ -96,10 +96,12 @@ class TemperatureConfig(_Config):
 class Phase2Config(_Config):
     """The tree of every explainer: its gates made hard ``by`` their own or by effective attention, then trained.
 
-    ``weights`` are drawn anew or go on from the explainer's; ``training`` is by default that of phase 1.
+    ``weights`` are drawn anew or go on from the explainer's; where they are drawn anew, BatchNorm's running
+    ``statistics`` are reset or, as in the released code, kept. ``training`` is by default that of phase 1.
     """
 
     weights: Literal["redrawn", "kept"] = "redrawn"
+    statistics: Literal["redrawn", "kept"] = "redrawn"
     by: Literal["alpha", "effective"] = "alpha"
     training: TrainingConfig | None = None
 
@@ -111,8 +113,13 @@ class ExplainerConfig(_Config):
     width over the number of experts. ``stages`` are module paths, where the student's stages are not to be found by
     themselves. ``gates`` are parameters or read the input; a gate keeps its ``top_k`` parents, ``gumbel`` adds
     noise in training, and in the first ``warmup_epochs`` gates stay as they are. ``phase2`` asks for trees.
+
+    ``preset: learn_to_branch`` is the released network in place of one made of the student, its heads with one logit a
+    class (``form: ce``) or two (``nce``); of the other keys, experts, gumbel and those of training apply.
     """
 
+    preset: Literal["learn_to_branch"] | None = None
+    form: Literal["ce", "nce"] = "ce"
     experts: tuple[Count, ...] | Count = 4
     budget: Literal["params", "flops", "width"] = "params"
     stages: Annotated[tuple[str, ...], Field(min_length=1)] | None = None

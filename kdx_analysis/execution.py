@@ -162,7 +162,7 @@ def grow(explainer: HME, images: Tensor, config: Phase2Config) -> HME:
         attention = gates.effective(attention, [gating.spread(features.float()) for features in trace.features])
     tree = explainer.harden([gate.mean(dim=0) if gate.ndim == 3 else gate for gate in attention])
     if config.weights == "redrawn":
-        tree.redraw()
+        tree.redraw(statistics=config.statistics == "redrawn")
     return tree.pruned()
 
 

@@ -32,6 +32,7 @@ from kdx_analysis.errors import KdxError
 from kdx_analysis.execution import Step, train_steps
 from kdx_analysis.models import HME, build_model, check_fits, redrawn
 from kdx_analysis.models import vam as attention
+from kdx_analysis.models.learn_to_branch import learn_to_branch
 from kdx_analysis.probes.recorder import SPLITS
 from kdx_analysis.registry import unknown
 from kdx_analysis.report import Report
@@ -162,14 +163,15 @@ class Study:
         given = self._given.student
         student = build_model(self.config.student, K, channels) if given is None else redrawn(given)
         if role == "student":
-            if (chosen := self.config.vam) is not None:
-                attention.attach(student, **chosen.model_dump(include=set(_ATTACHED)))
+            if (vam := self.config.vam) is not None:
+                attention.attach(student, **vam.model_dump(include=set(_ATTACHED)))
             return student
+        chosen = self.config.explainer
+        if chosen.preset == "learn_to_branch":
+            experts = (chosen.experts,) * 3 if isinstance(chosen.experts, int) else chosen.experts
+            return learn_to_branch(K, chosen.form, experts, channels, gumbel=chosen.gumbel)
         return HME.from_student(
-            student,
-            K,
-            image_shape=self.dataset.shape,
-            **self.config.explainer.model_dump(include=set(_STRUCTURE)),
+            student, K, image_shape=self.dataset.shape, **chosen.model_dump(include=set(_STRUCTURE))
         )
 
     def check(self) -> None:

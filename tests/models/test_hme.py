@@ -4,10 +4,13 @@ import io
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, build_model, count_parameters
+from kdx_analysis.models.experts import Level
 from kdx_analysis.models.gates import attention
+from tests.models.families import FAMILIES
 
 
 @pytest.fixture
@@ -138,3 +141,128 @@ def test_experts_that_fit_no_level_are_refused(experts: int | tuple[int, ...]) -
 def test_a_student_without_stages_is_refused() -> None:
     with pytest.raises(KdxError, match="do not fit Linear; give image_shape"):
         HME.from_student(nn.Linear(2, 2), 3)
+
+
+def lone(level: Level) -> list[nn.Module]:
+    return [level.take([i]) for i in range(level.experts)]
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 2}, {"gates": "input"}, {"gates": "input", "top_k": 1}])
+@pytest.mark.parametrize("family", ["zoo resnet20", "timm convnext", "timm vit"])
+def test_any_student_equals_the_plain_loop(family: str, options: dict[str, object]) -> None:
+    """Forward and the gradients of gates and images, sample by sample and child by child."""
+    torch.manual_seed(0)
+    model = HME.from_student(FAMILIES[family](), 4, 3, image_shape=(3, 32, 32), **options).double().eval()
+    model.temperature = 0.7
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+
+    def rows(gate: nn.Module, features: list[torch.Tensor], sample: int) -> torch.Tensor:
+        if hasattr(gate, "logits"):
+            logits = gate.logits
+        else:
+            pooled = [f[sample].mean(dim=0) if f.ndim == 3 else f[sample].mean(dim=(1, 2)) for f in features]
+            hidden = torch.relu(gate.hidden(torch.cat(pooled)))
+            logits = gate.out(hidden).reshape(gate.shape)
+        chosen = []
+        for row in logits:
+            least = row.sort(descending=True).values[min(options.get("top_k", 99), len(row)) - 1]
+            weights = torch.where(row >= least, (row / 0.7).exp(), 0.0)
+            chosen.append(weights / weights.sum())
+        return torch.stack(chosen)
+
+    def loop(x: torch.Tensor) -> torch.Tensor:
+        below = [model.trunk(x)] * 3
+        for level, gate in zip(model.levels, model.gates, strict=True):
+            features = [expert(f.unsqueeze(1))[:, 0] for expert, f in zip(lone(level), below, strict=True)]
+            children = len(rows(gate, features, 0))
+            below = [
+                torch.stack([
+                    sum(rows(gate, features, b)[i, j] * f[b] for j, f in enumerate(features)) for b in range(len(x))
+                ])
+                for i in range(children)
+            ]  # fmt: skip
+        inputs = [model.readout(f.unsqueeze(1))[:, 0] for f in below]
+        margins = [f @ w + b for f, w, b in zip(inputs, model.heads.weight, model.heads.bias, strict=True)]
+        return torch.stack(margins, dim=1)
+
+    parameters = list(model.gate_parameters())
+    got, expected = model(images), loop(images)
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+    weight = torch.randn_like(got)
+    for a, b in zip(
+        torch.autograd.grad((got * weight).sum(), parameters),
+        torch.autograd.grad((expected * weight).sum(), parameters),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
+
+
+def test_the_attention_of_input_gates_is_that_of_the_images() -> None:
+    torch.manual_seed(0)
+    model = HME.from_student(build_model("resnet20", 4, 3), 4, (2, 3), gates="input")
+    trace = model.trace(torch.randn(5, 3, 32, 32))
+    assert [tuple(a.shape) for a in trace.attention] == [(2, 1), (5, 3, 2), (5, 4, 3)]
+    assert trace.attention[-1][0].allclose(trace.attention[-1][1]) is False
+    with pytest.raises(KdxError, match="depends on the images; take trace"):
+        model.attention()
+
+
+def test_noise_is_drawn_in_training_only_and_on_average_follows_the_gate() -> None:
+    torch.manual_seed(0)
+    model = HME.from_student(build_model("digits_student", 4, 1), 4, 3, gumbel=True)
+    images = torch.randn(2, 1, 8, 8)
+    assert torch.equal(model.eval()(images), model(images))
+    model.train().temperature = 1e-3
+    with torch.no_grad():
+        model.gates[-1].logits[0] = torch.tensor([0.0, 1.0, 2.0])
+        drawn = torch.stack([model.trace(images).attention[-1][0] for _ in range(400)]).round().mean(dim=0)
+    torch.testing.assert_close(drawn, torch.softmax(torch.tensor([0.0, 1.0, 2.0]), 0), rtol=0, atol=0.08)
+    assert model.attention()[-1][0, 2] > 0.999  # without noise
+
+
+def test_a_hard_explainer_draws_from_the_strongest_parent(model: HME) -> None:
+    images = torch.randn(3, 1, 8, 8, dtype=torch.float64)
+    model.eval()
+    hard = model.harden()
+    assert hard.hard
+    assert not model.hard
+    assert list(hard.gate_parameters()) == []
+    sharp = copy.deepcopy(model)
+    sharp.temperature = 1e-6
+    torch.testing.assert_close(hard(images), sharp(images))
+    assert hard.tree(list("abcde")) == model.tree(list("abcde"))
+
+
+def test_pruning_removes_dead_experts_and_nothing_else(model: HME) -> None:
+    images = torch.randn(3, 1, 8, 8, dtype=torch.float64)
+    chosen = [torch.ones(2, 1), torch.eye(3, 2), torch.eye(4, 3), torch.eye(5, 4)[[0, 2, 2, 0, 0]]]
+    hard = model.eval().harden(chosen)
+    pruned = hard.pruned()
+    assert hard.experts == (1, 2, 3, 4)
+    assert pruned.experts == (1, 1, 2, 2)  # expert 2 of level 3, whose row is even, takes its first parent
+    torch.testing.assert_close(pruned(images), hard(images), rtol=0, atol=1e-12)
+    operations = []
+    for explainer in (hard, pruned):
+        with FlopCounterMode(display=False) as counter:
+            explainer(images)
+        operations.append(counter.get_total_flops())
+    assert operations[1] < 0.7 * operations[0]
+    assert count_parameters(pruned) < count_parameters(hard)
+
+
+def test_attention_of_another_model_hardens_nothing(model: HME) -> None:
+    with pytest.raises(KdxError, match=r"attention of shapes .* does not fit, wanted"):
+        model.harden([torch.ones(2, 1)])
+    with pytest.raises(KdxError, match="only a hard explainer has dead experts"):
+        model.pruned()
+
+
+def test_a_redrawn_explainer_keeps_its_gates() -> None:
+    torch.manual_seed(0)
+    model = HME.from_student(build_model("digits_student", 4, 1), 4, 3)
+    before = copy.deepcopy(model)
+    model.redraw()
+    for a, b in zip(model.gate_parameters(), before.gate_parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert not torch.equal(model.heads.weight, before.heads.weight)
+    assert not torch.equal(next(model.trunk.parameters()), next(before.trunk.parameters()))

@@ -89,7 +89,7 @@ def probe(
     out: Annotated[Path | None, typer.Option(help="By default probes/RUN beside the study's runs.")] = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Probe a finished run anew: gates, conflict, affinity, claims; records and figures, train beside validation."""
+    """Probe a finished run anew: gates, conflict, affinity, claims, faithfulness; train beside validation."""
     from kdx_analysis import probing
     from kdx_analysis.registry import unknown
     from kdx_analysis.runs import Run
@@ -101,10 +101,10 @@ def probe(
     study, folder = probing.study_of(found, data_dir)
     typer.echo(probing.announce(found, study, splits[split]))
     teacher = study.plan(folder)[0].path
-    tables = probing.probe_run(found, study, teacher, splits[split])
+    probed = probing.probe_run(found, study, teacher, splits[split])
     out = out or folder / "probes" / found.id
-    probing.write_probe(tables, out, found.classes)
-    typer.echo(probing.side_by_side(tables).to_string(index=False))
+    probing.write_probe(probed, out, found.classes)
+    typer.echo(probing.side_by_side(probed.tables).to_string(index=False))
     typer.echo(out)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from kdx_analysis.plots import save
 from kdx_analysis.plots.probed import probed_figures
 from kdx_analysis.probes import measures
 from kdx_analysis.probes.affinity import ETA, subtask_affinity
+from kdx_analysis.probes.faithfulness import Explanation, explain
 from kdx_analysis.probes.gradients import probing_cost
 from kdx_analysis.probes.recorder import SPLITS, ExplainerProbe
 from kdx_analysis.probes.records import conflict_of
@@ -32,6 +34,19 @@ from kdx_analysis.training import Epoch, reproducible
 from kdx_analysis.training.checkpoints import load_weights
 
 AFFINITY_DRAWS = 19
+
+
+@dataclass(frozen=True, eq=False)
+class Probed:
+    """What one run's model shows.
+
+    Attributes:
+        tables: kind → table of every measure that applies, with a column split.
+        explanations: split → of an explainer or a tree, the subtask most in conflict; its ablation is of all subtasks.
+    """
+
+    tables: dict[str, pd.DataFrame]
+    explanations: dict[str, Explanation]
 
 
 def study_of(run: Run, data_dir: str | Path | None = None) -> tuple[Study, Path]:
@@ -63,11 +78,12 @@ def model_of(run: Run, study: Study) -> tuple[nn.Module, nn.Module]:
     return model.eval(), initial
 
 
-def probe_run(run: Run, study: Study, teacher: Path, splits: Sequence[str] = SPLITS) -> dict[str, pd.DataFrame]:
-    """Tables of every measure that applies to the run's model, each with a column split.
+def probe_run(run: Run, study: Study, teacher: Path, splits: Sequence[str] = SPLITS) -> Probed:
+    """Every measure that applies to the run's model.
 
-    Of an explainer all that is recorded through training, of its tree all but gates; of teacher and student conflict
-    of their one-vs-rest losses, stage by stage, and what they claim. ``affinity`` is of the given weights alone.
+    Of an explainer all that is recorded through training, of its tree all but gates, and of both their faithfulness;
+    of teacher and student conflict of their one-vs-rest losses, stage by stage, and what they claim. ``affinity`` is
+    of the given weights alone.
 
     Args:
         run: a finished one.
@@ -77,11 +93,21 @@ def probe_run(run: Run, study: Study, teacher: Path, splits: Sequence[str] = SPL
     """
     model, initial = model_of(run, study)
     found: defaultdict[str, list[pd.DataFrame]] = defaultdict(list)
+    explanations: dict[str, Explanation] = {}
     with reproducible(run.seed, study.config.training.threads):
         for split in splits:
-            for kind, table in _probe_split(run, study, teacher, split, model, initial).items():
+            tables = _probe_split(run, study, teacher, split, model, initial)
+            if isinstance(model, HME):
+                subtask = (
+                    next(iter(explanations.values())).subtask if explanations else _in_conflict(tables["conflict"])
+                )
+                images, labels = _probe_set(study.dataset, study, split)
+                explanations[split] = explain(model, images, labels, subtask, study.dataset.classes)
+                ablation = explanations[split].ablation
+                tables |= {"faithfulness": ablation.to_frame(), "faithfulness_agreement": ablation.agreement}
+            for kind, table in tables.items():
                 found[kind].append(table.assign(split=split))
-    return {kind: pd.concat(frames, ignore_index=True) for kind, frames in found.items()}
+    return Probed({kind: pd.concat(frames, ignore_index=True) for kind, frames in found.items()}, explanations)
 
 
 def _probe_split(
@@ -125,28 +151,40 @@ def announce(run: Run, study: Study, splits: Sequence[str]) -> str:
     sets = terms * (1 + config.null_draws)
     cost = probing_cost(model, images, K, sets, max_memory=config.max_memory)
     steps = K * (1 + AFFINITY_DRAWS)
+    ablated = f", {sum(model.experts[1:])} experts are ablated" if isinstance(model, HME) else ""
     return (
         f"{run.role} {run.id} on {' and '.join(splits)}, {len(images)} images; on each {cost} for "
         f"{terms} loss{'es' if terms > 1 else ''} with {config.null_draws} null draws, and for affinity {K} backward "
-        f"and {steps} forward passes with {AFFINITY_DRAWS}"
+        f"and {steps} forward passes with {AFFINITY_DRAWS}{ablated}"
     )
 
 
-def write_probe(tables: dict[str, pd.DataFrame], out: Path, classes: Sequence[str]) -> list[Path]:
-    """Write tables as Parquet and their figures into ``out``; the paths of the figures."""
-    for kind, table in tables.items():
+def write_probe(probed: Probed, out: Path, classes: Sequence[str]) -> list[Path]:
+    """Write tables as Parquet and figures into ``out``; the paths of the figures."""
+    for kind, table in probed.tables.items():
         write_parquet(out / f"{kind}.parquet", table)
-    return [path for name, figure in probed_figures(tables, classes).items() for path in save(figure, out / name)]
+    figures = probed_figures(probed.tables, classes)
+    for split, explanation in probed.explanations.items():
+        figures[f"explanation_{split}"] = explanation.plot()[0]
+        if not explanation.ablation.agreement.empty:
+            figures[f"faithfulness_{split}"] = explanation.ablation.plot()[0]
+    return [path for name, figure in figures.items() for path in save(figure, out / name)]
 
 
 def side_by_side(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Measures of the plain hard loss by split: ``value [null range]``, one row a level and metric."""
+    """Measures of the plain hard loss and of faithfulness by split, one row a level and metric.
+
+    Each is ``value [null range]``; of faithfulness it is the rank correlation of ablation with pathways of A.
+    """
     parts = []
     for kind in ("conflict_summary", "contention", "output_conflict"):
         if kind in tables:
             table = tables[kind]
             table = table[table["term"] == "hard"] if "term" in table else table[table["a"] == ""]
             parts.append(table.assign(of=kind, level=table.get("level", "")))
+    if "faithfulness_agreement" in tables:
+        table = tables["faithfulness_agreement"].query("attention == 'effective'")
+        parts.append(table.assign(of="faithfulness", level=table["level"].astype(str), metric=table["measure"]))
     table = pd.concat(parts, ignore_index=True)
     table["shown"] = [
         f"{v:.3f} [{low:.3f}, {high:.3f}]" for v, low, high in table[["value", "null_low", "null_high"]].to_numpy()
@@ -158,6 +196,12 @@ def side_by_side(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
 def _probe_set(data: Dataset, study: Study, split: str) -> tuple[Tensor, Tensor]:
     chosen = data.probe_set(split, study.config.probes.per_class, study.config.probes.seed)
     return data.normalise(chosen.images.take(torch.arange(len(chosen)))), chosen.labels
+
+
+def _in_conflict(conflict: pd.DataFrame) -> int:
+    """The subtask that the pair with the lowest cosine over all levels names first, under the plain hard loss."""
+    pairs = conflict[(conflict["term"] == "hard") & (conflict["level"] == "all")]
+    return int(pairs.sort_values("cosine")["a_index"].iloc[0])
 
 
 def _objective(run: Run) -> ObjectiveConfig:

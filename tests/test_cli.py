@@ -190,7 +190,9 @@ def test_a_finished_run_is_probed_anew(kdx, study_file, tmp_path, monkeypatch):
     assert "on train and val, 6 images; on each 6 backward passes over up to 6 images each" in out
     assert "conflict_rate" in out
     folder = tmp_path / "out" / "probes" / run.name
-    assert {"gates.parquet", "conflict.png", "affinity.svg"} <= {path.name for path in folder.iterdir()}
+    assert {"gates.parquet", "faithfulness.parquet", "conflict.png", "explanation_val.svg"} <= {
+        path.name for path in folder.iterdir()
+    }
     code, _, err = kdx("probe", run, "--split", "tset")
     assert (code, err) == (2, "kdx: unknown split 'tset'; valid: both, train, val\n")
 

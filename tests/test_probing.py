@@ -11,6 +11,7 @@ from kdx_analysis.runs import Run
 from tests import toys
 from tests.conftest import toy_study
 
+FAITH = {"faithfulness", "faithfulness_agreement"}
 EVERY = {"conflict", "conflict_summary", "output_conflict", "affinity"}
 
 
@@ -19,13 +20,13 @@ def teacher(finished) -> Run:
 
 
 @pytest.fixture(scope="module")
-def probed(finished) -> tuple[Run, dict[str, pd.DataFrame]]:
+def probed(finished) -> tuple[Run, probing.Probed]:
     run = finished.runs.filter(role="explainer", objective="kd", seed=0).runs[0]
     return run, probing.probe_run(run, finished.study, teacher(finished).path)
 
 
 def test_a_finished_explainer_is_what_it_was_at_the_end_of_its_training(probed) -> None:
-    run, tables = probed
+    run, tables = probed[0], probed[1].tables
     for kind, keys in (
         ("gates", ["level", "child_index", "parent"]),
         ("gate_summary", ["of", "level", "attention", "metric"]),
@@ -39,28 +40,31 @@ def test_a_finished_explainer_is_what_it_was_at_the_end_of_its_training(probed) 
 
 
 def test_train_and_validation_stand_side_by_side(probed) -> None:
-    _, tables = probed
+    tables = probed[1].tables
     assert all(set(table["split"]) == {"train", "val"} for table in tables.values())
-    assert set(tables) > EVERY
+    assert set(tables) > EVERY | FAITH
     shown = probing.side_by_side(tables)
     assert {"train", "val"} < set(shown.columns)
-    assert "modulation" in set(shown["metric"])
+    assert {"modulation", "drop"} < set(shown["metric"])
     assert not shown.isna().any(axis=None)
 
 
 def test_records_and_figures_are_written(probed, tmp_path) -> None:
-    run, tables = probed
-    figures = probing.write_probe(tables, tmp_path, run.classes)
-    assert {path.stem for path in figures} == {"conflict", "affinity", "output_conflict", "measures", "gates"}
+    run, found = probed
+    figures = probing.write_probe(found, tmp_path, run.classes)
+    by_split = {f"{name}_{split}" for name in ("explanation", "faithfulness") for split in ("train", "val")}
+    assert {path.stem for path in figures} == {
+        "conflict", "affinity", "output_conflict", "measures", "gates", *by_split,
+    }  # fmt: skip
     assert all(path.stat().st_size > 1000 for path in figures)
-    for kind, table in tables.items():
+    for kind, table in found.tables.items():
         pd.testing.assert_frame_equal(read_parquet(tmp_path / f"{kind}.parquet"), table)
 
 
 @pytest.mark.parametrize("role", ["teacher", "student"])
 def test_models_without_gates_are_probed_on_the_same_images(finished, role) -> None:
     run = finished.runs.filter(role=role).runs[0]
-    tables = probing.probe_run(run, finished.study, teacher(finished).path, ("val",))
+    tables = probing.probe_run(run, finished.study, teacher(finished).path, ("val",)).tables
     assert set(tables) == EVERY
     model, _ = probing.model_of(run, finished.study)
     data = toys.dataset()
@@ -84,8 +88,8 @@ def test_a_tree_has_the_weights_and_parents_of_its_run(tmp_path, monkeypatch) ->
     with torch.no_grad():
         right = (model(images).argmax(dim=1) == data.test.labels).double().mean().item()
     assert right == run.record("metrics").query("split == 'test' and metric == 'accuracy'")["value"].item()
-    tables = probing.probe_run(run, study, runs.filter(role="teacher").runs[0].path)
-    assert set(tables) == EVERY | {"contention"}
+    tables = probing.probe_run(run, study, runs.filter(role="teacher").runs[0].path).tables
+    assert set(tables) == EVERY | FAITH | {"contention"}
 
 
 def test_a_run_outside_its_study_is_refused(finished, tmp_path) -> None:

@@ -121,6 +121,10 @@ def _measures(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         table = tables["agreement"].query("attention == 'effective' and method == 'spearman'")
         name = "routing like " + table["reference"].str.replace("_", " ") + ", level " + table["level"].astype(str)
         parts.append(table.assign(name=name))
+    if "faithfulness_agreement" in tables:
+        table = tables["faithfulness_agreement"].query("attention == 'effective'")
+        name = table["measure"] + " by ablation like attention, level " + table["level"].astype(str)
+        parts.append(table.assign(name=name))
     whole = tables["output_conflict"].query("a == ''")
     parts.append(whole.assign(name=whole["metric"].str.replace("_", " ")))
     return pd.concat(parts, ignore_index=True)[["name", "split", "value", "null_low", "null_high"]]

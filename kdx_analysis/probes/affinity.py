@@ -10,7 +10,7 @@ from jaxtyping import Float, jaxtyped
 from torch import Tensor, nn
 
 from kdx_analysis.errors import KdxError
-from kdx_analysis.probes.gradients import residuals, subtask_gradients, undisturbed, with_null
+from kdx_analysis.probes.gradients import in_full, not_finite, residuals, subtask_gradients, undisturbed, with_null
 
 ETA = 0.01
 
@@ -40,7 +40,7 @@ def subtask_affinity(
     passes for as many sets of gradients as fit in memory together, and K(1 + R) forward passes.
 
     Args:
-        model: images → outputs; BN in eval mode.
+        model: images → outputs; BN in eval mode; one in half precision is probed as a float32 copy.
         images: normalised, B×C×H×W.
         loss: margins → loss of every sample and subtask, B×K, entry (b, k) of m_bk alone; the same hard loss for every
             objective.
@@ -49,10 +49,12 @@ def subtask_affinity(
         null_draws: R; the null steps along the gradients of residuals dealt to other samples.
         seed: of the null.
 
-    Raises KdxError for a step length that isn't above 0 and for losses that are not finite.
+    Raises KdxError for a step length that isn't above 0 and for losses or gradients that are not finite.
     """
     if not eta > 0:
         raise KdxError(f"a step of length eta = {eta} shows nothing; take one above 0")
+    model = in_full(model)
+    images = images.to(next(model.parameters()))
 
     def losses(parameters: dict[str, Tensor]) -> Tensor:
         outputs = torch.func.functional_call(model, parameters, (images,))
@@ -62,8 +64,7 @@ def subtask_affinity(
         outputs = model(images)
         own = outputs if margins is None else margins(outputs)
         before = losses({})
-        if not before.isfinite().all():
-            culprits = (~before.isfinite()).nonzero().flatten().tolist()
+        if culprits := not_finite(before.unsqueeze(0)):
             raise KdxError(f"the losses of subtasks {culprits} are not finite; did the run diverge?")
         r = residuals(loss, own)
         sets = with_null(r, null_draws, seed)

@@ -22,13 +22,14 @@ from torch import Tensor, nn
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME
+from kdx_analysis.probes.gradients import in_full, not_finite
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 STEPS, CONDUCTANCE_STEPS = 32, 128
-_AT_ONCE = 512
+AT_ONCE = 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +139,7 @@ def integrated_gradients(
     start = _baseline(baseline, images)
     with _only(working, through):
         values, delta = captum().IntegratedGradients(working).attribute(
-            images, start, target=subtasks, n_steps=steps, internal_batch_size=max(_AT_ONCE, len(images)),
+            images, start, target=subtasks, n_steps=steps, internal_batch_size=max(AT_ONCE, len(images)),
             return_convergence_delta=True,
         )  # fmt: skip
     maps = _kept(values.sum(dim=1), "integrated gradients")
@@ -200,7 +201,7 @@ def conductance(
     working, images, subtasks = prepare(model, images, subtask)
     values, delta = captum().LayerConductance(working, _site(working, level)).attribute(
         images, _baseline(baseline, images), target=subtasks, n_steps=steps,
-        internal_batch_size=max(_AT_ONCE, len(images)), return_convergence_delta=True,
+        internal_batch_size=max(AT_ONCE, len(images)), return_convergence_delta=True,
     )  # fmt: skip
     per_expert = values.reshape(len(images), experts_of(working)[level - 1], -1).sum(dim=2)
     return Conductance(level, subtasks.cpu(), _kept(per_expert, "conductance"), _kept(delta, "its error"))
@@ -215,9 +216,7 @@ def captum() -> Any:
 
 def working_copy(model: nn.Module) -> nn.Module:
     """A copy in eval mode that asks for no gradients of its own, in float32 where the model is in half precision."""
-    copied = copy.deepcopy(model).eval().requires_grad_(False)
-    halves = any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in copied.parameters())
-    return copied.float() if halves else copied
+    return in_full(copy.deepcopy(model).eval().requires_grad_(False))
 
 
 def prepare(model: nn.Module, images: Tensor, subtask: int | Tensor) -> tuple[nn.Module, Tensor, Tensor]:
@@ -251,8 +250,7 @@ def finite(margins: Tensor) -> Tensor:
     """``margins`` if they are B×K and finite; else KdxError names the subtasks."""
     if margins.ndim != 2:
         raise KdxError(f"the model gives outputs of shape {tuple(margins.shape)}; wanted B×K, one a subtask")
-    wrong = (~margins.isfinite()).any(dim=0).nonzero().flatten().tolist()
-    if wrong:
+    if wrong := not_finite(margins):
         raise KdxError(f"margins of subtasks {wrong} are not finite; look at the model's weights and the images")
     return margins
 

@@ -27,6 +27,7 @@ from kdx_analysis.models import HME, Trace, Tree
 from kdx_analysis.models import gates as gating
 from kdx_analysis.probes import gates
 from kdx_analysis.probes.attribution import (
+    AT_ONCE,
     Attribution,
     as_html,
     captum,
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
 
 Baseline = Literal["zero", "mean"]
 ALPHA = 0.05
-_AT_ONCE = 512
 _COLUMNS = ("drop", "change", "alpha", "effective")
 _TABLE, _TREE = "faithfulness.parquet", "faithfulness_tree.json"
 
@@ -278,8 +278,8 @@ def ablate(
         margins = finite(working(images))
         trace = working.trace(images)
     attention = _attention(trace)
-    paths = {level: (a, e) for level, (a, e) in enumerate(zip(*map(_pathways, attention), strict=True), 1)}
-    tree = Tree.from_attention([rows.mean(dim=0) if rows.ndim == 3 else rows for rows in attention[1]], names)
+    paths = {level: (a, e) for level, (a, e) in enumerate(zip(*map(gates.mean_pathways, attention), strict=True), 1)}
+    tree = Tree.from_attention(gates.averaged(attention[1]), names)
     levels = []
     for level, N in enumerate(working.experts[1:], 2):
         features = trace.features[level - 1]
@@ -312,7 +312,7 @@ class _Ablated:
             return torch.where(kept, features, self.stand_in)
 
         with replaced(self.model, self.level, switch):
-            return torch.cat([self.model(chunk) for chunk in self.images.split(_AT_ONCE)])
+            return torch.cat([self.model(chunk) for chunk in self.images.split(AT_ONCE)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -424,16 +424,4 @@ def _attention(trace: Trace) -> tuple[list[Tensor], list[Tensor]]:
     """α^l and A^l for l = 2…L+1 in float64; KdxError where a gate's parents don't vary, so that A is undefined."""
     alphas = [alpha.double().cpu() for alpha in trace.attention]
     spreads = [gating.spread(features).double().cpu() for features in trace.features]
-    effective = gates.effective(alphas, spreads)
-    for level, rows in enumerate(effective, 2):
-        if rows.isnan().any():
-            raise KdxError(
-                f"the features of level {level - 1} don't vary over the {len(trace.margins)} images, so effective "
-                "attention is undefined; give two images or more that differ"
-            )
-    return alphas, effective
-
-
-def _pathways(attention: Sequence[Tensor]) -> list[Tensor]:
-    """P^l, K×N_l, of input gates composed per sample and then averaged."""
-    return [paths.mean(dim=0) if paths.ndim == 3 else paths for paths in gating.pathways(attention)]
+    return alphas, gates.defined(gates.effective(alphas, spreads), len(trace.margins))

@@ -15,6 +15,7 @@ from beartype import beartype
 from jaxtyping import Float, Int, jaxtyped
 from torch import Tensor
 
+from kdx_analysis.errors import KdxError
 from kdx_analysis.models import gates
 
 DEAD_BELOW = 0.01
@@ -176,6 +177,34 @@ def effective(attention: Sequence[Tensor], spreads: Sequence[Tensor]) -> list[Te
     return [
         gates.effective_attention(alpha, s.expand(alpha.shape[-1])) for alpha, s in zip(attention, spreads, strict=True)
     ]
+
+
+def defined(effective: list[Tensor], n: int) -> list[Tensor]:
+    """A^l, l from 2, on ``n`` images, if every gate has parents that vary; else KdxError names their level."""
+    for level, rows in enumerate(effective, 2):
+        if rows.isnan().any():
+            raise KdxError(
+                f"the features of level {level - 1} don't vary over the {n} images, so effective attention is "
+                "undefined; give two images or more that differ"
+            )
+    return effective
+
+
+def averaged(attention: Sequence[Tensor]) -> list[Tensor]:
+    """Means over samples, where there is an attention for each."""
+    return [rows.mean(dim=0) if rows.ndim == 3 else rows for rows in attention]
+
+
+def mean_pathways(attention: Sequence[Tensor]) -> list[Tensor]:
+    """P^l, K×N_l, of input gates composed per sample and then averaged."""
+    return averaged(gates.pathways(attention))
+
+
+def check_features(features: Sequence[Tensor]) -> None:
+    """KdxError if the features of a level, from 1, are not finite."""
+    for level, of in enumerate(features, 1):
+        if not of.isfinite().all():
+            raise KdxError(f"features on level {level} are not finite; did the run diverge?")
 
 
 def quantiles(values: Tensor) -> Mapping[str, float]:

@@ -7,11 +7,12 @@ one chunk of samples and layers at a time; only their weighted sums are held, an
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, StagedNet, Trace
 from kdx_analysis.models.stages import MAX_STAGES, find_stages
+
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,17 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def in_full(model: M) -> M:
+    """The model, or a float32 copy of one in half precision, in which gradients' angles are too coarse."""
+    halves = any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters())
+    return copy.deepcopy(model).float() if halves else model
+
+
+def not_finite(values: Tensor) -> list[int]:
+    """Subtasks, along the last axis, of which a value is NaN or infinite."""
+    return (~values.isfinite()).flatten(0, -2).any(dim=0).nonzero().flatten().tolist()
+
+
 def subtask_grams(
     model: nn.Module,
     images: Tensor,
@@ -129,10 +143,7 @@ def subtask_grams(
                 g = total.unflatten(2, (layer.experts, -1)).transpose(1, 2)
                 grams[layer.level] += g @ g.transpose(-1, -2)
     for level, gram in enumerate(grams, 1):
-        if not gram.isfinite().all():
-            norms = gram.diagonal(dim1=-2, dim2=-1)
-            culprits = (~norms.isfinite()).flatten(0, 1).any(dim=0).nonzero().flatten().tolist()
-            raise KdxError(f"gradients on level {level} are not finite (subtasks {culprits}); did the run diverge?")
+        _check_finite(level, gram.diagonal(dim1=-2, dim2=-1))
     alpha = model.attention()[-1].detach() if isinstance(model, HME) and parts.ungated else None
     return Grams(tuple(grams), alpha)
 
@@ -148,7 +159,8 @@ def subtask_gradients(
 ) -> dict[str, Tensor]:
     """The gradients that :func:`subtask_grams` takes products of: parameter's name → R×K×(its shape).
 
-    All are held at once, R·K·D numbers, whatever ``max_memory``, which bounds what is held beside them.
+    All are held at once, R·K·D numbers, whatever ``max_memory``, which bounds what is held beside them. Raises
+    KdxError as it does.
     """
     parts = dataclasses.replace(_Parts.of(model, margins, groups, images), ungated=False)
     R, _, K = residuals.shape
@@ -158,6 +170,8 @@ def subtask_gradients(
             for k, add in _per_sample(parts, parts.layers, images[rows], K):
                 for total, gradients in zip(sums, add, strict=True):
                     total[:, k] += residuals[:, rows, k] @ gradients
+    for layer, total in zip(parts.layers, sums, strict=True):
+        _check_finite(layer.level + 1, total.transpose(1, 2))
     found = [layer.apart(total) for layer, total in zip(parts.layers, sums, strict=True)]
     return {name: gradient for layer in found for name, gradient in layer.items()}
 
@@ -320,6 +334,11 @@ class _Layer:
         pieces = gradients.unflatten(2, (rows, -1)).split([p.numel() // rows for p in parameters.values()], dim=3)
         named = zip(parameters.items(), pieces, strict=True)
         return {name: piece.flatten(2).unflatten(2, p.shape) for (name, p), piece in named}
+
+
+def _check_finite(level: int, values: Tensor) -> None:
+    if culprits := not_finite(values):
+        raise KdxError(f"gradients on level {level} are not finite (subtasks {culprits}); did the run diverge?")
 
 
 def _per_sample(

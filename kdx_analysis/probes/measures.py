@@ -23,6 +23,16 @@ def pair_columns(classes: Sequence[str]) -> dict[str, np.ndarray]:
     return {"a": names[a], "b": names[b], "a_index": a, "b_index": b}
 
 
+def child_columns(classes: Sequence[str], rows: int, parents: int, *, heads: bool) -> dict[str, np.ndarray]:
+    """Columns child, child_index, parent of all gates into a level of ``rows`` experts, or into the heads."""
+    names = list(classes) if heads else [f"expert {i}" for i in range(rows)]
+    return {
+        "child": np.repeat(np.array(names, dtype=object), parents),
+        "child_index": np.repeat(np.arange(rows), parents),
+        "parent": np.tile(np.arange(parents), rows),
+    }
+
+
 def conflict_tables(grams: Grams, classes: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Pairs and their summary, per level and in all, of the first set of residuals; the others are its null.
 

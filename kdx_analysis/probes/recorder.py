@@ -21,7 +21,7 @@ from kdx_analysis.models.redraw import draw_anew
 from kdx_analysis.objectives import Objective, one_vs_rest_margins
 from kdx_analysis.probes import conflict, gates, measures
 from kdx_analysis.probes.agreement import class_tree_distance, confusion_distance, teacher_distance
-from kdx_analysis.probes.gradients import residuals, subtask_grams, undisturbed, with_null
+from kdx_analysis.probes.gradients import in_full, residuals, subtask_grams, undisturbed, with_null
 from kdx_analysis.training import Epoch, predict
 
 SPLITS = ("train", "val")
@@ -39,7 +39,8 @@ class ExplainerProbe:
 
     Tables (``tables()``), each keyed by epoch; levels count from the trunk, 1, and L + 1 are the heads:
 
-    - ``gates``: level, child, child_index, parent, alpha, effective, tau.
+    - ``gates``: level, child, child_index, parent, alpha, effective (NaN where none of the parents' features vary over
+      the images), tau.
     - ``gate_summary``: of, level, attention, metric, value, initial (the run's initial logits at the same τ),
       null_mean, null_low, null_high (random gates at the same τ), null_draws, n, tau.
     - ``pathways``: level, subtask, subtask_index, expert, alpha, effective.
@@ -87,7 +88,7 @@ class ExplainerProbe:
     ) -> None:
         self.data, self.objective, self.config = data, Objective(objective), config
         self.conflict_epochs = checkpoints(epochs, config.checkpoints)
-        model = _full(model)
+        model = in_full(model)
         self.initial = copy.deepcopy(model.gates)
         self.sets = {name: data.probe_set(name, config.per_class, config.seed) for name in splits}
         self.main = splits[0]
@@ -105,7 +106,7 @@ class ExplainerProbe:
 
     def __call__(self, epoch: Epoch, model: nn.Module) -> None:
         assert isinstance(model, HME)
-        model = _full(model)
+        model = in_full(model)
         attention: dict[str, list[Tensor]] = {}
         if not model.hard:
             with undisturbed(model), torch.no_grad():
@@ -135,6 +136,7 @@ class ExplainerProbe:
 
     def _gates(self, epoch: int, model: HME, trace: Trace) -> dict[str, list[Tensor]]:
         """Record gates and pathways; returns P^l of α and of A, averaged over samples where gates read the input."""
+        gates.check_features(trace.features)
         tau, classes = model.temperature, self.data.classes
         labels = self.sets[self.main].labels.cpu()
         spreads = [gating.spread(features.float()).double().cpu() for features in trace.features]
@@ -146,19 +148,18 @@ class ExplainerProbe:
         present, initial = both(trace.attention), both(model.gated_by(self.initial, trace.features))
         null = [both(drawn) for drawn in self._random(model, trace)]
         draws = self.config.null_draws if not model.input_gated else len(null)
-        for level, (alpha, effective) in enumerate(zip(*map(_averaged, present.values()), strict=True), 2):
-            rows, parents = alpha.shape
+        for level, (alpha, effective) in enumerate(zip(*map(gates.averaged, present.values()), strict=True), 2):
+            heads = level == len(model.experts) + 1
             self._add("gates", epoch, {
                 "level": level,
-                **self._children(level, model, parents),
-                "parent": np.tile(np.arange(parents), rows),
+                **measures.child_columns(self.data.classes, *alpha.shape, heads=heads),
                 "alpha": alpha.flatten().numpy(),
                 "effective": effective.flatten().numpy(),
                 "tau": tau,
             })  # fmt: skip
         if model.input_gated and epoch in self.conflict_epochs:
             self._samples(epoch, model, present, labels)
-        paths = {kind: _averaged(self._paths(model, attention)) for kind, attention in present.items()}
+        paths = {kind: gates.mean_pathways(attention) for kind, attention in present.items()}
         for level, (alpha, effective) in enumerate(zip(paths["alpha"], paths["effective"], strict=True), 1):
             K, N = alpha.shape
             self._add("pathways", epoch, {
@@ -196,16 +197,6 @@ class ExplainerProbe:
             return gates.summarise(attention)
         return gates.summarise_samples(attention, labels, torch.Generator().manual_seed(self.config.seed), shuffles)
 
-    def _paths(self, model: HME, attention: list[Tensor]) -> list[Tensor]:
-        return gates.sample_pathways(attention) if model.input_gated else gating.pathways(attention)
-
-    def _children(self, level: int, model: HME, parents: int) -> dict[str, Any]:
-        """Name and index of every row of the gates into ``level``, once for each of its ``parents``."""
-        heads = level == len(model.experts) + 1
-        count = self.data.num_classes if heads else model.experts[level - 1]
-        names = self.data.classes if heads else [f"expert {i}" for i in range(count)]
-        return {"child": np.repeat(names, parents), "child_index": np.repeat(np.arange(count), parents)}
-
     def _samples(self, epoch: int, model: HME, present: dict[str, list[Tensor]], labels: Tensor) -> None:
         """Gates that read the input: their means over the samples of every true class, and those of every sample."""
         ids = self.sets[self.main].ids.cpu().numpy()
@@ -214,7 +205,8 @@ class ExplainerProbe:
             if alpha.ndim == 2:
                 continue
             rows, parents = alpha.shape[1:]
-            child = {**self._children(level, model, parents), "parent": np.tile(np.arange(parents), rows)}
+            heads = level == len(model.experts) + 1
+            child = measures.child_columns(self.data.classes, rows, parents, heads=heads)
             apart = {"id": ids, "true_class": classes[labels.numpy()], "true_class_index": labels.numpy()}
             found = labels.unique().numpy()
             kinds = {
@@ -302,17 +294,6 @@ class ExplainerProbe:
             table["distillation"] = residuals(lambda m: own(m)["distillation"], margins)
         table["objective"] = residuals(lambda m: torch.stack(list(own(m).values())).sum(dim=0), margins)
         return table
-
-
-def _averaged(attention: Sequence[Tensor]) -> list[Tensor]:
-    """Means over samples, where there is an attention for each."""
-    return [rows.mean(dim=0) if rows.ndim == 3 else rows for rows in attention]
-
-
-def _full(model: HME) -> HME:
-    """The model, or a float32 copy of one in half precision, in which gradients' angles are too coarse."""
-    halves = any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters())
-    return copy.deepcopy(model).float() if halves else model
 
 
 def _untrained(model: HME, config: ProbeConfig) -> list[nn.ModuleList]:

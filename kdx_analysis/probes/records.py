@@ -23,7 +23,7 @@ from kdx_analysis.models import HME
 from kdx_analysis.models import gates as gating
 from kdx_analysis.objectives import one_vs_rest_margins
 from kdx_analysis.probes import gates, measures
-from kdx_analysis.probes.gradients import residuals, subtask_grams, undisturbed, with_null
+from kdx_analysis.probes.gradients import in_full, not_finite, residuals, subtask_grams, undisturbed, with_null
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -123,7 +123,7 @@ def conflict_of(
     another model its stages, or the whole of it less its classifier where stages can't be found.
 
     Args:
-        model: images → B×K; left as it was found, in eval mode while probing.
+        model: images → B×K; left as it was found, in eval mode while probing; in half precision a float32 copy is.
         images: normalised, B×C×H×W, a class-balanced set.
         labels: int64, B; every class has at least one.
         classes: names; by default the numbers.
@@ -138,8 +138,9 @@ def conflict_of(
     Raises KdxError for a class without a sample, images and labels that don't belong together, fewer than two classes
     and outputs or gradients that are not finite.
     """
-    device = next((p.device for p in model.parameters()), images.device)
-    images, labels = images.to(device), labels.to(device)
+    model = in_full(model)
+    images = images.to(next(model.parameters(), images))
+    labels = labels.to(images.device)
     if margins is None and not isinstance(model, HME):
         margins = one_vs_rest_margins
     if null_draws < 19:
@@ -164,15 +165,14 @@ def conflict_of(
 
 def _check(margins: Tensor, labels: Tensor, classes: Sequence[str]) -> None:
     B, K = margins.shape
-    if len(labels) != B or K < 2 or len(classes) != K:
+    if not B or len(labels) != B or K < 2 or len(classes) != K:
         raise KdxError(f"{len(labels)} labels and {len(classes)} classes don't fit outputs of shape {B}×{K}, K ≥ 2")
     if int(labels.min()) < 0 or int(labels.max()) >= K:
         raise KdxError(f"labels from {int(labels.min())} to {int(labels.max())} should lie in 0 to {K - 1}")
     lacking = [classes[k] for k in (labels.bincount(minlength=K) == 0).nonzero().flatten().tolist()]
     if lacking:
         raise KdxError(f"no sample of class {', '.join(map(repr, lacking[:5]))}; probe on some images of every class")
-    culprits = (~margins.isfinite()).any(dim=0).nonzero().flatten().tolist()
-    if culprits:
+    if culprits := not_finite(margins):
         raise KdxError(f"margins of subtasks {culprits} are not finite; did the run diverge?")
 
 
@@ -204,20 +204,16 @@ class GateRecord:
 
     @property
     def effective(self) -> tuple[Tensor, ...]:
-        """A^l, of the shapes of ``alpha``."""
-        return tuple(gates.effective(self.alpha, self.spreads))
+        """A^l, of the shapes of ``alpha``; KdxError where the parents' features don't vary, as on a single image."""
+        return tuple(gates.defined(gates.effective(self.alpha, self.spreads), len(self.labels)))
 
     def to_frame(self) -> pd.DataFrame:
         """One row a gate: level, child, child_index, parent, alpha, effective (means over images), tau, n."""
         frames = []
-        for level, (alpha, effective) in enumerate(zip(self.alpha, self.effective, strict=True), 2):
-            a, e = (rows.mean(dim=0) if rows.ndim == 3 else rows for rows in (alpha, effective))
-            rows, parents = a.shape
+        for level, (a, e) in enumerate(zip(*map(gates.averaged, (self.alpha, self.effective)), strict=True), 2):
             heads = level == len(self.alpha) + 1
             frames.append(pd.DataFrame({
-                "level": level,
-                "child": np.repeat(self.classes if heads else [f"expert {i}" for i in range(rows)], parents),
-                "child_index": np.repeat(np.arange(rows), parents), "parent": np.tile(np.arange(parents), rows),
+                "level": level, **measures.child_columns(self.classes, *a.shape, heads=heads),
                 "alpha": a.flatten().numpy(), "effective": e.flatten().numpy(),
                 "tau": self.temperature, "n": len(self.labels),
             }))  # fmt: skip
@@ -303,20 +299,23 @@ _TENSORS = ("alpha", "sums", "squares")
 def gates_of(model: HME, images: Tensor, labels: Tensor, classes: Sequence[str] | None = None) -> GateRecord:
     """The gates of an explainer on a batch of images, B×C×H×W, with their true classes, B.
 
-    Raises KdxError for a model without gates, labels that are not B, and features that are not finite.
+    One in half precision is probed as a float32 copy. Raises KdxError for a model without gates, labels that are not B,
+    names that are not K, and features that are not finite.
     """
     if not isinstance(model, HME):
         raise KdxError(f"{type(model).__name__} has no gates; make an explainer of it with HME.from_student")
     if len(images) != len(labels) or not len(labels):
         raise KdxError(f"{len(labels)} labels don't fit {len(images)} images")
+    names = tuple(map(str, range(model.num_classes))) if classes is None else tuple(classes)
+    if len(names) != model.num_classes:
+        raise KdxError(f"{len(names)} classes are named, but the model has {model.num_classes} subtasks")
+    model = in_full(model)
     with undisturbed(model), torch.no_grad():
-        trace = model.trace(images.to(next(model.parameters()).device))
+        trace = model.trace(images.to(next(model.parameters())))
     features = [level.double().cpu() for level in trace.features]
-    for level, of in enumerate(features, 1):
-        if not of.isfinite().all():
-            raise KdxError(f"features on level {level} are not finite; did the run diverge?")
+    gates.check_features(features)
     return GateRecord(
-        classes=tuple(map(str, range(model.num_classes))) if classes is None else tuple(classes),
+        classes=names,
         temperature=model.temperature,
         alpha=tuple(a.double().cpu() for a in trace.attention),
         sums=tuple(of.sum(dim=0) for of in features),

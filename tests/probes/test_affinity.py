@@ -75,9 +75,23 @@ def test_the_model_is_restored_exactly_and_a_null_is_drawn() -> None:
     torch.testing.assert_close(z[0, 3], expected.detach(), rtol=1e-4, atol=1e-5)
 
 
+def test_half_precision_is_probed_in_float32_and_one_image_is_enough() -> None:
+    model = Linear(torch.tensor([[1.0, 0.0], [-1.0, 0.0]])).bfloat16()
+    (z,) = subtask_affinity(model, torch.zeros(1, 1), squared, groups=[[""]], eta=0.1)
+    torch.testing.assert_close(z, 1 - (1 - torch.tensor([[0.1, -0.1], [-0.1, 0.1]])) ** 2)
+    assert next(model.parameters()).dtype == torch.bfloat16
+
+
 def test_bad_steps_are_refused() -> None:
     model = Linear(torch.ones(2, 2, dtype=torch.float64))
     with pytest.raises(KdxError, match="eta = 0"):
         subtask_affinity(model, torch.zeros(2, 1), squared, groups=[[""]], eta=0)
     with pytest.raises(KdxError, match=r"subtasks \[0, 1\] are not finite"):
         subtask_affinity(model, torch.zeros(2, 1), lambda o: o / 0, groups=[[""]])
+
+    def steep(outputs: Tensor) -> Tensor:
+        """Of subtask 1 the slope is infinite at o = 0."""
+        return torch.stack([(outputs[:, 0] - 1) ** 2, 1 + outputs[:, 1].sqrt()], dim=1)
+
+    with pytest.raises(KdxError, match=r"gradients on level 1 are not finite \(subtasks \[1\]\)"):
+        subtask_affinity(model, torch.zeros(2, 1), steep, groups=[[""]])

@@ -1,5 +1,7 @@
 """The recorder's tables say what the model does, row by row, and name it rightly."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,6 +11,7 @@ import torch
 from kdx_analysis import _compat  # noqa: F401  # isort: split
 from kdx_analysis.config import ObjectiveConfig, ProbeConfig
 from kdx_analysis.data import Dataset, load_dataset
+from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, build_model
 from kdx_analysis.models import gates as gating
 from kdx_analysis.objectives import one_vs_rest_margins
@@ -226,6 +229,34 @@ def test_every_kind_of_explainer_has_complete_tables(data, kind) -> None:
     contention = tables["conflict_summary"].query("metric == 'contention'")
     assert set(contention["level"]) == {str(level + 1) for level in range(len(model.experts))}
     assert contention["value"].between(0, 1).all()
+
+
+def test_weights_that_are_not_finite_are_named_at_any_epoch(data) -> None:
+    model = explainer()
+    probe = ExplainerProbe(model, data, ObjectiveConfig(name="hard"), CONFIG, 9)
+    assert 2 not in probe.conflict_epochs
+    with torch.no_grad():
+        next(model.levels[1].parameters()).fill_(torch.nan)
+    with pytest.raises(KdxError, match="features on level 3 are not finite"):
+        probe(Epoch(2, 9, 0.0, 0.0, 1.0, None), model)
+
+
+@pytest.mark.parametrize("gates_", ["parameter", "input"])
+def test_two_classes_leave_only_what_two_cannot_tell(data, gates_) -> None:
+    def two(split):
+        return split.subset((split.labels < 2).nonzero().flatten())
+
+    splits = {name: two(getattr(data, name)) for name in ("train", "val", "test")}
+    data = dataclasses.replace(data, classes=data.classes[:2], **splits)
+    torch.manual_seed(0)
+    model = HME.from_student(build_model("digits_student", 2, 1), 2, 2, gates=gates_)
+    probe = ExplainerProbe(model, data, ObjectiveConfig(name="hard"), CONFIG, 1)
+    probe(Epoch(1, 1, 0.0, 0.0, 1.0, None), model)
+    tables = probe.tables()
+    for name in ("gates", "pathways", "routing", "conflict", "conflict_summary", "output_conflict"):
+        assert not tables[name].isna().any(axis=None)
+    assert (tables["agreement"]["null_draws"] == 0).all()
+    assert tables["agreement"]["p"].isna().all()
 
 
 def test_input_gates_are_averaged_over_samples_and_their_pathways_composed_per_sample(data) -> None:

@@ -166,10 +166,46 @@ def test_bad_input_is_refused() -> None:
         conflict_of(model, pictures(), LABELS[:11])
     with pytest.raises(KdxError, match="19 or more"):
         conflict_of(model, pictures(), LABELS, null_draws=3)
+    with pytest.raises(KdxError, match="0 labels"):
+        conflict_of(model, pictures()[:0], LABELS[:0])
     with pytest.raises(KdxError, match=r"subtasks \[0, 1, 2, 3\] are not finite"):
         conflict_of(model, pictures() * torch.nan, LABELS)
+    with pytest.raises(KdxError, match="features on level 1 are not finite"):
+        gates_of(model, pictures() * torch.nan, LABELS)
+    with pytest.raises(KdxError, match="2 classes are named"):
+        gates_of(model, pictures(), LABELS, ("a", "b"))
     two = HME.from_student(build_model("digits_student", 2, 1), 2, 1)
     record = conflict_of(two, pictures(), LABELS % 2, null_draws=19, permutations=19)
     modulation = record.summary.query("metric == 'modulation'")["value"].item()
     assert modulation == pytest.approx(0, abs=1e-9) or modulation != modulation
     assert (gates.routing_distance(torch.ones(2, 1)) == 0).all()
+
+
+@pytest.mark.parametrize("how", ["parameter", "input"])
+def test_two_classes_and_a_level_of_one_expert_have_gates_without_gaps(how) -> None:
+    torch.manual_seed(0)
+    model = HME.from_student(build_model("digits_student", 2, 1), 2, [1, 2, 2], gates=how)
+    record = gates_of(model, pictures(), LABELS % 2)
+    assert not record.to_frame().isna().any(axis=None)
+    assert record.summary(null_draws=19)["value"].notna().all()
+
+
+@pytest.mark.parametrize("how", ["parameter", "input"])
+def test_a_single_image_has_no_effective_attention_until_it_is_merged(how) -> None:
+    model = explainer(how)
+    one, rest = (gates_of(model, pictures()[part], LABELS[part]) for part in (slice(1), slice(1, None)))
+    for asked in (one.to_frame, one.summary):
+        with pytest.raises(KdxError, match="level 1 don't vary over the 1 images"):
+            asked()
+    assert not one.merge(rest).to_frame().isna().any(axis=None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_probed_as_a_float32_copy(dtype) -> None:
+    model = explainer().to(dtype)
+    full = explainer().to(dtype).float()
+    pd.testing.assert_frame_equal(probed(model).pairs, probed(full).pairs)
+    pd.testing.assert_frame_equal(
+        gates_of(model, pictures(), LABELS).to_frame(), gates_of(full, pictures(), LABELS).to_frame()
+    )
+    assert next(model.parameters()).dtype == dtype

@@ -211,9 +211,10 @@ class _Builder:
     def _join(self, node: fx.Node, target: Any) -> tuple[fx.Node, Layout]:
         """An operation on features and parameters that each expert has for itself."""
         if target not in _ELEMENTWISE or node.kwargs or len(node.all_input_nodes) != 2:
+            name = getattr(target, "__name__", target)
             raise KdxError(
-                f"module {owner(node)!r} uses a parameter of its own in {getattr(target, '__name__', target)}, which can't be done for "
-                "experts side by side; put the parameter into a layer of torch.nn"
+                f"module {owner(node)!r} uses a parameter of its own in {name}, which can't be done for experts side "
+                "by side; put the parameter into a layer of torch.nn"
             )
         first_is_own = self.layout[node.args[0]] is None  # type: ignore[index]
         join = self._add(f"join_{node.name}", _Join(target, self.experts, first_is_own))

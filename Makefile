@@ -20,7 +20,7 @@ test: install
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy kdx_analysis
 	$(BIN)/lint-imports
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -121,7 +121,7 @@ def explain_model(
 ) -> None:
     """Show how a model would be split into an explainer, before any training."""
     from kdx_analysis.models import HME, build_model
-    from kdx_analysis.models.tracing import on_meta
+    from kdx_analysis.models.splitting.tracing import on_meta
 
     shape = None if image is None else _numbers("--image", image)
     counts = _numbers("--experts", experts)
@@ -245,7 +245,7 @@ def _run(name: str, changes: list[str], out: Path | None, jobs: int, data_dir: P
 
 def _print_splits() -> None:
     """Row by row, since each takes seconds."""
-    from kdx_analysis.models.survey import survey
+    from kdx_analysis.models.splitting.survey import survey
 
     heading = ("model", "levels", "stages' params", "levels' params", "error", "FLOPs' error", "classifier", "heads")
     form = "{:<32} {:>6} {:>14} {:>14} {:>7} {:>12} {:>11} {:>7}  {}"

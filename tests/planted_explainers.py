@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from kdx_analysis.models import HME
-from kdx_analysis.models.experts import Level
 from kdx_analysis.models.heads import GridPool, LinearHeads
+from kdx_analysis.models.splitting.experts import Level
 
 
 def explainer(trunk: nn.Module, levels: Sequence[Level], attention: Sequence[Tensor], weights: Sequence[float]) -> HME:

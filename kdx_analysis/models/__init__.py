@@ -1,10 +1,10 @@
 """Models: the zoo, the gates, the explainer and its tree, VAM."""
 
-from kdx_analysis.models import vam, zoo_mobile  # noqa: F401 (importing zoo_mobile registers its models)
-from kdx_analysis.models.experts import Level
+from kdx_analysis.models import vam
 from kdx_analysis.models.hme import HME, Trace
 from kdx_analysis.models.resolve import build_model, check_fits, count_parameters, list_models, redrawn
-from kdx_analysis.models.split import Split
+from kdx_analysis.models.splitting.experts import Level
+from kdx_analysis.models.splitting.split import Split
 from kdx_analysis.models.tree import Tree
 from kdx_analysis.models.zoo import MODELS, StagedNet
 

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import gates as attending
-from kdx_analysis.models.experts import Level
-from kdx_analysis.models.gating import FixedGate, InputGate, ParameterGate, sampled, strongest
+from kdx_analysis.models.gates import FixedGate, InputGate, ParameterGate, sampled, strongest
 from kdx_analysis.models.heads import GridPool, LinearHeads, TokenPool
 from kdx_analysis.models.redraw import draw_anew
-from kdx_analysis.models.split import Budget, Split, split_student, with_heads
-from kdx_analysis.models.stages import MAX_STAGES
+from kdx_analysis.models.splitting.experts import Level
+from kdx_analysis.models.splitting.split import Budget, Split, split_student, with_heads
+from kdx_analysis.models.splitting.stages import MAX_STAGES
 from kdx_analysis.models.tree import Tree
 from kdx_analysis.models.zoo import StagedNet
 

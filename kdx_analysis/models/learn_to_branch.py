@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from kdx_analysis.errors import KdxError
-from kdx_analysis.models.experts import Level
 from kdx_analysis.models.heads import GridPool
 from kdx_analysis.models.hme import HME
+from kdx_analysis.models.splitting.experts import Level
 from kdx_analysis.models.zoo import plain_stage
 from kdx_analysis.registry import unknown
 

@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, StagedNet, Trace
-from kdx_analysis.models.stages import MAX_STAGES, find_stages
+from kdx_analysis.models.splitting.stages import MAX_STAGES, find_stages
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from kdx_analysis.config import ObjectiveConfig
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME
-from kdx_analysis.models.experts import Level
 from kdx_analysis.models.heads import GridPool, LinearHeads
+from kdx_analysis.models.splitting.experts import Level
 from kdx_analysis.objectives import Objective
 from kdx_analysis.probes import conflict
 from kdx_analysis.probes.gradients import residuals

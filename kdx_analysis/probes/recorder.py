@@ -16,7 +16,7 @@ from kdx_analysis.config import ObjectiveConfig, ProbeConfig
 from kdx_analysis.data import Dataset, Split
 from kdx_analysis.models import HME, Trace
 from kdx_analysis.models import gates as gating
-from kdx_analysis.models.gating import ParameterGate
+from kdx_analysis.models.gates import ParameterGate
 from kdx_analysis.models.redraw import draw_anew
 from kdx_analysis.objectives import Objective, one_vs_rest_margins
 from kdx_analysis.probes import conflict, gates, measures

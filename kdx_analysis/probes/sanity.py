@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME
-from kdx_analysis.models.gating import ParameterGate
+from kdx_analysis.models.gates import ParameterGate
 from kdx_analysis.models.redraw import draw_anew
 from kdx_analysis.probes.attribution import working_copy
 

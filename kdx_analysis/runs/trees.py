@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from kdx_analysis.models.tree import Tree
-from kdx_analysis.models.tree_compare import clade_distance, permuted
+from kdx_analysis.models.tree.compare import clade_distance, permuted
 from kdx_analysis.runs.directory import Run
 
 OBJECTIVE, SEED, NEITHER = "objective", "seed", "neither"

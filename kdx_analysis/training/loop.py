@@ -21,8 +21,7 @@ from kdx_analysis.data import Dataset, Split, augment
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME
 from kdx_analysis.models import vam as attention
-from kdx_analysis.models.gates import entropy_share
-from kdx_analysis.models.gating import ParameterGate
+from kdx_analysis.models.gates import ParameterGate, entropy_share
 from kdx_analysis.objectives import Objective, scale_to
 from kdx_analysis.training.schedules import learning_rate_factor, penalty_at, temperature_at
 

@@ -8,8 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, build_model, count_parameters
-from kdx_analysis.models.experts import Level
 from kdx_analysis.models.gates import attention
+from kdx_analysis.models.splitting.experts import Level
 from tests.models.families import FAMILIES
 
 

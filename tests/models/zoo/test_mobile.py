@@ -8,7 +8,7 @@ from kdx_analysis import _compat  # noqa: F401
 from torchvision.models import mobilenetv2, shufflenetv2
 
 from kdx_analysis.models import MODELS, StagedNet
-from kdx_analysis.models.zoo_mobile import DownUnit, InvertedResidual, Shuffle, ShuffleUnit, SplitUnit
+from kdx_analysis.models.zoo.mobile import DownUnit, InvertedResidual, Shuffle, ShuffleUnit, SplitUnit
 
 
 # in millions .81, .95, 1.36, and those of the four other shapes of CRD's tables, at K = 100

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdx_analysis.models.zoo import MODELS, Conv, StagedNet
+from kdx_analysis.models.zoo.staged import MODELS, Conv, StagedNet
 
 
 def _conv_norm(

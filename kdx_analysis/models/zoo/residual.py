@@ -1,83 +1,12 @@
-"""Teachers and students as stages, in the shapes that the literature on distilling CIFAR models uses.
-
-Where sources differ, shapes are those of CRD's code (Tian et al., ICLR 2020, arXiv 1910.10699), which later
-work on distillation took over. All models start alike: convolutions Kaiming-normal (fan-out), BatchNorm 1/0,
-biases of convolutions 0, Linear as PyTorch has it (CRD's VGG: N(0, 0.01)).
-"""
+"""Residual networks (ResNet, WRN) in the shapes of the literature on distilling CIFAR models."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Protocol
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdx_analysis.registry import Registry
-
-
-class StagedNet(nn.Module):
-    """A stem, stages, average pooling and a linear classifier; images B×in_channels×H×W to logits B×K.
-
-    Args:
-        stem: images to B×C×H×W.
-        stages: what an explainer splits: the first stays whole with the stem, each later one is a level of experts.
-        width: C, the channels that leave the last stage.
-        num_classes: K.
-        pool: the classifier reads features averaged over a ``pool`` × ``pool`` grid, globally by default.
-    """
-
-    def __init__(
-        self, stem: nn.Module, stages: Sequence[nn.Module], width: int, num_classes: int, pool: int = 1
-    ) -> None:
-        super().__init__()
-        self.pool = pool
-        self.stem = stem
-        self.stages = nn.ModuleList(stages)
-        self.classifier = nn.Linear(width * pool**2, num_classes)
-
-    def features(self, x: Tensor) -> Tensor:
-        """What the classifier reads: the last stage's features, averaged over the grid; B×(C·pool²)."""
-        x = self.stem(x)
-        for stage in self.stages:
-            x = stage(x)
-        return F.adaptive_avg_pool2d(x, self.pool).flatten(1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.features(x))
-
-
-class ModelBuilder(Protocol):
-    """Builds a model for K classes and images B×in_channels×H×W; draws from torch's current RNG."""
-
-    def __call__(self, num_classes: int, in_channels: int = 3) -> nn.Module: ...
-
-
-MODELS: Registry[ModelBuilder] = Registry("model")
-
-
-class Conv(nn.Conv2d):
-    """A convolution that keeps the size at stride 1 and starts Kaiming-normal with its fan-out, its bias at 0."""
-
-    def __init__(
-        self, in_channels: int, out_channels: int, size: int, *, stride: int = 1, groups: int = 1, bias: bool = False
-    ) -> None:
-        super().__init__(in_channels, out_channels, size, stride, size // 2, groups=groups, bias=bias)
-
-    def reset_parameters(self) -> None:
-        fan_out = self.out_channels // self.groups * math.prod(self.kernel_size)
-        nn.init.normal_(self.weight, 0.0, math.sqrt(2.0 / fan_out))
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
-
-
-def plain_stage(
-    in_channels: int, out_channels: int, *, stride: int = 1, bias: bool = False, pool: bool = False
-) -> nn.Sequential:
-    """conv3×3, BatchNorm, ReLU and, with ``pool``, 2×2 max-pooling."""
-    layers = [Conv(in_channels, out_channels, 3, stride=stride, bias=bias), nn.BatchNorm2d(out_channels), nn.ReLU()]
-    return nn.Sequential(*layers, *([nn.MaxPool2d(2)] if pool else []))
+from kdx_analysis.models.zoo.staged import MODELS, Conv, StagedNet, plain_stage
 
 
 class BasicBlock(nn.Module):
@@ -174,16 +103,6 @@ def digits_teacher(num_classes: int, in_channels: int = 3) -> StagedNet:
     return StagedNet(plain_stage(in_channels, 64), stages, 128, num_classes)
 
 
-@MODELS.register("digits_student")
-def digits_student(num_classes: int, in_channels: int = 3) -> StagedNet:
-    """For 8×8 images: four stages of conv3×3 BN ReLU, 24 channels, stride 2 in the third. [ours]
-
-    The stem is the identity: the first stage reads the image. The classifier reads the last 4×4 features unpooled.
-    """
-    stages = [plain_stage(24 if i else in_channels, 24, stride=2 if i == 2 else 1) for i in range(4)]
-    return StagedNet(nn.Identity(), stages, 24, num_classes, pool=4)
-
-
 @MODELS.register("resnet20")
 def resnet20(num_classes: int, in_channels: int = 3) -> StagedNet:
     """Three stages of three basic blocks, 16, 32 and 64 channels; He et al., arXiv 1512.03385, as in CRD."""
@@ -240,15 +159,3 @@ def wrn_40_1(num_classes: int, in_channels: int = 3) -> StagedNet:
 def wrn_40_2(num_classes: int, in_channels: int = 3) -> StagedNet:
     """Three stages of six pre-activation blocks, 32, 64 and 128 channels; arXiv 1605.07146."""
     return _wrn(40, 2, num_classes, in_channels)
-
-
-@MODELS.register("vgg8")
-def vgg8(num_classes: int, in_channels: int = 3) -> StagedNet:
-    """Five stages of one conv3×3 (with bias) BN ReLU, 64 to 512 channels, max-pooling after the first three.
-
-    CRD's ``vgg8_bn`` for 32×32 images, with one Linear layer where VGG (arXiv 1409.1556) has three; a pool
-    belongs to the stage before it. The stem is the identity: the first stage reads the image.
-    """
-    widths = (in_channels, 64, 128, 256, 512, 512)
-    stages = [plain_stage(widths[i], widths[i + 1], bias=True, pool=i < 3) for i in range(5)]
-    return StagedNet(nn.Identity(), stages, 512, num_classes)

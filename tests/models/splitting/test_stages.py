@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from kdx_analysis.errors import KdxError
-from kdx_analysis.models.stages import find_stages
+from kdx_analysis.models.splitting.stages import find_stages
 from tests.models.families import FAMILIES
 
 

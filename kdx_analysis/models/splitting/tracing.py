@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from kdx_analysis.errors import KdxError
-from kdx_analysis.models import layers
+from kdx_analysis.models.splitting import layers
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from kdx_analysis.models.hme import HME
 from kdx_analysis.models.resolve import build_model, list_models
-from kdx_analysis.models.tracing import on_meta
+from kdx_analysis.models.splitting.tracing import on_meta
 
 FAMILIES = (
     "torchvision:resnet18", "torchvision:resnext50_32x4d", "torchvision:wide_resnet50_2", "torchvision:vgg11_bn",

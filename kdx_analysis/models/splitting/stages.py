@@ -19,8 +19,8 @@ import torch
 from torch import fx, nn
 
 from kdx_analysis.errors import KdxError
-from kdx_analysis.models import layers
-from kdx_analysis.models.tracing import Sizes, on_meta, paths, reason, trace_modes
+from kdx_analysis.models.splitting import layers
+from kdx_analysis.models.splitting.tracing import Sizes, on_meta, paths, reason, trace_modes
 
 MAX_STAGES = 4
 _FIND_AT = 224

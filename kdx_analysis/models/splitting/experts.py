@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from kdx_analysis.errors import KdxError
-from kdx_analysis.models.layers import ELEMENTWISE, Layout, beside, is_layer
 from kdx_analysis.models.redraw import draw_anew, moments
-from kdx_analysis.models.tracing import fetch, on_meta, owner, trace
+from kdx_analysis.models.splitting.layers import ELEMENTWISE, Layout, beside, is_layer
+from kdx_analysis.models.splitting.tracing import fetch, on_meta, owner, trace
 
 _IN_PLACE: dict[Any, Any] = {
     operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,

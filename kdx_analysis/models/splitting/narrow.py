@@ -15,8 +15,8 @@ from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdx_analysis.errors import KdxError
-from kdx_analysis.models.layers import KEEP_SHAPE, LAYERS, Widths, is_layer, narrowed
-from kdx_analysis.models.tracing import Sizes, fetch, on_meta, owner, reason
+from kdx_analysis.models.splitting.layers import KEEP_SHAPE, LAYERS, Widths, is_layer, narrowed
+from kdx_analysis.models.splitting.tracing import Sizes, fetch, on_meta, owner, reason
 
 HOW = 'declare other stages, as from_student(..., stages=["layer1", "layer2"]), so that it lies in the trunk'
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from kdx_analysis.errors import KdxError
-from kdx_analysis.models.experts import Level
-from kdx_analysis.models.split import split_student
+from kdx_analysis.models.splitting.experts import Level
+from kdx_analysis.models.splitting.split import split_student
 from tests.models.families import FAMILIES
 
 N = 3

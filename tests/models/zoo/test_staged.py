@@ -7,13 +7,8 @@ import torch
 from torch import nn
 
 from kdx_analysis import _compat  # noqa: F401
-from kdx_analysis.models.zoo import (
-    MODELS,
-    BasicBlock,
-    Conv,
-    PreActivationBlock,
-    StagedNet,
-)
+from kdx_analysis.models.zoo import MODELS, Conv, StagedNet
+from kdx_analysis.models.zoo.residual import BasicBlock, PreActivationBlock
 
 SHAPES = {"digits_teacher": (1, 8, 8), "digits_student": (1, 8, 8)}
 

@@ -4,10 +4,10 @@ from torch import Tensor, nn
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, build_model, count_parameters
-from kdx_analysis.models.narrow import flops
-from kdx_analysis.models.split import Split
-from kdx_analysis.models.survey import survey
-from kdx_analysis.models.tracing import on_meta, trace
+from kdx_analysis.models.splitting.narrow import flops
+from kdx_analysis.models.splitting.split import Split
+from kdx_analysis.models.splitting.survey import survey
+from kdx_analysis.models.splitting.tracing import on_meta, trace
 from tests.models.families import FAMILIES, K
 
 

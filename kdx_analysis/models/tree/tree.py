@@ -15,8 +15,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from kdx_analysis.errors import KdxError
-from kdx_analysis.models import tree_compare, tree_export
-from kdx_analysis.models.tree_compare import BesideNull
+from kdx_analysis.models.tree import compare, export
+from kdx_analysis.models.tree.compare import BesideNull
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,7 +75,7 @@ class Tree:
     def from_json(cls, text: str) -> Tree:
         """The tree that :meth:`to_json` wrote. Raises KdxError for any other text."""
         try:
-            return cls(*tree_export.from_nested(json.loads(text)))
+            return cls(*export.from_nested(json.loads(text)))
         except (ValueError, KeyError, TypeError) as error:
             raise KdxError(f"the text is no tree as Tree.to_json writes it: {error!r}") from None
 
@@ -144,11 +144,11 @@ class Tree:
         Classes are quoted, with ' doubled; L2E0 is expert 0 of level 2. Dead experts are left out, experts with
         one child kept, since a node's depth is its level.
         """
-        return tree_export.newick(self)
+        return export.newick(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested from the trunk: experts as level, expert, children, subtasks as subtask, name; dead ones too."""
-        return tree_export.nested(self)
+        return export.nested(self)
 
     def to_json(self) -> str:
         """:meth:`to_dict` as JSON, which :meth:`from_json` reads."""
@@ -166,7 +166,7 @@ class Tree:
 
     def to_dot(self) -> str:
         """The live tree in Graphviz's DOT language, trunk on the left."""
-        return tree_export.dot(self)
+        return export.dot(self)
 
     def to_svg(self) -> str:
         """The figure of :meth:`plot` as SVG; its text is text."""
@@ -184,7 +184,7 @@ class Tree:
         return self.to_svg()
 
     def __str__(self) -> str:
-        return tree_export.text(self)
+        return export.text(self)
 
     def robinson_foulds(self, other: Tree) -> float:
         """Robinson–Foulds distance of two rooted trees over the same classes, |A △ B| / (|A| + |B|) of their clades.
@@ -193,7 +193,7 @@ class Tree:
         expect without any likeness is told by :meth:`null`. Raises KdxError for other classes. (Robinson & Foulds,
         Comparison of phylogenetic trees, 1981.)
         """
-        return tree_compare.robinson_foulds(self, other)
+        return compare.robinson_foulds(self, other)
 
     def cophenetic_correlation(self, other: Tree | Tensor | np.ndarray) -> float:
         """Pearson correlation, over pairs of subtasks, of :meth:`cophenetic` with another tree's or a K×K distance.
@@ -202,7 +202,7 @@ class Tree:
         in the order of ``classes``. Raises KdxError for other classes or a matrix that isn't. (Sokal & Rohlf, The
         comparison of dendrograms by objective methods, 1962.)
         """
-        return tree_compare.cophenetic_correlation(self, other)
+        return compare.cophenetic_correlation(self, other)
 
     def purity(self, superclasses: Mapping[str, Sequence[str]]) -> float:
         """Superclass purity Σ_i max_s |i ∩ s| / K of the groups i that the last level's experts make of the subtasks.
@@ -212,7 +212,7 @@ class Tree:
         Args:
             superclasses: superclass → its classes; every class of the tree stands in one. Otherwise KdxError.
         """
-        return tree_compare.purity(self, superclasses)
+        return compare.purity(self, superclasses)
 
     def null(self, measure: str, other: Any, permutations: int, generator: torch.Generator) -> BesideNull:
         """A comparison beside its null, in which this tree's subtasks are permuted over its leaves.
@@ -223,4 +223,4 @@ class Tree:
             measure: ``robinson_foulds``, ``cophenetic_correlation`` or ``purity``.
             other: what that method takes.
         """
-        return tree_compare.beside_null(self, measure, other, permutations, generator)
+        return compare.beside_null(self, measure, other, permutations, generator)

@@ -12,13 +12,13 @@ import torch
 from torch import fx, nn
 
 from kdx_analysis.errors import KdxError
-from kdx_analysis.models.experts import Level
-from kdx_analysis.models.layers import Widths
-from kdx_analysis.models.narrow import Narrow, flops, narrow, units
 from kdx_analysis.models.redraw import draw_anew, moments
 from kdx_analysis.models.resolve import count_parameters
-from kdx_analysis.models.stages import Stages, find_stages
-from kdx_analysis.models.tracing import on_meta
+from kdx_analysis.models.splitting.experts import Level
+from kdx_analysis.models.splitting.layers import Widths
+from kdx_analysis.models.splitting.narrow import Narrow, flops, narrow, units
+from kdx_analysis.models.splitting.stages import Stages, find_stages
+from kdx_analysis.models.splitting.tracing import on_meta
 
 Budget = Literal["params", "flops", "width"]
 

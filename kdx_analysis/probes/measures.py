@@ -100,9 +100,7 @@ def expert_contention_table(grams: Grams) -> pd.DataFrame:
         inside = grams.inside(level)
         if inside.shape[1] > 1:
             values = conflict.contention_by_expert(inside.double().cpu())
-            rows += [
-                {"level": level, "expert": i, **_value_and_null(values[:, i])} for i in range(values.shape[1])
-            ]
+            rows += [{"level": level, "expert": i, **_value_and_null(values[:, i])} for i in range(values.shape[1])]
     return pd.DataFrame(rows, columns=["level", "expert", "value", "null_mean", "null_low", "null_high"])
 
 

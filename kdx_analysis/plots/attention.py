@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -75,10 +77,11 @@ def _draw_gates(data: pd.DataFrame, width: Width = "page") -> Drawn:
             across[-1].tick_params(axis="y", length=0)
         step = max(step, named)
         across[0].set_ylabel("subtask" if heads else f"gate into\nlevel {level}")
-        across[0].set_xlabel(f"expert of level {level - 1}", labelpad=1, loc="left")
-    slanting = max(len(objective) for objective in objectives) * LETTER * 1.1 > panel
+        across[len(across) // 2].set_xlabel(f"expert of level {level - 1}", labelpad=1)
+    wide = max(len(objective) for objective in objectives) * LETTER * 1.1 > panel
+    slanting = {"rotation": 40, "ha": "left", "rotation_mode": "anchor", "x": 0.2}
+    turned: dict[str, Any] = {} if not wide else slanting if panel > 0.7 else {"rotation": 90}
     for ax, objective in zip(axes[0, 1:], objectives, strict=True):
-        turned = {"rotation": 40, "ha": "left", "rotation_mode": "anchor", "x": 0.2} if slanting else {}
         ax.set_title(plain(objective), fontweight="bold", **turned)
     bar = figure.colorbar(axes[0, 1].collections[0], ax=axes, orientation="horizontal", shrink=0.5, aspect=30, pad=0.01)
     bar.set_label("effective attention A, in [0, 1]")

@@ -159,7 +159,8 @@ def studies() -> None:
     for name, path in ready_studies().items():
         study = StudyConfig.load(path)
         objectives = ", ".join(objective.label for objective in study.objectives)
-        typer.echo(f"{name}: {study.teacher.model} → {study.student} on {study.data.name}; {objectives}")
+        arms = f"; VAM: {', '.join(study.arms)}" if len(study.arms) > 1 else ""
+        typer.echo(f"{name}: {study.teacher.model} → {study.student} on {study.data.name}; {objectives}{arms}")
 
 
 @lists.command()
@@ -272,6 +273,10 @@ def _announce(study: Study, out: Path, jobs: int) -> None:
             f"  a tree of every explainer: gates hardened by {phase2.by}, weights {phase2.weights}, "
             f"{config.training_of('tree').epochs} epochs"
         )
+    if len(config.arms) > 1:
+        typer.echo(f"  a student under every arm of VAM: {', '.join(config.arms)}")
+    if "explainer" not in config.roles:
+        return
     epochs = len(checkpoints(config.training.epochs, config.probes.checkpoints))
     typer.echo(
         f"  conflict of every explainer at {epochs} epochs on two probe sets: {2 * epochs * data.num_classes} backward "

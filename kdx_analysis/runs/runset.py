@@ -22,7 +22,7 @@ ORDER = (*LADDER[:1], "label_smoothing", *LADDER[1:])
 
 @dataclass(frozen=True)
 class RunSet:
-    """Finished runs, in the order teacher, then objective by objective, seed by seed."""
+    """Finished runs, in the order teacher, then objective by objective, arm by arm (VAM's), seed by seed."""
 
     runs: tuple[Run, ...]
 
@@ -52,7 +52,7 @@ class RunSet:
         return iter(self.runs)
 
     def filter(self, **keys: Any) -> RunSet:
-        """The runs whose keys (run, study, role, objective, decomposition, seed) have the given values.
+        """The runs whose keys (run, study, role, objective, decomposition, vam, seed) have the given values.
 
         A value may be a list of allowed ones.
         """
@@ -147,10 +147,11 @@ class RunSet:
         return {key: values for key, values in table.items() if any(value != values[0] for value in values)}
 
 
-def _order(run: Run) -> tuple[int, int, str, int, str]:
+def _order(run: Run) -> tuple[Any, ...]:
     name = run.info["config"].get("objective", {}).get("name", "")
     place = ORDER.index(name) if name in ORDER else len(ORDER)
-    return ROLES.index(run.role), place, run.objective, run.seed, run.id
+    plain_first = "vam" in run.info["config"], run.vam
+    return ROLES.index(run.role), place, run.objective, plain_first, run.seed, run.id
 
 
 def objective_names(runs: Sequence[Run]) -> dict[str, str]:

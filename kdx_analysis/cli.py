@@ -239,9 +239,16 @@ def _run(name: str, changes: list[str], out: Path | None, jobs: int, data_dir: P
     runs = study.run(out, jobs=jobs, progress=rich_progress)
     from kdx_analysis.report import Report
 
-    for answer in Report(runs).answers:
-        typer.echo("\n" + "\n".join([answer.opening, *answer.details, *answer.cautions]))
+    report = Report(runs)
+    for answer in report.answers:
+        _tell([answer.opening, *answer.details, *answer.cautions])
+    if report.arms is not None:
+        _tell([report.arms.opening, *report.arms.details, *report.arms.cautions])
     typer.echo(f"\n{out / 'report' / 'report.html'}")
+
+
+def _tell(sentences: list[str]) -> None:
+    typer.echo("\n" + "\n".join(sentences))
 
 
 def _print_splits() -> None:

@@ -21,7 +21,6 @@ from tests.conftest import toy_study
 @pytest.fixture(autouse=True)
 def _no_report(monkeypatch):
     monkeypatch.setattr("kdx_analysis.report.Report.save_html", lambda self, out: out)
-    monkeypatch.setattr("kdx_analysis.report.Report.__post_init__", lambda self: None)
 
 
 def files(path) -> dict[str, tuple[int, bytes]]:
@@ -310,7 +309,6 @@ def arms(tmp_path_factory) -> RunSet:
     """Students alone, under three arms of VAM and two seeds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("kdx_analysis.report.Report.save_html", lambda self, out: out)
-        patch.setattr("kdx_analysis.report.Report.__post_init__", lambda self: None)
         return toy_study(roles=["student"], objectives=["kd"], vam=ARMS).run(tmp_path_factory.mktemp("arms"))
 
 

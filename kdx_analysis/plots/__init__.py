@@ -7,16 +7,20 @@ from kdx_analysis.plots.curves import entropy, training
 from kdx_analysis.plots.faithfulness import ablation, attribution, conductance, faithfulness, randomisation
 from kdx_analysis.plots.figure import FIGURES, Figure
 from kdx_analysis.plots.matrices import conflict
+from kdx_analysis.plots.pairs import arms
 from kdx_analysis.plots.style import save, style
 from kdx_analysis.plots.trees import tree, tree_agreement, tree_of
 
-for _figure in (ladder, differences, entropy, gates, tree, tree_agreement, conflict, training):
+for _figure in (
+    arms, vam.attention, vam.entropy, ladder, differences, entropy, gates, tree, tree_agreement, conflict, training,
+):  # fmt: skip
     FIGURES.register(_figure.name)(_figure)
 
 __all__ = [
     "FIGURES",
     "Figure",
     "ablation",
+    "arms",
     "attribution",
     "conductance",
     "conflict",

@@ -11,7 +11,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodF
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.plots.figure import Figure, explainers
-from kdx_analysis.plots.style import GREY, LIGHT, counted, drawing, handle, in_order, look, styled
+from kdx_analysis.plots.style import GREY, LIGHT, counted, drawing, handle, in_order, look, plain, styled
 from kdx_analysis.runs import RunSet
 
 _FLOOR = 1e-6
@@ -98,28 +98,28 @@ def _training_data(runs: RunSet) -> pd.DataFrame:
         raise KdxError("the runs hold no training of a student or an explainer; give runs of a study")
     selected = {run.id: run.info["selection"]["epoch"] for run in runs}
     frame = frame.assign(selected=frame["epoch"] == frame["run"].map(selected))
-    columns = ["role", "objective", "seed", "epoch", "split", "metric", "value", "n", "selected"]
+    columns = ["role", "vam", "objective", "run", "seed", "epoch", "split", "metric", "value", "n", "selected"]
     return frame[columns].reset_index(drop=True)
 
 
 @styled
 def _draw_training(data: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.ndarray]:
     trained = data[data["role"] != "teacher"]
-    roles = in_order(trained["role"])
+    roles = list(trained.groupby(["role", "vam"], sort=False))
     figure = drawing(1.4 + 4.6 * len(roles), 6)
     axes = figure.subplots(2, len(roles), squeeze=False, sharex="col", sharey="row")
     for row, ((split, metric), label) in zip(axes, _PANELS.items(), strict=True):
         teacher = data[(data["role"] == "teacher") & data["selected"] & (data["metric"] == metric)]
-        for ax, role in zip(row, roles, strict=True):
-            chosen = trained[(trained["role"] == role) & (trained["split"] == split) & (trained["metric"] == metric)]
-            for (objective, _), run in chosen.groupby(["objective", "seed"], sort=False):
+        for ax, (role, of_role) in zip(row, roles, strict=True):
+            chosen = of_role[(of_role["split"] == split) & (of_role["metric"] == metric)]
+            for (objective, _), run in chosen.groupby(["objective", "run"], sort=False):
                 of, run = look(str(objective)), run.sort_values("epoch")
                 ax.plot(run["epoch"], run["value"], color=of.colour, linestyle=of.line, marker=of.marker,
                         markersize=3.5, markevery=max(1, len(run) // 6), linewidth=1)  # fmt: skip
             if metric == "accuracy":
                 for value in teacher["value"]:
                     ax.axhline(value, color=GREY, linewidth=1, linestyle="--", zorder=0)
-                ax.set_title(role, loc="left")
+                ax.set_title(plain(", ".join(str(key) for key in role if key)), loc="left")
             else:
                 _log_scale(ax)
                 ax.set_xlabel("epoch")

@@ -10,7 +10,7 @@ import matplotlib.figure
 import numpy as np
 import pandas as pd
 
-from kdx_analysis.errors import KdxError
+from kdx_analysis.errors import AbsentError, KdxError
 from kdx_analysis.registry import Registry
 from kdx_analysis.runs import RunSet
 
@@ -23,7 +23,8 @@ class Figure:
         name: stem of its files.
         title: its heading.
         caption: what is drawn, on which axes, beside which null.
-        data: the tidy table that is drawn; raises KdxError where the runs don't hold it.
+        data: the tidy table that is drawn; raises KdxError where the runs don't hold it, AbsentError where they are not
+            of the kind that it is about.
         draw: that table as (figure, axes); it needs nothing else.
     """
 
@@ -48,7 +49,7 @@ def explainers(runs: RunSet, *, comparable: bool = False) -> RunSet:
     """
     found = runs.filter(role="explainer")
     if not len(found):
-        raise KdxError(f"none of the {len(runs)} runs is an explainer; give runs of a study")
+        raise AbsentError(f"none of the {len(runs)} runs is an explainer; give runs of a study")
     cells = [(run.objective, run.seed) for run in found]
     twice = next((cell for cell in cells if cells.count(cell) > 1), None)
     if twice is not None:

@@ -60,7 +60,7 @@ def _accuracies(ax: Axes, table: pd.DataFrame, colour: str) -> None:
         if len(values) > 1:
             ax.hlines(values.mean(), place - 0.18, place + 0.18, color=colour, linewidth=1.8)
     ax.set_ylabel("test accuracy, %")
-    ax.yaxis.set_major_locator(MaxNLocator(5))
+    ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
 
 
 def _differences(ax: Axes, table: pd.DataFrame, colour: str) -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 from kdx_analysis.errors import AbsentError
 from kdx_analysis.report import health
 from kdx_analysis.report.findings import LOWERS, NO, ONE_SEED, RAISES, verdict
-from kdx_analysis.report.numbers import estimate, listed, number
+from kdx_analysis.report.numbers import listed, number
 from kdx_analysis.report.tables import teacher_accuracy
 from kdx_analysis.runs import METRIC, ArmContrast, Interval, Paired, RunSet, arm_contrasts, arms, t_interval
 
@@ -70,6 +70,10 @@ class ArmGates:
     share: Interval
     uniform: Interval
 
+    def of(self, table: ArmTable) -> bool:
+        """Whether they are the gates of the students in that table."""
+        return (self.student, self.objective) == (table.student, table.objective)
+
 
 @dataclass(frozen=True)
 class ArmAnswer:
@@ -126,11 +130,12 @@ def arm_answer(runs: RunSet) -> ArmAnswer:
         for arm, of_arm in members.group("vam").items()
         if "vam_entropy" in of_arm.runs[0].kinds
     )
-    first, *others = [(table, f) for table in tables if table.metric == "accuracy" for f in table.findings]
+    first, *others = [table for table in tables if table.metric == "accuracy" and table.findings]
+    details = [_sentence(first, first.findings[1:]), *(_sentence(table, table.findings) for table in others)]
     return ArmAnswer(
-        _opening(*first, confidence),
-        (*(_sentence(*other) for other in others), *_gate_sentences(gates)),
-        _cautions(runs, found, tables),
+        _opening(first, confidence),
+        tuple(filter(None, [*details, _gate_sentence([of for of in gates if of.of(first)])])),
+        _cautions(runs, found, first),
         tables,
         gates,
         confidence,
@@ -180,56 +185,73 @@ def _gates(student: str, objective: str, arm: str, runs: RunSet) -> ArmGates:
     return ArmGates(student, objective, arm, *(t_interval(values.to_numpy()) for values in shown))
 
 
-def _opening(table: ArmTable, found: ArmFinding, confidence: float) -> str:
-    subject, effect = found.contrast.adds, found.effect
+def _opening(table: ArmTable, confidence: float) -> str:
+    found = table.findings[0]
+    subject, effect, size = found.contrast.adds, found.effect, _size(found)
     what = f"the test accuracy of {table.student} under {table.objective}"
-    size = estimate(effect, signed=True)
-    pairs = f"n = {effect.n} {'pair' if effect.n == 1 else 'pairs'}"
-    basis = f"{found.contrast.title}, {100 * confidence:.4g} % interval, {pairs}"
+    basis = f"{found.contrast.title}, {100 * confidence:.4g} % interval, n = {_counted(effect)}"
     if found.verdict in (LOWERS, RAISES):
         return f"Yes: {subject} {found.verdict} {what} by {size} percentage points ({basis})."
     if found.verdict == NO:
         return (
-            f"No: {subject} makes no difference of {100 * MARGIN:g} percentage points to {what}: {size} points "
+            f"No: {subject} makes no difference worth {100 * MARGIN:g} percentage points to {what}: {size} points "
             f"({basis})."
         )
     if found.verdict == ONE_SEED:
-        return f"One pair, so no interval and nothing decided: with {subject} {what} came out {size} points apart."
-    return f"Undecided: {subject} changes {what} by {size} percentage points ({basis}), and the interval holds 0."
+        return f"One pair, no interval, nothing decided: {subject} changed {what} by {size} percentage points."
+    return f"Undecided: {subject} changes {what} by {size} percentage points ({basis})."
 
 
-def _sentence(table: ArmTable, found: ArmFinding) -> str:
+def _sentence(table: ArmTable, findings: Sequence[ArmFinding]) -> str:
+    """The findings on one student under one objective; '' where there is none."""
+    parts = [
+        f"{f.contrast.title} ({f.contrast.adds}) {_size(f)}, {f.verdict}, n = {_counted(f.effect)}" for f in findings
+    ]
+    return f"{table.student} under {table.objective}: {'; '.join(parts)}." if parts else ""
+
+
+def _gate_sentence(gates: Sequence[ArmGates]) -> str:
+    """The gates of one student under one objective; '' where there is none."""
+    if not gates:
+        return ""
+    alpha, share, uniform = (
+        listed([f"{number(getattr(of, name).mean, 2)} ({of.arm})" for of in gates])
+        for name in ("alpha", "share", "uniform")
+    )
     return (
-        f"{found.contrast.title} ({found.contrast.adds}; {table.student}, {table.objective}): {found.verdict}, "
-        f"{estimate(found.effect, signed=True)} points, n = {found.effect.n}."
+        f"Under {gates[0].objective} the entropy H/ln M of VAM's gates, 1 at the start, ends at {alpha}; that of the "
+        f"shares of flow at {share}, where the same weights at uniform attention have {uniform}."
     )
 
 
-def _gate_sentences(gates: Sequence[ArmGates]) -> list[str]:
-    parts = [
-        f"{number(of.alpha.mean, 2)} under {of.arm} ({of.student}, {of.objective}; shares of flow "
-        f"{number(of.share.mean, 2)}, of the same weights at uniform attention {number(of.uniform.mean, 2)})"
-        for of in gates
-    ]
-    return [f"At the end the entropy H/ln M of VAM's gates, 1 at the start, is {listed(parts)}."] if parts else []
+def _size(found: ArmFinding) -> str:
+    effect = found.effect
+    mean = number(effect.mean, 2, signed=True)
+    if effect.n < 2:
+        return mean
+    return f"{mean} [{number(effect.low, 2, signed=True)}, {number(effect.high, 2, signed=True)}]"
 
 
-def _cautions(runs: RunSet, found: RunSet, tables: Sequence[ArmTable]) -> tuple[str, ...]:
+def _counted(effect: Paired) -> str:
+    return f"{effect.n} pair{'' if effect.n == 1 else 's'}"
+
+
+def _cautions(runs: RunSet, found: RunSet, first: ArmTable) -> tuple[str, ...]:
     trainings = health.health(found)
     falling = sum(t.fall > health.STILL_FALLING for t in trainings)
     epochs = listed([str(n) for n in sorted({t.epochs for t in trainings})])
     images = listed([str(n) for n in sorted({run.info["data"]["sizes"]["train"] for run in found})])
-    means = [interval.mean for table in tables if table.metric == "accuracy" for interval in table.means.values()]
-    reached = " to ".join(dict.fromkeys(number(mean, 1) for mean in (min(means), max(means))))
+    means = sorted(interval.mean for interval in first.means.values())
+    reached = " to ".join(dict.fromkeys(number(mean, 1) for mean in (means[0], means[-1])))
     teachers = [f"{name} {number(100 * value, 1)} %" for name, value in teacher_accuracy(runs)]
     taught = f" (teacher {listed(teachers)})" if teachers else ""
     cautions = [
-        f"The students were trained for {epochs} epochs of {images} images and reach {reached} %{taught}; in the last "
-        f"epoch the loss still fell by more than {100 * health.STILL_FALLING:g} % in {falling} of {len(trainings)} "
-        "trainings. The arms are compared at this length of training, which tells little of the accuracies that they "
-        "reach on more images or in the end."
+        f"The students were trained for {epochs} epochs of {images} images and reach {reached} % under "
+        f"{first.objective}{taught}; the loss still fell by more than {100 * health.STILL_FALLING:g} % in the last "
+        f"epoch of {falling} of {len(trainings)} trainings. The arms are compared at this length of training, which "
+        "tells little of the accuracies that they reach on more images or in the end."
     ]
-    effect = tables[0].findings[0].effect
+    effect = first.findings[0].effect
     if effect.n > 1:
         half = number((effect.high - effect.low) / 2, 2)
         cautions.append(

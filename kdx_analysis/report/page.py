@@ -13,14 +13,14 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from kdx_analysis import plots
-from kdx_analysis.errors import KdxError
+from kdx_analysis.errors import AbsentError, KdxError
 from kdx_analysis.io import staged_file, write_text
-from kdx_analysis.report import health, numbers, provenance, tables, trees
+from kdx_analysis.report import arms, health, numbers, provenance, tables, trees
 from kdx_analysis.report.answer import Answer
 from kdx_analysis.report.findings import LOWERS, RAISES, Finding
 from kdx_analysis.runs import METRIC, RunSet
 
-PAGE, FIGURES, ANSWER, TREES = "report.html", "figures", "answer.csv", "trees.csv"
+PAGE, FIGURES, ANSWER, ARMS, TREES = "report.html", "figures", "answer.csv", "arms.csv", "trees.csv"
 
 
 @dataclass(frozen=True)
@@ -48,22 +48,30 @@ class Report:
     """The report on runs of one study: the answer, its tables and figures, and where they come from.
 
     Shows itself in a notebook; :meth:`save_html` writes it as a page with its figures and tables beside it.
-    Raises KdxError if there is no explainer among the runs.
+    Raises KdxError if there is no student or explainer among the runs.
     """
 
     runs: RunSet
 
     def __post_init__(self) -> None:
-        if not len(self.runs.filter(role="explainer")):
+        if not len(self.runs.filter(role=["student", "explainer"])):
             raise KdxError(
-                f"none of the {len(self.runs)} runs is an explainer, so there is no attention or conflict to report; "
-                "give the directory of a study"
+                f"none of the {len(self.runs)} runs is a student or an explainer, so there is nothing to report; give "
+                "the directory of a study"
             )
 
     @cached_property
     def answers(self) -> list[Answer]:
-        """One per KD objective that was run."""
+        """One per KD objective that explainers were trained under."""
         return tables.answers(self.runs)
+
+    @cached_property
+    def arms(self) -> arms.ArmAnswer | None:
+        """The answer on VAM; None where the runs are of no two arms."""
+        try:
+            return arms.arm_answer(self.runs)
+        except AbsentError:
+            return None
 
     @cached_property
     def _figures(self) -> tuple[list[Drawn], list[tuple[str, str]]]:
@@ -72,6 +80,8 @@ class Report:
         for figure in plots.FIGURES.values():
             try:
                 data = figure.data(self.runs)
+            except AbsentError:
+                continue
             except KdxError as error:
                 left_out.append((figure.title, str(error)))
                 continue
@@ -110,7 +120,10 @@ class Report:
             for name, content in figure.files.items():
                 with staged_file(out / FIGURES / name) as partial:
                     partial.write_bytes(content)
-        write_text(out / ANSWER, self._answer_csv())
+        if self.answers:
+            write_text(out / ANSWER, self._answer_csv())
+        if self.arms is not None:
+            write_text(out / ARMS, self.arms.to_frame().to_csv(index=False))
         if self._trees[1] is not None:
             write_text(out / TREES, self._trees[1].to_csv(index=False))
         write_text(page_file, page)
@@ -126,7 +139,10 @@ class Report:
         return _environment().get_template(template).render(
             answers=[{"said": answer, "grid": _grid(answer)} for answer in self.answers],
             answer_file=ANSWER,
-            accuracy=tables.accuracy(self.runs),
+            arms=self.arms,
+            arms_file=ARMS,
+            margin=100 * arms.MARGIN,
+            accuracy=tables.accuracy(arms.first_arm(self.runs)),
             teachers=tables.teacher_accuracy(self.runs),
             tested_images=tables.tested_images(self.runs),
             headlines=tables.headline_tables(self.runs),
@@ -156,7 +172,7 @@ def _grid(answer: Answer) -> dict[str, Any]:
     return {"contrasts": contrasts, "rows": rows}
 
 
-def _decided(finding: Finding) -> bool:
+def _decided(finding: Finding | arms.ArmFinding) -> bool:
     return finding.verdict in (LOWERS, RAISES)
 
 

@@ -53,13 +53,15 @@ def run(
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Directories that hold runs.")],
-    out: Annotated[Path, typer.Option(help="The page; its figures lie beside it.")] = Path("report/report.html"),
+    out: Annotated[Path, typer.Option(help="FILE.html, FILE.md or FILE.pdf; figures lie beside the first two.")] = Path(
+        "report/report.html"
+    ),
 ) -> None:
     """Write the report on finished runs."""
     from kdx_analysis.report import Report
     from kdx_analysis.runs import RunSet
 
-    typer.echo(Report(RunSet.load(*runs)).save_html(out))
+    typer.echo(Report(RunSet.load(*runs)).save(out))
 
 
 @app.command()

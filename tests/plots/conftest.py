@@ -81,6 +81,12 @@ def write_one(
     write_run(path / id_, info, records)
 
 
+def made_records(seed: int, label: str, classes: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """The probes' records of an explainer, from a generator seeded with ``seed`` and ``label``."""
+    rng = np.random.default_rng([seed, zlib.crc32(label.encode())])
+    return _gates(rng, classes) | _conflict(rng, classes)
+
+
 def _metrics(rng: np.random.Generator) -> pd.DataFrame:
     rows = [(e, s, m, rng.uniform(0.5, 0.9), 50) for e in EPOCHS for s, m in (("train", "loss"), ("val", "accuracy"))]
     rows += [(EPOCHS[-1], "test", metric, rng.uniform(0.5, 0.9), 80) for metric in ("accuracy", "agreement")]
@@ -129,7 +135,9 @@ def _conflict(rng: np.random.Generator, classes: Sequence[str]) -> dict[str, pd.
                 ):
                     for metric in metrics:
                         value = {"value": rng.uniform(0, 0.5), "null_mean": rng.uniform(0, 0.5)}
-                        table.append({**keys, "level": "all", "metric": metric, **value})
+                        table.append(
+                            {**keys, "level": "all", "metric": metric, "pairs": pairs, "undefined": 0, **value}
+                        )
     return {
         "conflict": pd.concat(cosines, ignore_index=True),
         "conflict_summary": pd.DataFrame(summary),

@@ -1,4 +1,4 @@
-"""Claims as a paper would print them: one sentence a finding, with its effect, interval, n and the figures behind it."""
+"""Claims as a paper would print them: a sentence a finding, with its effect, interval, n and the figures behind it."""
 
 from __future__ import annotations
 

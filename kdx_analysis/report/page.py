@@ -49,8 +49,11 @@ class Drawn:
 
     @property
     def width(self) -> int:
-        """Width in CSS pixels that shows the figure at its size in inches (a PNG's width is its bytes 16–20)."""
-        return round(int.from_bytes(self.files[f"{self.name}.png"][16:20], "big") * 96 / 150)
+        """Width in CSS pixels; letters of 7 points, small enough for print, are 13 pixels high.
+
+        A PNG's width in pixels is its bytes 16–20, and it has 150 dots an inch.
+        """
+        return round(int.from_bytes(self.files[f"{self.name}.png"][16:20], "big") / 150 * 134)
 
 
 @dataclass(frozen=True)

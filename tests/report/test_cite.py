@@ -6,8 +6,8 @@ from kdx_analysis.report.cite import bibtex, methods
 def test_methods_of_a_study(write):
     text = methods(write(("hard", "kd"), seeds=2, roles=("student", "explainer", "tree")), 0.99)
     for part in (
-        "On made (30 training, 9 validation and 40 test images) we trained the undivided student, its explainer and the "
-        "explainer's tree, taught by small_teacher, under hard and kd, with 2 seeds (0 and 1).",
+        "On made (30 training, 9 validation and 40 test images) we trained the undivided student, its explainer and "
+        "the explainer's tree, taught by small_teacher, under hard and kd, with 2 seeds (0 and 1).",
         "(3 subtasks; KDExplainer, Xue et al., 2021) and experts by level 1, 2.",
         "test data never used to select",
         "on 3 images of the training split and 3 images apart, of the validation split",

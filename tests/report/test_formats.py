@@ -65,8 +65,10 @@ def test_a_page_as_pdf():
 
 @needs_weasyprint
 def test_a_pdf_fetches_nothing(tmp_path):
+    from weasyprint.urls import FatalURLFetchingError
+
     for address in ("http://127.0.0.1:9/x.png", tmp_path.as_uri()):
-        with pytest.raises(Exception, match=re.escape(address)):
+        with pytest.raises(FatalURLFetchingError, match=re.escape(address)):
             pdf(f'<img src="{address}">')
 
 

@@ -94,7 +94,7 @@ def write_one(
 def made_records(seed: int, label: str, classes: Sequence[str]) -> dict[str, pd.DataFrame]:
     """The probes' records of an explainer, from a generator seeded with ``seed`` and ``label``."""
     rng = np.random.default_rng([seed, zlib.crc32(label.encode())])
-    return _gates(rng, classes) | _conflict(rng, classes)
+    return _gates(rng, classes, EXPERTS) | _conflict(rng, classes, EXPERTS)
 
 
 def _metrics(rng: np.random.Generator) -> pd.DataFrame:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import matplotlib.figure
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from kdx_analysis.plots.figure import Figure
-from kdx_analysis.plots.style import GREY, LIGHT, counted, drawing, look, plain, styled
+from kdx_analysis.plots.figure import Drawn, Figure
+from kdx_analysis.plots.style import GREY, LIGHT, Width, counted, drawing, heading, look, plain, styled
 from kdx_analysis.runs import RunSet, arm_contrasts, t_interval
 from kdx_analysis.runs import arms as arms_of
 
@@ -26,10 +25,10 @@ def _arms_data(runs: RunSet) -> pd.DataFrame:
 
 
 @styled
-def _draw_arms(data: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.ndarray]:
+def _draw_arms(data: pd.DataFrame, width: Width = "page") -> Drawn:
     panels = list(data.groupby(["student", "objective"], sort=False))
     arms = list(dict.fromkeys(data["vam"]))
-    figure = drawing(7.2, 0.5 + 2.2 * len(panels))
+    figure = drawing(width, 0.5 + 2.2 * len(panels))
     axes = figure.subplots(len(panels), 2, squeeze=False, sharex="col", width_ratios=(3, 2))
     for (left, right), ((student, objective), of_panel) in zip(axes, panels, strict=True):
         table = 100 * of_panel.pivot(index="seed", columns="vam", values="value").reindex(columns=arms)
@@ -45,7 +44,7 @@ def _draw_arms(data: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.ndarray
     axes[-1, 1].set_xlabel("percentage points")
     seeds = counted(of_panel.groupby("vam")["seed"].nunique().min() for _, of_panel in panels)
     tested = ", ".join(str(n) for n in sorted(data["n"].unique()))
-    figure.suptitle(f"n = {seeds} per arm, {tested} test images · points: seeds · bar: mean · line: 95 % t-interval")
+    heading(figure, f"n = {seeds} per arm, {tested} test images · points: seeds · bar: mean · line: 95 % t-interval")
     return figure, axes
 
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import matplotlib.figure
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -13,8 +12,22 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from kdx_analysis.errors import AbsentError, KdxError
-from kdx_analysis.plots.figure import Figure
-from kdx_analysis.plots.style import LIGHT, counted, drawing, handle, in_order, look, plain, styled
+from kdx_analysis.plots.figure import Drawn, Figure
+from kdx_analysis.plots.style import (
+    LIGHT,
+    Width,
+    counted,
+    drawing,
+    handle,
+    heading,
+    in_order,
+    inches,
+    legend,
+    look,
+    one_run,
+    plain,
+    styled,
+)
 from kdx_analysis.runs import RunSet
 
 _SHOWN = {"alpha": "attention α", "share": "share of flow A"}
@@ -44,10 +57,10 @@ def _attention_data(runs: RunSet) -> pd.DataFrame:
 
 
 @styled
-def _draw_attention(data: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.ndarray]:
+def _draw_attention(data: pd.DataFrame, width: Width = "page") -> Drawn:
     arms, layers = list(data.groupby(["objective", "vam"], sort=False)), in_order(data["layer"])
-    side = min(0.9, 13 / len(layers))
-    figure = drawing(1.6 + side * len(layers), 1.5 + len(_SHOWN) * len(arms) * (side + 0.12))
+    side = min(0.9, (inches(width) - 1.2) / len(layers))
+    figure = drawing(width, 1.9 + len(_SHOWN) * len(arms) * (side + 0.12))
     axes = figure.subplots(len(_SHOWN) * len(arms), len(layers), squeeze=False)
     high = np.nanmax(data[list(_SHOWN)].to_numpy())
     for i, (keys, of_arm) in enumerate(arms):
@@ -62,12 +75,11 @@ def _draw_attention(data: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.nd
                     title = "".join(f"{plain(key)}\n" for key in keys if key and k == 0)
                     ax.set_ylabel(f"{title}{label}", rotation=0, ha="right", va="center")
                 if ax is axes[-1, j]:
-                    ax.set_xlabel(plain(layer), rotation=90, fontsize=6.5)
-    bar = figure.colorbar(axes[0, 0].collections[0], ax=axes, shrink=0.6, aspect=18, pad=0.01)
+                    ax.set_xlabel(plain(layer), rotation=90, fontsize=7)
+    bar = figure.colorbar(axes[0, 0].collections[0], ax=axes, orientation="horizontal", shrink=0.6, aspect=30, pad=0.01)
     bar.set_label("of an output block (row)\nto an input block (column)")
     bar.outline.set_visible(False)
-    epochs = ", ".join(str(epoch) for epoch in sorted(data["epoch"].unique()))
-    figure.suptitle(f"seed {data['seed'].iloc[0]}, epoch {epochs} (n = 1 run in each pair of rows)")
+    heading(figure, one_run(data))
     return figure, axes
 
 
@@ -95,29 +107,27 @@ def _entropy_data(runs: RunSet) -> pd.DataFrame:
 
 
 @styled
-def _draw_entropy(data: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.ndarray]:
+def _draw_entropy(data: pd.DataFrame, width: Width = "page") -> Drawn:
     arms = list(data.groupby(["student", "vam"], sort=False))
-    figure = drawing(7.2, 1.2 + 2.2 * len(arms))
+    figure = drawing(width, 1.0 + 2.0 * len(arms))
     axes = figure.subplots(len(arms), len(_SHOWN), sharex=True, sharey=True, squeeze=False)
     for row, (keys, of_arm) in zip(axes, arms, strict=True):
         for ax, (attention_, label) in zip(row, _SHOWN.items(), strict=True):
-            for (objective, _), run in of_arm[of_arm["attention"] == attention_].groupby(
-                ["objective", "run"], sort=False
-            ):
+            shown = of_arm[of_arm["attention"] == attention_]
+            for (objective, _), run in shown.groupby(["objective", "run"], sort=False):
                 of, run = look(str(objective)), run.sort_values("epoch")
                 ax.plot(run["epoch"], run["initial"], color=LIGHT, linewidth=0.6, zorder=1)
                 ax.plot(run["epoch"], run["value"], color=of.colour, linestyle=of.line, marker=of.marker,
                         markersize=3.5, markevery=max(1, len(run) // 6), linewidth=1, zorder=2)  # fmt: skip
             ax.set_title(plain(", ".join(str(key) for key in (*keys, label) if key)), loc="left")
-            ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+            ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         row[0].set_ylabel("entropy H / ln M,\nmean over rows")
     for ax in axes[-1]:
         ax.set_xlabel("epoch")
     reference = Line2D([], [], color=LIGHT, linewidth=0.9, label="uniform attention on the same weights")
     n = counted(data.groupby(["student", "vam", "objective"])["run"].nunique(), "run")
     handles = [*(handle(o) for o in in_order(data["objective"])), reference]
-    title = f"n = {n} per panel and objective, one line each"
-    figure.legend(handles=handles, loc="outside upper left", ncols=4, title=title, alignment="left")
+    legend(figure, handles, f"n = {n} per panel and objective, one line each")
     return figure, axes
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 from kdx_analysis.runs import Interval
 
@@ -51,3 +52,24 @@ def percent(interval: Interval | None) -> str:
 def listed(items: list[str]) -> str:
     """``a``, ``a and b``, ``a, b and c``."""
     return " and ".join([", ".join(items[:-1]), items[-1]]) if len(items) > 1 else "".join(items)
+
+
+def tied(text: str) -> str:
+    """``text`` with spaces that no line breaks at: in ``95 %``, ``n = 3`` and ``[0.1, 0.2]``."""
+    return _TIES.sub("\u00a0", text)
+
+
+_TIES = re.compile(r"(?<=\d) (?=%)|(?<=\bn) (?==)|(?<==) (?=\d)|(?<=\d,) (?=[−+]?[\d.]+\])")
+_LATEX = str.maketrans({
+    "−": "$-$", "±": r"$\pm$", "–": "--", "%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "$": r"\$", "{": r"\{",
+    "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}",
+})  # fmt: skip
+
+
+def latex(text: str) -> str:
+    """``text`` as LaTeX source.
+
+    >>> print(latex("hard_T: −0.25 at 95 %"))
+    hard\\_T: $-$0.25 at 95 \\%
+    """
+    return text.translate(_LATEX)

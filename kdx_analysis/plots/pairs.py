@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from kdx_analysis.plots.figure import Drawn, Figure
-from kdx_analysis.plots.style import GREY, LIGHT, Width, counted, drawing, heading, look, plain, styled
+from kdx_analysis.plots.marks import name_places
+from kdx_analysis.plots.style import GREY, LIGHT, Width, counted, drawing, heading, look, plain, styled, wrapped
 from kdx_analysis.runs import RunSet, arm_contrasts, t_interval
 from kdx_analysis.runs import arms as arms_of
 
@@ -28,19 +29,19 @@ def _arms_data(runs: RunSet) -> pd.DataFrame:
 def _draw_arms(data: pd.DataFrame, width: Width = "page") -> Drawn:
     panels = list(data.groupby(["student", "objective"], sort=False))
     arms = list(dict.fromkeys(data["vam"]))
-    figure = drawing(width, 0.5 + 2.2 * len(panels))
+    figure = drawing(width, 0.7 + 2.0 * len(panels))
     axes = figure.subplots(len(panels), 2, squeeze=False, sharex="col", width_ratios=(3, 2))
     for (left, right), ((student, objective), of_panel) in zip(axes, panels, strict=True):
         table = 100 * of_panel.pivot(index="seed", columns="vam", values="value").reindex(columns=arms)
         colour = look(str(objective)).colour
         _accuracies(left, table, colour)
-        left.set_title(plain(f"{student}, {objective}"), loc="left")
+        wide = figure.get_figwidth() / 2 - 0.4
+        left.set_title(wrapped(plain(f"{student}, {objective}"), wide), loc="left")
         reference = of_panel["reference"].iloc[0]
         others = [arm for arm in arms if arm != reference]
         _differences(right, table[others].sub(table[reference], axis=0), colour)
-        right.set_title(plain(f"difference from {reference}"), loc="left")
-    axes[-1, 0].set_xticks(range(len(arms)), [plain(arm) for arm in arms])
-    axes[-1, 0].set_xlim(-0.5, len(arms) - 0.5)
+        right.set_title(wrapped(plain(f"difference from {reference}"), wide), loc="left")
+    name_places(axes[-1, 0], {str(arm): float(place) for place, arm in enumerate(arms)})
     axes[-1, 1].set_xlabel("percentage points")
     seeds = counted(of_panel.groupby("vam")["seed"].nunique().min() for _, of_panel in panels)
     tested = ", ".join(str(n) for n in sorted(data["n"].unique()))

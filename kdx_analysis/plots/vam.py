@@ -24,7 +24,6 @@ from kdx_analysis.plots.style import (
     inches,
     legend,
     look,
-    one_run,
     plain,
     styled,
 )
@@ -79,7 +78,8 @@ def _draw_attention(data: pd.DataFrame, width: Width = "page") -> Drawn:
     bar = figure.colorbar(axes[0, 0].collections[0], ax=axes, orientation="horizontal", shrink=0.6, aspect=30, pad=0.01)
     bar.set_label("of an output block (row)\nto an input block (column)")
     bar.outline.set_visible(False)
-    heading(figure, one_run(data))
+    epochs = ", ".join(str(epoch) for epoch in sorted(data["epoch"].unique()))
+    heading(figure, f"seed {data['seed'].iloc[0]}, epoch {epochs} (n = 1 run in each pair of rows)")
     return figure, axes
 
 
@@ -109,17 +109,18 @@ def _entropy_data(runs: RunSet) -> pd.DataFrame:
 @styled
 def _draw_entropy(data: pd.DataFrame, width: Width = "page") -> Drawn:
     arms = list(data.groupby(["student", "vam"], sort=False))
-    figure = drawing(width, 1.0 + 2.0 * len(arms))
+    figure = drawing(width, 1.2 + 1.8 * len(arms))
     axes = figure.subplots(len(arms), len(_SHOWN), sharex=True, sharey=True, squeeze=False)
     for row, (keys, of_arm) in zip(axes, arms, strict=True):
         for ax, (attention_, label) in zip(row, _SHOWN.items(), strict=True):
-            shown = of_arm[of_arm["attention"] == attention_]
-            for (objective, _), run in shown.groupby(["objective", "run"], sort=False):
+            for (objective, _), run in of_arm[of_arm["attention"] == attention_].groupby(
+                ["objective", "run"], sort=False
+            ):
                 of, run = look(str(objective)), run.sort_values("epoch")
                 ax.plot(run["epoch"], run["initial"], color=LIGHT, linewidth=0.6, zorder=1)
                 ax.plot(run["epoch"], run["value"], color=of.colour, linestyle=of.line, marker=of.marker,
                         markersize=3.5, markevery=max(1, len(run) // 6), linewidth=1, zorder=2)  # fmt: skip
-            ax.set_title(plain(", ".join(str(key) for key in (*keys, label) if key)), loc="left")
+            ax.set_title(plain("\n".join([*filter(None, map(str, keys)), label])), loc="left")
             ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         row[0].set_ylabel("entropy H / ln M,\nmean over rows")
     for ax in axes[-1]:

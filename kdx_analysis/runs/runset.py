@@ -16,6 +16,7 @@ from kdx_analysis.config import LADDER
 from kdx_analysis.errors import KdxError
 from kdx_analysis.registry import unknown
 from kdx_analysis.runs.directory import INFO, ROLES, Run
+from kdx_analysis.runs.effects import by_seed
 from kdx_analysis.runs.headlines import METRIC, headlines
 from kdx_analysis.runs.keys import canonical, check_key, differing, in_order, places, value_of
 from kdx_analysis.runs.statistics import Paired, paired_difference
@@ -183,7 +184,7 @@ class RunSet:
         """
         table = self.values(metric, **which)
         _check_values((a, b), which.get("by", "objective"), table.columns)
-        both = table[[a, b]].dropna().groupby("seed").mean()
+        both = by_seed(table[[a, b]])
         return paired_difference(both[a].to_numpy(), both[b].to_numpy(), confidence)
 
 

@@ -6,7 +6,8 @@ import html
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from textwrap import fill
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -17,11 +18,12 @@ from kdx_analysis.runs.headlines import METRIC
 from kdx_analysis.runs.keys import check_key, in_order, value_of
 from kdx_analysis.runs.numbers import estimate, listed, number
 from kdx_analysis.runs.significance import LEAST_SEEDS
-from kdx_analysis.runs.statistics import Paired
+from kdx_analysis.runs.statistics import Interval, Paired
 from kdx_analysis.runs.tables import (
     METRIC_AXIS,
     ONE_SEED,
     Table,
+    alike,
     conditions,
     make_table,
     measured,
@@ -92,41 +94,53 @@ class Comparison:
         return f"{self.table._repr_html_()}{self._grid.to_html()}<ul>{notes}</ul>"
 
     def __str__(self) -> str:
-        """One row per metric and value, a star where the table is bold; then captions and notes."""
-        told = [self.table.caption.replace("Bold:", "Star:"), self.caption, *self.notes]
-        return "\n".join([self._text.to_text(), *told]) + "\n"
-
-    @property
-    def _tested(self) -> bool:
-        return any(effect.difference.n >= LEAST_SEEDS for several in self.effects.values() for effect in several)
+        """One row per metric and value, and what it rests on."""
+        star = " Star: the interval excludes 0." if self.table.rule else ""
+        told = [self.table.holds, f"{self.caption}{star}", *self.notes]
+        return "\n".join([self._text.to_text(), *(fill(paragraph, 110) for paragraph in told)]) + "\n"
 
     @property
     def _grid(self) -> Grid:
+        title = {name: self.table.title(METRIC_AXIS, name).in_line for name in self.effects}
         found = [(name, effect) for name, several in self.effects.items() for effect in several]
         return Grid(
-            ("metric", "difference", f"mean [{_confidences(self.effects)}]", "n", *(["p"] if self._tested else [])),
-            tuple((METRIC[name].title, f"{effect.a} − {effect.b}") for name, effect in found),
-            tuple(tuple(self._told(effect)) for _, effect in found),
+            tuple(map(Cell, ["metric", "difference", *self._head("mean")])),
+            tuple((title[name], f"{effect.a} − {effect.b}") for name, effect in found),
+            tuple(map(tuple, self._told(found))),
             self.caption,
         )
 
     @property
     def _text(self) -> Grid:
-        effects = {(name, effect.a): effect for name, several in self.effects.items() for effect in several}
-        labels, rows, shown = [], [], set[str]()
-        for name, value, cell in self.table.shown():
-            labels.append(("" if name in shown else METRIC[name].title, str(value)))
-            shown.add(name)
-            effect = effects.get((name, value))
-            rows.append((cell, *(self._told(effect) if effect else [Cell("")] * (3 if self._tested else 2))))
-        head = ["metric", self.by, f"mean [{100 * self.confidence:.4g} %], n, null"]
-        head += [f"minus {self.against} [{_confidences(self.effects)}]", "n", *(["p"] if self._tested else [])]
-        return Grid(tuple(head), tuple(labels), tuple(rows), "")
+        found = [(name, effect) for name, several in self.effects.items() for effect in several]
+        told = {(name, effect.a): cells for (name, effect), cells in zip(found, self._told(found), strict=True)}
+        head = ["metric", self.by, "mean", "n", "null", *self._head(f"minus {self.against}")]
+        cells: list[dict[str, Any]] = self.table.to_frame().to_dict("records")  # type: ignore[assignment]
+        means = [Interval(cell["n"], cell["mean"], cell["low"], cell["high"]) for cell in cells]
+        metrics = [cell[METRIC_AXIS] for cell in cells]
+        labels, rows, named = [], [], set[str]()
+        for name, cell, mean, decimals in zip(metrics, cells, means, alike(metrics, means), strict=True):
+            title = "" if name in named else self.table.title(METRIC_AXIS, name).in_line
+            named.add(name)
+            labels.append((title, str(cell[self.by])))
+            null = "" if math.isnan(cell["null"]) else number(cell["null"], decimals)
+            effect = told.get((name, cell[self.by]), [Cell("")] * len(self._head("")))
+            rows.append((Cell(estimate(mean, decimals)), Cell(str(mean.n)), Cell(null), *effect))
+        return Grid(tuple(map(Cell, head)), tuple(labels), tuple(rows), "")
 
-    def _told(self, effect: Effect) -> list[Cell]:
-        bold = effect.difference.excludes_zero
-        cells = [Cell(estimate(effect.difference, signed=True), bold=bold), Cell(str(effect.difference.n))]
-        return [*cells, Cell(_p_value(effect.p))] if self._tested else cells
+    def _head(self, difference: str) -> list[str]:
+        """Titles of what is told of an effect; p only where some comparison has six seeds."""
+        n = [effect.difference.n for several in self.effects.values() for effect in several]
+        return [difference, "n", *(["p (Holm)"] if max(n, default=0) >= LEAST_SEEDS else [])]
+
+    def _told(self, found: Sequence[tuple[str, Effect]]) -> list[list[Cell]]:
+        decimals = alike([name for name, _ in found], [effect.difference for _, effect in found])
+        cells = []
+        for (_, effect), places in zip(found, decimals, strict=True):
+            d = effect.difference
+            difference = Cell(estimate(d, places, signed=True), bold=d.excludes_zero)
+            cells.append([difference, Cell(str(d.n)), Cell(_p_value(effect.p))][: len(self._head(""))])
+        return cells
 
 
 def compare(
@@ -159,21 +173,19 @@ def compare(
 def _caption(found: Mapping[str, Sequence[Effect]], against: Hashable, confidence: float, given: str) -> str:
     n = [effect.difference.n for several in found.values() for effect in several]
     tested = [count for count in n if count >= LEAST_SEEDS]
+    interval = (
+        f"mean and t-interval, Bonferroni-corrected to hold at {100 * confidence:.4g} % for all comparisons of one "
+        "metric at once"
+    )
     sentences = [
-        f"Paired differences from {against} over the n seeds that both have: mean and t-interval, Bonferroni-corrected "
-        f"to hold at {100 * confidence:.4g} % for all comparisons of one metric at once{given}.",
+        f"Paired differences from {against} over the n seeds that both have: "
+        f"{interval if max(n, default=0) > 1 else 'mean'}{given}.",
         ONE_SEED if 1 in n else "",
         "p: paired t-tests, adjusted by Holm over the same comparisons; they rest on normal differences."
         if tested else "",
         f"No p-value over seeds is given below n = {LEAST_SEEDS}." if len(tested) < len(n) or not n else "",
     ]  # fmt: skip
     return " ".join(filter(None, sentences))
-
-
-def _confidences(found: Mapping[str, Sequence[Effect]]) -> str:
-    """The confidence of single intervals, as '98.75 %'; a range where metrics have different numbers of them."""
-    distinct = sorted({effect.confidence for several in found.values() for effect in several})
-    return " to ".join(f"{100 * c:.4g}" for c in dict.fromkeys(distinct[:1] + distinct[-1:])) + " %"
 
 
 def _p_value(p: float) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from rich.cells import cell_len
 
@@ -39,6 +40,11 @@ class Cell:
     details: tuple[str, ...] = ()
     bold: bool = False
 
+    @property
+    def in_line(self) -> str:
+        """As the title of a column: details in brackets."""
+        return f"{self.main} ({', '.join(self.details)})" if self.details else self.main
+
 
 EMPTY = Cell("–")
 
@@ -48,12 +54,12 @@ class Grid:
     """Rows of cells under a head, each row begun by its labels.
 
     Attributes:
-        head: titles of the labels' columns, then of the cells'.
+        head: titles of the labels' columns, then of the cells'; details are what a title is qualified by.
         labels, cells: row by row.
         caption: what is shown, in sentences.
     """
 
-    head: tuple[str, ...]
+    head: tuple[Cell, ...]
     labels: tuple[tuple[str, ...], ...]
     cells: tuple[tuple[Cell, ...], ...]
     caption: str
@@ -61,10 +67,11 @@ class Grid:
     def to_markdown(self) -> str:
         def shown(cell: Cell) -> str:
             main = f"**{cell.main}**" if cell.bold else cell.main
-            return " ".join([main, ", ".join(cell.details)]).strip()
+            return " ".join([main, ", ".join(filter(None, cell.details))]).strip()
 
         named = len(self.head) - len(self.cells[0])
-        lines = [list(map(markdown_escaped, self.head)), [*["---"] * named, *["---:"] * len(self.cells[0])]]
+        head = [markdown_escaped(title.in_line) for title in self.head]
+        lines = [head, [*["---"] * named, *["---:"] * len(self.cells[0])]]
         for labels, cells in zip(self.labels, self.cells, strict=True):
             lines.append([*map(markdown_escaped, labels), *map(shown, cells)])
         return "".join(f"| {' | '.join(line)} |\n" for line in lines) + f"\n{markdown_escaped(self.caption)}\n"
@@ -76,17 +83,12 @@ class Grid:
             r"\begin{table}[tb]", r"\centering", r"\footnotesize", r"\setlength{\tabcolsep}{4pt}",
             rf"\caption{{{latex_escaped(self.caption)}}}", rf"\label{{{label}}}",
             rf"\begin{{tabular}}{{{'l' * named}{'r' * len(self.cells[0])}}}", r"\toprule",
-            _latex_row(map(latex_escaped, self.head)), r"\midrule",
+            *_latex_rows((), self.head), r"\midrule",
         ]  # fmt: skip
         for labels, cells in zip(self.labels, self.cells, strict=True):
-            mains = [rf"\textbf{{{latex_escaped(c.main)}}}" if c.bold else latex_escaped(c.main) for c in cells]
-            lines.append(_latex_row([*map(latex_escaped, labels), *mains]))
-            depth = max(len(cell.details) for cell in cells)
-            for i in range(depth):
-                details = [cell.details[i] if i < len(cell.details) else "" for cell in cells]
-                small = [rf"{{\scriptsize {latex_escaped(detail)}}}" if detail else "" for detail in details]
-                lines.append(_latex_row([*[""] * named, *small]))
-            if depth and cells is not self.cells[-1]:
+            rows = _latex_rows(labels, cells)
+            lines += rows
+            if len(rows) > 1 and cells is not self.cells[-1]:
                 lines.append(r"\addlinespace")
         lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
         return "\n".join(lines) + "\n"
@@ -94,14 +96,14 @@ class Grid:
     def to_html(self) -> str:
         def shown(cell: Cell) -> str:
             main = html.escape(cell.main)
-            details = "".join(f"<br><small>{html.escape(detail)}</small>" for detail in cell.details)
-            return f"<td>{f'<b>{main}</b>' if cell.bold else main}{details}</td>"
+            details = "".join(f"<br><small>{html.escape(detail)}</small>" for detail in cell.details if detail)
+            return f"{f'<b>{main}</b>' if cell.bold else main}{details}"
 
-        head = "".join(f"<th>{html.escape(title)}</th>" for title in self.head)
+        head = "".join(f"<th>{shown(title)}</th>" for title in self.head)
         rows = []
         for labels, cells in zip(self.labels, self.cells, strict=True):
             names = "".join(f'<th scope="row">{html.escape(label)}</th>' for label in labels)
-            rows.append(f"<tr>{names}{''.join(map(shown, cells))}</tr>")
+            rows.append(f"<tr>{names}{''.join(f'<td>{shown(c)}</td>' for c in cells)}</tr>")
         caption = f"<caption>{html.escape(self.caption)}</caption>"
         return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
@@ -109,9 +111,9 @@ class Grid:
         """Columns with two spaces between them; a star behind what is bold. The caption is left to the caller."""
 
         def shown(cell: Cell) -> str:
-            return " ".join([cell.main, *cell.details]) + ("*" if cell.bold else "")
+            return " ".join(filter(None, [cell.main, *cell.details])) + ("*" if cell.bold else "")
 
-        lines = [list(self.head)]
+        lines = [[title.in_line for title in self.head]]
         for labels, cells in zip(self.labels, self.cells, strict=True):
             lines.append([*(" ".join(label.split()) for label in labels), *map(shown, cells)])
         widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
@@ -122,5 +124,12 @@ def _padded(text: str, width: int) -> str:
     return text + " " * (width - cell_len(text))
 
 
-def _latex_row(texts: Iterable[str]) -> str:
-    return " & ".join(texts) + r" \\"
+def _latex_rows(labels: Sequence[str], cells: Sequence[Cell]) -> list[str]:
+    """A row of labels and numbers, then smaller ones of the numbers' details."""
+    mains = [rf"\textbf{{{latex_escaped(c.main)}}}" if c.bold else latex_escaped(c.main) for c in cells]
+    rows = [[*map(latex_escaped, labels), *mains]]
+    for details in zip_longest(*(cell.details for cell in cells), fillvalue=""):
+        small = [rf"{{\scriptsize {latex_escaped(detail)}}}" if detail else "" for detail in details]
+        if any(small):
+            rows.append([*[""] * len(labels), *small])
+    return [" & ".join(row) + r" \\" for row in rows]

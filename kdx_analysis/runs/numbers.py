@@ -29,11 +29,14 @@ def decimals_for(interval: Interval) -> int:
     return 3 if size == 0 else min(6, max(2, 1 - math.floor(math.log10(size))))
 
 
-def estimate(interval: Interval | None, *, signed: bool = False) -> str:
-    """Mean and interval, as ``+0.12 [+0.10, +0.14]``; the mean alone where one value has none."""
+def estimate(interval: Interval | None, decimals: int | None = None, *, signed: bool = False) -> str:
+    """Mean and interval, as ``+0.12 [+0.10, +0.14]``; the mean alone where one value has none.
+
+    ``decimals`` are by default those that the interval can bear.
+    """
     if interval is None:
         return MISSING
-    decimals = decimals_for(interval)
+    decimals = decimals_for(interval) if decimals is None else decimals
     mean = number(interval.mean, decimals, signed=signed)
     if interval.n < 2:
         return mean

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median_high
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from kdx_analysis.errors import KdxError
 from kdx_analysis.registry import unknown
 from kdx_analysis.runs.effects import effects
 from kdx_analysis.runs.grids import EMPTY, Cell, Grid
-from kdx_analysis.runs.headlines import METRIC, METRICS, Metric, preferred
+from kdx_analysis.runs.headlines import METRIC, METRICS, preferred
 from kdx_analysis.runs.keys import NOT_SET, check_key, in_order, known_keys, value_of
 from kdx_analysis.runs.numbers import decimals_for, listed, number
 from kdx_analysis.runs.statistics import Interval, t_interval
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 METRIC_AXIS = "metric"
 ONE_SEED = "With n = 1 there is no interval and nothing is decided."
-_FIGURES = ("split", "mean", "low", "high", "confidence", "n", "null", "bold")
+_FIGURES = ("split", "attention", "mean", "low", "high", "confidence", "n", "null", "bold")
 _COMPARED = ("explainer", "student", "tree")
 
 
@@ -34,14 +34,21 @@ class Table:
 
     Attributes:
         rows, columns: the keys that are crossed; one may be 'metric'.
-        cells: a row per cell: the value of either key, metric, split, mean, low, high, confidence, n, null, bold.
-        caption: what the cells hold and by which rule they are bold.
+        cells: a row per cell: the value of either key, metric, split, attention, mean, low, high, confidence, n, null,
+            bold.
+        holds: what the cells hold, in sentences.
+        rule: by which they are bold; '' where there is no interval.
     """
 
     rows: str
     columns: str
     cells: pd.DataFrame
-    caption: str
+    holds: str
+    rule: str
+
+    @property
+    def caption(self) -> str:
+        return " ".join(filter(None, [self.holds, self.rule]))
 
     def to_frame(self) -> pd.DataFrame:
         return self.cells.copy()
@@ -68,16 +75,18 @@ class Table:
         keys = zip(self.cells[self.rows], self.cells[self.columns], strict=True)
         shown = dict(zip(keys, _shown(self.cells), strict=True))
         return Grid(
-            (self.rows, *(title_of(self.columns, column) for column in columns)),
-            tuple((title_of(self.rows, row),) for row in rows),
+            (Cell(self.rows), *(self.title(self.columns, column) for column in columns)),
+            tuple((self.title(self.rows, row).in_line,) for row in rows),
             tuple(tuple(shown.get((row, column), EMPTY) for column in columns) for row in rows),
             self.caption,
         )
 
-    def shown(self) -> Iterator[tuple[str, Any, Cell]]:
-        """Metric, value of the other key and cell, in the order of the cells; for a table that crosses these two."""
-        other = self.columns if self.rows == METRIC_AXIS else self.rows
-        return zip(self.cells[METRIC_AXIS], self.cells[other], _shown(self.cells), strict=True)
+    def title(self, key: str, value: Any) -> Cell:
+        """How a value of a key is headed: a metric by its title, with split and attention; others as they are."""
+        if key != METRIC_AXIS:
+            return Cell(str(value))
+        cell = self.cells[self.cells[METRIC_AXIS] == value].iloc[0]
+        return Cell(METRIC[value].title, tuple(filter(None, [cell["split"], cell["attention"]])))
 
 
 def make_table(
@@ -109,7 +118,9 @@ def make_table(
     keys = dict.fromkeys((rows, columns, METRIC_AXIS))
     cells = pd.concat(parts, ignore_index=True)
     cells = cells[[*keys, *(column for column in cells.columns if column not in keys)]]
-    return Table(rows, columns, cells, _caption(cells, chosen, by, across, reference, confidence))
+    holds = _holds(cells, chosen, by, across, confidence)
+    rule = "" if (cells["n"] == 1).all() else _rule(cells, reference, confidence) + conditions(chosen) + "."
+    return Table(rows, columns, cells, holds, rule)
 
 
 def of_role(runs: RunSet, role: str | None, keys: Iterable[str] = ()) -> RunSet:
@@ -152,8 +163,12 @@ def value_among(wanted: Any, values: Sequence[Any], by: str) -> Any:
     return found
 
 
-def title_of(key: str, value: Any) -> str:
-    return METRIC[value].title if key == METRIC_AXIS else str(value)
+def alike(groups: Sequence[str], intervals: Sequence[Interval]) -> list[int]:
+    """Decimals for every interval, the same for all of a group: the median of what they need."""
+    needed: dict[str, list[int]] = {}
+    for group, interval in zip(groups, intervals, strict=True):
+        needed.setdefault(group, []).append(decimals_for(interval))
+    return [median_high(needed[group]) for group in groups]
 
 
 def over_seeds(table: pd.DataFrame, column: Hashable, confidence: float) -> Interval:
@@ -184,13 +199,14 @@ def _part(runs: RunSet, metric: str, by: str, against: Hashable | None, confiden
     values, nulls = (runs.values(metric, by=by, role=role, of=of) for of in ("value", "null"))
     values = values.dropna(axis=1, how="all")
     bold = _bold(values, metric, against, confidence)
-    split = preferred(set(runs.to_frame().query("metric == @metric")["split"]))
+    frame = runs.to_frame().query("metric == @metric")
+    looked = {column: preferred(set(frame[column])) for column in ("split", "attention")}
     rows = []
     for value in values.columns:
         interval = over_seeds(values, value, confidence)
         null = nulls[value].mean() if nulls[value].notna().any() else math.nan
         rows.append({
-            by: value, "split": split, "mean": interval.mean, "low": interval.low, "high": interval.high,
+            by: value, **looked, "mean": interval.mean, "low": interval.low, "high": interval.high,
             "confidence": confidence, "n": interval.n, "null": null, "bold": value in bold,
         })  # fmt: skip
     return pd.DataFrame(rows, columns=[by, *_FIGURES])
@@ -213,47 +229,41 @@ def _bold(values: pd.DataFrame, metric: str, against: Hashable | None, confidenc
 
 
 def _shown(cells: pd.DataFrame) -> list[Cell]:
-    """With one number of decimals for all cells of a metric."""
     records: list[dict[str, Any]] = cells.to_dict("records")  # type: ignore[assignment]
     intervals = [Interval(cell["n"], cell["mean"], cell["low"], cell["high"]) for cell in records]
-    needed: dict[str, list[int]] = {}
-    for cell, interval in zip(records, intervals, strict=True):
-        needed.setdefault(cell[METRIC_AXIS], []).append(decimals_for(interval))
+    decimals = alike([cell[METRIC_AXIS] for cell in records], intervals)
     shown = []
-    for cell, interval in zip(records, intervals, strict=True):
-        decimals = median_high(needed[cell[METRIC_AXIS]])
-        details = [f"n = {interval.n}"]
-        if interval.n > 1:
-            details.insert(0, f"[{number(interval.low, decimals)}, {number(interval.high, decimals)}]")
-        if not math.isnan(cell["null"]):
-            details.append(f"null {number(cell['null'], decimals)}")
-        shown.append(Cell(number(interval.mean, decimals), tuple(details), cell["bold"]))
+    for cell, interval, places in zip(records, intervals, decimals, strict=True):
+        ends = f"[{number(interval.low, places)}, {number(interval.high, places)}]" if interval.n > 1 else ""
+        null = "" if math.isnan(cell["null"]) else f", null {number(cell['null'], places)}"
+        details = (ends, f"n = {interval.n}{null}")
+        shown.append(Cell(number(interval.mean, places), details, cell["bold"]))
     return shown
 
 
-def _caption(
-    cells: pd.DataFrame, runs: RunSet, by: str, across: str, against: Hashable | None, confidence: float
-) -> str:  # fmt: skip
-    metrics = [METRIC[name] for name in in_order(cells[METRIC_AXIS])]
-    titles = listed([metric.title for metric in metrics]) if len(metrics) < 4 else "headline figures"
-    roles = "" if "role" in (by, across) else f" of {runs.runs[0].role}s"
+def _holds(cells: pd.DataFrame, runs: RunSet, by: str, across: str, confidence: float) -> str:
+    roles = "Runs" if "role" in (by, across) else f"{runs.runs[0].role.capitalize()}s"
+    rules = {run.info.get("selection", {}).get("rule") for run in runs}
+    epoch = {"last": ", at the last epoch", "best": ", at the epoch that is best on validation"}.get(
+        next(iter(rules)) if len(rules) == 1 else "", ""
+    )
+    interval = f" with {100 * confidence:.4g} % Student-t interval" if (cells["n"] > 1).any() else ""
     null = "; null: what it would be if nothing were there" if cells["null"].notna().any() else ""
     sentences = [
-        f"{titles[0].upper()}{titles[1:]}{roles} by {by}: mean over n seeds, {100 * confidence:.4g} % Student-t "
-        f"interval{null}.",
+        f"{roles} by {by}{epoch}: mean over n seeds{interval}{null}.",
         "" if across == "objective" else pooled(runs, by),
         ONE_SEED if (cells["n"] == 1).any() else "",
-        _rule(metrics, against, confidence) + conditions(runs) + ".",
     ]
     return " ".join(filter(None, sentences))
 
 
-def _rule(metrics: Sequence[Metric], against: Hashable | None, confidence: float) -> str:
+def _rule(cells: pd.DataFrame, against: Hashable | None, confidence: float) -> str:
     each = f"t-interval, Bonferroni-corrected to hold at {100 * confidence:.4g} % for all comparisons with it at once"
     if against is not None:
         return f"Bold: differs from {against}, that is the paired difference's {each}, excludes 0"
+    metrics = [METRIC[name] for name in in_order(cells[METRIC_AXIS])]
     sides = {side: [m.title for m in metrics if m.better == side] for side in ("higher", "lower", "")}
     wanted = [f"{side} for {listed(titles)}" for side, titles in sides.items() if side and titles]
     better = f" ({', '.join(wanted)})" if wanted else ""
-    neither = f"; nothing is bold for {listed(sides[''])}, which has no better side" if sides[""] else ""
+    neither = f"; nothing is bold for {listed(sides[''])}, without a better side" if sides[""] else ""
     return f"Bold: better{better} than every other, that is each paired difference's {each}, excludes 0{neither}"

@@ -34,7 +34,8 @@ A = TypeVar("A")
 
 INK, GREY, LIGHT = "#333333", "#666666", "#BBBBBB"
 RC: dict[str, Any] = {
-    "font.family": ["DejaVu Sans"],
+    "font.family": ["sans-serif"],
+    "font.sans-serif": ["DejaVu Sans", "Verdana"],  # Verdana, as wide, where an SVG is read without DejaVu
     "font.size": 7.5,
     "axes.titlesize": 7.5,
     "axes.labelsize": 7.5,

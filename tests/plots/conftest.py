@@ -91,6 +91,12 @@ def write_one(
     write_run(path / id_, info, records)
 
 
+def made_records(seed: int, label: str, classes: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """The probes' records of an explainer, from a generator seeded with ``seed`` and ``label``."""
+    rng = np.random.default_rng([seed, zlib.crc32(label.encode())])
+    return _gates(rng, classes, EXPERTS) | _conflict(rng, classes, EXPERTS)
+
+
 def _metrics(rng: np.random.Generator) -> pd.DataFrame:
     rows = [(e, s, m, rng.uniform(0.5, 0.9), 50) for e in EPOCHS for s, m in (("train", "loss"), ("val", "accuracy"))]
     rows += [(EPOCHS[-1], "test", metric, rng.uniform(0.5, 0.9), 80) for metric in ("accuracy", "agreement")]
@@ -147,7 +153,9 @@ def _conflict(rng: np.random.Generator, classes: Sequence[str], experts: Sequenc
                 ):
                     for metric in metrics:
                         value = {"value": rng.uniform(0, 0.5), "null_mean": rng.uniform(0, 0.5)}
-                        table.append({**keys, "level": "all", "metric": metric, **value})
+                        table.append(
+                            {**keys, "level": "all", "metric": metric, "pairs": pairs, "undefined": 0, **value}
+                        )
                 by_expert += [
                     {**keys, "level": level, "expert": i, "value": rng.uniform(0, 0.1), "null_mean": 0.05}
                     for level, N in enumerate(experts, 1) for i in range(N) if N > 1

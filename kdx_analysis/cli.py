@@ -178,7 +178,8 @@ def studies() -> None:
     for name, path in ready_studies().items():
         study = StudyConfig.load(path)
         objectives = ", ".join(objective.label for objective in study.objectives)
-        typer.echo(f"{name}: {study.teacher.model} → {study.student} on {study.data.name}; {objectives}")
+        arms = f"; VAM: {', '.join(study.arms)}" if len(study.arms) > 1 else ""
+        typer.echo(f"{name}: {study.teacher.model} → {study.student} on {study.data.name}; {objectives}{arms}")
 
 
 @lists.command()
@@ -266,9 +267,16 @@ def _run(name: str, changes: list[str], out: Path | None, jobs: int, data_dir: P
     runs = study.run(out, jobs=jobs, progress=rich_progress)
     from kdx_analysis.report import Report
 
-    for answer in Report(runs).answers:
-        typer.echo("\n" + "\n".join([answer.opening, *answer.details, *answer.cautions]))
+    report = Report(runs)
+    for answer in report.answers:
+        _tell([answer.opening, *answer.details, *answer.cautions])
+    if report.arms is not None:
+        _tell([report.arms.opening, *report.arms.details, *report.arms.cautions])
     typer.echo(f"\n{out / 'report' / 'report.html'}")
+
+
+def _tell(sentences: list[str]) -> None:
+    typer.echo("\n" + "\n".join(sentences))
 
 
 def _print_splits() -> None:
@@ -300,6 +308,10 @@ def _announce(study: Study, out: Path, jobs: int) -> None:
             f"  a tree of every explainer: gates hardened by {phase2.by}, weights {phase2.weights}, "
             f"{config.training_of('tree').epochs} epochs"
         )
+    if len(config.arms) > 1:
+        typer.echo(f"  a student under every arm of VAM: {', '.join(config.arms)}")
+    if "explainer" not in config.roles:
+        return
     epochs = len(checkpoints(config.training.epochs, config.probes.checkpoints))
     typer.echo(
         f"  conflict of every explainer at {epochs} epochs on two probe sets: {2 * epochs * data.num_classes} backward "

@@ -17,7 +17,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.multiprocessing import ProcessRaisedException
 
-from kdx_analysis.config import ObjectiveConfig, Phase2Config, StudyConfig, TrainingConfig
+from kdx_analysis.config import ObjectiveConfig, Phase2Config, StudyConfig, TrainingConfig, VAMConfig
 from kdx_analysis.data import Dataset
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, Tree
@@ -47,7 +47,7 @@ class Ingredients(Protocol):
 
     def teacher(self, path: Path) -> nn.Module: ...
 
-    def build(self, role: str) -> nn.Module: ...
+    def build(self, role: str, vam: VAMConfig | None = None) -> nn.Module: ...
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class Step:
         seed: of its weights, order and augmentation.
         config: everything that decides its result; a run is done when a directory for just this config exists.
         path: that directory.
+        vam: label of a student's arm in ``StudyConfig.arms``.
         explainer: the directory of the run that a tree grows from; None for other roles.
     """
 
@@ -68,6 +69,7 @@ class Step:
     seed: int
     config: Mapping[str, Any]
     path: Path
+    vam: str = ""
     explainer: Path | None = None
 
     @property
@@ -81,7 +83,9 @@ class Step:
 
     @property
     def title(self) -> str:
-        return self.role if self.role == "teacher" else f"{self.role} {self.objective.label} seed {self.seed}"
+        if self.role == "teacher":
+            return self.role
+        return " ".join(filter(None, (self.role, self.objective.label, self.vam, f"seed {self.seed}")))
 
     @classmethod
     def of(
@@ -91,12 +95,15 @@ class Step:
         objective: ObjectiveConfig,
         seed: int,
         config: Mapping[str, Any],
+        *,
+        vam: str = "",
         explainer: Path | None = None,
     ) -> Step:
         """The step whose directory below ``parent`` is named for its configuration."""
         config = {"role": role, **config}
         label = "" if role == "teacher" else objective.label
-        return cls(role, objective, seed, config, parent / run_id(role, label, seed, config), explainer)
+        path = parent / run_id(role, label, seed, config, vam=vam)
+        return cls(role, objective, seed, config, path, vam, explainer)
 
 
 def train_steps(study: Ingredients, steps: Sequence[Step], teacher: Path, jobs: int, show: Progress) -> None:
@@ -192,18 +199,18 @@ def _train_on(
         else:
             callbacks: list[Callable[[Epoch, nn.Module], None]] = [lambda epoch, _: show(step.title, epoch)]
             gated = study.config.explainer
+            vam = study.config.arms[step.vam] if step.role == "student" else None
             if step.explainer is not None:
                 model, grown_from = _tree(study, step.explainer)
                 records["tree"] = tree_record(model.tree(data.classes))
             else:
-                model = study.build(step.role)
+                model = study.build(step.role, vam)
             if isinstance(model, HME) and step.role == "explainer":
                 probe = ExplainerProbe(
                     model.to(fabric.device), data.to(fabric.device), step.objective, study.config.probes,
                     config.epochs, None if teacher is None else teacher.to(fabric.device),
                 )  # fmt: skip
                 callbacks.append(probe)
-            vam = study.config.vam if step.role == "student" else None
             if vam is not None:
                 probe = VAMProbe(data.to(fabric.device), study.config.probes)
                 callbacks.append(probe)
@@ -225,6 +232,7 @@ def _train_on(
         "role": step.role,
         "objective": step.objective.label if step.role != "teacher" else "",
         "decomposition": step.objective.decomposition,
+        "vam": step.vam,
         "seed": step.seed,
         "config": step.config,
         "selection": {"rule": config.selection, "split": "val", "epoch": epoch},

@@ -216,6 +216,7 @@ def test_a_report_on_nothing(kdx, tmp_path):
     ("what", "among"),
     [
         (["studies"], "digits: digits_teacher → digits_student on digits; hard, "),
+        (["studies"], "kd multiclass; VAM: plain, vam, vam_entropy\n"),
         (["datasets"], "digits\n"),
         (["models"], "digits_student\n"),
         (["models", "--library", "torchvision"], "torchvision:resnet18\n"),

@@ -10,13 +10,14 @@ from kdx_analysis.plots.faithfulness import ablation, attribution, conductance, 
 from kdx_analysis.plots.figure import FIGURES, Figure
 from kdx_analysis.plots.flow import flow
 from kdx_analysis.plots.matrices import conflict, conflict_differences
+from kdx_analysis.plots.pairs import arms
 from kdx_analysis.plots.style import save, style
 from kdx_analysis.plots.tangles import tanglegram
 from kdx_analysis.plots.trees import tree, tree_agreement, tree_of
 
 for _figure in (
-    ladder, differences, accuracy_conflict, entropy, gates, flow, expert_use, tree, tanglegram, tree_agreement,
-    conflict, conflict_differences, contention, training,
+    arms, vam.attention, vam.entropy, ladder, differences, accuracy_conflict, entropy, gates, flow, expert_use, tree,
+    tanglegram, tree_agreement, conflict, conflict_differences, contention, training,
 ):  # fmt: skip
     FIGURES.register(_figure.name)(_figure)
 
@@ -25,6 +26,7 @@ __all__ = [
     "Figure",
     "ablation",
     "accuracy_conflict",
+    "arms",
     "attribution",
     "conductance",
     "conflict",

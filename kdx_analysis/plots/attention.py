@@ -86,7 +86,7 @@ def _draw_gates(data: pd.DataFrame, width: Width = "page") -> Drawn:
     bar = figure.colorbar(axes[0, 1].collections[0], ax=axes, orientation="horizontal", shrink=0.5, aspect=30, pad=0.01)
     bar.set_label("effective attention A, in [0, 1]")
     bar.outline.set_visible(False)
-    heading(figure, ". ".join(filter(None, [one_run(data), unnamed(step)])))
+    heading(figure, " · ".join(filter(None, [one_run(data), unnamed(step)])))
     return figure, axes
 
 

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from kdx_analysis.config import LADDER
 from kdx_analysis.errors import KdxError
 from kdx_analysis.plots.figure import Drawn, Figure, explainers
-from kdx_analysis.plots.marks import entitle, estimate, estimate_handles, name_objectives, shifts
+from kdx_analysis.plots.marks import entitle, estimate, estimate_handles, name_places, shifts
 from kdx_analysis.plots.style import (
     COLUMNS,
     GREY,
@@ -96,7 +96,7 @@ def _draw_ladder(data: pd.DataFrame, width: Width = "page") -> Drawn:
     apart = counts.nunique() > 1
     for i, (ax, metric) in enumerate(zip(axes, metrics, strict=True)):
         _ladder_panel(ax, data[data["metric"] == metric.name], metric, places, len(rungs))
-        name_objectives(ax, places, shown=i // columns == (len(metrics) - 1) // columns)
+        name_places(ax, places, shown=i // columns == (len(metrics) - 1) // columns)
         entitle(ax, metric.title, counts.loc[[metric.name]] if apart else None)
     adds = {str(o): str(text) for o, text in names["adds"].items()}
     says = {o: f"adds {adds[o]}" if adds[o] else "the lowest rung" for o in rungs}

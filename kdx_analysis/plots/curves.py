@@ -9,7 +9,19 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodF
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.plots.figure import Drawn, Figure, explainers
-from kdx_analysis.plots.style import GREY, LIGHT, Width, counted, drawing, handle, in_order, legend, look, styled
+from kdx_analysis.plots.style import (
+    GREY,
+    LIGHT,
+    Width,
+    counted,
+    drawing,
+    handle,
+    in_order,
+    legend,
+    look,
+    plain,
+    styled,
+)
 from kdx_analysis.runs import RunSet
 
 _FLOOR = 1e-6
@@ -104,20 +116,20 @@ def _training_data(runs: RunSet) -> pd.DataFrame:
         raise KdxError("the runs hold no training of a student or an explainer; give runs of a study")
     selected = {run.id: run.info["selection"]["epoch"] for run in runs}
     frame = frame.assign(selected=frame["epoch"] == frame["run"].map(selected))
-    columns = ["role", "objective", "seed", "epoch", "split", "metric", "value", "n", "selected"]
+    columns = ["role", "vam", "objective", "run", "seed", "epoch", "split", "metric", "value", "n", "selected"]
     return frame[columns].reset_index(drop=True)
 
 
 @styled
 def _draw_training(data: pd.DataFrame, width: Width = "page") -> Drawn:
     trained = data[data["role"] != "teacher"]
-    roles = in_order(trained["role"])
+    roles = list(trained.groupby(["role", "vam"], sort=False))
     figure = drawing(width, 1.2 + 1.7 * len(roles))
     axes = figure.subplots(len(roles), 2, squeeze=False, sharex="row", sharey="col")
-    for row, role in zip(axes, roles, strict=True):
+    for row, (keys, of_role) in zip(axes, roles, strict=True):
         for ax, ((split, metric), label) in zip(row, _PANELS.items(), strict=True):
-            chosen = trained[(trained["role"] == role) & (trained["split"] == split) & (trained["metric"] == metric)]
-            for (objective, _), run in chosen.groupby(["objective", "seed"], sort=False):
+            chosen = of_role[(of_role["split"] == split) & (of_role["metric"] == metric)]
+            for (objective, _), run in chosen.groupby(["objective", "run"], sort=False):
                 run = run.sort_values("epoch")
                 _line(ax, str(objective), run["epoch"], run["value"])
             if metric == "accuracy":
@@ -126,7 +138,7 @@ def _draw_training(data: pd.DataFrame, width: Width = "page") -> Drawn:
                     ax.axhline(value, color=GREY, linewidth=1, linestyle="--", zorder=0)
             else:
                 _log_scale(ax)
-            ax.set_title(role, loc="left")
+            ax.set_title(plain(", ".join(str(key) for key in keys if key)), loc="left")
             ax.set_ylabel(label)
             ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     for ax in axes[-1]:

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.plots.figure import Drawn, Figure, explainers
-from kdx_analysis.plots.marks import NULL, entitle, estimate, estimate_handles, name_objectives, shifts
+from kdx_analysis.plots.marks import NULL, entitle, estimate, estimate_handles, name_places, shifts
 from kdx_analysis.plots.style import GREY, Width, drawing, handle, in_order, legend, look, styled
 from kdx_analysis.runs import RunSet
 
@@ -63,7 +63,7 @@ def _draw_ranked(data: pd.DataFrame, width: Width, labels: _Labels) -> Drawn:
         right.set_ylabel(labels.whole)
         entitle(right, f"level {level}, {labels.whole_title}", counts)
         right.yaxis.set_major_locator(MaxNLocator(4))
-        name_objectives(right, places, shown=level == levels[-1])
+        name_places(right, places, shown=level == levels[-1])
     axes[-1, 0].set_xlabel("rank of the expert in its run")
     line = Line2D([], [], color=GREY, linewidth=0.7, linestyle=NULL, label=f"left: {labels.each_null}")
     several = data["seed"].nunique() > 1

@@ -11,7 +11,7 @@ import matplotlib.figure
 import numpy as np
 import pandas as pd
 
-from kdx_analysis.errors import KdxError
+from kdx_analysis.errors import AbsentError, KdxError
 from kdx_analysis.io import staged_file, write_text
 from kdx_analysis.plots.style import Width, inches, style
 from kdx_analysis.registry import Registry, unknown
@@ -29,7 +29,8 @@ class Figure:
         name: stem of its files.
         title: its heading.
         caption: what is drawn, on which axes, beside which null.
-        data: the tidy table that is drawn; raises KdxError where the runs don't hold it.
+        data: the tidy table that is drawn; raises KdxError where the runs don't hold it, AbsentError where they are not
+            of the kind that it is about.
         draw: that table as (figure, axes); it needs nothing else but the width, ``column`` or ``page``.
     """
 
@@ -74,12 +75,12 @@ def explainers(runs: RunSet, *, comparable: bool = False) -> RunSet:
     """
     found = runs.filter(role="explainer")
     if not len(found):
-        raise KdxError(f"none of the {len(runs)} runs is an explainer; give runs of a study")
+        raise AbsentError(f"none of the {len(runs)} runs is an explainer; give runs of a study")
     cells = [(run.objective, run.seed) for run in found]
     twice = next((cell for cell in cells if cells.count(cell) > 1), None)
     if twice is not None:
         objective, seed = twice
-        differing = found.filter(objective=objective, seed=seed).differences()
+        differing = map(str, found.filter(objective=objective, seed=seed).diff())
         raise KdxError(
             f"{cells.count(twice)} explainers are {objective!r} with seed {seed}; they differ in "
             f"{', '.join(differing) or 'nothing'}: filter the runs, or draw their directories apart"

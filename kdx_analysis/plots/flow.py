@@ -93,7 +93,7 @@ def _draw_flow(data: pd.DataFrame, width: Width = "page") -> Drawn:
             ax.tick_params(axis="y", length=0)
         else:
             ax.set_yticks([])
-    heading(figure, ". ".join(filter(None, [one_run(data), "Darker: to the strongest parent", unnamed(step)])))
+    heading(figure, " · ".join(filter(None, [one_run(data), "darker: to the strongest parent", unnamed(step)])))
     return figure, axes
 
 

@@ -46,9 +46,9 @@ def estimate_handles(*, several: bool) -> list[Line2D]:
     return [mean if several else one, null]
 
 
-def name_objectives(ax: Axes, places: Mapping[str, float], *, shown: bool = True) -> None:
-    """Name the objectives at their places along x, slanting, or leave their ticks alone."""
-    names = [plain(o) for o in places] if shown else []
+def name_places(ax: Axes, places: Mapping[str, float], *, shown: bool = True) -> None:
+    """Name what stands at these places along x, as objectives do, slanting, or leave their ticks alone."""
+    names = [plain(name) for name in places] if shown else []
     ax.set_xticks([*places.values()], names or [""] * len(places), rotation=40, ha="right", rotation_mode="anchor")
     ax.set_xlim(-0.5, max(places.values()) + 0.5)
 

@@ -113,7 +113,7 @@ def counted(counts: Iterable[int], what: str = "seed") -> str:
 
 def signed(value: float) -> str:
     """``value`` with two decimals and a minus as long as a plus."""
-    return f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
+    return f"{round(value, 2) + 0.0:.2f}".replace("-", "\N{MINUS SIGN}")
 
 
 def n_equals(counts: Iterable[int], what: str = "seed") -> str:

@@ -94,8 +94,8 @@ def _draw_tangle(data: pd.DataFrame, width: Width = "page") -> Drawn:
     for ax, pair in zip(axes, pairs, strict=True):
         _draw_pair(ax, data[data["pair"] == pair], wide, step)
         ax.set_ylim(K - 0.3, -0.7)
-    heading(figure, ". ".join(filter(None, [
-        "Names follow the left tree; lines lead to the same subtask in the right one (n = 1 pair a panel)",
+    heading(figure, " · ".join(filter(None, [
+        "names follow the left tree; lines lead to the same subtask in the right one (n = 1 pair a panel)",
         unnamed(step),
     ])))  # fmt: skip
     return figure, axes

@@ -202,7 +202,7 @@ def _draw_tree(data: pd.DataFrame, width: Width = "page") -> Drawn:
     _share_legend(figure)
     unnamed = max(len(of.places) - of.named for of in leaves.values())
     note = f"+n: so many more subtasks, up to {unnamed} a tree; the data name all" if unnamed else ""
-    heading(figure, ". ".join(filter(None, [one_run(data), note])))
+    heading(figure, " · ".join(filter(None, [one_run(data), note])))
     return figure, axes
 
 

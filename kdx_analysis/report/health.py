@@ -19,7 +19,7 @@ class Health:
 
     Attributes:
         run: its id.
-        role, objective, seed: its keys.
+        role, objective, vam, seed: its keys.
         epochs: trained; 0 for a teacher that was given.
         selected: epoch whose weights are kept, by ``rule``.
         first_loss, last_loss: of training, in the first and last epoch; NaN for a teacher that was given.
@@ -36,6 +36,7 @@ class Health:
     run: str
     role: str
     objective: str
+    vam: str
     seed: int
     epochs: int
     selected: int
@@ -115,7 +116,7 @@ def _health(run: Run) -> Health:
     loss = [float(value) for value in losses]
     undefined, pairs = _pairs(run)
     return Health(
-        run.id, run.role, run.objective, run.seed, len(loss), int(run.info["selection"]["epoch"]),
+        run.id, run.role, run.objective, run.vam, run.seed, len(loss), int(run.info["selection"]["epoch"]),
         str(run.info["selection"]["rule"]),
         first_loss=loss[0] if loss else math.nan,
         last_loss=loss[-1] if loss else math.nan,

@@ -17,15 +17,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from kdx_analysis import plots
-from kdx_analysis.errors import KdxError
+from kdx_analysis.errors import AbsentError, KdxError
 from kdx_analysis.io import staged_file, write_text
-from kdx_analysis.report import cite, formats, health, numbers, provenance, tables, trees
+from kdx_analysis.report import arms, cite, formats, health, numbers, provenance, tables, trees
 from kdx_analysis.report.answer import Answer
 from kdx_analysis.report.claims import Claim, claims
 from kdx_analysis.report.findings import LOWERS, RAISES, Finding
 from kdx_analysis.runs import METRIC, RunSet
 
-PAGE, FIGURES, ANSWER, TREES = "report.html", "figures", "answer.csv", "trees.csv"
+PAGE, FIGURES, ANSWER, ARMS, TREES = "report.html", "figures", "answer.csv", "arms.csv", "trees.csv"
 EMBEDDED = 3_000_000  # bytes of figures in a page, as long as their PNGs allow
 
 
@@ -61,23 +61,30 @@ class Report:
     """The report on runs of one study: the answer, its tables and figures, and where they come from.
 
     Shows itself in a notebook; :meth:`save` writes it as a page, as Markdown or as PDF, with its figures and tables
-    beside it.
-    Raises KdxError if there is no explainer among the runs.
+    beside it. Raises KdxError if there is no student or explainer among the runs.
     """
 
     runs: RunSet
 
     def __post_init__(self) -> None:
-        if not len(self.runs.filter(role="explainer")):
+        if not len(self.runs.filter(role=["student", "explainer"])):
             raise KdxError(
-                f"none of the {len(self.runs)} runs is an explainer, so there is no attention or conflict to report; "
-                "give the directory of a study"
+                f"none of the {len(self.runs)} runs is a student or an explainer, so there is nothing to report; give "
+                "the directory of a study"
             )
 
     @cached_property
     def answers(self) -> list[Answer]:
-        """One per KD objective that was run."""
+        """One per KD objective that explainers were trained under."""
         return tables.answers(self.runs)
+
+    @cached_property
+    def arms(self) -> arms.ArmAnswer | None:
+        """The answer on VAM; None where the runs are of no two arms."""
+        try:
+            return arms.arm_answer(self.runs)
+        except AbsentError:
+            return None
 
     @cached_property
     def _figures(self) -> tuple[list[Drawn], list[tuple[str, str]]]:
@@ -86,6 +93,8 @@ class Report:
         for figure in plots.FIGURES.values():
             try:
                 data = figure.data(self.runs)
+            except AbsentError:
+                continue
             except KdxError as error:
                 left_out.append((figure.title, str(error)))
                 continue
@@ -158,9 +167,19 @@ class Report:
             for name, content in figure.files.items():
                 with staged_file(path.parent / FIGURES / name) as partial:
                     partial.write_bytes(content)
-        write_text(path.parent / ANSWER, self._answer_csv())
+        if self.answers:
+            write_text(path.parent / ANSWER, self._answer_csv())
+        if self.arms is not None:
+            write_text(path.parent / ARMS, self.arms.to_frame().to_csv(index=False))
         if self._trees[1] is not None:
             write_text(path.parent / TREES, self._trees[1].to_csv(index=False))
+
+    def _confidences(self) -> dict[str, float]:
+        """What the intervals of paired differences are corrected over, and their confidence."""
+        found = {"the metrics asked about": answer.confidence for answer in self.answers[:1]}
+        if self.arms is not None:
+            found["all differences between arms of VAM"] = self.arms.confidence
+        return found
 
     def _answer_csv(self) -> str:
         texts = [answer.to_frame().to_csv(index=False, header=not i) for i, answer in enumerate(self.answers)]
@@ -179,7 +198,10 @@ class Report:
                 for answer, labels in told
             ],
             answer_file=ANSWER,
-            accuracy=tables.accuracy(self.runs),
+            arms=self.arms,
+            arms_file=ARMS,
+            margin=100 * arms.MARGIN,
+            accuracy=tables.accuracy(arms.first_arm(self.runs)),
             teachers=tables.teacher_accuracy(self.runs),
             tested_images=tables.tested_images(self.runs),
             headlines=tables.headline_tables(self.runs),
@@ -195,7 +217,7 @@ class Report:
             provenance=provenance.provenance(self.runs),
             differing=provenance.differing(self.runs),
             selection=provenance.selection(self.runs),
-            methods=cite.methods(self.runs, self.answers[0].confidence),
+            methods=cite.methods(self.runs, self._confidences()),
             bibtex=cite.bibtex(),
             study=", ".join(dict.fromkeys(str(run.info["study"]) for run in self.runs)),
             objectives=self.runs.objectives,
@@ -243,7 +265,7 @@ def _grid(answer: Answer) -> dict[str, Any]:
     return {"contrasts": contrasts, "rows": rows}
 
 
-def _decided(finding: Finding | Claim) -> bool:
+def _decided(finding: Finding | Claim | arms.ArmFinding) -> bool:
     return finding.verdict in (LOWERS, RAISES)
 
 

@@ -133,7 +133,9 @@ class HeadlineTable:
 
 def headline_tables(runs: RunSet) -> list[HeadlineTable]:
     """Every headline metric that has splits or nulls to show, in the order of METRICS."""
-    frame = runs.filter(role="explainer").to_frame()
+    if not len(explainers := runs.filter(role="explainer")):
+        return []
+    frame = explainers.to_frame()
     frame = frame[~frame["metric"].isin(["accuracy", "agreement"])].dropna(subset="value")
     found = []
     for name in METRIC:

@@ -1,5 +1,6 @@
 """Runs on disk, many of them as one frame, and statistics over paired seeds."""
 
+from kdx_analysis.runs.arms import ArmContrast, arm_contrasts, arms
 from kdx_analysis.runs.directory import ROLES, Run, environment, run_id, write_run
 from kdx_analysis.runs.headlines import METRIC, METRICS, Metric, headlines
 from kdx_analysis.runs.runset import RunSet
@@ -10,6 +11,7 @@ __all__ = [
     "METRIC",
     "METRICS",
     "ROLES",
+    "ArmContrast",
     "Dealt",
     "Interval",
     "Metric",
@@ -17,6 +19,8 @@ __all__ = [
     "Run",
     "RunSet",
     "TreePairs",
+    "arm_contrasts",
+    "arms",
     "deal_objectives",
     "environment",
     "headlines",

@@ -24,7 +24,8 @@ from kdx_analysis.runs import RunSet, t_interval
 from .conftest import EPOCHS, Make
 from .legible import faults
 
-ALL = tuple(plots.FIGURES)
+OF_VAM = ("arms", "vam_attention", "vam_entropy")
+ALL = tuple(name for name in plots.FIGURES if name not in OF_VAM)
 
 
 def upright(ax: Axes) -> list[np.ndarray]:

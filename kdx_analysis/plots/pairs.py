@@ -19,7 +19,7 @@ def _arms_data(runs: RunSet) -> pd.DataFrame:
     found = arms_of(runs)
     frames = [
         of_student.to_frame().query("metric == 'accuracy'").assign(student=student)
-        for student, of_student in found.group("model").items()
+        for student, of_student in sorted(found.group("model").items())
     ]
     frame = pd.concat(frames, ignore_index=True).assign(reference=arm_contrasts(found)[0].b)
     return frame[["student", "objective", "vam", "reference", "seed", "value", "n"]]
@@ -67,7 +67,8 @@ def _differences(ax: Axes, table: pd.DataFrame, colour: str) -> None:
     """The paired differences of every arm, their mean and 95 % t-interval."""
     ax.axvline(0, color=GREY, linewidth=0.7, zorder=0)
     for y, arm in enumerate(table):
-        values = table[arm].dropna()
+        if (values := table[arm].dropna()).empty:
+            continue
         interval = t_interval(values.to_numpy())
         if interval.n > 1:
             ax.hlines(y, interval.low, interval.high, color=colour, linewidth=1.2)

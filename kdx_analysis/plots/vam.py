@@ -43,7 +43,7 @@ def _attention_data(runs: RunSet) -> pd.DataFrame:
     """Columns objective, vam, seed, epoch, layer, row, column, alpha, share, uniform_share, tau; one run an arm."""
     found = _with_vam(runs)
     if len(students := found.group("model")) > 1:
-        raise KdxError(f"the layers of {' and '.join(students)} differ; filter the runs by model")
+        raise KdxError(f"the layers of {' and '.join(sorted(students))} differ; filter the runs by model")
     chosen: dict[tuple[str, str], pd.DataFrame] = {}
     for run in found.filter(seed=found.seeds[0]):
         gates = run.record("vam_gates")

@@ -115,7 +115,7 @@ def arm_answer(runs: RunSet) -> ArmAnswer:
     contrasts = arm_contrasts(found)
     groups = [
         (str(student), objective, of_student.filter(objective=objective))
-        for student, of_student in found.group("model").items()
+        for student, of_student in sorted(found.group("model").items())
         for objective in sorted(of_student.objectives, key=lambda label: not _is_kd(of_student, label))
     ]
     confidence = 1 - 0.05 / (len(groups) * len(contrasts))

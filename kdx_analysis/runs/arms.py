@@ -39,16 +39,9 @@ def arm_contrasts(runs: RunSet) -> tuple[ArmContrast, ...]:
     """
     settings = {run.vam: _setting(run) for run in arms(runs)}
     first, *others = settings
-    found = [ArmContrast(arm, first, _adds(settings[arm], settings[first])) for arm in others]
-    found += [
-        ArmContrast(a, b, "the entropy term alone")
-        for b in others
-        for a in others
-        if not _penalised(settings[b])
-        and _penalised(settings[a])
-        and _without_gamma(settings[a]) == _without_gamma(settings[b])
-    ]
-    return tuple(found)
+    pairs = [(arm, first) for arm in others]
+    pairs += [(a, b) for b in others for a in others if _adds_entropy_alone(settings[a], settings[b])]
+    return tuple(ArmContrast(a, b, _adds(settings[a], settings[b])) for a, b in pairs)
 
 
 def _setting(run: Run) -> dict[str, Any]:
@@ -61,12 +54,18 @@ def _penalised(setting: dict[str, Any]) -> bool:
     return bool(setting.get("gamma.start") or (linear and setting.get("gamma.end")))
 
 
-def _without_gamma(setting: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in setting.items() if not key.startswith("gamma.")}
+def _adds_entropy_alone(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    if not a or not b or _penalised(b) or not _penalised(a):
+        return False
+    return all(a.get(key) == b.get(key) for key in {**a, **b} if not key.startswith("gamma."))
 
 
 def _adds(a: dict[str, Any], b: dict[str, Any]) -> str:
+    if not a:
+        return "no VAM"
     if not b:
         return "VAM and its entropy term" if _penalised(a) else "VAM"
+    if _adds_entropy_alone(a, b):
+        return "the entropy term alone"
     keys = [key for key in {**a, **b} if a.get(key) != b.get(key)]
-    return ", ".join(f"{key} {a.get(key)} instead of {b.get(key)}" for key in keys) if a else "no VAM"
+    return ", ".join(f"{key} {a.get(key)} instead of {b.get(key)}" for key in keys)

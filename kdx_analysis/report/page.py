@@ -176,7 +176,7 @@ class Report:
 
     def _confidences(self) -> dict[str, float]:
         """What the intervals of paired differences are corrected over, and their confidence."""
-        found = {"the metrics asked about": answer.confidence for answer in self.answers[:1]}
+        found = {"the metrics asked about": self.answers[0].confidence} if self.answers else {}
         if self.arms is not None:
             found["all differences between arms of VAM"] = self.arms.confidence
         return found

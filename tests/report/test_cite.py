@@ -9,7 +9,8 @@ def test_methods_of_a_study(write):
     )
     for part in (
         "On made (30 training, 9 validation and 40 test images) we trained the undivided student, its explainer and "
-        "the explainer's tree (small_student, small_explainer and small_tree), taught by small_teacher, under hard and kd, with 2 seeds (0 and 1).",
+        "the explainer's tree (small_student, small_explainer and small_tree), taught by small_teacher, "
+        "under hard and kd, with 2 seeds (0 and 1).",
         "(3 subtasks; KDExplainer, Xue et al., 2021), with 1, 2 experts by level.",
         "test data never used to select",
         "on 3 images of the training split and 3 images apart, of the validation split",

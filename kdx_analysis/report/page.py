@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -188,7 +189,7 @@ class Report:
     def _render(self, template: str, *, files_at: str | None, embed: bool = True) -> str:
         """``files_at``: where the files beside the page are linked to; ``embed``: whether it holds its figures."""
         drawn, left_out = self._figures
-        titles = {figure.name: figure.title for figure in drawn}
+        titles = {figure.name: re.split("[:,]", figure.title)[0] for figure in drawn}
         trainings = health.health(self.runs)
         script = _resource("report.js")
         told = zip(self.answers, tables.ladders(self.runs), strict=True)

@@ -12,7 +12,7 @@ from kdx_analysis.report import health
 from kdx_analysis.report.findings import LOWERS, NO, ONE_SEED, RAISES, verdict
 from kdx_analysis.report.numbers import listed, number
 from kdx_analysis.report.tables import teacher_accuracy
-from kdx_analysis.runs import METRIC, ArmContrast, Interval, Paired, RunSet, arm_contrasts, arms, t_interval
+from kdx_analysis.runs import METRIC, ArmContrast, Interval, Paired, RunSet, arm_contrasts, arms, bonferroni, t_interval
 
 MARGIN = 0.0025  # a quarter of a percentage point, the smallest gain that is told of VAM
 METRICS = ("accuracy", "agreement")
@@ -118,7 +118,7 @@ def arm_answer(runs: RunSet) -> ArmAnswer:
         for student, of_student in sorted(found.group("model").items())
         for objective in sorted(of_student.objectives, key=lambda label: not _is_kd(of_student, label))
     ]
-    confidence = 1 - 0.05 / (len(groups) * len(contrasts))
+    confidence = bonferroni(len(groups) * len(contrasts))
     tables = tuple(
         _table(student, objective, metric, members, contrasts, confidence)
         for student, objective, members in groups
@@ -199,7 +199,7 @@ def _opening(table: ArmTable, confidence: float) -> str:
         )
     if found.verdict == ONE_SEED:
         return f"One pair, no interval, nothing decided: {subject} changed {what} by {size} percentage points."
-    return f"Undecided: {subject} changes {what} by {size} percentage points ({basis})."
+    return f"Undecided: whether {subject} changes {what}; {size} percentage points ({basis})."
 
 
 def _sentence(table: ArmTable, findings: Sequence[ArmFinding]) -> str:

@@ -81,7 +81,7 @@ def test_arms_stand_in_rows_of_their_own(tmp_path: Path) -> None:
 
     figure, axes = plots.vam.entropy(runs)
     assert [ax.get_title(loc="left") for ax in axes[:, 0]] == [
-        "digits_student, vam, attention α", "digits_student, vam_entropy, attention α",
+        "digits_student\nvam\nattention α", "digits_student\nvam_entropy\nattention α",
     ]  # fmt: skip
     assert [[len(ax.lines) for ax in row] for row in axes] == 2 * [[8, 8]]  # 2 objectives, 2 seeds, each on its null
     assert "n = 2 runs per panel and objective" in figure.legends[0].get_title().get_text()
@@ -95,8 +95,8 @@ def test_attention_of_two_students_is_not_mixed(tmp_path: Path) -> None:
         plots.vam.attention(runs)
     _, axes = plots.vam.entropy(runs)
     assert {ax.get_title(loc="left") for ax in axes[:, 0]} == {
-        "digits_student, vam, attention α",
-        "resnet20, vam, attention α",
+        "digits_student\nvam\nattention α",
+        "resnet20\nvam\nattention α",
     }
 
 

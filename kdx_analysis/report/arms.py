@@ -199,7 +199,7 @@ def _opening(table: ArmTable, confidence: float) -> str:
         )
     if found.verdict == ONE_SEED:
         return f"One pair, no interval, nothing decided: {subject} changed {what} by {size} percentage points."
-    return f"Undecided: {subject} changes {what} by {size} percentage points ({basis})."
+    return f"Undecided: whether {subject} changes {what}; {size} percentage points ({basis})."
 
 
 def _sentence(table: ArmTable, findings: Sequence[ArmFinding]) -> str:

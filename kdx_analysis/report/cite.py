@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import metadata
 
 from kdx_analysis.report.numbers import listed
@@ -12,35 +13,41 @@ from kdx_analysis.runs import Run, RunSet
 _ROLES = {"student": "the undivided student", "explainer": "its explainer", "tree": "the explainer's tree"}
 
 
-def methods(runs: RunSet, confidence: float) -> str:
-    """How the runs were made and compared; ``confidence`` is that of the intervals of paired differences."""
+def methods(runs: RunSet, confidences: Mapping[str, float]) -> str:
+    """How the runs were made and compared.
+
+    Args:
+        confidences: what the intervals of paired differences are corrected over → their confidence.
+    """
     explainers = runs.filter(role="explainer")
     others = RunSet.of(run for run in runs if run.role != "teacher")
     trained = [name for role, name in _ROLES.items() if len(runs.filter(role=role))]
     taught = _distinct([model_name(run) for run in runs.filter(role="teacher")])
-    by = f"taught by {taught}" if taught else "under a given teacher"
+    arms = list(dict.fromkeys(run.vam for run in others if run.vam))
     seeds = f"{len(runs.seeds)} seed{'' if len(runs.seeds) == 1 else 's'} ({listed([str(s) for s in runs.seeds])})"
     sentences = [
-        f"On {_distinct([_data(run) for run in runs])} we trained {listed(trained)}, {by}, under "
-        f"{listed(list(runs.objectives))}, with {seeds}.",
-        f"The student {_distinct([model_name(run) for run in others])} was split into an explainer with one "
-        f"binary subtask a class ({len(runs.classes)} subtasks; KDExplainer, Xue et al., 2021)"
-        + (
-            f" and experts by level {experts}."
-            if (experts := _distinct([_experts(run) for run in explainers]))
-            else "."
-        ),
-        selection(runs),
+        f"On {_distinct([_data(run) for run in runs])} we trained {listed(trained)} "
+        f"({_distinct([model_name(run) for run in others])}{'; arms: ' + listed(arms) if arms else ''}), "
+        f"{f'taught by {taught}' if taught else 'under a given teacher'}, under {listed(list(runs.objectives))}, with "
+        f"{seeds}.",
     ]
+    if len(explainers):
+        experts = _distinct([_experts(run) for run in explainers])
+        sentences.append(
+            f"An explainer is the student split into one binary subtask a class ({len(runs.classes)} subtasks; "
+            f"KDExplainer, Xue et al., 2021){f', with {experts} experts by level' if experts else ''}."
+        )
+    sentences.append(selection(runs))
     if probed := _distinct([_probed(run) for run in explainers]):
         sentences.append(
             f"Conflict was measured between the gradients of the subtasks' hard losses, on {probed}, without "
             "augmentation, batch normalisation in eval mode, averaged over the probed epochs."
         )
-    if len(runs.seeds) > 1:
+    if len(runs.seeds) > 1 and confidences:
+        at = [f"{100 * value:.4g} % (Bonferroni over {over})" for over, value in confidences.items()]
         sentences.append(
-            "Runs were paired by seed; effects are means of the paired differences with Student's t-intervals at "
-            f"{100 * confidence:.4g} % (Bonferroni over the metrics asked about), given one teacher and one split."
+            f"Runs were paired by seed; effects are means of the paired differences with Student's t-intervals at "
+            f"{listed(at)}, given one teacher and one split."
         )
     return " ".join([*sentences, f"Made with {_distinct([_software(run) for run in runs])}."])
 

@@ -19,8 +19,8 @@ def percent(interval: Interval | None) -> str:
 
 
 def tied(text: str) -> str:
-    """``text`` with spaces that no line breaks at: in ``95 %``, ``n = 3`` and ``[0.1, 0.2]``."""
-    return _TIES.sub("\u00a0", text)
+    """``text`` that no line breaks in ``95 %``, ``n = 3``, ``[0.1, 0.2]`` and ``t-interval``."""
+    return _TIES.sub("\u00a0", text).replace("t-interval", "t\u2011interval")
 
 
 _TIES = re.compile(r"(?<=\d) (?=%)|(?<=\bn) (?==)|(?<==) (?=\d)|(?<=\d,) (?=[−+]?[\d.]+\])")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -61,8 +62,7 @@ class Report:
     """The report on runs of one study: the answer, its tables and figures, and where they come from.
 
     Shows itself in a notebook; :meth:`save` writes it as a page, as Markdown or as PDF, with its figures and tables
-    beside it.
-    Raises KdxError if there is no student or explainer among the runs.
+    beside it. Raises KdxError if there is no student or explainer among the runs.
     """
 
     runs: RunSet
@@ -175,6 +175,13 @@ class Report:
         if self._trees[1] is not None:
             write_text(path.parent / TREES, self._trees[1].to_csv(index=False))
 
+    def _confidences(self) -> dict[str, float]:
+        """What the intervals of paired differences are corrected over, and their confidence."""
+        found = {"the metrics asked about": self.answers[0].confidence} if self.answers else {}
+        if self.arms is not None:
+            found["all differences between arms of VAM"] = self.arms.confidence
+        return found
+
     def _answer_csv(self) -> str:
         texts = [answer.to_frame().to_csv(index=False, header=not i) for i, answer in enumerate(self.answers)]
         return "".join(texts)
@@ -182,7 +189,7 @@ class Report:
     def _render(self, template: str, *, files_at: str | None, embed: bool = True) -> str:
         """``files_at``: where the files beside the page are linked to; ``embed``: whether it holds its figures."""
         drawn, left_out = self._figures
-        titles = {figure.name: figure.title for figure in drawn}
+        titles = {figure.name: re.split("[:,]", figure.title)[0] for figure in drawn}
         trainings = health.health(self.runs)
         script = _resource("report.js")
         told = zip(self.answers, tables.ladders(self.runs), strict=True)
@@ -211,7 +218,7 @@ class Report:
             provenance=provenance.provenance(self.runs),
             differing=provenance.differing(self.runs),
             selection=provenance.selection(self.runs),
-            methods=cite.methods(self.runs, self.answers[0].confidence) if self.answers else "",
+            methods=cite.methods(self.runs, self._confidences()),
             bibtex=cite.bibtex(),
             study=", ".join(dict.fromkeys(str(run.info["study"]) for run in self.runs)),
             objectives=self.runs.objectives,

@@ -23,7 +23,7 @@ def plus(*points: float) -> list[float]:
     [
         ((1.0, 1.1, 0.9), "Yes: VAM raises {} by +1.00 [+0.75, +1.25] percentage points {}."),
         ((-1.0, -1.1, -0.9), "Yes: VAM lowers {} by −1.00 [−1.25, −0.75] percentage points {}."),
-        ((1.0, -1.0, 0.3), "Undecided: VAM changes {} by +0.10 [−2.42, +2.62] percentage points {}."),
+        ((1.0, -1.0, 0.3), "Undecided: whether VAM changes {}; +0.10 [−2.42, +2.62] percentage points {}."),
         (
             (0.02, -0.02, 0),
             "No: VAM makes no difference worth 0.25 percentage points to {}: 0.00 [−0.05, +0.05] points {}.",

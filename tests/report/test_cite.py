@@ -4,28 +4,31 @@ from kdx_analysis.report.cite import bibtex, methods
 
 
 def test_methods_of_a_study(write):
-    text = methods(write(("hard", "kd"), seeds=2, roles=("student", "explainer", "tree")), 0.99)
+    text = methods(
+        write(("hard", "kd"), seeds=2, roles=("student", "explainer", "tree")), {"the metrics asked about": 0.99}
+    )
     for part in (
         "On made (30 training, 9 validation and 40 test images) we trained the undivided student, its explainer and "
-        "the explainer's tree, taught by small_teacher, under hard and kd, with 2 seeds (0 and 1).",
-        "(3 subtasks; KDExplainer, Xue et al., 2021) and experts by level 1, 2.",
+        "the explainer's tree (small_student, small_explainer and small_tree), taught by small_teacher, "
+        "under hard and kd, with 2 seeds (0 and 1).",
+        "(3 subtasks; KDExplainer, Xue et al., 2021), with 1, 2 experts by level.",
         "test data never used to select",
         "on 3 images of the training split and 3 images apart, of the validation split",
         "paired by seed",
-        "t-intervals at 99 %",
+        "t-intervals at 99 % (Bonferroni over the metrics asked about)",
         "kdx_analysis (commit abc) on PyTorch 2.6",
     ):
         assert part in text
 
 
 def test_one_seed_is_not_paired(write):
-    text = methods(write(("hard", "kd"), seeds=1, roles=("explainer",)), 0.99)
+    text = methods(write(("hard", "kd"), seeds=1, roles=("explainer",)), {"the metrics asked about": 0.99})
     assert "with 1 seed (0)" in text
     assert "interval" not in text
 
 
 def test_a_teacher_that_was_given(write):
-    text = methods(write(("hard",), seeds=1).filter(role=["student", "explainer"]), 0.99)
+    text = methods(write(("hard",), seeds=1).filter(role=["student", "explainer"]), {"the metrics asked about": 0.99})
     assert "under a given teacher" in text
 
 

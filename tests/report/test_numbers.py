@@ -47,8 +47,8 @@ def test_listed():
 
 
 def test_no_line_breaks_inside_an_estimate():
-    assert tied("by 0.1 [−0.2, +0.3] (95 % of it, n = 3 seeds)") == (
-        "by 0.1 [−0.2,\u00a0+0.3] (95\u00a0% of it, n\u00a0=\u00a03 seeds)"
+    assert tied("by 0.1 [−0.2, +0.3] (95 % t-interval, n = 3 seeds)") == (
+        "by 0.1 [−0.2,\u00a0+0.3] (95\u00a0% t\u2011interval, n\u00a0=\u00a03 seeds)"
     )
 
 

@@ -258,7 +258,7 @@ def _print_splits() -> None:
 
 
 def _announce(study: Study, out: Path, jobs: int) -> None:
-    from kdx_analysis.probes.recorder import checkpoints
+    from kdx_analysis.probes.recorder import AFFINITY_DRAWS, checkpoints
 
     config, data = study.config, study.dataset
     steps = study.plan(out)
@@ -272,11 +272,14 @@ def _announce(study: Study, out: Path, jobs: int) -> None:
             f"  a tree of every explainer: gates hardened by {phase2.by}, weights {phase2.weights}, "
             f"{config.training_of('tree').epochs} epochs"
         )
-    epochs = len(checkpoints(config.training.epochs, config.probes.checkpoints))
-    typer.echo(
-        f"  conflict of every explainer at {epochs} epochs on two probe sets: {2 * epochs * data.num_classes} backward "
-        f"passes over up to {config.probes.per_class * data.num_classes} images each"
-    )
+    for role in ("explainer", "tree") if config.explainer.phase2 is not None else ("explainer",):
+        epochs = ", ".join(map(str, checkpoints(config.training_of(role).epochs, config.probes.checkpoints)))
+        waiting = sum(step.role == role and not step.done for step in steps)
+        typer.echo(
+            f"  conflict and affinity of every {role} ({waiting} to train), on train and validation at epochs "
+            f"{epochs}, with {config.probes.null_draws} null draws and {AFFINITY_DRAWS} of affinity: at most "
+            f"{study.probing_cost(role)}"
+        )
 
 
 def _numbers(option: str, text: str) -> list[int]:

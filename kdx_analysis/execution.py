@@ -197,7 +197,7 @@ def _train_on(
                 records["tree"] = tree_record(model.tree(data.classes))
             else:
                 model = study.build(step.role)
-            if isinstance(model, HME) and step.role == "explainer":
+            if isinstance(model, HME):
                 probe = ExplainerProbe(
                     model.to(fabric.device), data.to(fabric.device), step.objective, study.config.probes,
                     config.epochs, None if teacher is None else teacher.to(fabric.device),
@@ -244,7 +244,6 @@ def _tree(study: Ingredients, run: Path) -> tuple[HME, dict[str, Any]]:
     assert isinstance(explainer, HME)
     assert config.explainer.phase2 is not None
     load_weights(run / WEIGHTS, explainer)
-    chosen = study.dataset.probe_set("train", config.probes.per_class, config.probes.seed)
-    images = study.dataset.normalise(chosen.images.take(torch.arange(len(chosen))))
+    images, _ = study.dataset.probe_images("train", config.probes.per_class, config.probes.seed)
     tree = grow(explainer, images, config.explainer.phase2)
     return tree, {"run": run.name, "experts": list(explainer.experts)}

@@ -33,7 +33,8 @@ from kdx_analysis.execution import Step, train_steps
 from kdx_analysis.models import HME, build_model, check_fits, redrawn
 from kdx_analysis.models import vam as attention
 from kdx_analysis.models.learn_to_branch import learn_to_branch
-from kdx_analysis.probes.recorder import SPLITS
+from kdx_analysis.probes.gradients import Cost
+from kdx_analysis.probes.recorder import SPLITS, checkpoints, recording_cost, terms_of
 from kdx_analysis.registry import unknown
 from kdx_analysis.report import Report
 from kdx_analysis.runs import ROLES, Run, RunSet
@@ -189,6 +190,19 @@ class Study:
             self.dataset.probe_set(split, self.config.probes.per_class, self.config.probes.seed)
         for role in ROLES:
             fabric_for(self.config.training_of(role))
+
+    def probing_cost(self, role: str) -> Cost:
+        """What probes of one explainer, or at most of one tree, take through its training, nulls included."""
+        with torch.random.fork_rng():
+            model = self.build("explainer")
+        probes, K = self.config.probes, self.dataset.num_classes
+        most = max(self.config.objectives, key=lambda objective: len(terms_of(objective)))
+        epochs = len(checkpoints(self.config.training_of(role).epochs, probes.checkpoints))
+        cost = Cost(0, 0, 0, 0, 0)
+        for split in SPLITS:
+            images, _ = self.dataset.probe_images(split, probes.per_class, probes.seed)
+            cost += recording_cost(model, images, K, most, probes) * epochs
+        return cost
 
     def plan(self, out: str | Path) -> list[Step]:
         """Every run of the study below ``out``, the teacher first."""

@@ -158,6 +158,8 @@ def test_a_study_runs_and_its_answer_is_printed(kdx, study_file, tmp_path, monke
     assert (code, err) == (0, "")
     assert "digits_teacher → digits_student on toy, 48 + 24 + 24 images" in out
     assert "3 runs of 1 epochs, 0 done already" in out
+    assert "affinity of every explainer (1 to train), on train and validation at epochs 1, with 19 null draws" in out
+    assert "5 of affinity: at most 46 forward and 24 backward passes over up to 6 images each" in out
     assert "the answer from 3 runs" in out
     assert (tmp_path / "out" / "little" / "study.yaml").is_file()
 
@@ -178,6 +180,7 @@ def test_trees_are_announced(kdx, study_file, monkeypatch):
     assert code == 2
     assert "7 runs of 2 epochs" in out
     assert "a tree of every explainer: gates hardened by effective, weights redrawn, 7 epochs" in out
+    assert "affinity of every tree (2 to train), on train and validation at epochs 7" in out
 
 
 def test_a_finished_run_is_probed_anew(kdx, study_file, tmp_path, monkeypatch):
@@ -187,7 +190,8 @@ def test_a_finished_run_is_probed_anew(kdx, study_file, tmp_path, monkeypatch):
     (run,) = (tmp_path / "out" / "runs").glob("explainer-*")
     code, out, err = kdx("probe", run)
     assert (code, err) == (0, "")
-    assert "on train and val, 6 images; on each 6 backward passes over up to 6 images each" in out
+    assert "on train and val, 6 images; on each 65 forward and 12 backward passes over up to 6 images each" in out
+    assert "affinity with 19; 6 experts are ablated. Affinity is that of the final weights alone; its mean" in out
     assert "conflict_rate" in out
     folder = tmp_path / "out" / "probes" / run.name
     assert {"gates.parquet", "faithfulness.parquet", "conflict.png", "explanation_val.svg"} <= {

@@ -89,7 +89,11 @@ def test_a_tree_has_the_weights_and_parents_of_its_run(tmp_path, monkeypatch) ->
         right = (model(images).argmax(dim=1) == data.test.labels).double().mean().item()
     assert right == run.record("metrics").query("split == 'test' and metric == 'accuracy'")["value"].item()
     tables = probing.probe_run(run, study, runs.filter(role="teacher").runs[0].path).tables
-    assert set(tables) == EVERY | FAITH | {"contention"}
+    assert set(tables) == EVERY | FAITH | {"contention", "routing", "agreement"}
+    assert {"routing", "agreement", "affinity", "conflict"} <= set(run.kinds)
+    recorded = run.record("routing").drop(columns="epoch")
+    anew = tables["routing"].query("split == 'train'")[recorded.columns].reset_index(drop=True)
+    pd.testing.assert_frame_equal(anew, recorded)
 
 
 def test_a_run_outside_its_study_is_refused(finished, tmp_path) -> None:

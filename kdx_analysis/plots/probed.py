@@ -21,7 +21,7 @@ def probed_figures(tables: Mapping[str, pd.DataFrame], classes: Sequence[str]) -
     conflict = tables["conflict"]
     conflict = conflict[(conflict["term"] == "hard") & (conflict["level"] == "all")]
     both = tables["output_conflict"].query("metric == 'claimed_by_both'")
-    affinity = tables["affinity"]
+    affinity = tables["affinity"].query("metric == 'affinity'")
     figures = {
         "conflict": pair_matrices(
             {str(split): _split_matrix(of, K, "cosine", "null_mean") for split, of in conflict.groupby("split")},
@@ -29,7 +29,8 @@ def probed_figures(tables: Mapping[str, pd.DataFrame], classes: Sequence[str]) -
         )[0],
         "affinity": pair_matrices(
             {str(split): _directed_matrix(of, K) for split, of in affinity.groupby("split")},
-            classes, f"affinity Z of a step of {affinity['eta'].iloc[0]:g} for the row's subtask; red: it hurts", None,
+            classes, f"affinity Z of a step of {affinity['eta'].iloc[0]:g} for the row's subtask; red: it hurts\n"
+            "of the final weights alone", None,
         )[0],
         "output_conflict": pair_matrices(
             {str(split): _split_matrix(of, K, "value", "null_mean") for split, of in both.groupby("split")},
@@ -125,8 +126,9 @@ def _measures(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         table = tables["faithfulness_agreement"].query("attention == 'effective'")
         name = table["measure"] + " by ablation like attention, level " + table["level"].astype(str)
         parts.append(table.assign(name=name))
-    whole = tables["output_conflict"].query("a == ''")
-    parts.append(whole.assign(name=whole["metric"].str.replace("_", " ")))
+    for kind, note in (("affinity", ", final weights"), ("output_conflict", "")):
+        whole = tables[kind].query("a == ''")
+        parts.append(whole.assign(name=whole["metric"].str.replace("_", " ") + note))
     return pd.concat(parts, ignore_index=True)[["name", "split", "value", "null_low", "null_high"]]
 
 

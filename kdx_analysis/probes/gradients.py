@@ -178,7 +178,7 @@ def subtask_gradients(
 
 @dataclass(frozen=True)
 class Cost:
-    """What :func:`subtask_grams` will take.
+    """What a probe will take; costs of one thing after the other add up.
 
     Attributes:
         forwards, backwards: passes, each over at most ``batch`` images.
@@ -192,10 +192,21 @@ class Cost:
     values: int
     held: int
 
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.forwards + other.forwards, self.backwards + other.backwards, max(self.batch, other.batch),
+            self.values + other.values, max(self.held, other.held),
+        )  # fmt: skip
+
+    def __mul__(self, times: int) -> Cost:
+        return dataclasses.replace(
+            self, forwards=times * self.forwards, backwards=times * self.backwards, values=times * self.values
+        )
+
     def __str__(self) -> str:
         return (
-            f"{self.backwards} backward passes over up to {self.batch} images each, {self.held / 2**20:.0f} MiB of "
-            "gradients at once"
+            f"{self.forwards} forward and {self.backwards} backward passes over up to {self.batch} images each, "
+            f"{self.held / 2**20:.0f} MiB of gradients at once"
         )
 
 
@@ -205,6 +216,7 @@ def probing_cost(
     num_classes: int,
     sets: int,
     *,
+    margins: Callable[[Tensor], Tensor] | None = None,
     groups: Sequence[Sequence[str]] | None = None,
     max_memory: int = 2**30,
 ) -> Cost:
@@ -212,7 +224,7 @@ def probing_cost(
 
     Layers that don't fit in ``max_memory`` together take passes of their own; nothing is computed here.
     """
-    parts = _Parts.of(model, None, groups, images)
+    parts = _Parts.of(model, margins, groups, images)
     each = sets * num_classes * images.element_size()
     forwards = backwards = held = batch = 0
     for chunk in _chunks(parts.layers, each, max_memory):

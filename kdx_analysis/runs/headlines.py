@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from kdx_analysis.probes.affinity import ETA
 from kdx_analysis.runs.directory import Run
 
 
@@ -76,6 +77,13 @@ METRICS: tuple[Metric, ...] = (
         "matter which subtask goes where; null: residuals permuted over samples",
         conflict=True,
     ),
+    Metric(
+        "affinity",
+        "affinity of subtasks",
+        f"median over ordered pairs of Z = 1 − L_b after a step of η = {ETA:g} down a's gradient / L_b before it, mean "
+        "over the probed epochs; above 0 a step for one subtask helps the other; null: steps along residuals permuted "
+        "over samples",
+    ),
 )
 METRIC = {metric.name: metric for metric in METRICS}
 
@@ -115,6 +123,9 @@ def _conflict(run: Run) -> Iterator[dict[str, Any]]:
     tables = [summary[summary["level"] == "all"]]
     if "contention" in run.kinds:
         tables.append(run.record("contention"))
+    if "affinity" in run.kinds:
+        affinity = run.record("affinity").query("metric == 'median_affinity'")
+        tables.append(affinity.assign(term="hard", metric="affinity"))
     for table in tables:
         hard = table[(table["term"] == "hard") & table["metric"].isin(METRIC)]
         for (metric, split), rows in hard.groupby(["metric", "split"], sort=False):

@@ -16,8 +16,8 @@ from kdx_analysis.models import HME, build_model
 from kdx_analysis.models import gates as gating
 from kdx_analysis.objectives import one_vs_rest_margins
 from kdx_analysis.probes import ExplainerProbe, conflict, gates
-from kdx_analysis.probes.gradients import subtask_grams, undisturbed
 from kdx_analysis.probes.affinity import ETA, affinity_of
+from kdx_analysis.probes.gradients import subtask_grams, undisturbed
 from kdx_analysis.probes.recorder import AFFINITY_DRAWS, checkpoints, recording_cost
 from kdx_analysis.training import Epoch
 
@@ -245,7 +245,7 @@ def test_a_tree_routes_as_its_parents_say(data) -> None:
     tree = model.tree(data.classes)
     assert len({tuple(path) for path in tree.paths}) > 1
     for attention in ("alpha", "effective"):
-        rows = tables["routing"].query("attention == @attention")
+        rows = tables["routing"][tables["routing"]["attention"] == attention]
         assert set(rows["level"]) == {2, 3, 4}
         apart = [tree.paths[r.a_index][r.level - 1] != tree.paths[r.b_index][r.level - 1] for r in rows.itertuples()]
         assert rows["distance"].tolist() == pytest.approx(apart)

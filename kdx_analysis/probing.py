@@ -18,7 +18,7 @@ from kdx_analysis.io import write_parquet
 from kdx_analysis.models import HME
 from kdx_analysis.objectives import one_vs_rest_margins
 from kdx_analysis.plots import save
-from kdx_analysis.plots.probed import probed_figures
+from kdx_analysis.plots.probed import THROUGH_TRAINING, probed_figures
 from kdx_analysis.probes import measures
 from kdx_analysis.probes.affinity import NULL_DRAWS, affinity_cost, affinity_of
 from kdx_analysis.probes.faithfulness import Explanation, explain
@@ -79,7 +79,7 @@ def probe_run(run: Run, study: Study, teacher: Path, splits: Sequence[str] = SPL
 
     Of an explainer all that is recorded through training, of its tree all but gates, and of both their faithfulness;
     of teacher and student conflict of their one-vs-rest losses, stage by stage, and what they claim. ``affinity`` is
-    of the final weights alone, not averaged over training.
+    of the final weights alone; beside it stands ``affinity_through_training`` as the run recorded it, if it did.
 
     Args:
         run: a finished one.
@@ -103,6 +103,9 @@ def probe_run(run: Run, study: Study, teacher: Path, splits: Sequence[str] = SPL
                 tables |= {"faithfulness": ablation.to_frame(), "faithfulness_agreement": ablation.agreement}
             for kind, table in tables.items():
                 found[kind].append(table.assign(split=split))
+    if "affinity" in run.kinds:
+        recorded = run.record("affinity")
+        found[THROUGH_TRAINING].append(measures.mean_over_epochs(recorded[recorded["split"].isin(splits)]))
     return Probed({kind: pd.concat(frames, ignore_index=True) for kind, frames in found.items()}, explanations)
 
 
@@ -152,7 +155,7 @@ def announce(run: Run, study: Study, splits: Sequence[str]) -> str:
         cost = probing_cost(model, images, K, 1 + config.null_draws, **options)
         cost += affinity_cost(model, images, K, **options)
     ablated = f"; {sum(model.experts[1:])} experts are ablated" if isinstance(model, HME) else ""
-    recorded = "; its mean over training is among the run's own figures" if "affinity" in run.kinds else ""
+    recorded = ", beside its mean over the run's probed epochs" if "affinity" in run.kinds else ""
     return (
         f"{run.role} {run.id} on {' and '.join(splits)}, {len(images)} images; on each {cost}, for conflict of "
         f"{len(terms)} loss{'es' if len(terms) > 1 else ''} with {config.null_draws} null draws and for affinity with "
@@ -176,7 +179,7 @@ def side_by_side(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """Measures of the plain hard loss and of faithfulness by split, one row a level and metric.
 
     Each is ``value [null range]``; of faithfulness it is the rank correlation of ablation with pathways of A, of
-    affinity that of the final weights alone.
+    affinity that of the final weights alone, and apart from it the mean over the run's probed epochs.
     """
     parts = []
     for kind in ("conflict_summary", "contention", "affinity", "output_conflict"):
@@ -191,6 +194,10 @@ def side_by_side(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     table["shown"] = [
         f"{v:.3f} [{low:.3f}, {high:.3f}]" for v, low, high in table[["value", "null_low", "null_high"]].to_numpy()
     ]
+    if THROUGH_TRAINING in tables:
+        mean = tables[THROUGH_TRAINING].query("a == ''")
+        shown = [f"{v:.3f} [null's mean {null:.3f}]" for v, null in mean[["value", "null_mean"]].to_numpy()]
+        table = pd.concat([table, mean.assign(of=THROUGH_TRAINING, level="", shown=shown)], ignore_index=True)
     keys = ["of", "level", "metric"]
     return table.pivot_table(index=keys, columns="split", values="shown", aggfunc="first", sort=False).reset_index()
 

@@ -12,6 +12,7 @@ import seaborn as sns
 from kdx_analysis.plots.classes import name_classes
 from kdx_analysis.plots.style import GREY, drawing, panels, plain, styled
 
+THROUGH_TRAINING = "affinity_through_training"
 _SPLITS = {"train": ("#0072B2", "o"), "val": ("#D55E00", "s")}
 
 
@@ -22,15 +23,18 @@ def probed_figures(tables: Mapping[str, pd.DataFrame], classes: Sequence[str]) -
     conflict = conflict[(conflict["term"] == "hard") & (conflict["level"] == "all")]
     both = tables["output_conflict"].query("metric == 'claimed_by_both'")
     affinity = tables["affinity"].query("metric == 'affinity'")
+    steps = {f"{split}, final weights alone": of for split, of in affinity.groupby("split")}
+    if THROUGH_TRAINING in tables:
+        mean = tables[THROUGH_TRAINING].query("metric == 'affinity'")
+        steps |= {f"{s}, mean of {of['epochs'].max()} probed epochs": of for s, of in mean.groupby("split")}
     figures = {
         "conflict": pair_matrices(
             {str(split): _split_matrix(of, K, "cosine", "null_mean") for split, of in conflict.groupby("split")},
             classes, "gradient cosine of the hard loss; its null above the diagonal", 1.0,
         )[0],
         "affinity": pair_matrices(
-            {str(split): _directed_matrix(of, K) for split, of in affinity.groupby("split")},
-            classes, f"affinity Z of a step of {affinity['eta'].iloc[0]:g} for the row's subtask; red: it hurts\n"
-            "of the final weights alone", None,
+            {name: _directed_matrix(of, K) for name, of in sorted(steps.items())},
+            classes, f"affinity Z of a step of {affinity['eta'].iloc[0]:g} for the row's subtask; red: it hurts", None,
         )[0],
         "output_conflict": pair_matrices(
             {str(split): _split_matrix(of, K, "value", "null_mean") for split, of in both.groupby("split")},

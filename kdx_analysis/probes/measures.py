@@ -161,6 +161,15 @@ def affinity_table(affinities: Tensor, classes: Sequence[str]) -> pd.DataFrame:
     return pd.concat([pairs, whole], ignore_index=True).assign(null_draws=len(chosen) - 1)
 
 
+def mean_over_epochs(affinity: pd.DataFrame) -> pd.DataFrame:
+    """Recorded affinities averaged over ``epochs`` of them: split, metric, a, b, …, value, undefined, null_mean, …."""
+    keys = ["split", "metric", "a", "b", "a_index", "b_index", "null_draws", "eta", "n"]
+    return affinity.groupby(keys, sort=False).agg(
+        value=("value", "mean"), undefined=("undefined", "sum"), null_mean=("null_mean", "mean"),
+        epochs=("epoch", "nunique"),
+    ).reset_index()  # fmt: skip
+
+
 def beside_null(metric: str, values: Tensor) -> dict[str, Any]:
     """A metric's own value, first among ``values``, and the null that the others are."""
     return {"metric": metric, **_value_and_null(values)}

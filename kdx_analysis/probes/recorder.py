@@ -34,7 +34,7 @@ from kdx_analysis.probes.gradients import (
 from kdx_analysis.training import Epoch, predict
 
 SPLITS = ("train", "val")
-AFFINITY_DRAWS = 5
+AFFINITY_DRAWS = 2
 _NULL = ("null_mean", "null_low", "null_high", "null_draws")
 _GATE_SUMMARY = ["of", "level", "attention", "metric", "value", "initial", *_NULL, "n", "tau"]
 

@@ -109,7 +109,7 @@ def test_the_table_holds_every_ordered_pair_and_what_they_come_to() -> None:
 
 def test_undefined_pairs_are_counted_and_left_out() -> None:
     z = torch.tensor([[0.5, 0.1, -0.2], [torch.nan] * 3, [0.3, 0.4, 0.5]], dtype=torch.float64)
-    table = affinity_table(torch.stack([z, z]), "abc").set_index("metric")
+    table = affinity_table(torch.stack([z, z]), ("a", "b", "c")).set_index("metric")
     assert table.loc["affinity", "undefined"].tolist() == [0, 0, 1, 1, 0, 0]
     assert table.loc["median_affinity", "value"] == pytest.approx(0.2)
     assert table.loc["hurt_share", "value"] == pytest.approx(1 / 4)

@@ -71,6 +71,8 @@ def model_of(run: Run, study: Study) -> tuple[nn.Module, nn.Module]:
     with reproducible(run.seed, study.config.training.threads):
         model = study.build(run.role) if run.role != "tree" else initial
     load_weights(run.path / WEIGHTS, model)
+    if study.config.training_of(run.role).channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.eval(), initial
 
 
@@ -90,7 +92,7 @@ def probe_run(run: Run, study: Study, teacher: Path, splits: Sequence[str] = SPL
     model, initial = model_of(run, study)
     found: defaultdict[str, list[pd.DataFrame]] = defaultdict(list)
     explanations: dict[str, Explanation] = {}
-    with reproducible(run.seed, study.config.training.threads):
+    with reproducible(run.seed, torch.get_num_threads()):  # one run at a time may have all cores
         for split in splits:
             tables = _probe_split(run, study, teacher, split, model, initial)
             if isinstance(model, HME):

@@ -33,7 +33,7 @@ def probed_figures(tables: Mapping[str, pd.DataFrame], classes: Sequence[str]) -
             classes, "gradient cosine of the hard loss; its null above the diagonal", 1.0,
         )[0],
         "affinity": pair_matrices(
-            {name: _directed_matrix(of, K) for name, of in sorted(steps.items())},
+            {name: _directed_matrix(steps[name], K) for name in sorted(steps)},
             classes, f"affinity Z of a step of {affinity['eta'].iloc[0]:g} for the row's subtask; red: it hurts", None,
         )[0],
         "output_conflict": pair_matrices(

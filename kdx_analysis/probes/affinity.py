@@ -155,11 +155,12 @@ def affinity_cost(
     max_memory: int = 2**30,
 ) -> Cost:
     """Passes and memory of :func:`affinity_of`; nothing is computed here."""
+    actual = margins or (lambda outputs: outputs)  # steps go along gradients with the gates' factor
     sets, at_once = 1 + null_draws, _sets_at_once(model, num_classes, max_memory)
     cost = Cost(3 + num_classes * sets, 0, len(images), 0, 0)
     for first in range(0, sets, at_once):
         chunk = min(at_once, sets - first)
-        cost += probing_cost(model, images, num_classes, chunk, margins=margins, groups=groups, max_memory=max_memory)
+        cost += probing_cost(model, images, num_classes, chunk, margins=actual, groups=groups, max_memory=max_memory)
     return cost
 
 

@@ -248,7 +248,7 @@ def test_a_tree_routes_as_its_parents_say(data) -> None:
         rows = tables["routing"][tables["routing"]["attention"] == attention]
         assert set(rows["level"]) == {2, 3, 4}
         apart = [tree.paths[r.a_index][r.level - 1] != tree.paths[r.b_index][r.level - 1] for r in rows.itertuples()]
-        assert rows["distance"].tolist() == pytest.approx(apart)
+        np.testing.assert_allclose(rows["distance"], apart, atol=1e-12)
     found = tables["agreement"]
     assert set(found["reference"]) == {"teacher", "confusion", "class_tree"}
     same = {name: k < 5 for k, name in enumerate(data.classes)}
@@ -277,11 +277,11 @@ def test_the_cost_is_known_beforehand_and_true(recorded, data, monkeypatch) -> N
     model, _, _ = recorded
     x, _ = images(data, "train")
     objective = ObjectiveConfig(name="kd")
-    small = CONFIG.model_copy(update={"max_memory": 2**25})
-    cost = recording_cost(model, x, 10, objective, small)
     whole = recording_cost(model, x, 10, objective, CONFIG)
+    small = CONFIG.model_copy(update={"max_memory": whole.held - 1})
+    cost = recording_cost(model, x, 10, objective, small)
     assert cost.backwards > whole.backwards
-    assert cost.held <= 2**25 < whole.held
+    assert cost.held < whole.held
     probe = ExplainerProbe(model, data, objective, small, 1, build_model("digits_teacher", 10, 1))
     calls: list[int] = []
     handle = model.trunk.register_forward_hook(lambda module, inputs, output: calls.append(len(output)))

@@ -115,9 +115,7 @@ def import_(
 @app.command()
 def watch(
     study: Annotated[Path, typer.Argument(help="The directory of a study that runs (kdx run --out).")],
-    once: Annotated[
-        bool, typer.Option("--once", help="Print it once, as where there is no terminal.")
-    ] = False,
+    once: Annotated[bool, typer.Option("--once", help="Print it once, as where there is no terminal.")] = False,
 ) -> None:
     """Watch a study while it runs: epochs, loss, accuracy, gate entropy, time left."""
     from rich.console import Console

@@ -142,8 +142,13 @@ class HeadlineTable:
 
 
 def headline_tables(runs: RunSet) -> list[HeadlineTable]:
-    """Every headline metric that has splits or nulls to show, in the order of METRICS."""
-    frame = runs.filter(role="explainer").to_frame()
+    """Every headline metric that has splits or nulls to show, in the order of METRICS.
+
+    Of the explainers, or of all but teachers where there is none, as among models trained elsewhere.
+    """
+    explainers = runs.filter(role="explainer")
+    others = RunSet.of(run for run in runs if run.role != "teacher")
+    frame = (explainers if len(explainers) else others).to_frame()
     frame = frame[~frame["metric"].isin(["accuracy", "agreement"])].dropna(subset="value")
     found = []
     for name in METRIC:

@@ -36,7 +36,7 @@ def import_runs(
     what is unknown. Nothing is made up: an objective and a seed that the source doesn't say must be stated.
 
     Args:
-        source: a CSV; a TensorBoard event directory; an MLflow store (``mlruns``) or the CSV of
+        source: a CSV; a TensorBoard event directory; an MLflow store (``mlruns``, ``mlflow.db``) or the CSV of
             ``mlflow experiments csv``.
         kind: csv, tensorboard or mlflow.
         out: created if need be; runs that are there already stay as they are.

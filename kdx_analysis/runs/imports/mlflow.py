@@ -1,7 +1,9 @@
-"""MLflow without MLflow: its file store (``mlruns/``), or the CSV that ``mlflow experiments csv`` writes."""
+"""MLflow without MLflow: its file store (``mlruns/``), its SQLite store, or the CSV of ``mlflow experiments csv``."""
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,14 @@ _FINISHED = ("FINISHED", "3")  # by name, and by number in files of the store
 
 
 def read_mlflow(path: Path, names: Names) -> list[Found]:
-    """The finished runs of an MLflow store, experiment or run, or of an exported CSV; parameters and tags are settings.
+    """The finished runs of an MLflow store (of files, or of SQLite) or of an exported CSV.
 
-    Deleted, failed and running ones are passed over. An exported CSV holds the last value of every metric alone.
+    Parameters and tags are settings. Deleted, failed and running runs are passed over. An exported CSV holds the last
+    value of every metric alone.
     """
-    found = _exported(path) if path.is_file() else _stored(path)
+    found = _stored(path) if path.is_dir() else _exported(path) if path.suffix == ".csv" else _database(path)
     if not found:
-        raise KdxError(f"{str(path)!r} holds no finished run of MLflow; give a folder mlruns, or an exported CSV")
+        raise KdxError(f"{str(path)!r} holds no finished run of MLflow; give a folder mlruns, an mlflow.db or a CSV")
     return found
 
 
@@ -67,6 +70,28 @@ def _stored(path: Path) -> list[Found]:
         ]  # fmt: skip
         metrics = pd.DataFrame(rows, columns=["name", "step", "value"]).assign(n=float("nan"))
         found.append(Found(str(said["run_id"]), settings, metrics))
+    return found
+
+
+def _database(path: Path) -> list[Found]:
+    def rows(query: str, *arguments: str) -> pd.DataFrame:
+        return pd.read_sql_query(query, connection, params=arguments)
+
+    found = []
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+            finished = "SELECT run_uuid FROM runs WHERE status = 'FINISHED' AND lifecycle_stage = 'active'"
+            for run in rows(f"{finished} ORDER BY start_time, run_uuid")["run_uuid"]:
+                texts = [
+                    rows(f"SELECT key, value FROM {table} WHERE run_uuid = ?", run) for table in ("tags", "params")
+                ]
+                said = {row.key: row.value for table in texts for row in table.itertuples()}
+                settings = {str(name): text for name, text in said.items() if not str(name).startswith("mlflow.")}
+                metrics = rows("SELECT key AS name, step, value FROM metrics WHERE run_uuid = ? AND NOT is_nan", run)
+                found.append(Found(str(run), settings, metrics.assign(n=float("nan"))))
+    except (sqlite3.Error, pd.errors.DatabaseError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise KdxError(f"{str(path)!r} is no store of MLflow in SQLite: {reason}") from None
     return found
 
 

@@ -1,12 +1,15 @@
+import sqlite3
+from contextlib import closing
+
 import pytest
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.runs.imports import import_runs
 
-EXPORT = """run_id,experiment_id,status,start_time,metrics.test_acc,metrics.lr_now,params.seed,params.objective,tags.mlflow.user
-a1,0,FINISHED,2024-01-01,0.75,0.1,0,kd,ann
-a2,0,FINISHED,2024-01-01,0.5,0.1,1,kd,ann
-a3,0,FAILED,2024-01-01,0.1,0.1,2,kd,ann
+EXPORT = """run_id,experiment_id,status,metrics.test_acc,metrics.lr_now,params.seed,params.objective,tags.mlflow.user
+a1,0,FINISHED,0.75,0.1,0,kd,ann
+a2,0,FINISHED,0.5,0.1,1,kd,ann
+a3,0,FAILED,0.1,0.1,2,kd,ann
 """
 
 
@@ -26,7 +29,10 @@ def store(folder, run: str, metrics: dict[str, str], params: dict[str, str], **m
 @pytest.fixture
 def mlruns(tmp_path):
     folder = tmp_path / "mlruns"
-    metrics = {"train/loss": "1700 2.5 1\n1701 1.5 2\n", "val/accuracy": "1700 0.5 1 valset abc\n1701 0.75 2 valset abc\n"}
+    metrics = {
+        "train/loss": "1700 2.5 1\n1701 1.5 2\n",
+        "val/accuracy": "1700 0.5 1 valset abc\n1701 0.75 2 valset abc\n",
+    }
     store(folder, "aa", metrics, {"objective": "kd", "seed": "0", "opt/lr": "0.1", "model": "resnet20"})
     store(folder, "bb", metrics, {"objective": "kd", "seed": "1"}, lifecycle_stage="deleted")
     store(folder, "cc", metrics, {"objective": "kd", "seed": "2"}, status=4)
@@ -43,6 +49,28 @@ def test_the_file_store_is_read_without_mlflow(mlruns, tmp_path, part):
         [1, "train", "loss", 2.5], [1, "val", "accuracy", 0.5], [2, "train", "loss", 1.5], [2, "val", "accuracy", 0.75],
     ]  # fmt: skip
     assert run.info["source"]["run"] == "aa"
+
+
+def test_the_store_in_sqlite_is_read_without_mlflow(tmp_path):
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as store:  # the columns of MLflow's that matter
+        store.executescript("""
+            CREATE TABLE runs (run_uuid, status, lifecycle_stage, start_time);
+            CREATE TABLE metrics (key, value, timestamp, run_uuid, step, is_nan);
+            CREATE TABLE params (key, value, run_uuid);
+            CREATE TABLE tags (key, value, run_uuid);
+            INSERT INTO runs VALUES ('aa', 'FINISHED', 'active', 1), ('bb', 'FAILED', 'active', 2),
+                ('cc', 'FINISHED', 'deleted', 3);
+            INSERT INTO metrics VALUES ('train/loss', 2.5, 9, 'aa', 1, 0), ('train/loss', 1.5, 9, 'aa', 2, 0),
+                ('train/loss', 0, 9, 'aa', 3, 1), ('train/loss', 9, 9, 'bb', 1, 0);
+            INSERT INTO params VALUES ('objective', 'kd', 'aa'), ('seed', '4', 'aa'), ('seed', '5', 'bb');
+            INSERT INTO tags VALUES ('mlflow.user', 'ann', 'aa'), ('group', 'x', 'aa');
+        """)
+    (run,) = import_runs(tmp_path / "mlflow.db", "mlflow", tmp_path / "out")
+    assert (run.objective, run.seed, run.info["config"]["settings"]) == ("kd", 4, {"group": "x"})
+    assert run.record("metrics")[["epoch", "value"]].to_numpy().tolist() == [[1, 2.5], [2, 1.5]]
+    (tmp_path / "other.db").write_text("no database")
+    with pytest.raises(KdxError, match=r"other.db' is no store of MLflow in SQLite"):
+        import_runs(tmp_path / "other.db", "mlflow", tmp_path / "again")
 
 
 def test_an_exported_csv_holds_last_values(tmp_path):
@@ -65,7 +93,7 @@ def test_steps_that_are_no_epochs(tmp_path):
         read("a")
     assert read("b", steps_per_epoch=100) == [0, 1, 2]
     assert read("c", steps_per_epoch=1) == [0, 100, 200]
-    with pytest.raises(KdxError, match=r"0\.666667 is no epoch \(mlruns, aa with 150 steps an epoch\)"):
+    with pytest.raises(KdxError, match=r"1\.33333 is no epoch \(mlruns, aa with 150 steps an epoch\)"):
         read("d", steps_per_epoch=150)
 
 

@@ -138,14 +138,14 @@ REFUSED = {
     ),
     "no metric": ("objective,seed,lr\nkd,0,.5\n", {}, r"no column of results.csv is a metric of a split"),
     "both forms": (
-        "objective,seed,split,metric,value,test_acc\nkd,0,val,loss,1,.5\n", {}, r"has columns metric and value, and 'te",
+        "objective,seed,split,metric,value,test_acc\nkd,0,val,loss,1,.5\n", {}, r"has columns metric and value, and 't",
     ),
     "two names for one metric": (
         "objective,seed,test_acc,test_accuracy\nkd,0,.5,.5\n", {},
         r"'test_acc' and 'test_accuracy', which both read as test/accuracy",
     ),
     "per cent unsaid": (
-        "objective,seed,test_acc\nkd,0,76.3\n", {}, r"test_acc is 76.3 .*if it is in percent, map it as test_acc=test/acc",
+        "objective,seed,test_acc\nkd,0,76.3\n", {}, r"test_acc is 76.3 .*percent, map it as test_acc=test/accuracy%",
     ),
     "no number": (TIDY.replace("0.625", "good"), {"columns": {"objective": "method", "seed": "random_state"}},
                   r"'good' in line 5 of results.csv is no number"),
@@ -158,7 +158,7 @@ REFUSED = {
     ),
     "a key that is none": ("objective,seed,test_acc\nkd,0,.5\n", {"keys": {"sead": 1}}, r"unknown key of a run 'sead'"),
     "a split that is none": (
-        "objective,seed,test_acc\nkd,0,.5\n", {"metrics": {"test_acc": "tset/accuracy"}}, r"'tset/accuracy' names no me",
+        "objective,seed,test_acc\nkd,0,.5\n", {"metrics": {"test_acc": "tset/accuracy"}}, r"'tset/accuracy' names no",
     ),
     "an empty file": ("", {}, r"cannot read .*results.csv' as a CSV"),
     "a heading alone": ("objective,seed\n", {}, r"has no rows"),

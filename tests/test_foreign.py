@@ -107,10 +107,6 @@ REFUSED = {
     "no seed": ({"keys": {"seed": None}}, r"model.safetensors does not say its seed"),
     "gates": ({"keys": {"role": "explainer"}}, r"weights can be a student's or a teacher's"),
     "a decomposition that is none": ({"keys": {"decomposition": "ternary"}}, r"it must be multiclass or binary"),
-    "another order of classes": (
-        {"role": "teacher", **reordered()},
-        "the classes of the model of model.safetensors stand",
-    ),
     "no file": ({"weights": "none.pt"}, "cannot load weights from 'none.pt'"),
 }
 

@@ -89,8 +89,11 @@ def import_(
 ) -> None:
     """Make runs of what was trained elsewhere, for kdx report and the figures."""
     from kdx_analysis import foreign
-    from kdx_analysis.runs.imports import import_runs
+    from kdx_analysis.registry import unknown
+    from kdx_analysis.runs.imports import KINDS, import_runs
 
+    if kind not in (kinds := (*KINDS, "state_dict")):
+        raise unknown("kind of source", kind, kinds)
     keys = _pairs("--key", key)
     if kind == "state_dict":
         if model is None or data is None:

@@ -108,11 +108,14 @@ def import_(
             source, kind, out, keys=keys, columns=columns, metrics=metrics, steps_per_epoch=steps_per_epoch
         ))  # fmt: skip
     for run in runs:
-        told = run.info["source"]
-        typer.echo(f"{run.path}: {', '.join(dict.fromkeys(_metric_names(run)))}")
-        typer.echo(f"  unknown: {', '.join(told['unknown'])}")
-        if told["left_out"]:
-            typer.echo(f"  left out: {', '.join(told['left_out'])}")
+        typer.echo(run.path)
+    for heading, found in (
+        ("metrics", [_metric_names(run) for run in runs]),
+        ("unknown", [run.info["source"]["unknown"] for run in runs]),
+        ("left out", [run.info["source"]["left_out"] for run in runs]),
+    ):
+        names = dict.fromkeys(name for of_run in found for name in of_run)
+        typer.echo(f"{heading}: {', '.join(names) or 'nothing'}")
 
 
 @app.command()

@@ -300,7 +300,8 @@ def test_results_from_elsewhere_become_runs(kdx, tmp_path):
     options = ("--kind", "csv", "--out", "runs", "--column", "objective=method", "--metric", "top1=test/accuracy%")
     code, out, err = kdx("import", "results.csv", *options)
     assert (code, err) == (0, "")
-    assert "test/accuracy, val/loss\n  unknown: decomposition, model, data set" in out
+    assert "metrics: test/accuracy, val/loss\nunknown: decomposition, model, data set" in out
+    assert out.endswith("left out: nothing\n")
     runs = kdx_analysis.RunSet.load(tmp_path / "runs")
     assert runs.paired("accuracy", "kd", "hard", role="student").differences == (0.25,)
     code, _, err = kdx("import", "results.csv", *options[:-1], "top1:accuracy")

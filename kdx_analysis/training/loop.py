@@ -178,7 +178,7 @@ def fit(
     return Fit(pd.DataFrame(rows), selected)
 
 
-def by_name(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+def by_name(rows: Iterable[Mapping[Any, Any]]) -> dict[str, float]:
     """Rows of a history by ``split/metric``."""
     return {f"{row['split']}/{row['metric']}": row["value"] for row in rows}
 

@@ -19,7 +19,7 @@ from kdx_analysis.runs.directory import INFO, ROLES, Run, run_id, write_run
 from kdx_analysis.runs.imports.found import KEYS, Found, Metric, Names
 
 UNKNOWN = "unknown"
-UNKNOWN_DATA = {
+UNKNOWN_DATA: dict[str, Any] = {
     "name": UNKNOWN, "source": None, "sizes": {}, "shape": [], "classes": [], "fingerprint": None,
 }  # fmt: skip
 _SHARES = ("accuracy", "agreement")

@@ -56,8 +56,7 @@ class Report:
     def __post_init__(self) -> None:
         if all(run.role == "teacher" for run in self.runs):
             raise KdxError(
-                f"the {len(self.runs)} runs are of teachers alone, so there is nothing to report; give the directory "
-                "of a study, or of imported runs"
+                "there is no run but a teacher's, and nothing to report; give the directory of a study or of imports"
             )
 
     @cached_property

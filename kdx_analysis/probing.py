@@ -23,8 +23,8 @@ from kdx_analysis.probes import measures
 from kdx_analysis.probes.affinity import NULL_DRAWS, affinity_cost, affinity_of
 from kdx_analysis.probes.faithfulness import Explanation, explain
 from kdx_analysis.probes.gradients import probing_cost
+from kdx_analysis.probes.plain import plain_tables
 from kdx_analysis.probes.recorder import SPLITS, ExplainerProbe, recording_cost, terms_of
-from kdx_analysis.probes.records import conflict_of
 from kdx_analysis.runs import Run
 from kdx_analysis.runs.directory import WEIGHTS
 from kdx_analysis.study import STUDY_FILE, Study
@@ -127,20 +127,11 @@ def _probe_split(
         probe(Epoch(epoch, epoch, 0.0, 0.0, None, None), model)
         return {kind: table.drop(columns="epoch") for kind, table in probe.tables().items()}
     margins = _margins(run)
-    options: dict[str, Any] = {
-        "classes": data.classes, "margins": margins, "seed": config.seed, "max_memory": config.max_memory,
-    }  # fmt: skip
-    record = conflict_of(
-        model, images, labels, null_draws=config.null_draws, permutations=config.permutations, **options
+    tables = plain_tables(model, margins, images, labels, data.classes, config)
+    tables["affinity"] = affinity_of(
+        model, images, labels, classes=data.classes, margins=margins, seed=config.seed, max_memory=config.max_memory
     )
-    with torch.no_grad():
-        claimed = margins(model(images))
-    return {
-        "conflict": record.pairs.drop(columns="probe").assign(term="hard"),
-        "conflict_summary": record.summary.drop(columns="probe").assign(term="hard"),
-        "output_conflict": measures.output_table(claimed, data.classes, config.null_draws, config.seed),
-        "affinity": affinity_of(model, images, labels, **options),
-    }
+    return tables
 
 
 def announce(run: Run, study: Study, splits: Sequence[str]) -> str:

@@ -110,6 +110,14 @@ def test_chance_is_that_of_guessing(write):
     assert "accuracy of chance" in found.concerns
 
 
+def test_chance_is_unknown_where_the_test_images_are(write):
+    runs = write(("hard",), seeds=1)
+    for run in runs:
+        run.info["data"]["sizes"] = {}
+    assert all(math.isnan(training.chance) for training in health(runs))
+    assert all("accuracy of chance" not in training.concerns for training in health(runs))
+
+
 def test_provenance_names_selection_and_what_differs(write):
     runs = write(("hard", "kd"), seeds=2)
     facts = dict(provenance(runs))

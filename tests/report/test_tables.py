@@ -91,7 +91,11 @@ def test_health_counts_what_is_wrong(write):
 
 
 def test_what_calls_for_a_look():
-    sound = Health("a", "student", "kd", 0, 9, 9, "last", 1.0, 0.5, 0.01, True, 0.9, 0.2, None, None, None, math.nan)
+    sound = Health(
+        run="a", role="student", objective="kd", vam="", seed=0, epochs=9, selected=9, rule="last", first_loss=1.0,
+        last_loss=0.5, fall=0.01, finite=True, accuracy=0.9, chance=0.2, undefined_pairs=None, pairs=None,
+        undefined_gates=None, dead=math.nan,
+    )  # fmt: skip
     assert sound.concerns == ()
     assert summary([sound])[0] == "None of 1 trainings calls for a look."
     broken = replace(sound, finite=False, last_loss=math.nan, fall=math.nan)

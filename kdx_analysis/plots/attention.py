@@ -50,7 +50,7 @@ def _draw_gates(data: pd.DataFrame, width: Width = "page") -> Drawn:
     rows = [int(data.loc[data["level"] == level, "row"].max()) + 1 for level in levels]
     heights = [max(0.6, pitch(K) * K) for K in rows]
     figure = drawing(width, 1.2 + sum(heights) + 0.42 * len(levels))
-    figure.get_layout_engine().set(w_pad=0.02)  # type: ignore[union-attr]
+    figure.get_layout_engine().set(w_pad=0.02)  # type: ignore[union-attr, call-arg]
     ratios = {"height_ratios": heights, "width_ratios": [0.7, *[1] * len(objectives)], "wspace": 0}
     axes = figure.subplots(len(levels), 1 + len(objectives), squeeze=False, gridspec_kw=ratios)
     panel = (figure.get_figwidth() - 1.5) / (len(objectives) + 0.7)
@@ -99,7 +99,7 @@ def _heat(ax: Axes, gates: pd.DataFrame, inches: float) -> None:
     )
     ax.set(xlabel="", ylabel="", yticks=[])
     numbered = inches / cells.shape[1] > 0.075
-    parents = cells.columns.tolist() if numbered else []
+    parents = range(cells.shape[1]) if numbered else range(0)
     ax.set_xticks([parent + 0.5 for parent in parents], [str(parent) for parent in parents], rotation=0)
     ax.tick_params(length=0, axis="x", pad=1)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 from scipy.cluster.hierarchy import cophenet, leaves_list, linkage, optimal_leaf_ordering
 from scipy.spatial.distance import squareform
 
@@ -93,6 +95,13 @@ def shortened(name: object, letters: int = LONGEST) -> str:
     """The name in one line, cut where it is longer than so many letters."""
     line = " ".join(str(name).split())
     return line if len(line) <= letters else f"{line[: letters - 1]}…"
+
+
+def letter_width(names: Iterable[object]) -> float:
+    """Inches of a letter of these names in 7 pt, on the average; ordinary words' at least."""
+    text = " ".join(map(str, names))
+    wide, _, _ = text_to_path.get_text_width_height_descent(text, FontProperties("DejaVu Sans", size=7), ismath=False)
+    return max(LETTER, wide / 72 / max(1, len(text)))
 
 
 def name_classes(

@@ -161,13 +161,15 @@ def _conflict_differences_data(runs: RunSet) -> pd.DataFrame:
     if not data["difference"].notna().any():
         raise KdxError(f"{kd!r} shares no seed with {', '.join(others)}; train them with the same seeds")
     data = _with_rows(data, frame, len(found.classes))
-    means = ["difference", "null", "seeds", "epochs", "n"]
-    return data[["a", "b", "a_row", "b_row", "kd", "other", "includes", *means]]
+    columns = ["difference", "null", "seeds", "epochs", "n"]
+    return data[["a", "b", "a_row", "b_row", "kd", "other", "includes", *columns]]
 
 
 @styled
 def _draw_conflict_differences(data: pd.DataFrame, width: Width = "page") -> Drawn:
-    panel = plain(data["kd"].iloc[0]) + " − " + data["other"].map(plain) + np.where(data["includes"] != "", " †", "")
+    panel: pd.Series[str] = (
+        plain(data["kd"].iloc[0]) + " − " + data["other"].map(plain) + np.where(data["includes"] != "", " †", "")
+    )
     limit = float(data[["difference", "null"]].abs().max().max()) or 1.0
     drawn = "below the diagonal: difference of the cosine, paired by seed · above it: the difference of the nulls"
     included = data.loc[data["includes"] != "", "includes"]

@@ -125,7 +125,10 @@ def _draw_pair(ax: Axes, data: pd.DataFrame, wide: float, step: int) -> None:
     for name, y in list(left["child_y"].items())[::step]:
         ax.text(tree + 0.03, y, plain(shortened(name, letters)), fontsize=7, va="center")
     group = (left["parent"] != left["parent"].shift()).cumsum() % 2
-    lines = [[(tree + named, y), (wide - tree, right[name])] for name, y in left["child_y"].items()]
+    lines = [
+        [(tree + named, y), (wide - tree, place)]
+        for y, place in zip(left["child_y"], right.reindex(left.index), strict=True)
+    ]
     colours = [INK if odd else "#999999" for odd in group]
     ax.add_collection(LineCollection(lines, colors=colours, linewidths=0.8 if step == 1 else 0.5), autolim=False)
     first = data.iloc[0]

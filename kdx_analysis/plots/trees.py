@@ -19,13 +19,12 @@ from matplotlib.lines import Line2D
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models.tree import Tree
-from kdx_analysis.plots.classes import LINE, LONGEST, routed_clusters, shortened
+from kdx_analysis.plots.classes import LINE, LONGEST, letter_width, routed_clusters, shortened
 from kdx_analysis.plots.figure import Drawn, Figure, explainers, of_first_seed
 from kdx_analysis.plots.style import (
     COLUMNS,
     GREY,
     INK,
-    LETTER,
     LIGHT,
     Width,
     counted,
@@ -150,13 +149,13 @@ def _leaves(edges: pd.DataFrame, wide: float, most: float) -> _Leaves:
     Blocks that would be too high together end early, with the number of subtasks that they leave unnamed.
     """
     leaves = edges[edges["child_level"] == edges["child_level"].max()].sort_values("child_y")
-    K = len(leaves)
+    K, letter = len(leaves), letter_width(leaves["name"])
     row = min(0.17, most / K)
     if row >= LINE:
-        letters = min(LONGEST, int(0.45 * wide / LETTER))
+        letters = min(LONGEST, int(0.45 * wide / letter))
         names = tuple((float(y), shortened(name, letters)) for y, name in enumerate(leaves["name"]))
         return _Leaves(np.arange(K), names, K, row, K)
-    letters = int(0.52 * wide / LETTER)
+    letters = int(0.52 * wide / letter)
     groups = [of["name"].tolist() for _, of in leaves.groupby("parent", sort=False)]
     blocks = [_block(names, letters) for names in groups]
     lines, gaps = sum(len(text) for text, _ in blocks), _GAP * (len(blocks) - 1)

@@ -35,7 +35,7 @@ def upright(ax: Axes) -> list[np.ndarray]:
 
 
 def texts(figure: Canvas) -> str:
-    return "\n".join(t.get_text() for legend in figure.legends for t in legend.get_texts())
+    return "\n".join(t.get_text().replace("\n", " ") for legend in figure.legends for t in legend.get_texts())
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -52,7 +52,7 @@ def test_draws_three_seeds_and_leaves_nothing_behind(name: str, study: RunSet) -
 def test_draws_one_seed_of_two_rungs_in_a_column(name: str, small: RunSet) -> None:
     figure, axes = plots.FIGURES[name](small, "column")
     assert faults(figure, "column") == []
-    assert "95 % t-interval" not in "\n".join(t.get_text() for t in figure.findobj(mpl.text.Text))
+    assert "95 % t-interval" not in " ".join(t.get_text().replace("\n", " ") for t in figure.findobj(mpl.text.Text))
     if name in ("ladder", "contention", "expert_use"):
         assert not any(upright(ax) for ax in axes.flat)
         assert "one seed: no interval" in texts(figure)

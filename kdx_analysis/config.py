@@ -234,7 +234,8 @@ class StudyConfig(_Config):
 
     The student is the undivided one. With ``vam`` it has the virtual attention module; where ``vam`` maps labels to
     settings (null: without), there is a student for each, with the same weights and images to start from. With
-    ``explainer.phase2`` a tree grows from every explainer.
+    ``explainer.phase2`` a tree grows from every explainer. ``loggers`` are told of every training, epoch by epoch; they
+    change nothing in it.
     """
 
     name: str
@@ -247,12 +248,14 @@ class StudyConfig(_Config):
     objectives: Annotated[tuple[ObjectiveConfig, ...], Field(min_length=1)]
     training: TrainingConfig = TrainingConfig()
     probes: ProbeConfig = ProbeConfig()
+    loggers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
         labels = [objective.label for objective in self.objectives]
-        for what, values in (("seed", self.seeds), ("objective", labels), ("role", self.roles)):
+        named = (("seed", self.seeds), ("objective", labels), ("role", self.roles), ("logger", self.loggers))
+        for what, values in named:
             twice = sorted({str(v) for v in values if list(values).count(v) > 1})
             if twice:
                 raise ValueError(f"{what} {', '.join(twice)} is given more than once")

@@ -49,7 +49,8 @@ def methods(runs: RunSet, confidences: Mapping[str, float]) -> str:
             f"Runs were paired by seed; effects are means of the paired differences with Student's t-intervals at "
             f"{listed(at)}, given one teacher and one split."
         )
-    return " ".join([*sentences, f"Made with {_distinct([_software(run) for run in runs])}."])
+    made_with = _distinct([_software(run) for run in runs])
+    return " ".join([*sentences, *([f"Made with {made_with}."] if made_with else [])])
 
 
 def bibtex() -> str:
@@ -75,7 +76,8 @@ def _distinct(values: list[str]) -> str:
 def _data(run: Run) -> str:
     sizes = run.info["data"]["sizes"]
     names = {"train": "training", "val": "validation", "test": "test"}
-    return f"{run.info['data']['name']} ({listed([f'{n:,} {names.get(s, s)}' for s, n in sizes.items()])} images)"
+    counts = listed([f"{n:,} {names.get(split, split)}" for split, n in sizes.items()])
+    return f"{run.info['data']['name']} ({counts} images)" if counts else str(run.info["data"]["name"])
 
 
 def _experts(run: Run) -> str:
@@ -92,6 +94,8 @@ def _software(run: Run) -> str:
     environment = run.info["environment"]
     versions = environment.get("versions", {})
     commit = environment.get("commit")
+    if not environment:
+        return ""
     package = f"kdx_analysis {versions.get('kdx_analysis', '')}".rstrip() + (
         f" (commit {commit[:12]})" if commit else ""
     )

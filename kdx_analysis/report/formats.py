@@ -26,10 +26,11 @@ class _Converter(MarkdownConverter):
     """Keeps the line breaks of cells, and escapes no sign that means nothing inside a line."""
 
     def convert_br(self, el: Any, text: str, parent_tags: set[str]) -> str:
-        return "<br>" if parent_tags & {"td", "th"} else str(super().convert_br(el, text, parent_tags))
+        return "<br>" if parent_tags & {"td", "th"} else str(super().convert_br(el, text, parent_tags))  # type: ignore[misc]
 
     def escape(self, text: str, parent_tags: set[str]) -> str:
-        return str(super().escape(text, parent_tags)).replace(r"\=", "=").replace(r"\+", "+")
+        escaped = str(super().escape(text, parent_tags))  # type: ignore[misc]
+        return escaped.replace(r"\=", "=").replace(r"\+", "+")
 
 
 def pdf(html: str) -> bytes:

@@ -26,7 +26,8 @@ class Health:
         fall: share by which the training loss fell from the last epoch but one to the last; NaN below two epochs.
         finite: whether the loss of every epoch is.
         accuracy: on the test split.
-        chance: the accuracy that guessing among K classes surpasses once in 740 times: 1/K and three standard errors.
+        chance: the accuracy that guessing among K classes surpasses once in 740 times: 1/K and three standard errors;
+            NaN where classes or test images are unknown.
         undefined_pairs, pairs: of subtasks, over all probed epochs and both probe sets, whose cosine of hard-loss
             gradients is undefined, out of so many; None where conflict was not probed.
         undefined_gates: probed figures of separation and modulation that are 0/0; None where there is none.
@@ -72,6 +73,8 @@ def health(runs: RunSet) -> list[Health]:
 def summary(trainings: Sequence[Health]) -> list[str]:
     """What to know of them, in sentences; the runs that call for a look are counted."""
     trained = [t for t in trainings if t.epochs]
+    if not trained:
+        return ["No loss of any training was recorded."]
     looked = [t for t in trainings if t.concerns]
     broken = [t.run for t in trained if not t.finite]
     falling = [t for t in trained if t.fall > STILL_FALLING]
@@ -137,8 +140,11 @@ def _accuracy(metrics: pd.DataFrame) -> float:
 
 
 def _chance(run: Run) -> float:
+    images = run.info["data"]["sizes"].get("test")
+    if not images or not run.classes:
+        return math.nan
     p = 1 / len(run.classes)
-    return p + 3 * math.sqrt(p * (1 - p) / run.info["data"]["sizes"]["test"])
+    return p + 3 * math.sqrt(p * (1 - p) / images)
 
 
 def _hard(run: Run, kind: str) -> pd.DataFrame:

@@ -32,6 +32,16 @@ def test_a_teacher_that_was_given(write):
     assert "under a given teacher" in text
 
 
+def test_runs_of_unknown_data_and_origin(write):
+    runs = write(("hard",), seeds=1)
+    for run in runs:
+        run.info["data"]["sizes"] = {}
+        run.info["environment"] = {}
+    text = methods(runs, {})
+    assert text.startswith("On made we trained")
+    assert "Made with" not in text
+
+
 def test_the_references():
     text = bibtex()
     assert re.findall(r"@\w+\{(\w+),", text) == ["xue2021kdexplainer", "kdx_analysis"]

@@ -150,8 +150,8 @@ def test_styles_of_the_fragment_stay_in_it(write, two_figures):
 
 
 def test_a_teacher_alone_is_refused(write, tmp_path):
-    runs = write(())
-    with pytest.raises(KdxError, match="none of the 1 runs is a student or an explainer"):
+    runs = write(("hard",), roles=("student",)).filter(role="teacher")
+    with pytest.raises(KdxError, match="there is no run but a teacher's, and nothing to report"):
         Report(runs).save_html(tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

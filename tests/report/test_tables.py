@@ -91,7 +91,11 @@ def test_health_counts_what_is_wrong(write):
 
 
 def test_what_calls_for_a_look():
-    sound = Health("a", "student", "kd", 0, 9, 9, "last", 1.0, 0.5, 0.01, True, 0.9, 0.2, None, None, None, math.nan)
+    sound = Health(
+        run="a", role="student", objective="kd", vam="", seed=0, epochs=9, selected=9, rule="last", first_loss=1.0,
+        last_loss=0.5, fall=0.01, finite=True, accuracy=0.9, chance=0.2, undefined_pairs=None, pairs=None,
+        undefined_gates=None, dead=math.nan,
+    )  # fmt: skip
     assert sound.concerns == ()
     assert summary([sound])[0] == "None of 1 trainings calls for a look."
     broken = replace(sound, finite=False, last_loss=math.nan, fall=math.nan)
@@ -108,6 +112,14 @@ def test_chance_is_that_of_guessing(write):
     found = health(write(("hard",), seeds=1, planted={"accuracy": {"hard": [0.5]}}))[1]
     assert found.chance == pytest.approx(1 / 3 + 3 * math.sqrt(1 / 3 * 2 / 3 / 40))
     assert "accuracy of chance" in found.concerns
+
+
+def test_chance_is_unknown_where_the_test_images_are(write):
+    runs = write(("hard",), seeds=1)
+    for run in runs:
+        run.info["data"]["sizes"] = {}
+    assert all(math.isnan(training.chance) for training in health(runs))
+    assert all("accuracy of chance" not in training.concerns for training in health(runs))
 
 
 def test_provenance_names_selection_and_what_differs(write):

@@ -255,7 +255,7 @@ def test_refusals(studies, tmp_path):
         runs.compare(against="kdd")
     with pytest.raises(KdxError, match="all 4 runs of the role explainer have decomposition 'binary', so there is not"):
         runs.compare(by="decomposition")
-    with pytest.raises(KdxError, match="unknown key of runs 'trainin.threads'"):
+    with pytest.raises(KdxError, match=r"unknown key of runs 'trainin\.threads'"):
         runs.compare(by="trainin.threads")
     accuracy = RunSet.of(write_study(tmp_path, ("hard", "kd"), 1, roles=["student"]))
     with pytest.raises(KdxError, match="none of the 2 runs holds 'contention'; they hold accuracy and agreement"):

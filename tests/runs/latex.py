@@ -34,7 +34,7 @@ def tables(source: str) -> list[list[list[str]]]:
 def plain(text: str) -> str:
     """What is read in a cell."""
     text = re.sub(r"\\scriptsize |\\textbf", "", text)
-    for source, sign in (("$-$", "−"), ("{[}", "["), ("{*}", "*")):
+    for source, sign in (("$-$", "−"), ("{[}", "["), ("{*}", "*"), (r"\textless{}", "<")):
         text = text.replace(source, sign)
     return re.sub(r"\\([&%#_$])", r"\1", text).replace("{", "").replace("}", "").strip()
 

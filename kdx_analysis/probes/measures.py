@@ -137,15 +137,37 @@ def agreement_table(
 
 
 def affinity_table(affinities: Tensor, classes: Sequence[str]) -> pd.DataFrame:
-    """Z_{a→b} of every ordered pair: a, b, a_index, b_index, value, null_…; affinities are (1 + R)×K×K."""
+    """Z_{a→b} of every ordered pair, and over all of them: metric, a, b ('' where all are meant), a_index, b_index, ….
+
+    Then value, undefined (pairs of which it is NaN), null_mean, null_low, null_high, null_draws. Over all pairs:
+    ``median_affinity``, since a loss that is nearly 0 makes a mean of its own, and ``hurt_share``, that with Z < 0.
+
+    Args:
+        affinities: (1 + R)×K×K; the first is measured, the others are its null.
+    """
     K = len(classes)
     names = np.array(classes, dtype=object)
     a, b = (index.numpy() for index in torch.nonzero(~torch.eye(K, dtype=torch.bool), as_tuple=True))
     chosen = affinities.double().cpu()[:, a, b]
-    return pd.DataFrame({
-        "a": names[a], "b": names[b], "a_index": a, "b_index": b, "value": chosen[0].numpy(),
-        **quantile_columns(chosen[1:]), "null_draws": len(chosen) - 1,
+    undefined = chosen.isnan()
+    hurt = torch.where(undefined, torch.nan, (chosen < 0).double()).nanmean(dim=1)
+    whole = pd.DataFrame([
+        beside_null("median_affinity", chosen.nanquantile(0.5, dim=1)), beside_null("hurt_share", hurt),
+    ]).assign(a="", b="", a_index=-1, b_index=-1, undefined=int(undefined[0].sum()))  # fmt: skip
+    pairs = pd.DataFrame({
+        "metric": "affinity", "a": names[a], "b": names[b], "a_index": a, "b_index": b, "value": chosen[0].numpy(),
+        "undefined": undefined[0].int().numpy(), **quantile_columns(chosen[1:]),
     })  # fmt: skip
+    return pd.concat([pairs, whole], ignore_index=True).assign(null_draws=len(chosen) - 1)
+
+
+def mean_over_epochs(affinity: pd.DataFrame) -> pd.DataFrame:
+    """Recorded affinities averaged over ``epochs`` of them: split, metric, a, b, …, value, undefined, null_mean, …."""
+    keys = ["split", "metric", "a", "b", "a_index", "b_index", "null_draws", "eta", "n"]
+    return affinity.groupby(keys, sort=False).agg(
+        value=("value", "mean"), undefined=("undefined", "sum"), null_mean=("null_mean", "mean"),
+        epochs=("epoch", "nunique"),
+    ).reset_index()  # fmt: skip
 
 
 def beside_null(metric: str, values: Tensor) -> dict[str, Any]:

@@ -149,7 +149,7 @@ def conflict_of(
         outputs = model(images)
         own = outputs if margins is None else margins(outputs)
     names = tuple(map(str, range(own.shape[1]))) if classes is None else tuple(classes)
-    _check(own, labels, names)
+    check_subtasks(own, labels, names)
     one_hot = F.one_hot(labels, len(names)).to(own.dtype)
     r = residuals(lambda m: F.binary_cross_entropy_with_logits(m, one_hot, reduction="none"), own)
     sets = with_null(r, null_draws, seed)
@@ -163,7 +163,8 @@ def conflict_of(
     return ConflictRecord(pairs.assign(**counted), summary.assign(**counted))
 
 
-def _check(margins: Tensor, labels: Tensor, classes: Sequence[str]) -> None:
+def check_subtasks(margins: Tensor, labels: Tensor, classes: Sequence[str]) -> None:
+    """KdxError unless margins are finite, B×K with K ≥ 2, and of every named class there are labels."""
     B, K = margins.shape
     if not B or len(labels) != B or K < 2 or len(classes) != K:
         raise KdxError(f"{len(labels)} labels and {len(classes)} classes don't fit outputs of shape {B}×{K}, K ≥ 2")

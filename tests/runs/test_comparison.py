@@ -96,8 +96,10 @@ def test_the_latex_tables_hold_the_numbers_of_the_parquet_files(studies, seeds, 
         for objective in RUNGS:
             text = latex.plain(shown[objective][i])
             assert float(text) == pytest.approx(values[objective].mean(), abs=0.51 * 10 ** -len(text.partition(".")[2]))
-            interval = stats.ttest_rel(values[objective], values["hard"]).confidence_interval(1 - 0.05 / 3)
-            decided = seeds > 1 and objective != "hard" and (interval.low > 0 or interval.high < 0)
+            decided = False
+            if seeds > 1 and objective != "hard":
+                interval = stats.ttest_rel(values[objective], values["hard"]).confidence_interval(1 - 0.05 / 3)
+                decided = interval.low > 0 or interval.high < 0
             assert (r"\textbf" in shown[objective][i]) == decided
     assert len(effects) == 1 + 3 * 3
     for row in effects[1:]:
@@ -210,7 +212,7 @@ def test_a_table_bolds_what_is_better_than_every_other(studies):
 
 
 def test_a_clear_best_is_bold_in_every_form(tmp_path):
-    values = {"accuracy": {"hard": [0.1, 0.2, 0.31], "kd": [0.5, 0.61, 0.7], "kd_flat": [0.1, 0.21, 0.3]}}
+    values = {"accuracy": {"hard": [0.1, 0.2, 0.31], "kd": [0.5, 0.61, 0.7], "kd_flat": [0.1, 0.2, 0.3]}}
     table = write_study(tmp_path, ("hard", "kd_flat", "kd"), 3, values).table(metric="accuracy")
     assert table.to_frame().set_index("objective")["bold"].to_dict() == {"hard": False, "kd_flat": False, "kd": True}
     assert table.to_markdown().count("**") == 2
@@ -258,7 +260,7 @@ def test_refusals(studies, tmp_path):
     with pytest.raises(KdxError, match=r"unknown key of runs 'trainin\.threads'"):
         runs.compare(by="trainin.threads")
     accuracy = RunSet.of(write_study(tmp_path, ("hard", "kd"), 1, roles=["student"]))
-    with pytest.raises(KdxError, match="none of the 2 runs holds 'contention'; they hold accuracy and agreement"):
+    with pytest.raises(KdxError, match="none of the 2 runs holds 'contention'; they hold accuracy, agreement"):
         accuracy.compare("contention")
 
 

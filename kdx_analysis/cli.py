@@ -21,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Explain knowledge distillation: what did the student get from the teacher?",
 )
-lists = typer.Typer(no_args_is_help=True, help="What can be named in a study.")
+lists = typer.Typer(no_args_is_help=True, help="What can be named in a study or a command.")
 app.add_typer(lists, name="list")
 benches = typer.Typer(no_args_is_help=True, help="What something costs, timed on this machine.")
 app.add_typer(benches, name="bench")
@@ -55,13 +55,62 @@ def run(
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Directories that hold runs.")],
-    out: Annotated[Path, typer.Option(help="The page; its figures lie beside it.")] = Path("report/report.html"),
+    out: Annotated[Path, typer.Option(help="FILE.html, FILE.md or FILE.pdf; figures lie beside the first two.")] = Path(
+        "report/report.html"
+    ),
 ) -> None:
     """Write the report on finished runs."""
     from kdx_analysis.report import Report
     from kdx_analysis.runs import RunSet
 
-    typer.echo(Report(RunSet.load(*runs)).save_html(out))
+    typer.echo(Report(RunSet.load(*runs)).save(out))
+
+
+@app.command()
+def figure(
+    name: Annotated[str, typer.Argument(help="As kdx list figures gives it.")],
+    runs: Annotated[list[Path], typer.Argument(help="Directories that hold runs.")],
+    width: Annotated[str, typer.Option(help="column (3.4 inches) or page (7).")] = "page",
+    format: Annotated[str, typer.Option(help="svg, pdf (text stays text in both) or png.")] = "svg",
+    out: Annotated[Path, typer.Option(help="Directory for NAME.FORMAT and its data, NAME.csv.")] = Path("figures"),
+) -> None:
+    """Draw one figure of finished runs, with the tidy table that it shows beside it."""
+    from kdx_analysis.plots import FIGURES
+    from kdx_analysis.runs import RunSet
+
+    chosen = FIGURES[name]
+    for path in chosen.write(RunSet.load(*runs), out, width, format):  # type: ignore[arg-type]
+        typer.echo(path)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Directories that hold runs.")],
+    form: Annotated[str, typer.Option("--format", help="text, markdown, csv or latex (booktabs).")] = "text",
+    metric: Annotated[list[str] | None, typer.Option(help="By default all that the runs hold.")] = None,
+    by: Annotated[str, typer.Option(help="What to compare: objective, role, training.lr, ...")] = "objective",
+    against: Annotated[str | None, typer.Option(help="The value to compare with; by default the first.")] = None,
+    role: Annotated[
+        str | None, typer.Option(help="explainer, student or tree; the first of them that there is.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="A file for what is otherwise printed.")] = None,
+) -> None:
+    """Compare runs: means with intervals, paired differences over seeds, and what else differs."""
+    from kdx_analysis import io
+    from kdx_analysis.registry import unknown
+    from kdx_analysis.runs import Comparison, RunSet
+
+    writers: dict[str, Callable[[Comparison], str]] = {
+        "text": str, "markdown": Comparison.to_markdown, "csv": Comparison.to_csv, "latex": Comparison.to_latex,
+    }  # fmt: skip
+    if form not in writers:
+        raise unknown("format", form, writers)
+    told = writers[form](RunSet.load(*runs).compare(metric or None, by=by, against=against, role=role))
+    if out is None:
+        typer.echo(told, nl=False)
+    else:
+        io.write_text(out, told)
+        typer.echo(out)
 
 
 @app.command("import")
@@ -134,36 +183,6 @@ def watch(
         typer.echo(watching.look(study))
     else:
         watching.watch(study, console)
-
-
-@app.command()
-def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Directories that hold runs.")],
-    form: Annotated[str, typer.Option("--format", help="text, markdown, csv or latex (booktabs).")] = "text",
-    metric: Annotated[list[str] | None, typer.Option(help="By default all that the runs hold.")] = None,
-    by: Annotated[str, typer.Option(help="What to compare: objective, role, training.lr, ...")] = "objective",
-    against: Annotated[str | None, typer.Option(help="The value to compare with; by default the first.")] = None,
-    role: Annotated[
-        str | None, typer.Option(help="explainer, student or tree; the first of them that there is.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="A file for what is otherwise printed.")] = None,
-) -> None:
-    """Compare runs: means with intervals, paired differences over seeds, and what else differs."""
-    from kdx_analysis import io
-    from kdx_analysis.registry import unknown
-    from kdx_analysis.runs import Comparison, RunSet
-
-    writers: dict[str, Callable[[Comparison], str]] = {
-        "text": str, "markdown": Comparison.to_markdown, "csv": Comparison.to_csv, "latex": Comparison.to_latex,
-    }  # fmt: skip
-    if form not in writers:
-        raise unknown("format", form, writers)
-    told = writers[form](RunSet.load(*runs).compare(metric or None, by=by, against=against, role=role))
-    if out is None:
-        typer.echo(told, nl=False)
-    else:
-        io.write_text(out, told)
-        typer.echo(out)
 
 
 @app.command()
@@ -263,7 +282,8 @@ def studies() -> None:
     for name, path in ready_studies().items():
         study = StudyConfig.load(path)
         objectives = ", ".join(objective.label for objective in study.objectives)
-        typer.echo(f"{name}: {study.teacher.model} → {study.student} on {study.data.name}; {objectives}")
+        arms = f"; VAM: {', '.join(study.arms)}" if len(study.arms) > 1 else ""
+        typer.echo(f"{name}: {study.teacher.model} → {study.student} on {study.data.name}; {objectives}{arms}")
 
 
 @lists.command()
@@ -310,6 +330,15 @@ def objectives() -> None:
         typer.echo(f"{name}: {meaning}")
 
 
+@lists.command()
+def figures() -> None:
+    """Figures of finished runs (kdx figure NAME RUNS)."""
+    from kdx_analysis.plots import FIGURES
+
+    for name, figure in FIGURES.items():
+        typer.echo(f"{name}: {figure.title}")
+
+
 @benches.command("vam")
 def bench_vam(
     rounds: Annotated[int, typer.Option(min=1, help="Timings of each contestant.")] = 15,
@@ -343,9 +372,16 @@ def _run(name: str, changes: list[str], out: Path | None, jobs: int, data_dir: P
     runs = study.run(out, jobs=jobs, progress=rich_progress)
     from kdx_analysis.report import Report
 
-    for answer in Report(runs).answers:
-        typer.echo("\n" + "\n".join([answer.opening, *answer.details, *answer.cautions]))
+    report = Report(runs)
+    for answer in report.answers:
+        _tell([answer.opening, *answer.details, *answer.cautions])
+    if report.arms is not None:
+        _tell([report.arms.opening, *report.arms.details, *report.arms.cautions])
     typer.echo(f"\n{out / 'report' / 'report.html'}")
+
+
+def _tell(sentences: list[str]) -> None:
+    typer.echo("\n" + "\n".join(sentences))
 
 
 def _pairs(option: str, given: list[str] | None) -> dict[str, str]:
@@ -392,6 +428,10 @@ def _announce(study: Study, out: Path, jobs: int) -> None:
             f"  a tree of every explainer: gates hardened by {phase2.by}, weights {phase2.weights}, "
             f"{config.training_of('tree').epochs} epochs"
         )
+    if len(config.arms) > 1:
+        typer.echo(f"  a student under every arm of VAM: {', '.join(config.arms)}")
+    if "explainer" not in config.roles:
+        return
     for role in ("explainer", "tree") if config.explainer.phase2 is not None else ("explainer",):
         epochs = ", ".join(map(str, checkpoints(config.training_of(role).epochs, config.probes.checkpoints)))
         waiting = sum(step.role == role and not step.done for step in steps)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.io import write_text
@@ -172,7 +172,7 @@ class PenaltyConfig(_Config):
     """Weight γ of VAM's entropy penalty over epochs: ``start``, or from there to ``end`` in equal steps."""
 
     schedule: Literal["constant", "linear"] = "constant"
-    start: NotNegative = 0.01
+    start: NotNegative = 0.0
     end: NotNegative = 0.01
 
 
@@ -180,7 +180,7 @@ class VAMConfig(_Config):
     """VAM on every student (not on teacher and explainers).
 
     ``blocks`` per layer or ``channels`` per block, on the layers that match ``where``; ``gamma`` and ``temperature``
-    are numbers or schedules. The arguments are those of ``kdx.vam.attach``.
+    are numbers or schedules, and without ``gamma`` there is no penalty. The arguments are those of ``kdx.vam.attach``.
     """
 
     blocks: Annotated[int, Field(ge=2)] = 8
@@ -194,6 +194,23 @@ class VAMConfig(_Config):
     @classmethod
     def _number_alone(cls, value: Any) -> Any:
         return {"schedule": "constant", "start": value} if isinstance(value, int | float) else value
+
+
+_SETTING, _ARMS = "one setting", "arms"
+
+
+def _setting_or_arms(value: Any) -> str:
+    """Which of the two a vam section is: arms hold a setting or null under every key, and no key is a setting's own."""
+    if not isinstance(value, Mapping):
+        return _SETTING
+    arms = value and all(inner is None or isinstance(inner, Mapping | VAMConfig) for inner in value.values())
+    return _ARMS if arms and not set(value) & set(VAMConfig.model_fields) else _SETTING
+
+
+Arms = Annotated[dict[Annotated[str, Field(min_length=1)], VAMConfig | None], Field(min_length=1)]
+VAMSection = Annotated[
+    Annotated[VAMConfig, Tag(_SETTING)] | Annotated[Arms, Tag(_ARMS)], Discriminator(_setting_or_arms)
+]
 
 
 class ProbeConfig(_Config):
@@ -213,17 +230,20 @@ class ProbeConfig(_Config):
 
 
 class StudyConfig(_Config):
-    """Runs that share data and teacher: one explainer and one undivided student per objective and seed.
+    """Runs that share data and teacher: for every objective and seed a run of each of the ``roles``.
 
-    With ``vam`` students have the virtual attention module. With ``explainer.phase2`` a tree grows from every
-    explainer. ``loggers`` are told of every training, epoch by epoch; they change nothing in it.
+    The student is the undivided one. With ``vam`` it has the virtual attention module; where ``vam`` maps labels to
+    settings (null: without), there is a student for each, with the same weights and images to start from. With
+    ``explainer.phase2`` a tree grows from every explainer. ``loggers`` are told of every training, epoch by epoch; they
+    change nothing in it.
     """
 
     name: str
     data: DataConfig
     teacher: TeacherConfig
     student: str
-    vam: VAMConfig | None = None
+    roles: Annotated[tuple[Literal["student", "explainer"], ...], Field(min_length=1)] = ("student", "explainer")
+    vam: VAMSection | None = None
     explainer: ExplainerConfig = ExplainerConfig()
     objectives: Annotated[tuple[ObjectiveConfig, ...], Field(min_length=1)]
     training: TrainingConfig = TrainingConfig()
@@ -234,11 +254,31 @@ class StudyConfig(_Config):
     @model_validator(mode="after")
     def _distinct(self) -> Self:
         labels = [objective.label for objective in self.objectives]
-        for what, values in (("seed", self.seeds), ("objective", labels), ("logger", self.loggers)):
+        named = (("seed", self.seeds), ("objective", labels), ("role", self.roles), ("logger", self.loggers))
+        for what, values in named:
             twice = sorted({str(v) for v in values if list(values).count(v) > 1})
             if twice:
                 raise ValueError(f"{what} {', '.join(twice)} is given more than once")
+        arms = list(self.arms.items())
+        for i, (label, setting) in enumerate(arms):
+            if alike := next((other for other, held in arms[:i] if held == setting), None):
+                raise ValueError(f"vam has the same setting under {alike!r} and {label!r}")
         return self
+
+    @model_validator(mode="after")
+    def _asked_of_a_role(self) -> Self:
+        for key, given, role in (
+            ("vam", self.vam, "student"),
+            ("explainer.phase2", self.explainer.phase2, "explainer"),
+        ):
+            if given is not None and role not in self.roles:
+                raise ValueError(f"{key} needs {role} among the roles, which are {', '.join(self.roles)}")
+        return self
+
+    @property
+    def arms(self) -> dict[str, VAMConfig | None]:
+        """VAM's settings by label; the label is empty where the study does not vary them."""
+        return self.vam if isinstance(self.vam, dict) else {"": self.vam}
 
     @classmethod
     def parse(cls, value: Mapping[str, Any], *, source: str = "study") -> StudyConfig:
@@ -351,9 +391,10 @@ def _is_model(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
-def _is_key(part: str) -> bool:
-    """Whether a part of pydantic's locations is a key, not the branch of a union that it tried."""
-    return part.isidentifier() and part not in ("int", "str")
+def _dotted(location: tuple[int | str, ...]) -> str:
+    """One of pydantic's locations without the branches of unions that it tried."""
+    branch = re.compile(rf"int|str|{_SETTING}|{_ARMS}|(constrained|function|tuple|dict)\W.*")
+    return ".".join(str(part) for part in location if not branch.fullmatch(str(part)))
 
 
 def _one_line(error: ValidationError, model: type[BaseModel], source: str) -> KdxError:
@@ -361,10 +402,10 @@ def _one_line(error: ValidationError, model: type[BaseModel], source: str) -> Kd
     problem = next((p for p in problems if not p["type"].endswith("_type")), problems[0])  # of a union the nearest
     location = problem["loc"]
     if problem["type"] == "extra_forbidden":
-        place = f" (at {'.'.join(map(str, location))!r})" if len(location) > 1 else ""
+        place = f" (at {_dotted(location)!r})" if len(location) > 1 else ""
         mistake = unknown("configuration key", str(location[-1]), _keys_at(model, location))
         return KdxError(f"{source}: {mistake}{place}")
-    key = ".".join(str(part) for part in location if isinstance(part, int) or _is_key(part))
+    key = _dotted(location)
     if problem["type"] == "missing":
         return KdxError(f"{source}: {key!r} is missing; add it")
     if problem["type"] == "literal_error" and isinstance(problem["input"], str):

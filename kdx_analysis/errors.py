@@ -1,4 +1,4 @@
-"""The one exception that speaks to the user."""
+"""The exceptions that speak to the user."""
 
 from __future__ import annotations
 
@@ -8,3 +8,7 @@ class KdxError(ValueError):
 
     The command line prints the message on one line and exits with code 2; every other exception is a bug.
     """
+
+
+class AbsentError(KdxError):
+    """The runs hold nothing of the kind that is asked about: no explainer, no VAM, no arms."""

@@ -17,7 +17,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.multiprocessing import ProcessRaisedException
 
-from kdx_analysis.config import ObjectiveConfig, Phase2Config, StudyConfig, TrainingConfig, flatten
+from kdx_analysis.config import ObjectiveConfig, Phase2Config, StudyConfig, TrainingConfig, VAMConfig, flatten
 from kdx_analysis.data import Dataset
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, Tree
@@ -49,7 +49,7 @@ class Ingredients(Protocol):
 
     def teacher(self, path: Path) -> nn.Module: ...
 
-    def build(self, role: str) -> nn.Module: ...
+    def build(self, role: str, vam: VAMConfig | None = None) -> nn.Module: ...
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ class Step:
         seed: of its weights, order and augmentation.
         config: everything that decides its result; a run is done when a directory for just this config exists.
         path: that directory.
+        vam: label of a student's arm in ``StudyConfig.arms``.
         explainer: the directory of the run that a tree grows from; None for other roles.
     """
 
@@ -70,6 +71,7 @@ class Step:
     seed: int
     config: Mapping[str, Any]
     path: Path
+    vam: str = ""
     explainer: Path | None = None
 
     @property
@@ -82,7 +84,7 @@ class Step:
         """What tells the run from others of its study."""
         return {
             "role": self.role, "objective": self.objective.label if self.role != "teacher" else "",
-            "decomposition": self.objective.decomposition, "seed": self.seed,
+            "decomposition": self.objective.decomposition, "vam": self.vam, "seed": self.seed,
         }  # fmt: skip
 
     @property
@@ -96,7 +98,9 @@ class Step:
 
     @property
     def title(self) -> str:
-        return self.role if self.role == "teacher" else f"{self.role} {self.objective.label} seed {self.seed}"
+        if self.role == "teacher":
+            return self.role
+        return " ".join(filter(None, (self.role, self.objective.label, self.vam, f"seed {self.seed}")))
 
     @classmethod
     def of(
@@ -106,12 +110,15 @@ class Step:
         objective: ObjectiveConfig,
         seed: int,
         config: Mapping[str, Any],
+        *,
+        vam: str = "",
         explainer: Path | None = None,
     ) -> Step:
         """The step whose directory below ``parent`` is named for its configuration."""
         config = {"role": role, **config}
         label = "" if role == "teacher" else objective.label
-        return cls(role, objective, seed, config, parent / run_id(role, label, seed, config), explainer)
+        path = parent / run_id(role, label, seed, config, vam=vam)
+        return cls(role, objective, seed, config, path, vam, explainer)
 
 
 def train_steps(study: Ingredients, steps: Sequence[Step], teacher: Path, jobs: int, show: Progress) -> None:
@@ -209,18 +216,18 @@ def _train_on(
             if fabric.is_global_zero:
                 callbacks.append(ProgressFile(step.study / PROGRESS / f"{step.path.name}.json", config.epochs))
             gated = study.config.explainer
+            vam = study.config.arms[step.vam] if step.role == "student" else None
             if step.explainer is not None:
                 model, grown_from = _tree(study, step.explainer)
                 records["tree"] = tree_record(model.tree(data.classes))
             else:
-                model = study.build(step.role)
+                model = study.build(step.role, vam)
             if isinstance(model, HME):
                 probe = ExplainerProbe(
                     model.to(fabric.device), data.to(fabric.device), step.objective, study.config.probes,
                     config.epochs, None if teacher is None else teacher.to(fabric.device),
                 )  # fmt: skip
                 callbacks.append(probe)
-            vam = study.config.vam if step.role == "student" else None
             if vam is not None:
                 probe = VAMProbe(data.to(fabric.device), study.config.probes)
                 callbacks.append(probe)

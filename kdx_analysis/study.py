@@ -64,7 +64,9 @@ class Study:
         seeds: a number of seeds, counted from 0, or the seeds themselves.
         name: of the study.
         data_dir: where data sets lie; by default $KDX_DATA, else ./data.
-        vam, explainer, training, probes, teacher_training: sections of the configuration, as objects or mappings.
+        roles: what is trained under each objective: student, explainer, or both.
+        vam: a setting for all students, or arms: label → setting, or None for students without VAM.
+        explainer, training, probes, teacher_training: sections of the configuration, as objects or mappings.
         loggers: tensorboard, mlflow, wandb: what is told of every training.
         data_options: further keys of the data section, as ``{"per_class": 500}``.
 
@@ -81,6 +83,7 @@ class Study:
         seeds: int | Sequence[int] = 3,
         name: str | None = None,
         data_dir: str | Path | None = None,
+        roles: Sequence[str] | None = None,
         vam: VAMConfig | Mapping[str, Any] | None = None,
         explainer: ExplainerConfig | Mapping[str, Any] | None = None,
         training: TrainingConfig | Mapping[str, Any] | None = None,
@@ -107,6 +110,7 @@ class Study:
             "data": {"name": data_name, **(data_options or {})},
             "teacher": teacher_section,
             "student": student if isinstance(student, str) else type(student).__name__,
+            "roles": roles,
             "vam": _plain(vam),
             "explainer": _plain(explainer),
             "objectives": [_plain(objective) for objective in objectives],
@@ -157,8 +161,8 @@ class Study:
         """A copy of the study's teacher; ``path`` is the directory of its run, if the study trained it."""
         return self._teacher_with(path / WEIGHTS) if self.given_teacher is None else copy.deepcopy(self.given_teacher)
 
-    def build(self, role: str) -> nn.Module:
-        """A teacher, student or explainer with weights drawn anew from torch's random state.
+    def build(self, role: str, vam: VAMConfig | None = None) -> nn.Module:
+        """A teacher, student (with ``vam`` or without) or explainer with weights drawn anew from torch's random state.
 
         Raises KdxError for a student whose weights can't be, or that can't be split.
         """
@@ -168,7 +172,7 @@ class Study:
         given = self._given.student
         student = build_model(self.config.student, K, channels) if given is None else redrawn(given)
         if role == "student":
-            if (vam := self.config.vam) is not None:
+            if vam is not None:
                 attention.attach(student, **vam.model_dump(include=set(_ATTACHED)))
             return student
         chosen = self.config.explainer
@@ -184,8 +188,10 @@ class Study:
         check_loggers(self.config.loggers)
         shape, K = self.dataset.shape, self.dataset.num_classes
         with torch.random.fork_rng():
-            for role in ("student", "explainer"):
-                check_fits(self.build(role), shape, K)
+            for vam in self.config.arms.values():
+                check_fits(self.build("student", vam), shape, K)
+            if "explainer" in self.config.roles:
+                check_fits(self.build("explainer"), shape, K)
             if self.given_teacher is None:
                 check_fits(self.build("teacher"), shape, K)
             else:
@@ -230,9 +236,12 @@ class Study:
                     student["architecture"] = digest({"repr": repr(self._given.student)}, 64)
                 hme = {key: value for key, value in section["explainer"].items() if key != "phase2"}
                 explainer = {**student, "explainer": hme, "probes": section["probes"]}
-                attended = {} if section["vam"] is None else {"vam": section["vam"]}
-                steps.append(Step.of(out / "runs", "student", objective, seed, student | attended))
-                steps.append(Step.of(out / "runs", "explainer", objective, seed, explainer))
+                if "student" in self.config.roles:
+                    for label, vam in self.config.arms.items():
+                        attended = {} if vam is None else {"vam": _plain(vam)}
+                        steps.append(Step.of(out / "runs", "student", objective, seed, student | attended, vam=label))
+                if "explainer" in self.config.roles:
+                    steps.append(Step.of(out / "runs", "explainer", objective, seed, explainer))
                 if (phase2 := section["explainer"]["phase2"]) is not None:
                     tree = {**explainer, "phase2": {**phase2, "training": phase2["training"] or section["training"]}}
                     steps.append(Step.of(out / "runs", "tree", objective, seed, tree, explainer=steps[-1].path))

@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from kdx_analysis.config import LADDER, ObjectiveConfig, ProbeConfig, StudyConfig, digest, flatten
+from kdx_analysis.config import LADDER, ObjectiveConfig, ProbeConfig, StudyConfig, VAMConfig, digest, flatten
 from kdx_analysis.errors import KdxError
 
 STUDY = {
@@ -206,3 +206,33 @@ def test_vam_takes_numbers_for_schedules_and_comes_back_from_yaml():
         study(vam={"block": 4})
     with pytest.raises(KdxError, match=r"vam\.blocks = 1"):
         study(vam={"blocks": 1})
+
+
+def test_vam_is_one_setting_or_arms_by_label():
+    assert study().arms == {"": None}
+    assert study(vam={"blocks": 4}).arms == {"": VAMConfig(blocks=4)}
+    config = study(vam={"plain": None, "vam": {}, "γ": {"gamma": 0.01}})
+    assert config.arms == {"plain": None, "vam": VAMConfig(), "γ": VAMConfig(gamma={"start": 0.01})}
+    assert StudyConfig.parse(config.to_dict()) == config
+    assert config.override(["vam.vam.blocks=4"]).arms["vam"] == VAMConfig(blocks=4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vam": {"a": None, "b": {"block": 4}}}, r"'block'; did you mean 'blocks'.*at 'vam\.b\.block'"),
+        ({"vam": {"a": None, "b": {"blocks": 1}}}, r"vam\.b\.blocks = 1"),
+        ({"vam": {"a": {"blocks": 8}, "b": {}}}, "vam has the same setting under 'a' and 'b'"),
+        ({"vam": {"": None, "b": {}}}, "at least 1 character"),
+        ({"vam": 3}, "vam = 3: input should be keys and values"),
+        ({"vam": {}, "roles": ["explainer"]}, "vam needs student among the roles, which are explainer"),
+        ({"explainer": {"phase2": {}}, "roles": ["student"]}, "phase2 needs explainer among the roles"),
+        ({"roles": []}, "roles = .*at least 1 item"),
+        ({"roles": ["student", "student"]}, "role student is given more than once"),
+        ({"roles": ["students"]}, r"unknown .*'students'; did you mean 'student'"),
+    ],
+)
+def test_arms_and_roles_that_can_not_be(changes, message):
+    with pytest.raises(KdxError, match=message) as caught:
+        study(**changes)
+    assert "\n" not in str(caught.value)

@@ -5,13 +5,14 @@ import pandas as pd
 import pytest
 import torch
 
+from kdx_analysis.config import digest
 from kdx_analysis.errors import KdxError
 from kdx_analysis.execution import Step, train_steps
 from kdx_analysis.models import HME
 from kdx_analysis.models.zoo import plain_stage
 from kdx_analysis.runs import Run, RunSet
 from kdx_analysis.study import Study, ready_studies
-from kdx_analysis.training import score
+from kdx_analysis.training import fit, score
 from kdx_analysis.training.checkpoints import fingerprint, load_weights
 from tests import toys
 from tests.conftest import toy_study
@@ -299,6 +300,65 @@ def test_vam_is_on_students_alone_and_folded_into_the_weights_on_disk(finished, 
     (accuracy,) = run.record("metrics").query("split == 'test' and metric == 'accuracy'")["value"]
     data = toys.dataset()
     assert score(student, data.test, data, "binary")[0]["value"] == accuracy
+
+
+ARMS = {"plain": None, "vam": {"blocks": 4}, "vam γ .1": {"blocks": 4, "gamma": 0.1}}
+
+
+@pytest.fixture(scope="module")
+def arms(tmp_path_factory) -> RunSet:
+    """Students alone, under three arms of VAM and two seeds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kdx_analysis.report.Report.save_html", lambda self, out: out)
+        return toy_study(roles=["student"], objectives=["kd"], vam=ARMS).run(tmp_path_factory.mktemp("arms"))
+
+
+def test_arms_of_vam_are_runs_of_one_study(arms):
+    assert [run.role for run in arms] == ["teacher"] + 6 * ["student"]
+    assert [(run.keys["vam"], run.seed) for run in arms.filter(role="student")] == [
+        (label, seed) for label in ARMS for seed in (0, 1)
+    ]
+    assert [run.id[:-8] for run in arms.filter(seed=1)] == [
+        "student-kd-plain-seed1-", "student-kd-vam-seed1-", "student-kd-vam_.1-seed1-",
+    ]  # fmt: skip
+    assert ["vam" in run.info["config"] for run in arms.filter(seed=0, role="student")] == [False, True, True]
+    assert ["vam_gates" in run.kinds for run in arms.filter(seed=0, role="student")] == [False, True, True]
+    entropy = arms.frame("vam_entropy").query("attention == 'alpha' and epoch == 2").groupby("vam")["value"].mean()
+    assert entropy["vam γ .1"] < entropy["vam"] < 1
+
+
+def test_a_study_without_arms_has_the_ids_that_it_had_before_there_were_arms(tmp_path):
+    (_, one, _), (_, other, *_) = (
+        toy_study(objectives=["hard"], seeds=1, vam=vam).plan(tmp_path) for vam in (None, {"plain": None, "vam": {}})
+    )
+    assert one.config == other.config
+    assert (one.path.name, other.path.name) == tuple(
+        f"student-hard-{arm}seed0-{digest(one.config)}" for arm in ("", "plain-")
+    )
+
+
+def test_arms_start_with_the_same_weights_and_images(monkeypatch, tmp_path):
+    seen = []
+
+    def look(model, data, objective, config, **keys):
+        weights = {name.replace("plain_weight", "weight"): p.detach().clone() for name, p in model.named_parameters()}
+        batches = []
+        model.register_forward_pre_hook(
+            lambda module, inputs: batches.append(inputs[0].clone()) if module.training else None
+        )
+        seen.append((weights, batches))
+        return fit(model, data, objective, config, **keys)
+
+    monkeypatch.setattr("kdx_analysis.execution.fit", look)
+    study = toy_study(roles=["student"], objectives=["kd"], vam=ARMS, seeds=1, teacher=toys.RowTeacher())
+    study.run(tmp_path)
+    (plain, images), *others = seen
+    assert len(others) == 2
+    for weights, batches in others:
+        assert {name for name in weights if not name.endswith("vam.logits")} == set(plain)
+        assert all(torch.equal(weights[name], value) for name, value in plain.items())
+        assert all(torch.equal(*pair) for pair in zip(batches, images, strict=True))
+    assert len(images) == 2 * 3
 
 
 def test_a_teacher_of_another_study_is_taken_by_the_path_of_its_run(finished, tmp_path):

@@ -36,7 +36,7 @@ ACCURACY_MARGIN = 0.02
 COLUMNS = (
     "metric", "contrast", "adds", "effect", "low", "high", "confidence", "n", "correlation", "margin", "verdict",
 )  # fmt: skip
-_MEANS = {
+MEANS = {
     "conflict_rate": ("less conflict", "more conflict"),
     "severity": ("less conflict", "more conflict"),
     "contention": ("less conflict", "more conflict"),
@@ -51,18 +51,32 @@ class Answer:
     """What the data say.
 
     Attributes:
-        opening: the answer in a sentence.
-        details: the further contrasts, one sentence each.
+        headline: the answer in a sentence.
+        rest: what the rest of KD does, in a sentence; '' where that was not run.
+        contrasts: the further contrasts, one sentence each.
+        division: how KD's effect divides over the rungs of the ladder; '' where they were not run.
         cautions: what stands against reading too much into it.
         findings: every metric under every contrast, those asked about first.
         confidence: of every interval, 1 − 0.05/m over the m metrics asked about.
     """
 
-    opening: str
-    details: tuple[str, ...]
+    headline: str
+    rest: str
+    contrasts: tuple[str, ...]
+    division: str
     cautions: tuple[str, ...]
     findings: tuple[Finding, ...]
     confidence: float
+
+    @property
+    def opening(self) -> str:
+        """Headline and rest."""
+        return f"{self.headline} {self.rest}".rstrip()
+
+    @property
+    def details(self) -> tuple[str, ...]:
+        """Contrasts and division."""
+        return tuple(filter(None, (*self.contrasts, self.division)))
 
     def to_frame(self) -> pd.DataFrame:
         """One row per finding, with the columns COLUMNS."""
@@ -87,27 +101,28 @@ def answer(values: Mapping[str, pd.DataFrame], labels: Mapping[str, str]) -> Ans
     def of(contrast: Contrast) -> list[Finding]:
         return [f for f in found if f.contrast == contrast and f.metric in ASKED]
 
-    opening = [_opening(main, of(main) if main else [], labels)]
     others = [contrast for contrast in all_contrasts if contrast != main]
-    details = []
+    rest_of_kd = ""
+    sentences = []
     if main is not None:
-        details.append(_gate_sentence(of(main)))
+        sentences.append(_gate_sentence(of(main)))
         rest = next((contrast for contrast in others if (contrast.a, contrast.b) == (main.b, "hard")), None)
         if rest is not None:
-            opening.append(f"The rest of KD, {_contrast_sentence(rest, of(rest))}")
+            rest_of_kd = f"The rest of KD, {_contrast_sentence(rest, of(rest))}"
             others.remove(rest)
-    details += [_contrast_sentence(contrast, of(contrast)) for contrast in others]
-    details.append(_division(values, labels, found))
+    sentences += [_contrast_sentence(contrast, of(contrast)) for contrast in others]
     return Answer(
-        " ".join(opening),
-        tuple(detail for detail in details if detail),
+        _headline(main, of(main) if main else [], labels),
+        rest_of_kd,
+        tuple(filter(None, sentences)),
+        _division(values, labels, found),
         _cautions(values, labels),
         found,
         confidence,
     )
 
 
-def _opening(main: Contrast | None, found: Sequence[Finding], labels: Mapping[str, str]) -> str:
+def _headline(main: Contrast | None, found: Sequence[Finding], labels: Mapping[str, str]) -> str:
     if main is None:
         missing = "KD was not run" if "kd" not in labels else "no control of KD (hard_T, kd_flat, kd_shuffled) was run"
         return (
@@ -249,11 +264,11 @@ def _signed(finding: Finding) -> str:
 
 
 def _change(finding: Finding) -> str:
-    meaning = _MEANS[finding.metric][finding.verdict == RAISES]
-    return f"{finding.verdict} {_title(finding)} by {_size(finding)} ({meaning})"
+    meaning = MEANS[finding.metric][finding.verdict == RAISES]
+    return f"{finding.verdict} {_title(finding)} by {size(finding)} ({meaning})"
 
 
-def _size(finding: Finding) -> str:
+def size(finding: Finding) -> str:
     """The size of a change and its interval, both positive where it is decided."""
     effect = finding.effect
     assert effect is not None

@@ -19,12 +19,15 @@ class Health:
 
     Attributes:
         run: its id.
-        role, objective, seed: its keys.
+        role, objective, vam, seed: its keys.
         epochs: trained; 0 for a teacher that was given.
         selected: epoch whose weights are kept, by ``rule``.
         first_loss, last_loss: of training, in the first and last epoch; NaN for a teacher that was given.
         fall: share by which the training loss fell from the last epoch but one to the last; NaN below two epochs.
         finite: whether the loss of every epoch is.
+        accuracy: on the test split.
+        chance: the accuracy that guessing among K classes surpasses once in 740 times: 1/K and three standard errors;
+            NaN where classes or test images are unknown.
         undefined_pairs, pairs: of subtasks, over all probed epochs and both probe sets, whose cosine of hard-loss
             gradients is undefined, out of so many; None where conflict was not probed.
         undefined_gates: probed figures of separation and modulation that are 0/0; None where there is none.
@@ -34,6 +37,7 @@ class Health:
     run: str
     role: str
     objective: str
+    vam: str
     seed: int
     epochs: int
     selected: int
@@ -42,10 +46,23 @@ class Health:
     last_loss: float
     fall: float
     finite: bool
+    accuracy: float
+    chance: float
     undefined_pairs: int | None
     pairs: int | None
     undefined_gates: int | None
     dead: float
+
+    @property
+    def concerns(self) -> tuple[str, ...]:
+        """What calls for a look at this training."""
+        found = {
+            "loss not finite": not self.finite,
+            "loss rose": self.last_loss > self.first_loss,
+            "loss still falling": self.fall > STILL_FALLING,
+            "accuracy of chance": self.accuracy <= self.chance,
+        }
+        return tuple(what for what, so in found.items() if so)
 
 
 def health(runs: RunSet) -> list[Health]:
@@ -58,15 +75,29 @@ def summary(trainings: Sequence[Health]) -> list[str]:
     trained = [t for t in trainings if t.epochs]
     if not trained:
         return ["No loss of any training was recorded."]
+    looked = [t for t in trainings if t.concerns]
     broken = [t.run for t in trained if not t.finite]
     falling = [t for t in trained if t.fall > STILL_FALLING]
+    guessing = [t.run for t in trainings if t.accuracy <= t.chance]
     sentences = [
+        f"{len(looked)} of {len(trainings)} trainings call for a look; the table names why."
+        if looked
+        else f"None of {len(trainings)} trainings calls for a look.",
         f"The loss is finite in every epoch of all {len(trained)} trainings."
         if not broken
         else f"The loss is not finite in {len(broken)} of {len(trained)} trainings: {', '.join(broken)}.",
         f"The training loss still fell by more than {100 * STILL_FALLING:g} % in the last epoch of {len(falling)} of "
         f"{len(trained)} trainings{': these may not have converged.' if falling else '.'}",
     ]
+    if guessing:
+        sentences.append(f"No better than chance on the test split: {', '.join(guessing)}.")
+    with_experts = [t for t in trainings if not math.isnan(t.dead)]
+    if with_experts:
+        dead = [t.dead for t in with_experts if t.dead > 0]
+        sentences.append(
+            f"In {len(dead)} of {len(with_experts)} explainers some experts of the last level are dead (no subtask "
+            f"reaches them){f', at most {100 * max(dead):.0f} % of them' if dead else ''}."
+        )
     pairs = [t for t in trainings if t.pairs]
     if pairs:
         undefined, total = sum(t.undefined_pairs or 0 for t in pairs), sum(t.pairs or 0 for t in pairs)
@@ -88,17 +119,32 @@ def _health(run: Run) -> Health:
     loss = [float(value) for value in losses]
     undefined, pairs = _pairs(run)
     return Health(
-        run.id, run.role, run.objective, run.seed, len(loss), int(run.info["selection"]["epoch"]),
+        run.id, run.role, run.objective, run.vam, run.seed, len(loss), int(run.info["selection"]["epoch"]),
         str(run.info["selection"]["rule"]),
         first_loss=loss[0] if loss else math.nan,
         last_loss=loss[-1] if loss else math.nan,
         fall=1 - loss[-1] / loss[-2] if len(loss) > 1 and loss[-2] else math.nan,
         finite=all(map(math.isfinite, loss)),
+        accuracy=_accuracy(metrics),
+        chance=_chance(run),
         undefined_pairs=undefined,
         pairs=pairs,
         undefined_gates=_undefined_gates(run),
         dead=_dead(run),
     )  # fmt: skip
+
+
+def _accuracy(metrics: pd.DataFrame) -> float:
+    right = metrics[(metrics["split"] == "test") & (metrics["metric"] == "accuracy")]["value"]
+    return float(right.iloc[-1]) if len(right) else math.nan
+
+
+def _chance(run: Run) -> float:
+    images = run.info["data"]["sizes"].get("test")
+    if not images or not run.classes:
+        return math.nan
+    p = 1 / len(run.classes)
+    return p + 3 * math.sqrt(p * (1 - p) / images)
 
 
 def _hard(run: Run, kind: str) -> pd.DataFrame:

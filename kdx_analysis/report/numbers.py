@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 from kdx_analysis.runs import Interval
 from kdx_analysis.runs.numbers import MISSING, decimals_for, estimate, listed, number
 
-__all__ = ["MISSING", "decimals_for", "estimate", "listed", "number", "percent"]
+__all__ = ["MISSING", "decimals_for", "estimate", "latex", "listed", "number", "percent", "tied"]
 
 
 def percent(interval: Interval | None) -> str:
@@ -14,3 +16,24 @@ def percent(interval: Interval | None) -> str:
         return MISSING
     mean = number(100 * interval.mean, 1)
     return mean if interval.n < 2 else f"{mean} [{number(100 * interval.low, 1)}, {number(100 * interval.high, 1)}]"
+
+
+def tied(text: str) -> str:
+    """``text`` that no line breaks in ``95 %``, ``n = 3``, ``[0.1, 0.2]`` and ``t-interval``."""
+    return _TIES.sub("\u00a0", text).replace("t-interval", "t\u2011interval")
+
+
+_TIES = re.compile(r"(?<=\d) (?=%)|(?<=\bn) (?==)|(?<==) (?=\d)|(?<=\d,) (?=[−+]?[\d.]+\])")
+_LATEX = str.maketrans({
+    "−": "$-$", "±": r"$\pm$", "–": "--", "%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "$": r"\$", "{": r"\{",
+    "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}",
+})  # fmt: skip
+
+
+def latex(text: str) -> str:
+    """``text`` as LaTeX source.
+
+    >>> print(latex("hard_T: −0.25 at 95 %"))
+    hard\\_T: $-$0.25 at 95 \\%
+    """
+    return text.translate(_LATEX)

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import re
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from kdx_analysis import plots
-from kdx_analysis.errors import KdxError
+from kdx_analysis.errors import AbsentError, KdxError
 from kdx_analysis.io import staged_file, write_text
-from kdx_analysis.report import health, numbers, provenance, tables, trees
+from kdx_analysis.report import arms, cite, formats, health, numbers, provenance, tables, trees
 from kdx_analysis.report.answer import Answer
+from kdx_analysis.report.claims import Claim, claims
 from kdx_analysis.report.findings import LOWERS, RAISES, Finding
 from kdx_analysis.runs import METRIC, RunSet
 
-PAGE, FIGURES, ANSWER, TREES = "report.html", "figures", "answer.csv", "trees.csv"
+PAGE, FIGURES, ANSWER, ARMS, TREES = "report.html", "figures", "answer.csv", "arms.csv", "trees.csv"
+EMBEDDED = 3_000_000  # bytes of figures in a page, as long as their PNGs allow
 
 
 @dataclass(frozen=True)
@@ -32,23 +39,30 @@ class Drawn:
     caption: str
     files: dict[str, bytes]
 
-    @property
-    def source(self) -> str:
-        """The PNG as a data address, so that the page needs no other file."""
-        return f"data:image/png;base64,{base64.b64encode(self.files[f'{self.name}.png']).decode()}"
+    def source(self, suffix: str) -> str:
+        """The PNG or SVG as a data address, so that the page needs no other file."""
+        kind = {"png": "png", "svg": "svg+xml"}[suffix]
+        return f"data:image/{kind};base64,{base64.b64encode(self.files[f'{self.name}.{suffix}']).decode()}"
+
+    def size(self, suffix: str) -> int:
+        """Bytes of the data address, nearly."""
+        return 4 * len(self.files[f"{self.name}.{suffix}"]) // 3
 
     @property
     def width(self) -> int:
-        """Width in CSS pixels that shows the figure at its size in inches (a PNG's width is its bytes 16–20)."""
-        return round(int.from_bytes(self.files[f"{self.name}.png"][16:20], "big") * 96 / 150)
+        """Width in CSS pixels; letters of 7 points, small enough for print, are 13 pixels high.
+
+        A PNG's width in pixels is its bytes 16–20, and it has 150 dots an inch.
+        """
+        return round(int.from_bytes(self.files[f"{self.name}.png"][16:20], "big") / 150 * 134)
 
 
 @dataclass(frozen=True)
 class Report:
     """The report on runs of one study: the answer, its tables and figures, and where they come from.
 
-    Shows itself in a notebook; :meth:`save_html` writes it as a page with its figures and tables beside it.
-    Raises KdxError if there is none but a teacher among the runs.
+    Shows itself in a notebook; :meth:`save` writes it as a page, as Markdown or as PDF, with its figures and tables
+    beside it. Raises KdxError if there is none but a teacher among the runs.
     """
 
     runs: RunSet
@@ -61,8 +75,16 @@ class Report:
 
     @cached_property
     def answers(self) -> list[Answer]:
-        """One per KD objective that was run."""
+        """One per KD objective that explainers were trained under."""
         return tables.answers(self.runs)
+
+    @cached_property
+    def arms(self) -> arms.ArmAnswer | None:
+        """The answer on VAM; None where the runs are of no two arms."""
+        try:
+            return arms.arm_answer(self.runs)
+        except AbsentError:
+            return None
 
     @cached_property
     def _figures(self) -> tuple[list[Drawn], list[tuple[str, str]]]:
@@ -71,6 +93,8 @@ class Report:
         for figure in plots.FIGURES.values():
             try:
                 data = figure.data(self.runs)
+            except AbsentError:
+                continue
             except KdxError as error:
                 left_out.append((figure.title, str(error)))
                 continue
@@ -93,6 +117,16 @@ class Report:
     def _repr_html_(self) -> str:
         return self._render("fragment.html.j2", files_at=None)
 
+    def save(self, out: str | Path) -> Path:
+        """Write the report as its file's suffix says, ``.html``, ``.md`` or ``.pdf``, and return the file's path.
+
+        A path without suffix is a directory, for ``report.html`` in it. Raises KdxError for another suffix.
+        """
+        path = Path(out)
+        if path.suffix not in _SAVERS:
+            raise KdxError(f"{str(path)!r} has a suffix that no report is written as: choose .html, .md or .pdf")
+        return _SAVERS[path.suffix](self, path)
+
     def save_html(self, out: str | Path) -> Path:
         """Write the page, and ``answer.csv``, ``trees.csv`` and ``figures/`` beside it; the page comes last.
 
@@ -102,34 +136,78 @@ class Report:
         Returns:
             The page's path.
         """
-        page_file = Path(out) if Path(out).suffix == ".html" else Path(out) / PAGE
-        out = page_file.parent
+        path = Path(out) if Path(out).suffix == ".html" else Path(out) / PAGE
         page = self._render("report.html.j2", files_at=FIGURES)
+        self._save_beside(path)
+        write_text(path, page)
+        return path
+
+    def save_markdown(self, out: str | Path) -> Path:
+        """Write the report as Markdown, its figures and tables as files beside it; returns ``out``."""
+        path = Path(out)
+        text = formats.markdown(self._render("fragment.html.j2", files_at=FIGURES, embed=False))
+        self._save_beside(path)
+        write_text(path, text)
+        return path
+
+    def save_pdf(self, out: str | Path) -> Path:
+        """Write the report as one PDF, its figures as vectors; returns ``out``.
+
+        Needs WeasyPrint (``kdx_analysis[pdf]``); raises KdxError without it.
+        """
+        path = Path(out)
+        written = formats.pdf(self._render("report.html.j2", files_at=None))
+        with staged_file(path) as partial:
+            partial.write_bytes(written)
+        return path
+
+    def _save_beside(self, path: Path) -> None:
+        """The figures and tables that a page at ``path`` links to."""
         for figure in self._figures[0]:
             for name, content in figure.files.items():
-                with staged_file(out / FIGURES / name) as partial:
+                with staged_file(path.parent / FIGURES / name) as partial:
                     partial.write_bytes(content)
-        write_text(out / ANSWER, self._answer_csv())
+        if self.answers:
+            write_text(path.parent / ANSWER, self._answer_csv())
+        if self.arms is not None:
+            write_text(path.parent / ARMS, self.arms.to_frame().to_csv(index=False))
         if self._trees[1] is not None:
-            write_text(out / TREES, self._trees[1].to_csv(index=False))
-        write_text(page_file, page)
-        return page_file
+            write_text(path.parent / TREES, self._trees[1].to_csv(index=False))
+
+    def _confidences(self) -> dict[str, float]:
+        """What the intervals of paired differences are corrected over, and their confidence."""
+        found = {"the metrics asked about": self.answers[0].confidence} if self.answers else {}
+        if self.arms is not None:
+            found["all differences between arms of VAM"] = self.arms.confidence
+        return found
 
     def _answer_csv(self) -> str:
         texts = [answer.to_frame().to_csv(index=False, header=not i) for i, answer in enumerate(self.answers)]
         return "".join(texts)
 
-    def _render(self, template: str, *, files_at: str | None) -> str:
+    def _render(self, template: str, *, files_at: str | None, embed: bool = True) -> str:
+        """``files_at``: where the files beside the page are linked to; ``embed``: whether it holds its figures."""
         drawn, left_out = self._figures
+        titles = {figure.name: re.split("[:,]", figure.title)[0] for figure in drawn}
         trainings = health.health(self.runs)
+        script = _resource("report.js")
+        told = zip(self.answers, tables.ladders(self.runs), strict=True)
         return _environment().get_template(template).render(
-            answers=[{"said": answer, "grid": _grid(answer)} for answer in self.answers],
+            answers=[
+                {"said": answer, "grid": _grid(answer), "claims": claims(answer, labels, titles)}
+                for answer, labels in told
+            ],
             answer_file=ANSWER,
-            accuracy=tables.accuracy(self.runs),
+            arms=self.arms,
+            arms_file=ARMS,
+            margin=100 * arms.MARGIN,
+            accuracy=tables.accuracy(arms.first_arm(self.runs)),
             teachers=tables.teacher_accuracy(self.runs),
             tested_images=tables.tested_images(self.runs),
             headlines=tables.headline_tables(self.runs),
             figures=drawn,
+            titles=titles,
+            sources=_embedded(drawn) if embed else {name: f"{FIGURES}/{name}.svg" for name in titles},
             trees=self._trees[0],
             trees_file=TREES,
             left_out=left_out,
@@ -139,11 +217,43 @@ class Report:
             provenance=provenance.provenance(self.runs),
             differing=provenance.differing(self.runs),
             selection=provenance.selection(self.runs),
+            methods=cite.methods(self.runs, self._confidences()),
+            bibtex=cite.bibtex(),
             study=", ".join(dict.fromkeys(str(run.info["study"]) for run in self.runs)),
             objectives=self.runs.objectives,
             seeds=self.runs.seeds,
             classes=self.runs.classes,
+            style=Markup(_resource("style.css")),
+            script=Markup(script),
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         )  # fmt: skip
+
+
+_SAVERS: dict[str, Callable[[Report, Path], Path]] = {
+    "": Report.save_html,
+    ".html": Report.save_html,
+    ".md": Report.save_markdown,
+    ".pdf": Report.save_pdf,
+}
+
+
+def _embedded(figures: Sequence[Drawn]) -> dict[str, str]:
+    """The data address of every figure: the SVG, which stays sharp when enlarged, as far as EMBEDDED allows.
+
+    The smallest SVGs go first; the figures that are left over show their PNG.
+    """
+    chosen = {figure.name: "png" for figure in figures}
+    total = sum(figure.size("png") for figure in figures)
+    for figure in sorted(figures, key=lambda figure: figure.size("svg")):
+        total += figure.size("svg") - figure.size("png")
+        if total > EMBEDDED:
+            break
+        chosen[figure.name] = "svg"
+    return {figure.name: figure.source(chosen[figure.name]) for figure in figures}
+
+
+def _resource(name: str) -> str:
+    return (resources.files("kdx_analysis.report") / "templates" / name).read_text(encoding="utf-8")
 
 
 def _grid(answer: Answer) -> dict[str, Any]:
@@ -155,7 +265,7 @@ def _grid(answer: Answer) -> dict[str, Any]:
     return {"contrasts": contrasts, "rows": rows}
 
 
-def _decided(finding: Finding) -> bool:
+def _decided(finding: Finding | Claim | arms.ArmFinding) -> bool:
     return finding.verdict in (LOWERS, RAISES)
 
 
@@ -171,6 +281,8 @@ def _environment() -> Environment:
         "number": numbers.number,
         "estimate": numbers.estimate,
         "percent": numbers.percent,
+        "latex": numbers.latex,
+        "tied": numbers.tied,
         "listed": lambda items: numbers.listed([str(item) for item in items]),
     }
     environment.tests["decided"] = _decided

@@ -32,6 +32,7 @@ def provenance(runs: RunSet) -> list[tuple[str, list[str]]]:
         ("gates", explainers, _gates),
         ("phase 2", trees, _phase2),
         ("experts of the trees before → after pruning", trees, _pruned),
+        ("VAM", others, _vam),
         ("seeds", others, lambda run: run.seed),
         ("teacher's selection", teacher, _selection),
         ("selection of students, explainers and trees", others, _selection),
@@ -110,6 +111,17 @@ def _gates(run: Run) -> str | None:
     facts += ["Gumbel noise"] if section["gumbel"] else []
     facts += [f"frozen in the first {section['warmup_epochs']} epochs"] if section["warmup_epochs"] else []
     return "; ".join(facts)
+
+
+def _vam(run: Run) -> str | None:
+    arm = f"{run.vam}: " if run.vam else ""
+    if not (section := run.info["config"].get("vam")):
+        return f"{arm}none" if arm else None
+    size = f"{section['blocks']} blocks" if section["channels"] is None else f"{section['channels']} channels a block"
+    gamma, tau = ({key: of[key] for key in ("start", "end") if key == "start" or of["schedule"] != "constant"}
+                  for of in (section["gamma"], section["temperature"]))  # fmt: skip
+    facts = [f"{name} {' to '.join(f'{value:g}' for value in of.values())}" for name, of in (("γ", gamma), ("τ", tau))]
+    return f"{arm}{', '.join([size, *facts, section['scale']])}"
 
 
 def _phase2(run: Run) -> str | None:

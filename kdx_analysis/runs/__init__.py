@@ -1,6 +1,7 @@
 """Runs on disk, many of them as one frame, and statistics over paired seeds."""
 
 from kdx_analysis.runs.aggregates import Aggregate, interquartile_mean, probability_of_improvement
+from kdx_analysis.runs.arms import ArmContrast, arm_contrasts, arms
 from kdx_analysis.runs.comparison import Comparison
 from kdx_analysis.runs.directory import ROLES, Run, environment, run_id, write_run
 from kdx_analysis.runs.effects import Effect, effects
@@ -24,6 +25,7 @@ __all__ = [
     "METRICS",
     "ROLES",
     "Aggregate",
+    "ArmContrast",
     "Comparison",
     "Dealt",
     "Effect",
@@ -35,6 +37,8 @@ __all__ = [
     "RunSet",
     "Table",
     "TreePairs",
+    "arm_contrasts",
+    "arms",
     "bonferroni",
     "deal_objectives",
     "effects",

@@ -35,10 +35,11 @@ class Run:
 
     Attributes:
         path: its directory.
-        info: what ``run.json`` holds: id, study, role (one of ROLES), objective, decomposition,
-            seed, config, data, environment, selection, probe_sets, experts (N_l of each level, trunk first),
-            grown_from (a tree's explainer: the id of its run, and its experts before pruning), source (only of a run
-            that was not made here: kind, name, run, sha256, left_out and what is unknown of it).
+        info: what ``run.json`` holds: id, study, role (one of ROLES), objective, decomposition, vam (label of a
+            student's arm, '' where the study does not vary VAM), seed, config, data, environment, selection,
+            probe_sets, experts (N_l of each level, trunk first), grown_from (a tree's explainer: the id of its run,
+            and its experts before pruning), source (only of a run that was not made here: kind, name, run, sha256,
+            left_out and what is unknown of it).
     """
 
     path: Path
@@ -73,6 +74,10 @@ class Run:
         return int(self.info["seed"])
 
     @property
+    def vam(self) -> str:
+        return str(self.info.get("vam", ""))  # runs of before there were arms have none
+
+    @property
     def classes(self) -> tuple[str, ...]:
         return tuple(self.info["data"]["classes"])
 
@@ -81,7 +86,7 @@ class Run:
         """The columns that key this run's rows in a frame of many runs."""
         return {
             "run": self.id, "study": self.info["study"], "role": self.role, "objective": self.objective,
-            "decomposition": self.info["decomposition"], "seed": self.seed,
+            "decomposition": self.info["decomposition"], "vam": self.vam, "seed": self.seed,
         }  # fmt: skip
 
     @property
@@ -116,10 +121,10 @@ class Run:
         return Tree.from_attention(attention, self.classes)
 
 
-def run_id(role: str, objective: str, seed: int, config: Mapping[str, Any]) -> str:
+def run_id(role: str, objective: str, seed: int, config: Mapping[str, Any], *, vam: str = "") -> str:
     """Name of a run's directory: readable, safe as a path, and another for another configuration."""
-    slug = re.sub(r"[^A-Za-z0-9.=]+", "_", objective).strip("_.")[:60]
-    return "-".join(part for part in (role, slug, f"seed{seed}", digest(config)) if part)
+    slugs = (re.sub(r"[^A-Za-z0-9.=]+", "_", label).strip("_.")[:60] for label in (objective, vam))
+    return "-".join(part for part in (role, *slugs, f"seed{seed}", digest(config)) if part)
 
 
 def write_run(

@@ -28,7 +28,7 @@ ORDER = (*LADDER[:1], "label_smoothing", *LADDER[1:])
 
 @dataclass(frozen=True)
 class RunSet:
-    """Finished runs, in the order teacher, then objective by objective, seed by seed."""
+    """Finished runs, in the order teacher, then objective by objective, arm by arm (VAM's), seed by seed."""
 
     runs: tuple[Run, ...]
 
@@ -240,10 +240,11 @@ def _check_values(wanted: Iterable[Any], by: str, valid: Iterable[Any]) -> None:
             raise unknown(f"{by} among the runs", str(value), map(str, dict.fromkeys(held)))
 
 
-def _order(run: Run) -> tuple[int, int, str, int, str]:
+def _order(run: Run) -> tuple[Any, ...]:
     name = run.info["config"].get("objective", {}).get("name", "")
     place = ORDER.index(name) if name in ORDER else len(ORDER)
-    return ROLES.index(run.role), place, run.objective, run.seed, run.id
+    plain_first = "vam" in run.info["config"], run.vam
+    return ROLES.index(run.role), place, run.objective, plain_first, run.seed, run.id
 
 
 def objective_names(runs: Sequence[Run]) -> dict[str, str]:

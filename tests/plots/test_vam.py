@@ -1,3 +1,4 @@
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -5,10 +6,13 @@ import pytest
 import torch
 
 from kdx_analysis import plots
-from kdx_analysis.errors import KdxError
+from kdx_analysis.errors import AbsentError, KdxError
 from kdx_analysis.models import MODELS, vam
 from kdx_analysis.probes.vam import block_gates, row_entropies
 from kdx_analysis.runs import RunSet, write_run
+from tests.planted_arms import write_arms
+
+ACCURACIES = {"plain": [0.50, 0.52, 0.51], "vam": [0.51, 0.51, 0.54], "vam_entropy": [0.54, 0.54, 0.54]}
 
 
 @pytest.fixture
@@ -32,8 +36,8 @@ def attended(tmp_path: Path) -> RunSet:
             }
             info = {
                 "id": f"{objective}{seed}", "study": "made", "role": "student", "objective": objective, "seed": seed,
-                "decomposition": "multiclass", "config": {}, "data": {"classes": ["a", "b", "c"]},
-                "selection": {"rule": "last", "split": "val", "epoch": 2},
+                "decomposition": "multiclass", "config": {"model": "digits_student"},
+                "data": {"classes": ["a", "b", "c"]}, "selection": {"rule": "last", "split": "val", "epoch": 2},
             }  # fmt: skip
             write_run(tmp_path / info["id"], info, records)
     return RunSet.load(tmp_path)
@@ -61,11 +65,66 @@ def test_entropy_is_the_mean_over_rows_of_every_run(attended: RunSet) -> None:
     assert data.loc[("kd", 0, 1, "alpha"), "value"] == pytest.approx(1)
     assert data["initial"].xs("alpha", level="attention").to_numpy() == pytest.approx(1)
     _, axes = plots.vam.entropy(attended)
-    assert [len(ax.lines) for ax in axes] == [8, 8]
+    assert [len(ax.lines) for ax in axes[0]] == [8, 8]
+
+
+def test_arms_stand_in_rows_of_their_own(tmp_path: Path) -> None:
+    two_seeds = {arm: values[:2] for arm, values in ACCURACIES.items()}
+    runs = write_arms(tmp_path, {"hard": two_seeds, "kd": two_seeds})
+    data = plots.vam.attention.data(runs)
+    one_run = data.groupby(["objective", "vam"], sort=False)["seed"].nunique()
+    assert one_run.index.tolist() == list(product(("hard multiclass", "kd multiclass"), ("vam", "vam_entropy")))
+    assert one_run.unique().tolist() == [1]
+    _, axes = plots.vam.attention(runs)
+    assert axes.shape == (2 * 4, 3)
+    assert axes[6, 0].get_ylabel() == "kd multiclass\nvam_entropy\nattention α"
+
+    figure, axes = plots.vam.entropy(runs)
+    assert [ax.get_title(loc="left") for ax in axes[:, 0]] == [
+        "digits_student\nvam\nattention α", "digits_student\nvam_entropy\nattention α",
+    ]  # fmt: skip
+    assert [[len(ax.lines) for ax in row] for row in axes] == 2 * [[8, 8]]  # 2 objectives, 2 seeds, each on its null
+    assert "n = 2 runs per panel and objective" in figure.legends[0].get_title().get_text()
+
+
+def test_attention_of_two_students_is_not_mixed(tmp_path: Path) -> None:
+    write_arms(tmp_path / "a", {"kd": {"vam": [0.5]}})
+    write_arms(tmp_path / "b", {"kd": {"vam": [0.5]}}, model="resnet20")
+    runs = RunSet.load(tmp_path)
+    with pytest.raises(KdxError, match="the layers of digits_student and resnet20 differ; filter the runs by model"):
+        plots.vam.attention(runs)
+    _, axes = plots.vam.entropy(runs)
+    assert {ax.get_title(loc="left") for ax in axes[:, 0]} == {
+        "digits_student\nvam\nattention α",
+        "resnet20\nvam\nattention α",
+    }
+
+
+def test_arms_are_drawn_seed_by_seed_beside_their_differences(tmp_path: Path) -> None:
+    write_arms(tmp_path / "a", {"kd": ACCURACIES})
+    write_arms(tmp_path / "b", {"kd": {"plain": [0.7], "vam": [0.6]}}, model="resnet20")
+    data = plots.arms.data(RunSet.load(tmp_path))
+    assert data.groupby("student").size().to_dict() == {"digits_student": 9, "resnet20": 2}
+    assert data["reference"].unique().tolist() == ["plain"]
+    assert data["n"].unique().tolist() == [40]
+    figure, axes = plots.arms.draw(data)
+    (left, right), (one_seed, _) = axes
+    assert [text.get_text() for text in left.get_xticklabels()] == []  # shared, below
+    assert [text.get_text() for text in one_seed.get_xticklabels()] == ["plain", "vam", "vam_entropy"]
+    joined = [line for line in left.lines if len(line.get_xdata()) == 3 and line.get_marker() == "None"]
+    assert [line.get_ydata().tolist() for line in joined] == [[50, 51, 54], [52, 51, 54], [51, 54, 54]]
+    points = [line.get_xdata() for line in right.lines if line.get_marker() == "o"]
+    assert points == [pytest.approx([1, -1, 3]), pytest.approx([4, 2, 3])]
+    assert len(one_seed.collections) == 0  # no mean of one
+    assert "n = 1–3 seeds per arm, 40 test images" in figure.get_suptitle()
+
+
+def test_runs_of_no_arms_have_no_figure_of_them(small: RunSet) -> None:
+    with pytest.raises(AbsentError, match="the 5 runs hold no two arms of VAM"):
+        plots.arms(small)
 
 
 def test_runs_without_vam_are_named(small: RunSet) -> None:
     for figure in (plots.vam.attention, plots.vam.entropy):
-        assert figure.name not in plots.FIGURES
-        with pytest.raises(KdxError, match="none of the 5 runs has VAM"):
+        with pytest.raises(AbsentError, match="none of the 5 runs has VAM"):
             figure(small)

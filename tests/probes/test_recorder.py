@@ -215,7 +215,9 @@ def test_every_kind_of_explainer_has_complete_tables(data, kind) -> None:
     probe(Epoch(1, 1, 0.0, 0.0, 1.0, None), model)
     tables = probe.tables()
     if model.hard:
-        measured = {"conflict", "conflict_summary", "contention", "output_conflict", "affinity"}
+        measured = {
+            "conflict", "conflict_summary", "contention", "contention_by_expert", "output_conflict", "affinity",
+        }  # fmt: skip
         assert set(tables) == {"routing", "agreement", *measured}
     else:
         assert {"gates", "pathways", "gate_summary"} <= set(tables)
@@ -231,6 +233,11 @@ def test_every_kind_of_explainer_has_complete_tables(data, kind) -> None:
     contention = tables["conflict_summary"].query("metric == 'contention'")
     assert set(contention["level"]) == {str(level + 1) for level in range(len(model.experts))}
     assert contention["value"].between(0, 1).all()
+    keys = ["split", "term", "level"]
+    by_expert = tables["contention_by_expert"].groupby(keys)["value"].sum().to_dict()
+    whole = contention.astype({"level": int}).set_index(keys)["value"].to_dict()
+    assert by_expert == pytest.approx({key: whole[key] for key in by_expert})
+    assert bool(by_expert) == (kind != "one expert")
 
 
 def test_a_tree_routes_as_its_parents_say(data) -> None:

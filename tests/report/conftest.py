@@ -18,6 +18,7 @@ from kdx_analysis.errors import KdxError
 from kdx_analysis.plots import Figure
 from kdx_analysis.registry import Registry
 from kdx_analysis.runs import RunSet, write_run
+from tests.plots.conftest import made_records
 
 EPOCHS = (1, 2, 3)
 CONFLICT = {
@@ -46,8 +47,12 @@ def write_study(
     planted: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
     classes: Sequence[str] = ("cat", "dog", "ship"),
     roles: Sequence[str] = ("student", "explainer"),
+    drawn: bool = False,
 ) -> RunSet:
-    """Write and load a study; ``planted[metric][label]`` holds one value per seed, 0.3 where nothing is planted."""
+    """Write and load a study; ``planted[metric][label]`` holds one value per seed, 0.3 where nothing is planted.
+
+    With ``drawn`` explainers hold records for every figure, from a seeded generator instead.
+    """
     _write(folder, "teacher", None, 0, {"accuracy": 0.975}, classes)
     for given in objectives:
         config = ObjectiveConfig.model_validate(given)
@@ -56,7 +61,7 @@ def write_study(
                 metric: table[config.label][seed] for metric, table in (planted or {}).items() if config.label in table
             }
             for role in roles:
-                _write(folder, role, config, seed, values, classes)
+                _write(folder, role, config, seed, values, classes, drawn=drawn)
     return RunSet.load(folder)
 
 
@@ -81,7 +86,7 @@ def quick_figures() -> Registry[Figure]:
 
 def _write(
     folder: Path, role: str, objective: ObjectiveConfig | None, seed: int, values: Mapping[str, float],
-    classes: Sequence[str],
+    classes: Sequence[str], *, drawn: bool = False,
 ) -> None:  # fmt: skip
     section = None if objective is None else objective.model_dump(mode="json", by_alias=True)
     label = "" if objective is None else objective.label
@@ -98,7 +103,7 @@ def _write(
         config["phase2"] = {"weights": "redrawn", "by": "alpha", "training": {"epochs": 5, "threads": 1}}
     records = {"metrics": _metrics(values, seed)}
     if role == "explainer":
-        records |= _probed(values, classes)
+        records |= made_records(seed, label, classes) if drawn else _probed(values, classes)
     info = {
         "id": name, "study": "planted", "role": role, "objective": label,
         "decomposition": "multiclass" if objective is None else objective.decomposition,

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from kdx_analysis.report.numbers import decimals_for, estimate, listed, number, percent
+from kdx_analysis.report.numbers import decimals_for, estimate, latex, listed, number, percent, tied
 from kdx_analysis.runs import Interval
 
 ONE = Interval(1, 0.25, math.nan, math.nan)
@@ -44,3 +44,15 @@ def test_listed():
         "a and b",
         "a, b and c",
     ]
+
+
+def test_no_line_breaks_inside_an_estimate():
+    assert tied("by 0.1 [−0.2, +0.3] (95 % t-interval, n = 3 seeds)") == (
+        "by 0.1 [−0.2,\u00a0+0.3] (95\u00a0% t\u2011interval, n\u00a0=\u00a03 seeds)"
+    )
+
+
+def test_latex():
+    assert latex(r"a_b & 5 %: −1 ± 2 – $x{y}^z~\#") == (
+        r"a\_b \& 5 \%: $-$1 $\pm$ 2 -- \$x\{y\}\textasciicircum{}z\textasciitilde{}\textbackslash{}\#"
+    )

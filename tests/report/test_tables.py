@@ -1,7 +1,10 @@
+import math
+from dataclasses import replace
+
 import pytest
 from scipy import stats
 
-from kdx_analysis.report.health import health, summary
+from kdx_analysis.report.health import Health, health, summary
 from kdx_analysis.report.provenance import differing, provenance
 from kdx_analysis.report.tables import accuracy, answers, headline_tables, ladders, teacher_accuracy
 
@@ -78,9 +81,45 @@ def test_health_counts_what_is_wrong(write):
     assert explainer.undefined_gates == 0
     assert explainer.dead == 0.3
     text = " ".join(summary(trainings))
+    assert "5 of 5 trainings call for a look" in text
+    assert explainer.concerns == ("loss still falling",)
+    assert "In 2 of 2 explainers some experts of the last level are dead" in text
+    assert "at most 30 % of them" in text
     assert "finite in every epoch of all 5 trainings" in text
     assert "5 of 5 trainings: these may not have converged" in text
     assert "Of 36 cosines between subtasks' gradients 12 are undefined" in text
+
+
+def test_what_calls_for_a_look():
+    sound = Health(
+        run="a", role="student", objective="kd", vam="", seed=0, epochs=9, selected=9, rule="last", first_loss=1.0,
+        last_loss=0.5, fall=0.01, finite=True, accuracy=0.9, chance=0.2, undefined_pairs=None, pairs=None,
+        undefined_gates=None, dead=math.nan,
+    )  # fmt: skip
+    assert sound.concerns == ()
+    assert summary([sound])[0] == "None of 1 trainings calls for a look."
+    broken = replace(sound, finite=False, last_loss=math.nan, fall=math.nan)
+    assert broken.concerns == ("loss not finite",)
+    rose = replace(sound, last_loss=2.0, accuracy=0.2)
+    assert rose.concerns == ("loss rose", "accuracy of chance")
+    text = " ".join(summary([sound, broken, rose]))
+    assert "2 of 3 trainings call for a look" in text
+    assert "not finite in 1 of 3 trainings: a." in text
+    assert "No better than chance on the test split: a." in text
+
+
+def test_chance_is_that_of_guessing(write):
+    found = health(write(("hard",), seeds=1, planted={"accuracy": {"hard": [0.5]}}))[1]
+    assert found.chance == pytest.approx(1 / 3 + 3 * math.sqrt(1 / 3 * 2 / 3 / 40))
+    assert "accuracy of chance" in found.concerns
+
+
+def test_chance_is_unknown_where_the_test_images_are(write):
+    runs = write(("hard",), seeds=1)
+    for run in runs:
+        run.info["data"]["sizes"] = {}
+    assert all(math.isnan(training.chance) for training in health(runs))
+    assert all("accuracy of chance" not in training.concerns for training in health(runs))
 
 
 def test_provenance_names_selection_and_what_differs(write):

@@ -23,7 +23,8 @@ def test_a_run_comes_back(tmp_path):
     assert run.kinds == ("gates", "metrics")
     pd.testing.assert_frame_equal(run.record("metrics"), TABLE)
     assert run.keys == {
-        "run": "one", "study": "toy", "role": "student", "objective": "kd", "decomposition": "binary", "seed": 3,
+        "run": "one", "study": "toy", "role": "student", "objective": "kd", "decomposition": "binary",
+        "vam": "", "seed": 3,
     }  # fmt: skip
     other = nn.Linear(2, 3)
     load_weights(run.path / WEIGHTS, other)
@@ -66,6 +67,7 @@ def test_an_id_is_readable_and_safe_as_a_path():
     assert "/" not in name
     assert run_id("teacher", "", 0, {}).startswith("teacher-seed0-")
     assert len({run_id("student", "kd", 0, {"a": value}) for value in (1, 2)}) == 2
+    assert run_id("student", "kd", 0, {}, vam="../γ = 1").startswith("student-kd-=_1-seed0-")
 
 
 def test_the_environment_is_json_and_names_versions_and_hardware(tmp_path):

@@ -1,0 +1,102 @@
+"""What a paper says of a study: a paragraph on its methods, and the references."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import metadata
+
+from kdx_analysis.report.numbers import listed
+from kdx_analysis.report.provenance import selection
+from kdx_analysis.report.tables import model_name
+from kdx_analysis.runs import Run, RunSet
+
+_ROLES = {"student": "the undivided student", "explainer": "its explainer", "tree": "the explainer's tree"}
+
+
+def methods(runs: RunSet, confidences: Mapping[str, float]) -> str:
+    """How the runs were made and compared.
+
+    Args:
+        confidences: what the intervals of paired differences are corrected over → their confidence.
+    """
+    explainers = runs.filter(role="explainer")
+    others = RunSet.of(run for run in runs if run.role != "teacher")
+    trained = [name for role, name in _ROLES.items() if len(runs.filter(role=role))]
+    taught = _distinct([model_name(run) for run in runs.filter(role="teacher")])
+    arms = list(dict.fromkeys(run.vam for run in others if run.vam))
+    seeds = f"{len(runs.seeds)} seed{'' if len(runs.seeds) == 1 else 's'} ({listed([str(s) for s in runs.seeds])})"
+    sentences = [
+        f"On {_distinct([_data(run) for run in runs])} we trained {listed(trained)} "
+        f"({_distinct([model_name(run) for run in others])}{'; arms: ' + listed(arms) if arms else ''}), "
+        f"{f'taught by {taught}' if taught else 'under a given teacher'}, under {listed(list(runs.objectives))}, with "
+        f"{seeds}.",
+    ]
+    if len(explainers):
+        experts = _distinct([_experts(run) for run in explainers])
+        sentences.append(
+            f"An explainer is the student split into one binary subtask a class ({len(runs.classes)} subtasks; "
+            f"KDExplainer, Xue et al., 2021){f', with {experts} experts by level' if experts else ''}."
+        )
+    sentences.append(selection(runs))
+    if probed := _distinct([_probed(run) for run in explainers]):
+        sentences.append(
+            f"Conflict was measured between the gradients of the subtasks' hard losses, on {probed}, without "
+            "augmentation, batch normalisation in eval mode, averaged over the probed epochs."
+        )
+    if len(runs.seeds) > 1 and confidences:
+        at = [f"{100 * value:.4g} % (Bonferroni over {over})" for over, value in confidences.items()]
+        sentences.append(
+            f"Runs were paired by seed; effects are means of the paired differences with Student's t-intervals at "
+            f"{listed(at)}, given one teacher and one split."
+        )
+    made_with = _distinct([_software(run) for run in runs])
+    return " ".join([*sentences, *([f"Made with {made_with}."] if made_with else [])])
+
+
+def bibtex() -> str:
+    """The paper whose method this is, and this package."""
+    return f"""@inproceedings{{xue2021kdexplainer,
+  title     = {{{{KDExplainer}}: A Task-oriented Attention Model for Explaining Knowledge Distillation}},
+  author    = {{Xue, Mengqi and Song, Jie and Wang, Xinchao and Chen, Ying and Wang, Xingen and Song, Mingli}},
+  booktitle = {{Proceedings of the Thirtieth International Joint Conference on Artificial Intelligence}},
+  year      = {{2021}},
+  note      = {{arXiv 2105.04181}}
+}}
+@software{{kdx_analysis,
+  title     = {{kdx\\_analysis: what did the student get from the teacher?}},
+  author    = {{{{The kdx\\_analysis authors}}}},
+  version   = {{{metadata.version("kdx_analysis")}}}
+}}"""
+
+
+def _distinct(values: list[str]) -> str:
+    return listed([value for value in dict.fromkeys(values) if value])
+
+
+def _data(run: Run) -> str:
+    sizes = run.info["data"]["sizes"]
+    names = {"train": "training", "val": "validation", "test": "test"}
+    counts = listed([f"{n:,} {names.get(split, split)}" for split, n in sizes.items()])
+    return f"{run.info['data']['name']} ({counts} images)" if counts else str(run.info["data"]["name"])
+
+
+def _experts(run: Run) -> str:
+    return ", ".join(map(str, run.info.get("experts") or ()))
+
+
+def _probed(run: Run) -> str:
+    sets = run.info.get("probe_sets") or {}
+    names = {"train": "of the training split", "val": "apart, of the validation split"}
+    return listed([f"{len(ids)} images {names.get(split, split)}" for split, ids in sets.items()])
+
+
+def _software(run: Run) -> str:
+    environment = run.info["environment"]
+    versions = environment.get("versions", {})
+    commit = environment.get("commit")
+    if not environment:
+        return ""
+    package = f"kdx_analysis {versions.get('kdx_analysis', '')}".rstrip() + (
+        f" (commit {commit[:12]})" if commit else ""
+    )
+    return package + (f" on PyTorch {versions['torch']}" if "torch" in versions else "")

@@ -1,0 +1,75 @@
+"""Claims as a paper would print them: a sentence a finding, with its effect, interval, n and the figures behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from kdx_analysis.report.answer import MEANS, Answer, size
+from kdx_analysis.report.findings import ASKED, LOWERS, NO, ONE_SEED, RAISES, UNDECIDED, Finding
+from kdx_analysis.report.numbers import decimals_for, estimate, latex, number
+from kdx_analysis.runs import METRIC
+
+_FIGURES = ("differences", "ladder")
+_FIGURES_OF = {"gate_entropy": (*_FIGURES, "entropy")}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One finding in words.
+
+    Attributes:
+        text: a sentence that stands on its own.
+        verdict: as of the finding.
+        figures: names of the figures that it rests on, of those that were drawn.
+    """
+
+    text: str
+    verdict: str
+    figures: tuple[str, ...]
+
+    @property
+    def latex(self) -> str:
+        """The sentence as LaTeX source."""
+        return latex(self.text)
+
+
+def claims(answer: Answer, labels: Mapping[str, str], drawn: Collection[str]) -> list[Claim]:
+    """KD against its nearest control on every metric asked about, then whatever else is decided.
+
+    Args:
+        labels: rung → the objective's label, as of :func:`answer`.
+        drawn: names of the figures that the report shows.
+    """
+    measured = [f for f in answer.findings if f.metric in ASKED and f.effect is not None]
+    first = [f for f in measured if f.contrast.attributes and f.contrast == answer.findings[0].contrast]
+    decided = [f for f in measured if f not in first and f.verdict in (LOWERS, RAISES)]
+    return [
+        Claim(
+            _sentence(finding, labels),
+            finding.verdict,
+            tuple(name for name in _FIGURES_OF.get(finding.metric, _FIGURES) if name in drawn),
+        )
+        for finding in (*first, *decided)
+    ]
+
+
+def _sentence(finding: Finding, labels: Mapping[str, str]) -> str:
+    contrast, effect, title = finding.contrast, finding.effect, METRIC[finding.metric].title
+    assert effect is not None
+    a, b = labels[contrast.a], labels[contrast.b]
+    interval = f"{100 * finding.confidence:.4g} % t-interval of the paired difference, n = {effect.n} seeds"
+    signed = estimate(effect, signed=True)
+    if finding.verdict in (LOWERS, RAISES):
+        meaning = MEANS[finding.metric][finding.verdict == RAISES]
+        return f"{a} {finding.verdict} {title} by {size(finding)} against {b} ({interval}): {meaning}."
+    if finding.verdict == NO:
+        margin = number(finding.margin, decimals_for(effect))
+        return (
+            f"{a} and {b} differ in {title} by less than {margin}, a tenth of its value under {labels['hard']}: "
+            f"{signed} ({interval})."
+        )
+    if finding.verdict == ONE_SEED:
+        return f"One seed, nothing decided: {a} − {b} is {signed} in {title} (no interval, n = 1)."
+    assert finding.verdict == UNDECIDED
+    return f"Undecided whether {a} changes {title} against {b}: {signed} ({interval})."

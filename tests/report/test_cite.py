@@ -1,0 +1,48 @@
+import re
+
+from kdx_analysis.report.cite import bibtex, methods
+
+
+def test_methods_of_a_study(write):
+    text = methods(
+        write(("hard", "kd"), seeds=2, roles=("student", "explainer", "tree")), {"the metrics asked about": 0.99}
+    )
+    for part in (
+        "On made (30 training, 9 validation and 40 test images) we trained the undivided student, its explainer and "
+        "the explainer's tree (small_student, small_explainer and small_tree), taught by small_teacher, "
+        "under hard and kd, with 2 seeds (0 and 1).",
+        "(3 subtasks; KDExplainer, Xue et al., 2021), with 1, 2 experts by level.",
+        "test data never used to select",
+        "on 3 images of the training split and 3 images apart, of the validation split",
+        "paired by seed",
+        "t-intervals at 99 % (Bonferroni over the metrics asked about)",
+        "kdx_analysis (commit abc) on PyTorch 2.6",
+    ):
+        assert part in text
+
+
+def test_one_seed_is_not_paired(write):
+    text = methods(write(("hard", "kd"), seeds=1, roles=("explainer",)), {"the metrics asked about": 0.99})
+    assert "with 1 seed (0)" in text
+    assert "interval" not in text
+
+
+def test_a_teacher_that_was_given(write):
+    text = methods(write(("hard",), seeds=1).filter(role=["student", "explainer"]), {"the metrics asked about": 0.99})
+    assert "under a given teacher" in text
+
+
+def test_runs_of_unknown_data_and_origin(write):
+    runs = write(("hard",), seeds=1)
+    for run in runs:
+        run.info["data"]["sizes"] = {}
+        run.info["environment"] = {}
+    text = methods(runs, {})
+    assert text.startswith("On made we trained")
+    assert "Made with" not in text
+
+
+def test_the_references():
+    text = bibtex()
+    assert re.findall(r"@\w+\{(\w+),", text) == ["xue2021kdexplainer", "kdx_analysis"]
+    assert text.count("{") == text.count("}")

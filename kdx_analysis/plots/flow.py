@@ -76,8 +76,8 @@ def _flow_data(runs: RunSet) -> pd.DataFrame:
 def _draw_flow(data: pd.DataFrame, width: Width = "page") -> Drawn:
     objectives = in_order(data["objective"])
     names = data[data["heads"]].drop_duplicates("row").sort_values("row")["source"].tolist()
-    columns = min(COLUMNS[width], len(objectives))
-    rows = -(-len(objectives) // columns)
+    rows = -(-len(objectives) // COLUMNS[width])
+    columns = -(-len(objectives) // rows)
     row = pitch(len(names), min(5.8, 8.0 / rows - 0.6))
     height = max(1.3, row * len(names))
     figure = drawing(width, 0.7 + rows * (height + 0.6))

@@ -106,7 +106,7 @@ def _draw_pair(ax: Axes, data: pd.DataFrame, wide: float, step: int) -> None:
     letters = min(24, int(0.38 * wide / LETTER))
     names = [shortened(name, letters) for name in data["name"].unique()]
     named = LETTER * max(map(len, names)) + 0.06
-    tree = 0.33 * (wide - named)
+    tree = 0.38 * (wide - named)
     ends = {}
     for side, edges in data.groupby("side", sort=False):
         colour, last = look(edges["objective"].iloc[0]).colour, int(edges["child_level"].max())

@@ -187,8 +187,8 @@ def _block(names: Sequence[str], letters: int, lines: int | None = None) -> tupl
 @styled
 def _draw_tree(data: pd.DataFrame, width: Width = "page") -> Drawn:
     trees = dict(list(data.groupby("objective", sort=False)))
-    columns = min(COLUMNS[width], len(trees))
-    rows = -(-len(trees) // columns)
+    rows = -(-len(trees) // COLUMNS[width])
+    columns = -(-len(trees) // rows)
     wide = inches(width) / columns
     leaves = {o: _leaves(edges, wide, (_HIGHEST - 1) / rows - 0.6) for o, edges in trees.items()}
     highest = max(of.rows * of.row for of in leaves.values())

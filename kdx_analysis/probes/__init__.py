@@ -27,7 +27,8 @@ from kdx_analysis.probes.affinity import subtask_affinity
 from kdx_analysis.probes.agreement import Mantel, mantel
 from kdx_analysis.probes.attribution import Attribution, Conductance, conductance, grad_cam, integrated_gradients
 from kdx_analysis.probes.faithfulness import Explanation, Faithfulness, ablate, explain
-from kdx_analysis.probes.gradients import Cost, Grams, module_groups, probing_cost, subtask_gradients, subtask_grams
+from kdx_analysis.probes.gradients import Cost, Grams, probing_cost, subtask_gradients, subtask_grams
+from kdx_analysis.probes.parts import module_groups
 from kdx_analysis.probes.recorder import ExplainerProbe
 from kdx_analysis.probes.records import ConflictRecord, GateRecord, conflict_of, gates_of
 from kdx_analysis.probes.sanity import Randomisation, randomisation, randomised

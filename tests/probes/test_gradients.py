@@ -12,14 +12,8 @@ from kdx_analysis.config import ObjectiveConfig
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, build_model
 from kdx_analysis.objectives import Objective, one_vs_rest_margins
-from kdx_analysis.probes.gradients import (
-    module_groups,
-    probing_cost,
-    residuals,
-    subtask_gradients,
-    subtask_grams,
-    with_null,
-)
+from kdx_analysis.probes.gradients import probing_cost, residuals, subtask_gradients, subtask_grams, with_null
+from kdx_analysis.probes.parts import module_groups
 
 B, K = 7, 5
 

@@ -23,7 +23,7 @@ from kdx_analysis.plots import save
 from kdx_analysis.plots.probed import probed_figures
 from kdx_analysis.probes import measures
 from kdx_analysis.probes.affinity import ETA, subtask_affinity
-from kdx_analysis.probes.faithfulness import Explanation, explain
+from kdx_analysis.probes.explanation import Explanation, explain
 from kdx_analysis.probes.gradients import probing_cost
 from kdx_analysis.probes.recorder import SPLITS, ExplainerProbe
 from kdx_analysis.probes.records import conflict_of

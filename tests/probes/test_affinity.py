@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, build_model
 from kdx_analysis.probes.affinity import subtask_affinity
+from kdx_analysis.probes.measures import affinity_table
 
 
 class Linear(nn.Module):
@@ -41,6 +42,9 @@ def test_a_zero_gradient_is_nan_and_scaling_a_loss_changes_nothing() -> None:
     model = Linear(directions)
     (z,) = subtask_affinity(model, torch.zeros(3, 1, dtype=torch.float64), squared, groups=[[""]])
     assert z[1].isnan().all()
+    table = affinity_table(z.expand(3, 2, 2), ("a", "b")).set_index("a")
+    assert table["undefined"].to_dict() == {"a": 0, "b": 1}
+    assert table["null_undefined"].to_dict() == {"a": 0, "b": 2}
     (scaled,) = subtask_affinity(model, torch.zeros(3, 1, dtype=torch.float64), lambda o: 5 * squared(o), groups=[[""]])
     torch.testing.assert_close(scaled, z, equal_nan=True)
 

@@ -5,35 +5,31 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdx_analysis.config import ObjectiveConfig, ProbeConfig
-from kdx_analysis.data import Dataset
+from kdx_analysis.config import ObjectiveConfig
 from kdx_analysis.errors import KdxError
 from kdx_analysis.io import write_parquet
 from kdx_analysis.models import HME
-from kdx_analysis.objectives import Objective, one_vs_rest_margins
+from kdx_analysis.objectives import one_vs_rest_margins
 from kdx_analysis.plots import save
-from kdx_analysis.plots.probed import probed_figures
+from kdx_analysis.plots.probed import THROUGH_TRAINING, probed_figures
 from kdx_analysis.probes import measures
-from kdx_analysis.probes.affinity import ETA, subtask_affinity
+from kdx_analysis.probes.affinity import NULL_DRAWS, affinity_cost, affinity_of
 from kdx_analysis.probes.explanation import Explanation, explain
 from kdx_analysis.probes.gradients import probing_cost
-from kdx_analysis.probes.recorder import SPLITS, ExplainerProbe
-from kdx_analysis.probes.records import conflict_of
+from kdx_analysis.probes.plain import plain_tables
+from kdx_analysis.probes.recorder import SPLITS, ExplainerProbe, recording_cost, terms_of
 from kdx_analysis.runs import Run
 from kdx_analysis.runs.directory import WEIGHTS
 from kdx_analysis.study import STUDY_FILE, Study
 from kdx_analysis.training import Epoch, reproducible
 from kdx_analysis.training.checkpoints import load_weights
-
-AFFINITY_DRAWS = 19
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +71,8 @@ def model_of(run: Run, study: Study) -> tuple[nn.Module, nn.Module]:
     with reproducible(run.seed, study.config.training.threads):
         model = study.build(run.role) if run.role != "tree" else initial
     load_weights(run.path / WEIGHTS, model)
+    if study.config.training_of(run.role).channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.eval(), initial
 
 
@@ -83,7 +81,7 @@ def probe_run(run: Run, study: Study, teacher: Path, splits: Sequence[str] = SPL
 
     Of an explainer all that is recorded through training, of its tree all but gates, and of both their faithfulness;
     of teacher and student conflict of their one-vs-rest losses, stage by stage, and what they claim. ``affinity`` is
-    of the given weights alone.
+    of the final weights alone; beside it stands ``affinity_through_training`` as the run recorded it, if it did.
 
     Args:
         run: a finished one.
@@ -94,19 +92,22 @@ def probe_run(run: Run, study: Study, teacher: Path, splits: Sequence[str] = SPL
     model, initial = model_of(run, study)
     found: defaultdict[str, list[pd.DataFrame]] = defaultdict(list)
     explanations: dict[str, Explanation] = {}
-    with reproducible(run.seed, study.config.training.threads):
+    with reproducible(run.seed, torch.get_num_threads()):  # one run at a time may have all cores
         for split in splits:
             tables = _probe_split(run, study, teacher, split, model, initial)
             if isinstance(model, HME):
                 subtask = (
                     next(iter(explanations.values())).subtask if explanations else _in_conflict(tables["conflict"])
                 )
-                images, labels = _probe_set(study.dataset, study, split)
+                images, labels = _probe_images(study, split)
                 explanations[split] = explain(model, images, labels, subtask, study.dataset.classes)
                 ablation = explanations[split].ablation
                 tables |= {"faithfulness": ablation.to_frame(), "faithfulness_agreement": ablation.agreement}
             for kind, table in tables.items():
                 found[kind].append(table.assign(split=split))
+    if "affinity" in run.kinds:
+        recorded = run.record("affinity")
+        found[THROUGH_TRAINING].append(measures.mean_over_epochs(recorded[recorded["split"].isin(splits)]))
     return Probed({kind: pd.concat(frames, ignore_index=True) for kind, frames in found.items()}, explanations)
 
 
@@ -114,29 +115,22 @@ def _probe_split(
     run: Run, study: Study, teacher: Path, split: str, model: nn.Module, initial: nn.Module
 ) -> dict[str, pd.DataFrame]:
     data, config = study.dataset, study.config.probes
-    images, labels = _probe_set(data, study, split)
+    images, labels = _probe_images(study, split)
     if isinstance(model, HME):
         assert isinstance(initial, HME)
         epoch = int(run.info["selection"]["epoch"])
         once = config.model_copy(update={"checkpoints": 1})
-        taught = study.teacher(teacher)
-        probe = ExplainerProbe(initial, data, _objective(run), once, epoch, taught, splits=(split,))
-        probe(Epoch(epoch, epoch, 0.0, 0.0, None, None), model)
-        tables = {kind: table.drop(columns="epoch") for kind, table in probe.tables().items()}
-    else:
-        margins = _margins(run)
-        record = conflict_of(
-            model, images, labels, classes=data.classes, margins=margins, null_draws=config.null_draws,
-            permutations=config.permutations, seed=config.seed, max_memory=config.max_memory,
+        probe = ExplainerProbe(
+            initial, data, _objective(run), once, epoch, study.teacher(teacher), splits=(split,),
+            affinity_draws=NULL_DRAWS,
         )  # fmt: skip
-        with torch.no_grad():
-            claimed = margins(model(images))
-        tables = {
-            "conflict": record.pairs.drop(columns="probe").assign(term="hard"),
-            "conflict_summary": record.summary.drop(columns="probe").assign(term="hard"),
-            "output_conflict": measures.output_table(claimed, data.classes, config.null_draws, config.seed),
-        }
-    tables["affinity"] = _affinity(run, model, images, labels, data, config)
+        probe(Epoch(epoch, epoch, 0.0, 0.0, None, None), model)
+        return {kind: table.drop(columns="epoch") for kind, table in probe.tables().items()}
+    margins = _margins(run)
+    tables = plain_tables(model, margins, images, labels, data.classes, config)
+    tables["affinity"] = affinity_of(
+        model, images, labels, classes=data.classes, margins=margins, seed=config.seed, max_memory=config.max_memory
+    )
     return tables
 
 
@@ -144,18 +138,21 @@ def announce(run: Run, study: Study, splits: Sequence[str]) -> str:
     """What probing the run will take, in a sentence."""
     model, _ = model_of(run, study)
     K, config = study.dataset.num_classes, study.config.probes
-    images, _ = _probe_set(study.dataset, study, splits[0])
-    terms = 1
-    if isinstance(model, HME) and _objective(run).decomposition == "binary":
-        terms = 3 if Objective(_objective(run)).distils else 2
-    sets = terms * (1 + config.null_draws)
-    cost = probing_cost(model, images, K, sets, max_memory=config.max_memory)
-    steps = K * (1 + AFFINITY_DRAWS)
-    ablated = f", {sum(model.experts[1:])} experts are ablated" if isinstance(model, HME) else ""
+    images, _ = _probe_images(study, splits[0])
+    if isinstance(model, HME):
+        terms = terms_of(_objective(run))
+        cost = recording_cost(model, images, K, _objective(run), config, NULL_DRAWS)
+    else:
+        terms = ("hard",)
+        options: dict[str, Any] = {"margins": _margins(run), "max_memory": config.max_memory}
+        cost = probing_cost(model, images, K, 1 + config.null_draws, **options)
+        cost += affinity_cost(model, images, K, **options)
+    ablated = f"; {sum(model.experts[1:])} experts are ablated" if isinstance(model, HME) else ""
+    recorded = ", beside its mean over the run's probed epochs" if "affinity" in run.kinds else ""
     return (
-        f"{run.role} {run.id} on {' and '.join(splits)}, {len(images)} images; on each {cost} for "
-        f"{terms} loss{'es' if terms > 1 else ''} with {config.null_draws} null draws, and for affinity {K} backward "
-        f"and {steps} forward passes with {AFFINITY_DRAWS}{ablated}"
+        f"{run.role} {run.id} on {' and '.join(splits)}, {len(images)} images; on each {cost}, for conflict of "
+        f"{len(terms)} loss{'es' if len(terms) > 1 else ''} with {config.null_draws} null draws and for affinity with "
+        f"{NULL_DRAWS}{ablated}. Affinity is that of the final weights alone{recorded}."
     )
 
 
@@ -174,10 +171,11 @@ def write_probe(probed: Probed, out: Path, classes: Sequence[str]) -> list[Path]
 def side_by_side(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """Measures of the plain hard loss and of faithfulness by split, one row a level and metric.
 
-    Each is ``value [null range]``; of faithfulness it is the rank correlation of ablation with pathways of A.
+    Each is ``value [null range]``; of faithfulness it is the rank correlation of ablation with pathways of A, of
+    affinity that of the final weights alone, and apart from it the mean over the run's probed epochs.
     """
     parts = []
-    for kind in ("conflict_summary", "contention", "output_conflict"):
+    for kind in ("conflict_summary", "contention", "affinity", "output_conflict"):
         if kind in tables:
             table = tables[kind]
             table = table[table["term"] == "hard"] if "term" in table else table[table["a"] == ""]
@@ -189,13 +187,16 @@ def side_by_side(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     table["shown"] = [
         f"{v:.3f} [{low:.3f}, {high:.3f}]" for v, low, high in table[["value", "null_low", "null_high"]].to_numpy()
     ]
+    if THROUGH_TRAINING in tables:
+        mean = tables[THROUGH_TRAINING].query("a == ''")
+        shown = [f"{v:.3f} [null's mean {null:.3f}]" for v, null in mean[["value", "null_mean"]].to_numpy()]
+        table = pd.concat([table, mean.assign(of=THROUGH_TRAINING, level="", shown=shown)], ignore_index=True)
     keys = ["of", "level", "metric"]
     return table.pivot_table(index=keys, columns="split", values="shown", aggfunc="first", sort=False).reset_index()
 
 
-def _probe_set(data: Dataset, study: Study, split: str) -> tuple[Tensor, Tensor]:
-    chosen = data.probe_set(split, study.config.probes.per_class, study.config.probes.seed)
-    return data.normalise(chosen.images.take(torch.arange(len(chosen)))), chosen.labels
+def _probe_images(study: Study, split: str) -> tuple[Tensor, Tensor]:
+    return study.dataset.probe_images(split, study.config.probes.per_class, study.config.probes.seed)
 
 
 def _in_conflict(conflict: pd.DataFrame) -> int:
@@ -211,18 +212,6 @@ def _objective(run: Run) -> ObjectiveConfig:
 def _margins(run: Run) -> Callable[[Tensor], Tensor]:
     """From a run's outputs to the margins of its subtasks."""
     return (lambda outputs: outputs) if run.info["decomposition"] == "binary" else one_vs_rest_margins
-
-
-def _affinity(
-    run: Run, model: nn.Module, images: Tensor, labels: Tensor, data: Dataset, config: ProbeConfig
-) -> pd.DataFrame:
-    one_hot = F.one_hot(labels, data.num_classes).float()
-    loss = partial(F.binary_cross_entropy_with_logits, target=one_hot, reduction="none")
-    margins = None if run.info["decomposition"] == "binary" else one_vs_rest_margins
-    z = subtask_affinity(
-        model, images, loss, margins=margins, null_draws=AFFINITY_DRAWS, seed=config.seed, max_memory=config.max_memory
-    )
-    return measures.affinity_table(z, data.classes).assign(eta=ETA, n=len(images))
 
 
 def _parents(run: Run, explainer: HME) -> list[Tensor]:

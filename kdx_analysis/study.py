@@ -33,14 +33,16 @@ from kdx_analysis.execution import Step, train_steps
 from kdx_analysis.models import HME, build_model, check_fits, redrawn
 from kdx_analysis.models import vam as attention
 from kdx_analysis.models.learn_to_branch import learn_to_branch
-from kdx_analysis.probes.recorder import SPLITS
+from kdx_analysis.probes.gradients import Cost
+from kdx_analysis.probes.recorder import SPLITS, checkpoints, recording_cost, terms_of
 from kdx_analysis.registry import unknown
 from kdx_analysis.report import Report
 from kdx_analysis.runs import ROLES, Run, RunSet
 from kdx_analysis.runs.directory import INFO, WEIGHTS
 from kdx_analysis.training import fabric_for
 from kdx_analysis.training.checkpoints import fingerprint, load_weights
-from kdx_analysis.training.progress import Progress, no_progress
+from kdx_analysis.training.loggers import check_loggers
+from kdx_analysis.training.progress import Progress, no_progress, write_plan
 from kdx_analysis.training.teacher import check_teacher
 
 STUDY_FILE = "study.yaml"
@@ -63,6 +65,7 @@ class Study:
         name: of the study.
         data_dir: where data sets lie; by default $KDX_DATA, else ./data.
         vam, explainer, training, probes, teacher_training: sections of the configuration, as objects or mappings.
+        loggers: tensorboard, mlflow, wandb: what is told of every training.
         data_options: further keys of the data section, as ``{"per_class": 500}``.
 
     Raises KdxError, before any training, for whatever in them can't work.
@@ -83,6 +86,7 @@ class Study:
         training: TrainingConfig | Mapping[str, Any] | None = None,
         teacher_training: TrainingConfig | Mapping[str, Any] | None = None,
         probes: ProbeConfig | Mapping[str, Any] | None = None,
+        loggers: Sequence[str] = (),
         data_options: Mapping[str, Any] | None = None,
     ) -> None:
         data_name = data.name if isinstance(data, Dataset) else str(data)
@@ -108,6 +112,7 @@ class Study:
             "objectives": [_plain(objective) for objective in objectives],
             "training": _plain(training),
             "probes": _plain(probes),
+            "loggers": list(loggers),
             "seeds": list(range(seeds)) if isinstance(seeds, int) else list(seeds),
         }
         self.config = StudyConfig.parse({key: value for key, value in sections.items() if value is not None})
@@ -176,6 +181,7 @@ class Study:
 
     def check(self) -> None:
         """Raise KdxError for anything that can't work, before any training."""
+        check_loggers(self.config.loggers)
         shape, K = self.dataset.shape, self.dataset.num_classes
         with torch.random.fork_rng():
             for role in ("student", "explainer"):
@@ -189,6 +195,19 @@ class Study:
             self.dataset.probe_set(split, self.config.probes.per_class, self.config.probes.seed)
         for role in ROLES:
             fabric_for(self.config.training_of(role))
+
+    def probing_cost(self, role: str) -> Cost:
+        """What probes of one explainer, or at most of one tree, take through its training, nulls included."""
+        with torch.random.fork_rng():
+            model = self.build("explainer")
+        probes, K = self.config.probes, self.dataset.num_classes
+        most = max(self.config.objectives, key=lambda objective: len(terms_of(objective)))
+        epochs = len(checkpoints(self.config.training_of(role).epochs, probes.checkpoints))
+        cost = Cost(0, 0, 0, 0, 0)
+        for split in SPLITS:
+            images, _ = self.dataset.probe_images(split, probes.per_class, probes.seed)
+            cost += recording_cost(model, images, K, most, probes) * epochs
+        return cost
 
     def plan(self, out: str | Path) -> list[Step]:
         """Every run of the study below ``out``, the teacher first."""
@@ -244,6 +263,7 @@ class Study:
         steps = self.plan(out)
         teacher, *others = steps
         self._claim(out, teacher)
+        write_plan(out, [(step.path, step.title) for step in steps])
         with progress(sum(not step.done for step in steps)) as show:
             train_steps(self, [teacher], teacher.path, 1, show)
             train_steps(self, others, teacher.path, jobs, show)

@@ -49,6 +49,20 @@ def test_train_and_validation_stand_side_by_side(probed) -> None:
     assert not shown.isna().any(axis=None)
 
 
+def test_affinity_of_the_final_weights_stands_beside_its_mean_over_training(probed) -> None:
+    run, found = probed
+    mean = found.tables["affinity_through_training"].query("metric == 'affinity' and split == 'val'")
+    recorded = run.record("affinity").query("metric == 'affinity' and split == 'val'").groupby(["a", "b"])["value"]
+    expected = recorded.mean()[list(zip(mean["a"], mean["b"], strict=True))]
+    np.testing.assert_allclose(mean["value"], expected)
+    assert set(mean["epochs"]) == {run.record("affinity")["epoch"].nunique()}
+    last = run.record("affinity").query("metric == 'affinity' and epoch == 2 and split == 'val'")
+    alone = found.tables["affinity"].query("metric == 'affinity' and split == 'val'")
+    np.testing.assert_allclose(alone["value"], last["value"], rtol=1e-3, atol=1e-5)
+    shown = probing.side_by_side(found.tables).set_index(["of", "metric"])
+    assert "[null's mean" in shown.loc[("affinity_through_training", "median_affinity"), "val"]
+
+
 def test_records_and_figures_are_written(probed, tmp_path) -> None:
     run, found = probed
     figures = probing.write_probe(found, tmp_path, run.classes)
@@ -89,7 +103,11 @@ def test_a_tree_has_the_weights_and_parents_of_its_run(tmp_path, monkeypatch) ->
         right = (model(images).argmax(dim=1) == data.test.labels).double().mean().item()
     assert right == run.record("metrics").query("split == 'test' and metric == 'accuracy'")["value"].item()
     tables = probing.probe_run(run, study, runs.filter(role="teacher").runs[0].path).tables
-    assert set(tables) == EVERY | FAITH | {"contention"}
+    assert set(tables) == EVERY | FAITH | {"contention", "routing", "agreement", "affinity_through_training"}
+    assert {"routing", "agreement", "affinity", "conflict"} <= set(run.kinds)
+    recorded = run.record("routing").drop(columns="epoch")
+    anew = tables["routing"].query("split == 'train'")[recorded.columns].reset_index(drop=True)
+    pd.testing.assert_frame_equal(anew, recorded)
 
 
 def test_a_run_outside_its_study_is_refused(finished, tmp_path) -> None:

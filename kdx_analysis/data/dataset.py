@@ -190,6 +190,11 @@ class Dataset:
         taken = take_per_class(whole.labels[ordered], per_class, seed)
         return whole.subset(ordered[taken.to(ordered.device)])
 
+    def probe_images(self, split: str, per_class: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """Images of :meth:`probe_set` as models take them, normalised, B×C×H×W, and their labels, B."""
+        chosen = self.probe_set(split, per_class, seed)
+        return self.normalise(chosen.images.take(torch.arange(len(chosen)))), chosen.labels
+
     def _validate_split(self, split: Split) -> None:
         K = self.num_classes
         wrong = split.labels[(split.labels < 0) | (split.labels >= K)]

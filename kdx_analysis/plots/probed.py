@@ -12,6 +12,7 @@ import seaborn as sns
 from kdx_analysis.plots.classes import name_classes
 from kdx_analysis.plots.style import GREY, drawing, panels, plain, styled
 
+THROUGH_TRAINING = "affinity_through_training"
 _SPLITS = {"train": ("#0072B2", "o"), "val": ("#D55E00", "s")}
 
 
@@ -21,14 +22,18 @@ def probed_figures(tables: Mapping[str, pd.DataFrame], classes: Sequence[str]) -
     conflict = tables["conflict"]
     conflict = conflict[(conflict["term"] == "hard") & (conflict["level"] == "all")]
     both = tables["output_conflict"].query("metric == 'claimed_by_both'")
-    affinity = tables["affinity"]
+    affinity = tables["affinity"].query("metric == 'affinity'")
+    steps = {f"{split}, final weights alone": of for split, of in affinity.groupby("split")}
+    if THROUGH_TRAINING in tables:
+        mean = tables[THROUGH_TRAINING].query("metric == 'affinity'")
+        steps |= {f"{s}, mean of {of['epochs'].max()} probed epochs": of for s, of in mean.groupby("split")}
     figures = {
         "conflict": pair_matrices(
             {str(split): _split_matrix(of, K, "cosine", "null_mean") for split, of in conflict.groupby("split")},
             classes, "gradient cosine of the hard loss; its null above the diagonal", 1.0,
         )[0],
         "affinity": pair_matrices(
-            {str(split): _directed_matrix(of, K) for split, of in affinity.groupby("split")},
+            {name: _directed_matrix(steps[name], K) for name in sorted(steps)},
             classes, f"affinity Z of a step of {affinity['eta'].iloc[0]:g} for the row's subtask; red: it hurts", None,
         )[0],
         "output_conflict": pair_matrices(
@@ -125,8 +130,9 @@ def _measures(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         table = tables["faithfulness_agreement"].query("attention == 'effective'")
         name = table["measure"] + " by ablation like attention, level " + table["level"].astype(str)
         parts.append(table.assign(name=name))
-    whole = tables["output_conflict"].query("a == ''")
-    parts.append(whole.assign(name=whole["metric"].str.replace("_", " ")))
+    for kind, note in (("affinity", ", final weights"), ("output_conflict", "")):
+        whole = tables[kind].query("a == ''")
+        parts.append(whole.assign(name=whole["metric"].str.replace("_", " ") + note))
     return pd.concat(parts, ignore_index=True)[["name", "split", "value", "null_low", "null_high"]]
 
 

@@ -155,7 +155,7 @@ def styled(draw: Callable[P, tuple[Figure, A]]) -> Callable[P, tuple[Figure, A]]
 def save(figure: Figure, path: str | Path) -> list[Path]:
     """Write ``figure`` as PNG (150 dpi, 256 colours) and SVG (text stays text), each to ``path`` with its suffix."""
     png, svg = Path(f"{path}.png"), Path(f"{path}.svg")
-    with style():
+    with style(), _laid_out(figure):
         with io.BytesIO() as buffer, staged_file(png) as partial:
             figure.savefig(buffer, format="png", dpi=150)
             image = Image.open(buffer).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE)
@@ -163,3 +163,16 @@ def save(figure: Figure, path: str | Path) -> list[Path]:
         with staged_file(svg) as partial:
             figure.savefig(partial, format="svg", metadata={"Date": None})
     return [png, svg]
+
+
+@contextmanager
+def _laid_out(figure: Figure) -> Iterator[None]:
+    """Lay ``figure`` out once, if that is not done yet, rather than for every file written inside the body."""
+    if figure.stale:
+        figure.draw_without_rendering()
+    engine = figure.get_layout_engine()
+    figure.set_layout_engine("none")
+    try:
+        yield
+    finally:
+        figure.set_layout_engine(engine)

@@ -3,11 +3,11 @@
 ``gates`` and ``conflict`` are pure functions on tensors, ``gradients`` makes the Gram matrices that conflict is
 read from, ``ExplainerProbe`` records all of it through a training; ``vam`` is the same for VAM's gates. ``affinity``,
 ``outputs`` and ``agreement`` ask what a step for one subtask does to another, what subtasks claim, and what routing
-agrees with; ``gates_of`` and ``conflict_of`` hand back one model's records, ``ConflictProbe`` takes its images batch by
-batch, ``MeasureRecord`` sets those of several models side by side. ``planted`` makes explainers whose
+agrees with; ``gates_of``, ``conflict_of`` and ``affinity_of`` hand back what one model shows, ``ConflictProbe`` takes
+its images batch by batch, ``MeasureRecord`` sets several models side by side. ``planted`` makes explainers whose
 conflicts are known, ``validate`` holds the probes against them. ``faithfulness`` asks whether attention says what an
-ablation confirms, ``attribution`` what experts look at, ``sanity`` whether that is the model's doing; ``watch``
-records what any code makes a model compute.
+ablation confirms, ``attribution`` what experts look at, ``sanity`` whether that is the model's doing; ``watch`` records
+what any code makes a model compute.
 """
 
 from kdx_analysis.probes import (
@@ -24,7 +24,7 @@ from kdx_analysis.probes import (
     vam,
     watch,
 )
-from kdx_analysis.probes.affinity import subtask_affinity
+from kdx_analysis.probes.affinity import affinity_of, subtask_affinity
 from kdx_analysis.probes.agreement import Mantel, mantel
 from kdx_analysis.probes.attribution import Attribution, Conductance, conductance, grad_cam, integrated_gradients
 from kdx_analysis.probes.batches import ConflictProbe
@@ -59,6 +59,7 @@ __all__ = [
     "Validation",
     "ablate",
     "affinity",
+    "affinity_of",
     "agreement",
     "attribution",
     "conductance",

@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
+import pandas as pd
 import torch
+import torch.nn.functional as F
 from beartype import beartype
 from jaxtyping import Float, jaxtyped
 from torch import Tensor, nn
 
 from kdx_analysis.errors import KdxError
-from kdx_analysis.probes.gradients import in_full, not_finite, residuals, subtask_gradients, undisturbed, with_null
+from kdx_analysis.models import HME
+from kdx_analysis.objectives import one_vs_rest_margins
+from kdx_analysis.probes import measures
+from kdx_analysis.probes.checks import subtasks
+from kdx_analysis.probes.gradients import (
+    Cost,
+    in_full,
+    not_finite,
+    probing_cost,
+    residuals,
+    subtask_gradients,
+    undisturbed,
+    with_null,
+)
 
 ETA = 0.01
+NULL_DRAWS = 19
 
 
 @jaxtyped(typechecker=beartype)
@@ -69,7 +86,7 @@ def subtask_affinity(
         r = residuals(loss, own)
         sets = with_null(r, null_draws, seed)
         values = dict(model.named_parameters())
-        at_once = max(1, max_memory // (r.shape[1] * r.element_size() * sum(p.numel() for p in values.values())))
+        at_once = _sets_at_once(model, r.shape[1], max_memory)
         after = []
         for chunk in sets.split(at_once):
             gradients = subtask_gradients(model, images, chunk, margins=margins, groups=groups, max_memory=max_memory)
@@ -79,3 +96,73 @@ def subtask_affinity(
                     norm = torch.stack([part.norm() for part in g.values()]).norm()
                     after.append(losses({name: values[name] - eta * part / norm for name, part in g.items()}))
     return affinity(before, torch.stack(after).unflatten(0, (len(sets), -1)))
+
+
+def affinity_of(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    classes: Sequence[str] | None = None,
+    margins: Callable[[Tensor], Tensor] | None = None,
+    groups: Sequence[Sequence[str]] | None = None,
+    eta: float = ETA,
+    null_draws: int = NULL_DRAWS,
+    seed: int = 0,
+    max_memory: int = 2**30,
+) -> pd.DataFrame:
+    """:func:`subtask_affinity` between the K one-vs-rest losses of any classifier, as a table.
+
+    The loss is the plain hard one for every model, BCE(σ(margin), 1[y = k]).
+
+    Args:
+        model, images, labels, classes, margins, groups, seed, max_memory: as for
+            :func:`kdx_analysis.probes.records.conflict_of`, whose errors it raises.
+        eta, null_draws: as for :func:`subtask_affinity`; at least one draw.
+
+    Returns:
+        The columns of :func:`kdx_analysis.probes.measures.affinity_table`, eta and n, the number of images.
+    """
+    if null_draws < 1:
+        raise KdxError(f"{null_draws} draws make no null; take 1 or more")
+    model = in_full(model)
+    images = images.to(next(model.parameters(), images))
+    labels = labels.to(images.device)
+    if margins is None and not isinstance(model, HME):
+        margins = one_vs_rest_margins
+    with undisturbed(model), torch.no_grad():
+        outputs = model(images)
+        own = outputs if margins is None else margins(outputs)
+    names, labels = subtasks(own, labels, classes)
+    one_hot = F.one_hot(labels, len(names)).to(own.dtype)
+    loss = partial(F.binary_cross_entropy_with_logits, target=one_hot, reduction="none")
+    z = subtask_affinity(
+        model, images, loss, margins=margins, groups=groups, eta=eta, null_draws=null_draws, seed=seed,
+        max_memory=max_memory,
+    )  # fmt: skip
+    return measures.affinity_table(z, names).assign(eta=eta, n=len(images))
+
+
+def affinity_cost(
+    model: nn.Module,
+    images: Tensor,
+    num_classes: int,
+    null_draws: int = NULL_DRAWS,
+    *,
+    margins: Callable[[Tensor], Tensor] | None = None,
+    groups: Sequence[Sequence[str]] | None = None,
+    max_memory: int = 2**30,
+) -> Cost:
+    """Passes and memory of :func:`affinity_of`; nothing is computed here."""
+    actual = margins or (lambda outputs: outputs)  # steps go along gradients with the gates' factor
+    sets, at_once = 1 + null_draws, _sets_at_once(model, num_classes, max_memory)
+    cost = Cost(3 + num_classes * sets, 0, len(images), 0, 0)
+    for first in range(0, sets, at_once):
+        chunk = min(at_once, sets - first)
+        cost += probing_cost(model, images, num_classes, chunk, margins=actual, groups=groups, max_memory=max_memory)
+    return cost
+
+
+def _sets_at_once(model: nn.Module, num_classes: int, max_memory: int) -> int:
+    """Sets of residuals whose gradients are held together."""
+    return max(1, max_memory // (num_classes * sum(p.numel() * p.element_size() for p in model.parameters())))

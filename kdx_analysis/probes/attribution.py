@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import copy
 import importlib
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME
+from kdx_analysis.models.heads import TokenPool
 from kdx_analysis.probes.checks import finite
 from kdx_analysis.probes.contract import Record
 from kdx_analysis.probes.gradients import in_full
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 STEPS, CONDUCTANCE_STEPS = 32, 128
 AT_ONCE = 512
+MAX_OTHERS = 8  # class token, distillation token, registers
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,20 +167,31 @@ def grad_cam(
 ) -> Attribution:
     """max(0, Σ_c w_c F_c), w_c the mean of ∂m_k/∂F_c over positions (Selvaraju et al., arXiv 1610.02391).
 
-    Over the channels of a whole level, by default the last, or of one expert; brought to the images' size bilinearly.
-    Raises KdxError as :func:`integrated_gradients` does, and for tokens, which have no positions on a grid.
+    Over the channels of a whole level, by default the last whose positions reach the margins, or of one expert;
+    brought to the images' size bilinearly. Tokens T×D are those of patches, row by row, behind a few that belong to
+    no patch and are left out. Raises KdxError as :func:`integrated_gradients` does, and where tokens make no grid of
+    square patches, or the heads read only the first of the ``level``'s.
     """
     working, images, subtasks = prepare(model, images, subtask)
-    level = len(experts_of(working)) if level is None else level
+    readout = getattr(working, "readout", None)
+    last = len(experts_of(working)) - int(isinstance(readout, TokenPool) and readout.first)
+    level = last if level is None else level
     site, N = _site(working, level), experts_of(working)[level - 1]
+    if level > last:
+        raise KdxError(f"the heads read the first token of level {level}, so its patches say nothing; take a lower one")
     if expert is not None:
         _check_expert(working, (level, expert))
     channels = nn.Identity()
 
     def through_channels(module: nn.Module, inputs: Any, features: Tensor) -> Tensor:
-        if features.ndim != (4 if level == 1 else 5):
-            raise KdxError("Grad-CAM needs features on a grid, which tokens are not; take integrated_gradients")
-        return channels(features.reshape(len(features), -1, *features.shape[-2:])).view_as(features)
+        if features.ndim == (4 if level == 1 else 5):
+            return channels(features.reshape(len(features), -1, *features.shape[-2:])).view_as(features)
+        grid = _patches(features.shape[-2], images)
+        others, patches = features.split([features.shape[-2] - math.prod(grid), math.prod(grid)], dim=-2)
+        tokens = patches.unsqueeze(1) if level == 1 else patches
+        laid = channels(tokens.transpose(-1, -2).reshape(len(features), -1, *grid))
+        back = laid.reshape(tokens.transpose(-1, -2).shape).transpose(-1, -2).view_as(patches)
+        return torch.cat([others, back], dim=-2)
 
     handle = site.register_forward_hook(through_channels)
     try:
@@ -311,6 +325,18 @@ def _check_expert(model: nn.Module, expert: tuple[int, int]) -> None:
     N = experts_of(model)[level - 1]
     if not 0 <= i < N:
         raise KdxError(f"level {level} has the experts 0 to {N - 1}, not {i}")
+
+
+def _patches(tokens: int, images: Tensor) -> tuple[int, int]:
+    """Rows and columns of the largest grid of square patches of the images that fits; KdxError if many are left."""
+    H, W = images.shape[-2:]
+    sizes = [p for p in range(1, min(H, W) + 1) if H % p == W % p == 0 and (H // p) * (W // p) <= tokens]
+    if not sizes or tokens - (H // sizes[0]) * (W // sizes[0]) > MAX_OTHERS:
+        raise KdxError(
+            f"{tokens} tokens are no grid of square patches of {H}×{W} images and up to {MAX_OTHERS} tokens beside; "
+            "take integrated_gradients"
+        )
+    return H // sizes[0], W // sizes[0]
 
 
 def _baseline(baseline: float | Tensor, images: Tensor) -> Tensor:

@@ -45,3 +45,13 @@ def finite(margins: Tensor) -> Tensor:
     if wrong := not_finite(margins):
         raise KdxError(f"margins of subtasks {wrong} are not finite; did the run diverge?")
     return margins
+
+
+def subtasks(margins: Tensor, labels: Tensor, classes: Sequence[str] | None) -> tuple[tuple[str, ...], Tensor]:
+    """Names and int64 labels, unless margins are not finite or not of two classes or more, or a class has no image."""
+    names = named(classes, finite(margins).shape[1])
+    if len(names) < 2:
+        raise KdxError("a model of one class has no pairs to compare; give one of two classes or more")
+    labels = labelled(margins, labels, len(names))
+    check_classes(labels, names)
+    return names, labels

@@ -3,6 +3,9 @@
 A subtask's gradient is g_k = Σ_b r_bk ∂m_bk/∂θ with the residual r = ∂L/∂m, so one set of per-sample gradients of
 the margins serves every loss and every permutation of its residual. Only their weighted sums are held, and only K×K
 Gram matrices returned.
+
+Sums for R sets take R·B·K·D products, a Gram matrix of the B·K per-sample gradients, of which every set would be a
+quadratic form, (B·K)²·D: more, as long as R is below B·K (2,000 for 200 images of ten classes).
 """
 
 from __future__ import annotations
@@ -159,7 +162,7 @@ def subtask_gradients(
 
 @dataclass(frozen=True)
 class Cost:
-    """What :func:`subtask_grams` will take.
+    """What a probe will take; costs of one thing after the other add up.
 
     Attributes:
         forwards, backwards: passes, each over at most ``batch`` images.
@@ -173,10 +176,21 @@ class Cost:
     values: int
     held: int
 
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.forwards + other.forwards, self.backwards + other.backwards, max(self.batch, other.batch),
+            self.values + other.values, max(self.held, other.held),
+        )  # fmt: skip
+
+    def __mul__(self, times: int) -> Cost:
+        return dataclasses.replace(
+            self, forwards=times * self.forwards, backwards=times * self.backwards, values=times * self.values
+        )
+
     def __str__(self) -> str:
         return (
-            f"{self.backwards} backward passes over up to {self.batch} images each, {self.held / 2**20:.0f} MiB of "
-            "gradients at once"
+            f"{self.forwards} forward and {self.backwards} backward passes over up to {self.batch} images each, "
+            f"{self.held / 2**20:.0f} MiB of gradients at once"
         )
 
 
@@ -186,6 +200,7 @@ def probing_cost(
     num_classes: int,
     sets: int,
     *,
+    margins: Callable[[Tensor], Tensor] | None = None,
     groups: Sequence[Sequence[str]] | None = None,
     max_memory: int = 2**30,
 ) -> Cost:
@@ -193,7 +208,7 @@ def probing_cost(
 
     Layers that don't fit in ``max_memory`` together take passes of their own; nothing is computed here.
     """
-    parts = Parts.of(model, None, groups, images)
+    parts = Parts.of(model, margins, groups, images)
     each = sets * num_classes * images.element_size()
     forwards = backwards = held = batch = 0
     for chunk in _chunks(parts.layers, each, max_memory):

@@ -147,19 +147,28 @@ def agreement_table(
 
 
 def affinity_table(affinities: Tensor, classes: Sequence[str]) -> pd.DataFrame:
-    """Z_{a→b} of every ordered pair: a, b, a_index, b_index, value, undefined, null_…, null_draws.
+    """Z_{a→b} of every ordered pair, and over all of them: metric, a, b ('' where all are meant), a_index, b_index, ….
 
-    Affinities are (1 + R)×K×K; a value is undefined, NaN, where the gradient of a is zero, so that there is no step.
+    Then value, undefined (pairs of which it is NaN: the gradient of a is zero), null_…, null_draws. Over all pairs:
+    ``median_affinity``, since a loss that is nearly 0 makes a mean of its own, and ``hurt_share``, that with Z < 0.
+
+    Args:
+        affinities: (1 + R)×K×K; the first is measured, the others are its null.
     """
     K = len(classes)
     names = np.array(classes, dtype=object)
     a, b = (index.numpy() for index in torch.nonzero(~torch.eye(K, dtype=torch.bool), as_tuple=True))
     chosen = affinities.double().cpu()[:, a, b]
-    table = pd.DataFrame({
-        "a": names[a], "b": names[b], "a_index": a, "b_index": b, "value": chosen[0].numpy(),
-        **quantile_columns(chosen[1:]), "null_draws": len(chosen) - 1,
+    undefined = chosen.isnan()
+    hurt = torch.where(undefined, torch.nan, (chosen < 0).double()).nanmean(dim=1)
+    whole = pd.DataFrame([
+        beside_null("median_affinity", chosen.nanquantile(0.5, dim=1)), beside_null("hurt_share", hurt),
+    ]).assign(a="", b="", a_index=-1, b_index=-1, undefined=int(undefined[0].sum()))  # fmt: skip
+    pairs = pd.DataFrame({
+        "metric": "affinity", "a": names[a], "b": names[b], "a_index": a, "b_index": b, "value": chosen[0].numpy(),
+        "undefined": undefined[0].int().numpy(), **quantile_columns(chosen[1:]),
     })  # fmt: skip
-    return with_undefined(table, ["value"])
+    return pd.concat([pairs, whole], ignore_index=True).assign(null_draws=len(chosen) - 1)
 
 
 def with_undefined(table: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
@@ -167,6 +176,15 @@ def with_undefined(table: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
     counted = table.copy()
     counted.insert(list(table).index(values[-1]) + 1, "undefined", table[list(values)].isna().sum(axis=1))
     return counted
+
+
+def mean_over_epochs(affinity: pd.DataFrame) -> pd.DataFrame:
+    """Recorded affinities averaged over ``epochs`` of them: split, metric, a, b, …, value, undefined, null_mean, …."""
+    keys = ["split", "metric", "a", "b", "a_index", "b_index", "null_draws", "eta", "n"]
+    return affinity.groupby(keys, sort=False).agg(
+        value=("value", "mean"), undefined=("undefined", "sum"), null_mean=("null_mean", "mean"),
+        epochs=("epoch", "nunique"),
+    ).reset_index()  # fmt: skip
 
 
 def beside_null(metric: str, values: Tensor) -> dict[str, Any]:

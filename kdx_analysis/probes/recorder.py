@@ -1,10 +1,10 @@
-"""The probe of one explainer in training: called after every epoch, it turns what it sees into tidy tables."""
+"""The probe of one explainer or tree in training: called after every epoch, it makes tidy tables of what it sees."""
 
 from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,11 +20,21 @@ from kdx_analysis.models.gates import ParameterGate
 from kdx_analysis.models.redraw import draw_anew
 from kdx_analysis.objectives import Objective, one_vs_rest_margins
 from kdx_analysis.probes import conflict, gates, measures
+from kdx_analysis.probes.affinity import affinity_cost, affinity_of
 from kdx_analysis.probes.agreement import class_tree_distance, confusion_distance, teacher_distance
-from kdx_analysis.probes.gradients import in_full, residuals, subtask_grams, undisturbed, with_null
+from kdx_analysis.probes.gradients import (
+    Cost,
+    in_full,
+    probing_cost,
+    residuals,
+    subtask_grams,
+    undisturbed,
+    with_null,
+)
 from kdx_analysis.training import Epoch, predict
 
 SPLITS = ("train", "val")
+AFFINITY_DRAWS = 2
 _GATE_SUMMARY = ["of", "level", "attention", "metric", "value", "initial", *gates.NULL, "null_draws", "n", "tau"]
 _VALUES = ("alpha", "effective", "distance", "value", "initial")
 
@@ -32,6 +42,34 @@ _VALUES = ("alpha", "effective", "distance", "value", "initial")
 def checkpoints(epochs: int, count: int) -> tuple[int, ...]:
     """``count`` epochs (or fewer, where they coincide) spread evenly from the first to the last."""
     return tuple(sorted({round(float(e)) for e in np.linspace(1, epochs, count)})) if count > 1 else (epochs,)
+
+
+def terms_of(objective: ObjectiveConfig) -> tuple[str, ...]:
+    """The losses whose conflict is recorded: the plain hard one, and of the binary decomposition the run's own."""
+    if objective.decomposition == "multiclass":
+        return ("hard",)
+    return ("hard", "distillation", "objective") if Objective(objective).distils else ("hard", "objective")
+
+
+def margins_of(objective: ObjectiveConfig) -> Callable[[Tensor], Tensor] | None:
+    """From a model's outputs to the margins of its subtasks; None where they are the outputs themselves."""
+    return one_vs_rest_margins if objective.decomposition == "multiclass" else None
+
+
+def recording_cost(
+    model: nn.Module,
+    images: Tensor,
+    num_classes: int,
+    objective: ObjectiveConfig,
+    config: ProbeConfig,
+    affinity_draws: int = AFFINITY_DRAWS,
+) -> Cost:
+    """What conflict, its nulls and affinity take at one epoch on one probe set, ``images``."""
+    margins = margins_of(objective)
+    sets = len(terms_of(objective)) * (1 + config.null_draws)
+    options: dict[str, Any] = {"margins": margins, "max_memory": config.max_memory}
+    conflicts = probing_cost(model, images, num_classes, sets, **options)
+    return conflicts + affinity_cost(model, images, num_classes, affinity_draws, **options)
 
 
 class ExplainerProbe:
@@ -58,6 +96,7 @@ class ExplainerProbe:
       n.
     - ``conflict_summary``: split, term, level, metric, value, null_…, null_draws, pairs, undefined, n; contention of
       the actual gradients among the metrics of every level.
+    - ``affinity``: split, metric, a, b ('' where all are meant), value, undefined, null_…, null_draws, eta, n.
     - ``contention`` on the last level, and what other gates would make of it: split, term, metric, value, null_…,
       null_draws, p, n.
 
@@ -65,8 +104,8 @@ class ExplainerProbe:
     fixed. Terms: ``hard``, the same plain hard loss for every objective; ``distillation`` and ``objective``, the
     run's own. For the multiclass decomposition conflict is that of the one-vs-rest margins' hard loss, and there
     is no contention, which rests on heads that share nothing; neither is there for gates that read the input, since
-    their gradients don't factorise into a gate and the rest. Of a hard explainer only conflict is recorded: its gates
-    are its tree.
+    their gradients don't factorise into a gate and the rest. Of a hard explainer all but gates is recorded, which are
+    its tree; there A and α are the same, since every expert has one parent.
 
     Args:
         model: the explainer before training.
@@ -76,6 +115,7 @@ class ExplainerProbe:
         epochs: of the training.
         teacher: logits are taken from it once; None for runs without one.
         splits: that probe sets are drawn from; gates are those on the first.
+        affinity_draws: of affinity's null; by default few, since each is K forward passes.
     """
 
     def __init__(
@@ -87,13 +127,16 @@ class ExplainerProbe:
         epochs: int,
         teacher: nn.Module | None = None,
         splits: Sequence[str] = SPLITS,
+        affinity_draws: int = AFFINITY_DRAWS,
     ) -> None:
         self.data, self.objective, self.config = data, Objective(objective), config
+        self.affinity_draws = affinity_draws
         self.conflict_epochs = checkpoints(epochs, config.checkpoints)
         model = in_full(model)
         self.initial = copy.deepcopy(model.gates)
         self.sets = {name: data.probe_set(name, config.per_class, config.seed) for name in splits}
         self.main = splits[0]
+        self.margins = margins_of(objective)
         self.teacher_logits = {name: self._logits(teacher, split) for name, split in self.sets.items()}
         generator = torch.Generator().manual_seed(config.seed)
         self.random_gates = _untrained(model, config) if model.input_gated else []
@@ -109,16 +152,18 @@ class ExplainerProbe:
     def __call__(self, epoch: Epoch, model: nn.Module) -> None:
         assert isinstance(model, HME)
         model = in_full(model)
-        attention: dict[str, list[Tensor]] = {}
-        if not model.hard:
+        if model.hard:
+            own = [path.double().cpu() for path in gating.pathways(model.attention())]
+            paths = dict.fromkeys(("alpha", "effective"), own)
+        else:
             with undisturbed(model), torch.no_grad():
-                attention = self._gates(epoch.epoch, model, model.trace(self._images(self.main)))
+                paths = self._gates(epoch.epoch, model, model.trace(self._images(self.main)))
         if epoch.epoch in self.conflict_epochs:
-            if attention:
-                self._routing(epoch.epoch, attention)
-                self._agreement(epoch.epoch, model, attention)
+            self._routing(epoch.epoch, paths)
+            self._agreement(epoch.epoch, model, paths)
             for split in self.sets:
                 self._conflict(epoch.epoch, model, split)
+                self._affinity(epoch.epoch, model, split)
 
     def tables(self) -> dict[str, pd.DataFrame]:
         return {kind: pd.concat(frames, ignore_index=True) for kind, frames in self._frames.items()}
@@ -256,17 +301,16 @@ class ExplainerProbe:
 
     def _conflict(self, epoch: int, model: HME, split: str) -> None:
         images, labels = self._images(split), self.sets[split].labels
-        multiclass = self.objective.config.decomposition == "multiclass"
         with undisturbed(model), torch.no_grad():
             outputs = model(images)
-        margins = one_vs_rest_margins(outputs) if multiclass else outputs
-        terms = self._residuals(margins, labels, self.teacher_logits[split], multiclass)
+        margins = outputs if self.margins is None else self.margins(outputs)
+        terms = self._residuals(margins, labels, self.teacher_logits[split])
         draws = [with_null(r, self.config.null_draws, self.config.seed) for r in terms.values()]
         grams = subtask_grams(
             model,
             images,
             torch.cat(draws),
-            margins=one_vs_rest_margins if multiclass else None,
+            margins=self.margins,
             max_memory=self.config.max_memory,
         )
         for i, term in enumerate(terms):
@@ -282,23 +326,27 @@ class ExplainerProbe:
         claimed = measures.output_table(margins.float(), self.data.classes, self.config.null_draws, self.config.seed)
         self._add("output_conflict", epoch, {"split": split, **dict(claimed)})
 
-    def _residuals(
-        self, margins: Tensor, labels: Tensor, teacher_logits: Tensor | None, multiclass: bool
-    ) -> dict[str, Tensor]:
+    def _affinity(self, epoch: int, model: HME, split: str) -> None:
+        table = affinity_of(
+            model, self._images(split), self.sets[split].labels, classes=self.data.classes, margins=self.margins,
+            null_draws=self.affinity_draws, seed=self.config.seed, max_memory=self.config.max_memory,
+        )  # fmt: skip
+        self._add("affinity", epoch, {"split": split, **dict(table)})
+
+    def _residuals(self, margins: Tensor, labels: Tensor, teacher_logits: Tensor | None) -> dict[str, Tensor]:
         """∂L/∂m (B×K) of every term."""
         plain, unused = Objective(ObjectiveConfig(name="hard")), torch.Generator()
-        table = {"hard": residuals(lambda m: plain.terms(m, labels, None, unused)["hard"], margins)}
-        if multiclass:
-            return table
 
         def own(m: Tensor) -> dict[str, Tensor]:
             generator = torch.Generator().manual_seed(self.config.seed)
             return self.objective.terms(m, labels, teacher_logits, generator)
 
-        if self.objective.distils:
-            table["distillation"] = residuals(lambda m: own(m)["distillation"], margins)
-        table["objective"] = residuals(lambda m: torch.stack(list(own(m).values())).sum(dim=0), margins)
-        return table
+        losses: dict[str, Callable[[Tensor], Tensor]] = {
+            "hard": lambda m: plain.terms(m, labels, None, unused)["hard"],
+            "distillation": lambda m: own(m)["distillation"],
+            "objective": lambda m: torch.stack(list(own(m).values())).sum(dim=0),
+        }
+        return {term: residuals(losses[term], margins) for term in terms_of(self.objective.config)}
 
 
 def _untrained(model: HME, config: ProbeConfig) -> list[nn.ModuleList]:

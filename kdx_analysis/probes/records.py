@@ -22,7 +22,7 @@ from kdx_analysis.models import HME, Trace
 from kdx_analysis.models import gates as gating
 from kdx_analysis.objectives import one_vs_rest_margins
 from kdx_analysis.probes import gates, measures
-from kdx_analysis.probes.checks import check_classes, finite, labelled, named
+from kdx_analysis.probes.checks import labelled, named, subtasks
 from kdx_analysis.probes.contract import Record, TableRecord, added
 from kdx_analysis.probes.gradients import in_full, residuals, subtask_grams, undisturbed, with_null
 from kdx_analysis.training.checkpoints import fingerprint
@@ -144,11 +144,7 @@ def conflict_of(
     with undisturbed(model), torch.no_grad():
         outputs = model(images)
         own = outputs if margins is None else margins(outputs)
-    names = named(classes, finite(own).shape[1])
-    if len(names) < 2:
-        raise KdxError("a model of one class has no pairs that could be in conflict; give one of two classes or more")
-    labels = labelled(images, labels, len(names))
-    check_classes(labels, names)
+    names, labels = subtasks(own, labels, classes)
     one_hot = F.one_hot(labels, len(names)).to(own.dtype)
     r = residuals(lambda m: F.binary_cross_entropy_with_logits(m, one_hot, reduction="none"), own)
     sets = with_null(r, null_draws, seed)

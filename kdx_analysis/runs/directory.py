@@ -37,7 +37,8 @@ class Run:
         path: its directory.
         info: what ``run.json`` holds: id, study, role (one of ROLES), objective, decomposition,
             seed, config, data, environment, selection, probe_sets, experts (N_l of each level, trunk first),
-            grown_from (a tree's explainer: the id of its run, and its experts before pruning).
+            grown_from (a tree's explainer: the id of its run, and its experts before pruning), source (only of a run
+            that was not made here: kind, name, run, sha256, left_out and what is unknown of it).
     """
 
     path: Path

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from kdx_analysis.probes.affinity import ETA
 from kdx_analysis.runs.directory import Run
 
 
@@ -76,6 +77,13 @@ METRICS: tuple[Metric, ...] = (
         "matter which subtask goes where; null: residuals permuted over samples",
         conflict=True,
     ),
+    Metric(
+        "affinity",
+        "affinity of subtasks",
+        f"median over ordered pairs of Z = 1 − L_b after a step of η = {ETA:g} down a's gradient / L_b before it, mean "
+        "over the probed epochs; above 0 a step for one subtask helps the other; null: steps along residuals permuted "
+        "over samples",
+    ),
 )
 METRIC = {metric.name: metric for metric in METRICS}
 
@@ -87,13 +95,16 @@ def headlines(run: Run) -> pd.DataFrame:
     specialisation, of probe images for the rest. Conflict figures are of the plain hard loss, the same for every
     objective, and means over the probed epochs; epochs where a figure is undefined are left out.
     """
-    rows = [*_test(run), *_gates(run), *_conflict(run)] if run.role == "explainer" else list(_test(run))
+    rows = list(_test(run))
+    rows += _gates(run) if "gate_summary" in run.kinds else ()
+    rows += _conflict(run) if "conflict_summary" in run.kinds else ()
     return pd.DataFrame(rows, columns=["metric", "attention", "split", "value", "null", "n"])
 
 
 def _test(run: Run) -> Iterator[dict[str, Any]]:
     metrics = run.record("metrics")
-    for row in metrics[(metrics["split"] == "test") & metrics["metric"].isin(METRIC)].itertuples():
+    at_end = metrics[metrics["epoch"] == run.info["selection"]["epoch"]]  # elsewhere made runs are tested all along
+    for row in at_end[(at_end["split"] == "test") & at_end["metric"].isin(METRIC)].itertuples():
         yield {"metric": row.metric, "attention": "", "split": "test", "value": row.value, "n": row.n}
 
 
@@ -115,6 +126,9 @@ def _conflict(run: Run) -> Iterator[dict[str, Any]]:
     tables = [summary[summary["level"] == "all"]]
     if "contention" in run.kinds:
         tables.append(run.record("contention"))
+    if "affinity" in run.kinds:
+        affinity = run.record("affinity").query("metric == 'median_affinity'")
+        tables.append(affinity.assign(term="hard", metric="affinity"))
     for table in tables:
         hard = table[(table["term"] == "hard") & table["metric"].isin(METRIC)]
         for (metric, split), rows in hard.groupby(["metric", "split"], sort=False):

@@ -6,9 +6,10 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from kdx_analysis.plots.classes import clustered
-from kdx_analysis.plots.style import LOOKS, counted, look, plain, style
+from kdx_analysis.plots.style import LOOKS, counted, drawing, look, plain, save, style, styled
 
 
 def test_every_objective_looks_different_in_colour_and_without() -> None:
@@ -30,6 +31,32 @@ def test_style_is_undone_when_the_body_raises() -> None:
     with pytest.raises(ZeroDivisionError), style():
         1 / (mpl.rcParams["svg.fonttype"] != "none")
     assert dict(mpl.rcParams) == before
+
+
+def test_a_figure_is_laid_out_once_for_all_its_files_and_anew_when_it_changed(tmp_path, monkeypatch) -> None:
+    layouts = []
+    own = ConstrainedLayoutEngine.execute
+    monkeypatch.setattr(
+        ConstrainedLayoutEngine, "execute", lambda self, figure: (layouts.append(figure), own(self, figure))[1]
+    )
+
+    @styled
+    def draw():
+        figure = drawing(3, 2)
+        ax = figure.subplots()
+        figure.colorbar(ax.imshow([[0, 1]]))
+        return figure, ax
+
+    figure, ax = draw()
+    before = ax.get_position(original=True).bounds
+    save(figure, tmp_path / "same")
+    assert len(layouts) == 1
+    assert ax.get_position(original=True).bounds == before
+    ax.set_ylabel("of two\nlines")
+    save(figure, tmp_path / "changed")
+    assert len(layouts) == 2
+    assert ax.get_position(original=True).x0 > before[0]
+    assert isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine)
 
 
 def test_plain_text_starts_no_formula() -> None:

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, build_model
-from kdx_analysis.probes.affinity import subtask_affinity
+from kdx_analysis.objectives import one_vs_rest_margins
+from kdx_analysis.probes.affinity import affinity_of, subtask_affinity
 from kdx_analysis.probes.measures import affinity_table
 
 
@@ -42,7 +43,7 @@ def test_a_zero_gradient_is_nan_and_scaling_a_loss_changes_nothing() -> None:
     model = Linear(directions)
     (z,) = subtask_affinity(model, torch.zeros(3, 1, dtype=torch.float64), squared, groups=[[""]])
     assert z[1].isnan().all()
-    table = affinity_table(z.expand(3, 2, 2), ("a", "b")).set_index("a")
+    table = affinity_table(z.expand(3, 2, 2), ("a", "b")).query("a != ''").set_index("a")
     assert table["undefined"].to_dict() == {"a": 0, "b": 1}
     assert table["null_undefined"].to_dict() == {"a": 0, "b": 2}
     (scaled,) = subtask_affinity(model, torch.zeros(3, 1, dtype=torch.float64), lambda o: 5 * squared(o), groups=[[""]])
@@ -77,6 +78,45 @@ def test_the_model_is_restored_exactly_and_a_null_is_drawn() -> None:
             own[name] -= 0.1 * g / norm
         expected = 1 - loss(model(images)).mean(dim=0) / losses
     torch.testing.assert_close(z[0, 3], expected.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_table_holds_every_ordered_pair_and_what_they_come_to() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(9, 3, bias=False), nn.Identity(), nn.Linear(3, 3)).double()
+    images = torch.randn(12, 1, 3, 3, dtype=torch.float64)
+    labels = torch.arange(12) % 3
+    table = affinity_of(model, images, labels, classes="abc", groups=[["1"]], eta=0.05, null_draws=3)
+
+    def loss(outputs: Tensor) -> Tensor:
+        target = nn.functional.one_hot(labels, 3).double()
+        return nn.functional.binary_cross_entropy_with_logits(outputs, target, reduction="none")
+
+    z = subtask_affinity(model, images, loss, margins=one_vs_rest_margins, groups=[["1"]], eta=0.05, null_draws=3)
+    pairs = table[table["metric"] == "affinity"].set_index(["a", "b"])
+    assert list(pairs.index) == [(a, b) for a in "abc" for b in "abc" if a != b]
+    for (a, b), row in pairs.iterrows():
+        assert row["value"] == z[0, "abc".index(a), "abc".index(b)].item()
+        null = z[1:, "abc".index(a), "abc".index(b)]
+        assert row["null_mean"] == pytest.approx(null.mean().item())
+        assert null.min() <= row["null_low"] <= row["null_high"] <= null.max()
+    whole = table[table["a"] == ""].set_index("metric")
+    assert whole.loc["median_affinity", "value"] == pytest.approx(pairs["value"].median())
+    assert whole.loc["hurt_share", "value"] == pytest.approx((pairs["value"] < 0).mean())
+    assert set(table["eta"]) == {0.05}
+    assert set(table["n"]) == {12}
+    with pytest.raises(KdxError, match="no image is of class 'c'"):
+        affinity_of(model, images[labels < 2], labels[labels < 2], classes="abc", groups=[["1"]])
+    with pytest.raises(KdxError, match="0 draws"):
+        affinity_of(model, images, labels, null_draws=0)
+
+
+def test_undefined_pairs_are_counted_and_left_out() -> None:
+    z = torch.tensor([[0.5, 0.1, -0.2], [torch.nan] * 3, [0.3, 0.4, 0.5]], dtype=torch.float64)
+    table = affinity_table(torch.stack([z, z]), ("a", "b", "c")).set_index("metric")
+    assert table.loc["affinity", "undefined"].tolist() == [0, 0, 1, 1, 0, 0]
+    assert table.loc["median_affinity", "value"] == pytest.approx(0.2)
+    assert table.loc["hurt_share", "value"] == pytest.approx(1 / 4)
+    assert table.loc["median_affinity", "undefined"] == 2
 
 
 def test_half_precision_is_probed_in_float32_and_one_image_is_enough() -> None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, build_model
 from kdx_analysis.probes import conductance, grad_cam, integrated_gradients, randomisation, randomised
+from kdx_analysis.probes.attribution import _patches
 
 from ..planted_explainers import by_halves
 from .subjects import check_left_as_found, explainer
@@ -57,6 +58,30 @@ def test_what_passes_the_experts_of_any_level_adds_up_to_the_whole(gates: str, i
         torch.testing.assert_close(parts.sum(dim=(2, 3)).T, flows, rtol=0.05, atol=0.1 * float(flows.abs().max()))
 
 
+@pytest.mark.parametrize("level", [1, 3])
+def test_grad_cam_of_tokens_lays_the_patches_out_row_by_row(level: int, images: Tensor) -> None:
+    """Redone from the gradient of the margin: 16 patches of 8×8 behind the class token."""
+    model, images = explainer("test_vit").eval(), nn.functional.interpolate(images, 32)
+    features = model.trace(images).features[level - 1]
+    kept = []
+    site = model.trunk if level == 1 else model.levels[level - 2]
+    handle = site.register_forward_hook(lambda module, inputs, output: kept.append(output))
+    margin = model(images)[:, 2].sum()
+    handle.remove()
+    (slope,) = torch.autograd.grad(margin, kept)
+    slope = slope.view_as(features)
+    for expert in range(features.shape[1]):
+        patches, slopes = features[:, expert, 1:], slope[:, expert, 1:]
+        expected = (patches * slopes.mean(dim=1, keepdim=True)).sum(dim=2).clamp(min=0).unflatten(1, (1, 4, 4))
+        expected = nn.functional.interpolate(expected, 32, mode="bilinear")[:, 0]
+        torch.testing.assert_close(grad_cam(model, images, 2, level=level, expert=expert).maps, expected.detach())
+    assert (grad_cam(model, images, 2).maps > 0).any()
+    assert _patches(196 + 5, torch.zeros(1, 3, 224, 224)) == (14, 14)
+    assert _patches(8, torch.zeros(1, 3, 16, 32)) == (2, 4)
+    with pytest.raises(KdxError, match="40 tokens are no grid"):
+        _patches(40, torch.zeros(1, 3, 32, 32))
+
+
 def test_delta_is_what_the_sum_misses_of_the_margin(images: Tensor) -> None:
     model = explainer()
     baseline = torch.full((1, 8, 8), 0.2, dtype=torch.float64)
@@ -102,8 +127,8 @@ def test_what_cannot_be_attributed_is_refused(images: Tensor) -> None:
     with pytest.raises(KdxError, match="not finite"):
         integrated_gradients(model, images / 0, 0)
     tokens = explainer("test_vit")
-    with pytest.raises(KdxError, match="tokens"):
-        grad_cam(tokens, nn.functional.interpolate(images, 32), 0)
+    with pytest.raises(KdxError, match="first token of level 4"):
+        grad_cam(tokens, nn.functional.interpolate(images, 32), 0, level=4)
     assert conductance(tokens, nn.functional.interpolate(images, 32), 0, 2, steps=4).values.shape == (5, 3)
 
 

@@ -9,7 +9,6 @@ from functools import partial
 import pandas as pd
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import kdx_analysis as kdx
@@ -18,7 +17,6 @@ from kdx_analysis.config import ObjectiveConfig, ProbeConfig
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME
 from kdx_analysis.models.zoo import StagedNet, plain_stage
-from kdx_analysis.probes import measures
 from kdx_analysis.training import Epoch
 
 from .. import toys
@@ -38,14 +36,6 @@ def by_batches(model: nn.Module, images: Tensor, labels: Tensor) -> pd.DataFrame
     for batch in torch.arange(len(images)).split(4):
         probe.update(images[batch], labels[batch])
     return probe.compute(null_draws=19, permutations=19).summary
-
-
-def affinity(model: nn.Module, images: Tensor, labels: Tensor) -> pd.DataFrame:
-    K = model.num_classes if isinstance(model, HME) else 3
-    target = F.one_hot(labels, K).float().to(next(model.parameters()).device)
-    loss = partial(F.binary_cross_entropy_with_logits, target=target, reduction="none")
-    z = probes.subtask_affinity(model, images, loss, null_draws=1)
-    return measures.affinity_table(z, [str(k) for k in range(K)])
 
 
 def watched(model: nn.Module, images: Tensor, labels: Tensor) -> pd.DataFrame:
@@ -77,7 +67,7 @@ GATED: dict[str, Table] = {
 ANY: dict[str, Table] = {
     "conflict_of": conflict,
     "ConflictProbe": by_batches,
-    "subtask_affinity": affinity,
+    "affinity_of": lambda m, x, y: probes.affinity_of(m, x, y, null_draws=1),
     "integrated_gradients": lambda m, x, y: probes.integrated_gradients(m, x, 0, steps=2).to_frame(),
     "randomisation": lambda m, x, y: probes.randomisation(
         lambda n: probes.integrated_gradients(n, x, 0, steps=2).maps, m, draws=1, shifts=5
@@ -85,7 +75,7 @@ ANY: dict[str, Table] = {
 }
 EVERY = GATED | ANY
 HANDLED = [probe for probe in EVERY if probe != "explain"]  # that is ablate, integrated_gradients and conductance
-BY_CLASS = ("conflict_of", "ConflictProbe", "ablate", "explain")  # what can't do without a class
+BY_CLASS = ("conflict_of", "ConflictProbe", "affinity_of", "ablate", "explain")  # what can't do without a class
 
 IMAGES = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(6) % 3
@@ -147,7 +137,7 @@ class Steep(nn.Module):
         return torch.stack([outputs[:, 0], one, outputs[:, 2]], dim=1)
 
 
-@pytest.mark.parametrize("probe", ["conflict_of", "subtask_affinity"])
+@pytest.mark.parametrize("probe", ["conflict_of", "affinity_of"])
 def test_gradients_that_are_not_finite_are_named_by_subtask_and_level(probe: str) -> None:
     call = partial(ANY[probe], Steep(), IMAGES, LABELS)
     with pytest.raises(KdxError, match=r"gradients on level 1 are not finite \(subtasks \[.*1.*\]\)"):

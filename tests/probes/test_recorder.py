@@ -16,8 +16,9 @@ from kdx_analysis.models import HME, build_model
 from kdx_analysis.models import gates as gating
 from kdx_analysis.objectives import one_vs_rest_margins
 from kdx_analysis.probes import ExplainerProbe, conflict, gates
+from kdx_analysis.probes.affinity import ETA, affinity_of
 from kdx_analysis.probes.gradients import subtask_grams, undisturbed
-from kdx_analysis.probes.recorder import checkpoints
+from kdx_analysis.probes.recorder import AFFINITY_DRAWS, checkpoints, recording_cost
 from kdx_analysis.training import Epoch
 
 EPOCHS, DRAWS = 3, 19
@@ -214,7 +215,8 @@ def test_every_kind_of_explainer_has_complete_tables(data, kind) -> None:
     probe(Epoch(1, 1, 0.0, 0.0, 1.0, None), model)
     tables = probe.tables()
     if model.hard:
-        assert set(tables) == {"conflict", "conflict_summary", "contention", "output_conflict"}
+        measured = {"conflict", "conflict_summary", "contention", "output_conflict", "affinity"}
+        assert set(tables) == {"routing", "agreement", *measured}
     else:
         assert {"gates", "pathways", "gate_summary"} <= set(tables)
     assert ("contention" in tables) == ("input" not in kind)
@@ -229,6 +231,65 @@ def test_every_kind_of_explainer_has_complete_tables(data, kind) -> None:
     contention = tables["conflict_summary"].query("metric == 'contention'")
     assert set(contention["level"]) == {str(level + 1) for level in range(len(model.experts))}
     assert contention["value"].between(0, 1).all()
+
+
+def test_a_tree_routes_as_its_parents_say(data) -> None:
+    """Distance 1 where two subtasks stand under different experts of a level, else 0; agreement is that of the tree."""
+    torch.manual_seed(3)
+    model = HME.from_student(build_model("digits_student", 10, 1), 10, 3).harden()
+    superclasses = {"low": tuple("01234"), "high": tuple("56789")}
+    data = dataclasses.replace(data, superclasses=superclasses)
+    probe = ExplainerProbe(model, data, ObjectiveConfig(name="hard"), CONFIG, 1, build_model("digits_teacher", 10, 1))
+    probe(Epoch(1, 1, 0.0, 0.0, None, None), model)
+    tables = probe.tables()
+    tree = model.tree(data.classes)
+    assert len({tuple(path) for path in tree.paths}) > 1
+    for attention in ("alpha", "effective"):
+        rows = tables["routing"][tables["routing"]["attention"] == attention]
+        assert set(rows["level"]) == {2, 3, 4}
+        apart = [tree.paths[r.a_index][r.level - 1] != tree.paths[r.b_index][r.level - 1] for r in rows.itertuples()]
+        np.testing.assert_allclose(rows["distance"], apart, atol=1e-12)
+    found = tables["agreement"]
+    assert set(found["reference"]) == {"teacher", "confusion", "class_tree"}
+    same = {name: k < 5 for k, name in enumerate(data.classes)}
+    row = found.query("level == 4 and attention == 'alpha' and reference == 'class_tree' and method == 'pearson'")
+    rows = tables["routing"].query("level == 4 and attention == 'alpha'")
+    crossing = [same[a] != same[b] for a, b in zip(rows["a"], rows["b"], strict=True)]
+    assert row["value"].item() == pytest.approx(np.corrcoef(rows["distance"], crossing)[0, 1])
+    assert row["p"].item() >= 1 / 40
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_affinity_is_recorded_at_the_checkpoints_beside_its_null(recorded, data, split) -> None:
+    model, _, tables = recorded
+    table = tables["affinity"]
+    assert set(table["epoch"]) == {1, 3}
+    assert set(table["eta"]) == {ETA}
+    assert set(table["null_draws"]) == {AFFINITY_DRAWS}
+    x, y = images(data, split)
+    expected = affinity_of(model, x, y, classes=data.classes, null_draws=AFFINITY_DRAWS, seed=CONFIG.seed)
+    rows = at_end(table, split=split).drop(columns=["epoch", "split"]).reset_index(drop=True)
+    pd.testing.assert_frame_equal(rows, expected)
+
+
+def test_the_cost_is_known_beforehand_and_true(recorded, data, monkeypatch) -> None:
+    """Backward passes are counted where autograd is asked, forward passes where the model is called."""
+    model, _, _ = recorded
+    x, _ = images(data, "train")
+    objective = ObjectiveConfig(name="kd")
+    whole = recording_cost(model, x, 10, objective, CONFIG)
+    small = CONFIG.model_copy(update={"max_memory": whole.held - 1})
+    cost = recording_cost(model, x, 10, objective, small)
+    assert cost.backwards > whole.backwards
+    assert cost.held < whole.held
+    probe = ExplainerProbe(model, data, objective, small, 1, build_model("digits_teacher", 10, 1))
+    calls: list[int] = []
+    handle = model.trunk.register_forward_hook(lambda module, inputs, output: calls.append(len(output)))
+    for step in (probe._conflict, probe._affinity):
+        step(1, model, "train")
+    handle.remove()
+    assert 0 <= len(calls) - cost.forwards <= 1  # conflict's margins are one pass more
+    assert max(calls) <= cost.batch
 
 
 def test_weights_that_are_not_finite_are_named_at_any_epoch(data) -> None:

@@ -101,7 +101,7 @@ def recording(record: Recording, ax: Axes | None = None) -> tuple[matplotlib.fig
 def validation(record: Validation, ax: Axes | None = None) -> tuple[matplotlib.figure.Figure, np.ndarray]:
     """Every seed a dot, a row a yardstick, over the range that was wanted; red where it does not hold."""
     frame = record.to_frame()
-    figure, ax = _canvas(ax, 6.5, 0.9 + 0.25 * len(frame))
+    figure, ax = _canvas(ax, 8, 0.9 + 0.25 * len(frame))
     low, high = min(-1.0, record.measures["value"].min()), max(1.0, record.measures["value"].max())
     for y, (yardstick, row) in enumerate(zip(YARDSTICKS, frame.to_dict("records"), strict=True)):
         wanted = np.clip([yardstick.low, yardstick.high], low, high)

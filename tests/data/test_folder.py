@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 from kdx_analysis.data import load_dataset
-from kdx_analysis.data.folder import FolderImages, channel_statistics
+from kdx_analysis.data.dataset import channel_statistics
+from kdx_analysis.data.folder import FolderImages
 from kdx_analysis.errors import KdxError
 
 

@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: demo test install clean
+.PHONY: demo docs gallery test install clean
 
 install: .venv/.installed
 
@@ -14,6 +14,12 @@ install: .venv/.installed
 
 demo: install
 	$(BIN)/kdx demo
+
+docs: install
+	$(BIN)/python docs/reference.py out/docs
+
+gallery: demo
+	$(BIN)/python docs/gallery.py out/digits
 
 test: install
 	$(BIN)/ruff check .

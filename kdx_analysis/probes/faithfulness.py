@@ -372,6 +372,8 @@ def explain(
         subtask: number of the class.
         shown: how many of its images are attributed, the first ones.
         image_baseline: x₀ of :func:`kdx_analysis.probes.attribution.integrated_gradients`.
+
+    Raises KdxError for a subtask or a number of images out of range, and as :func:`ablate` does.
     """
     ablation = ablate(model, images, labels, classes, baseline=baseline)
     if not 0 <= subtask < len(ablation.classes):

@@ -49,6 +49,7 @@ class ConflictRecord:
 
     @property
     def probes(self) -> int:
+        """How many probes are merged in it."""
         return int(self.pairs["probe"].nunique())
 
     def to_frame(self) -> pd.DataFrame:

@@ -1,0 +1,86 @@
+"""The pictures of the tour and of the API reference, drawn from the demo's study: ``make gallery``."""
+
+from __future__ import annotations
+
+import io
+import sys
+import tempfile
+from pathlib import Path
+
+import matplotlib.figure
+import torch
+from PIL import Image
+
+import kdx_analysis as kdx
+from kdx_analysis import plots, probes
+from kdx_analysis.errors import KdxError
+from kdx_analysis.plots import FIGURES
+from kdx_analysis.probing import model_of, study_of
+
+FOLDER = Path(__file__).parent / "figures"
+SUBTASK, DPI, COLOURS = 3, 110, 128
+
+
+def of_runs(runs: kdx.RunSet) -> dict[str, matplotlib.figure.Figure]:
+    """Every registered figure that the runs hold."""
+    drawn = {}
+    for figure in FIGURES.values():
+        try:
+            drawn[figure.name] = figure(runs)[0]
+        except KdxError as error:
+            print(f"{figure.name}: {error}")
+    return drawn
+
+
+def of_one_explainer(runs: kdx.RunSet) -> dict[str, matplotlib.figure.Figure]:
+    """The figures of results on one explainer, under KD, on validation images."""
+    run = runs.filter(role="explainer", objective="kd").runs[0]
+    study, _ = study_of(run)
+    model, _ = model_of(run, study)
+    assert isinstance(model, kdx.HME)
+    split = study.dataset.probe_set("val", per_class=20)
+    images, labels = study.dataset.normalise(split.images.take(torch.arange(len(split)))), split.labels
+    classes, shown = study.dataset.classes, images[labels == SUBTASK][:6]
+
+    def maps(of: torch.nn.Module) -> torch.Tensor:
+        return probes.integrated_gradients(of, shown, SUBTASK).maps
+
+    results = {
+        "ablation": probes.ablate(model, images, labels, classes),
+        "attribution": probes.integrated_gradients(model, shown, SUBTASK),
+        "conductance": probes.conductance(model, shown, SUBTASK, level=len(model.experts)),
+        "conflict_record": probes.conflict_of(model, images, labels, classes=classes, null_draws=19),
+        "faithfulness": probes.explain(model, images, labels, SUBTASK, classes),
+        "gate_record": probes.gates_of(model, images, labels, classes),
+        "randomisation": probes.randomisation(maps, model, draws=3),
+        "tree_of": run.tree,
+    }
+    return {name: result.plot()[0] for name, result in results.items()}
+
+
+def of_vam(runs: kdx.RunSet) -> dict[str, matplotlib.figure.Figure]:
+    """VAM's figures, of two students that are trained for them."""
+    (teacher,) = runs.filter(role="teacher")
+    study, _ = study_of(teacher)
+    with tempfile.TemporaryDirectory() as out:
+        with_vam = kdx.Study(
+            data=study.dataset, teacher=teacher.path, student="digits_student", objectives=["hard", "kd"], seeds=1,
+            vam={"blocks": 8, "gamma": 0.1}, training={"epochs": 12, "batch_size": 64, "lr": 5e-3},
+            probes={"null_draws": 19},
+        ).run(out)  # fmt: skip
+        return {figure.name: figure(with_vam)[0] for figure in (plots.vam.attention, plots.vam.entropy)}
+
+
+def write(figure: matplotlib.figure.Figure, path: Path) -> None:
+    """A small PNG."""
+    with plots.style(), io.BytesIO() as buffer:
+        figure.savefig(buffer, format="png", dpi=DPI)
+        image = Image.open(buffer).convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE)
+        image.save(path, optimize=True)
+
+
+if __name__ == "__main__":
+    found = kdx.RunSet.load(sys.argv[1])
+    for name, figure in (of_runs(found) | of_one_explainer(found) | of_vam(found)).items():
+        write(figure, FOLDER / f"{name}.png")
+    print(f"{sum(path.stat().st_size for path in FOLDER.glob('*.png')) / 1e6:.2f} MB in {FOLDER}")

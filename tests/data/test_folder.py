@@ -76,7 +76,7 @@ def test_statistics_are_those_of_the_training_images_alone(parts):
 def test_statistics_do_not_depend_on_the_chunks(parts, monkeypatch):
     images = load_dataset(parts).train.images
     whole = channel_statistics(images)
-    monkeypatch.setattr("kdx_analysis.data.folder._CHUNK", 3)
+    monkeypatch.setattr("kdx_analysis.data.dataset._CHUNK", 3)
     assert channel_statistics(images) == whole
 
 

@@ -19,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Explain knowledge distillation: what did the student get from the teacher?",
 )
-lists = typer.Typer(no_args_is_help=True, help="What can be named in a study.")
+lists = typer.Typer(no_args_is_help=True, help="What can be named in a study or a command.")
 app.add_typer(lists, name="list")
 benches = typer.Typer(no_args_is_help=True, help="What something costs, timed on this machine.")
 app.add_typer(benches, name="bench")
@@ -60,6 +60,23 @@ def report(
     from kdx_analysis.runs import RunSet
 
     typer.echo(Report(RunSet.load(*runs)).save_html(out))
+
+
+@app.command()
+def figure(
+    name: Annotated[str, typer.Argument(help="As kdx list figures gives it.")],
+    runs: Annotated[list[Path], typer.Argument(help="Directories that hold runs.")],
+    width: Annotated[str, typer.Option(help="column (3.4 inches) or page (7).")] = "page",
+    format: Annotated[str, typer.Option(help="svg, pdf (text stays text in both) or png.")] = "svg",
+    out: Annotated[Path, typer.Option(help="Directory for NAME.FORMAT and its data, NAME.csv.")] = Path("figures"),
+) -> None:
+    """Draw one figure of finished runs, with the tidy table that it shows beside it."""
+    from kdx_analysis.plots import FIGURES
+    from kdx_analysis.runs import RunSet
+
+    chosen = FIGURES[name]
+    for path in chosen.write(RunSet.load(*runs), out, width, format):  # type: ignore[arg-type]
+        typer.echo(path)
 
 
 @app.command()
@@ -204,6 +221,15 @@ def objectives() -> None:
 
     for name, meaning in OBJECTIVES.items():
         typer.echo(f"{name}: {meaning}")
+
+
+@lists.command()
+def figures() -> None:
+    """Figures of finished runs (kdx figure NAME RUNS)."""
+    from kdx_analysis.plots import FIGURES
+
+    for name, figure in FIGURES.items():
+        typer.echo(f"{name}: {figure.title}")
 
 
 @benches.command("vam")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import matplotlib.figure
-import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 
 from kdx_analysis.errors import KdxError
-from kdx_analysis.plots.classes import name_classes, pitch, routed_order
-from kdx_analysis.plots.figure import Figure, explainers, of_first_seed
-from kdx_analysis.plots.style import drawing, in_order, one_run, plain, styled
+from kdx_analysis.plots.classes import dendrogram, name_classes, pitch, routed_clusters, unnamed
+from kdx_analysis.plots.figure import Drawn, Figure, explainers, of_first_seed
+from kdx_analysis.plots.style import RASTERED, Width, drawing, heading, in_order, one_run, plain, styled
 from kdx_analysis.runs import Run, RunSet
+
+_COLUMNS = ["objective", "seed", "epoch", "level", "heads", "child", "row", "joins_next", "parent", "effective",
+            "alpha", "tau"]  # fmt: skip
 
 
 def _selected(run: Run) -> pd.DataFrame:
@@ -21,52 +23,79 @@ def _selected(run: Run) -> pd.DataFrame:
 
 
 def _gates_data(runs: RunSet) -> pd.DataFrame:
-    """Columns objective, seed, epoch, level, heads, child, row, parent, effective, alpha, tau; levels with a choice."""
+    """One row per gate and parent, on levels with a choice.
+
+    Columns objective, seed, epoch, level, heads, child, row, joins_next (of the gates into the heads: the routing
+    distance at which the row's branch of the dendrogram joins that of the next row), parent, effective, alpha, tau.
+    """
     chosen = of_first_seed(runs)
     frame = pd.concat([_selected(run) for run in chosen], ignore_index=True)
     frame["heads"] = frame["level"] == frame.groupby("objective")["level"].transform("max")
     frame = frame[frame.groupby(["objective", "level"])["parent"].transform("max") > 0]
     if frame.empty:
         raise KdxError("no gate has a choice, every level has one expert; give the explainers more experts")
-    rows = {k: row for row, k in enumerate(routed_order(explainers(runs)))}
+    clusters = routed_clusters(explainers(runs))
+    rows = {k: row for row, k in enumerate(clusters.order)}
     frame["row"] = frame["child_index"].where(~frame["heads"], frame["child_index"].map(rows))
-    columns = ["objective", "seed", "epoch", "level", "heads", "child", "row", "parent", "effective", "alpha", "tau"]
-    return frame[columns].reset_index(drop=True)
+    joins = dict(enumerate(clusters.joins))
+    frame["joins_next"] = frame["row"].map(joins).where(frame["heads"])
+    return frame[_COLUMNS].reset_index(drop=True)
 
 
 @styled
-def _draw_gates(data: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.ndarray]:
+def _draw_gates(data: pd.DataFrame, width: Width = "page") -> Drawn:
     objectives, levels = in_order(data["objective"]), sorted(data["level"].unique(), reverse=True)
-    heights = [max(0.75, pitch(K) * K) for K in (data.loc[data["level"] == v, "row"].max() + 1 for v in levels)]
-    figure = drawing(min(12, 1.9 + 1.5 * len(objectives)), 0.9 + sum(heights) + 0.55 * len(levels))
-    axes = figure.subplots(len(levels), len(objectives), squeeze=False, gridspec_kw={"height_ratios": heights})
-    for i, level in enumerate(levels):
-        for j, objective in enumerate(objectives):
-            ax, chosen = axes[i, j], data[(data["level"] == level) & (data["objective"] == objective)]
+    rows = [int(data.loc[data["level"] == level, "row"].max()) + 1 for level in levels]
+    heights = [max(0.6, pitch(K) * K) for K in rows]
+    figure = drawing(width, 1.0 + sum(heights) + 0.42 * len(levels))
+    ratios = {"height_ratios": heights, "width_ratios": [0.7, *[1] * len(objectives)], "wspace": 0.02}
+    axes = figure.subplots(len(levels), 1 + len(objectives), squeeze=False, gridspec_kw=ratios)
+    panel = (figure.get_figwidth() - 1.5) / (len(objectives) + 0.7)
+    step = 1
+    for (aside, *across), level, K, height in zip(axes, levels, rows, heights, strict=True):
+        of_level = data[data["level"] == level]
+        heads = bool(of_level["heads"].all())
+        if heads and of_level["joins_next"].notna().any():
+            by_row = of_level.drop_duplicates("row").sort_values("row")
+            dendrogram(aside, by_row["joins_next"].dropna().tolist())
+            aside.set_xlabel("routing\ndistance", labelpad=1)
+        else:
+            aside.set_axis_off()
+        for ax, objective in zip(across, objectives, strict=True):
+            chosen = of_level[of_level["objective"] == objective]
             if chosen.empty:
                 ax.set_axis_off()
                 continue
-            cells = chosen.pivot(index="row", columns="parent", values="effective")
-            sns.heatmap(cells, ax=ax, cmap="viridis", vmin=0, vmax=1, linewidths=0.3, cbar=False)
-            names = chosen.drop_duplicates("row").sort_values("row")["child"].tolist()
-            if j == 0:
-                name_classes(ax, "y", names, heights[i] / len(names), start=0.5)
-                ax.set_ylabel("subtask" if chosen["heads"].all() else f"gate into level {level}")
-            else:
-                ax.set_yticks([])
-            parents = range(int(chosen["parent"].max()) + 1)
-            ax.set_xticks([p + 0.5 for p in parents], [str(p) for p in parents], fontsize=7)
-            ax.tick_params(length=0, axis="x", pad=1)
-            ax.set_xlabel(f"expert of level {level - 1}", labelpad=1)
-            if j > 0:
-                ax.set_ylabel("")
-            if i == 0:
-                ax.set_title(plain(objective).replace(" ", "\n"), fontweight="bold")
-    bar = figure.colorbar(axes[0, 0].collections[0], ax=axes, shrink=min(1, 2 / sum(heights)), aspect=18, pad=0.01)
+            _heat(ax, chosen, panel)
+        names = of_level.drop_duplicates("row").sort_values("row")["child"].tolist()
+        across[-1].yaxis.tick_right()
+        letters = 24 if width == "page" else 14
+        named = name_classes(across[-1], "y", names, height / K, start=0.5, letters=letters, staggered=width == "page")
+        step = max(step, named)
+        across[0].set_ylabel("subtask" if heads else f"gate into level {level}")
+        across[0].set_xlabel(f"expert of level {level - 1}", labelpad=1, loc="left")
+    for ax, objective in zip(axes[0, 1:], objectives, strict=True):
+        upright = 90 if panel < 0.6 else 0
+        ax.set_title(plain(objective).replace(" ", "\n"), fontweight="bold", rotation=upright)
+    bar = figure.colorbar(axes[0, 1].collections[0], ax=axes, orientation="horizontal", shrink=0.5, aspect=30, pad=0.01)
     bar.set_label("effective attention A, in [0, 1]")
     bar.outline.set_visible(False)
-    figure.suptitle(one_run(data))
+    heading(figure, ". ".join(filter(None, [one_run(data), unnamed(step)])))
     return figure, axes
+
+
+def _heat(ax: Axes, gates: pd.DataFrame, inches: float) -> None:
+    """The gates of one objective into one level; experts are numbered where there is room."""
+    cells = gates.pivot(index="row", columns="parent", values="effective")
+    lines = 0.3 if len(cells) <= 30 else 0
+    sns.heatmap(
+        cells, ax=ax, cmap="viridis", vmin=0, vmax=1, linewidths=lines, cbar=False, rasterized=cells.size > RASTERED
+    )
+    ax.set(xlabel="", ylabel="", yticks=[])
+    numbered = inches / cells.shape[1] > 0.075
+    parents = cells.columns.tolist() if numbered else []
+    ax.set_xticks([parent + 0.5 for parent in parents], [str(parent) for parent in parents], rotation=0)
+    ax.tick_params(length=0, axis="x", pad=1)
 
 
 gates = Figure(
@@ -74,8 +103,9 @@ gates = Figure(
     "Where every subtask draws its features from",
     "Effective attention A of the gates of one seed at the selected epoch (experts have no identity across seeds, so "
     "gates are never averaged over them); α stands in the data beside it. Rows: subtasks, clustered on the routing "
-    "distance of their pathways, mean over all runs, in one order for all panels; levels with a single parent have no "
-    "choice and are left out. Even attention over N experts, as before training, is 1/N.",
+    "distance of their pathways, mean over all runs, in one order for all panels; the dendrogram on the left is that "
+    "of the average linkage. Levels with a single parent have no choice and are left out. Even attention over N "
+    "experts, as before training, is 1/N.",
     _gates_data,
     _draw_gates,
 )

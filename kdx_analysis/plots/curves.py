@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import matplotlib.figure
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from kdx_analysis.errors import KdxError
-from kdx_analysis.plots.figure import Figure, explainers
-from kdx_analysis.plots.style import GREY, LIGHT, counted, drawing, handle, in_order, look, styled
+from kdx_analysis.plots.figure import Drawn, Figure, explainers
+from kdx_analysis.plots.style import GREY, LIGHT, Width, counted, drawing, handle, in_order, legend, look, styled
 from kdx_analysis.runs import RunSet
 
 _FLOOR = 1e-6
@@ -30,35 +28,40 @@ def _entropy_data(runs: RunSet) -> pd.DataFrame:
 
 
 @styled
-def _draw_entropy(data: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.ndarray]:
+def _draw_entropy(data: pd.DataFrame, width: Width = "page") -> Drawn:
     levels = sorted(data["level"].unique(), reverse=True)
     titles = {"effective": "effective attention A", "alpha": "gating attention α"}
     log = data["value"].min() < 0.1
-    figure = drawing(min(12, 2.2 + 3.6 * len(levels)), 5.6)
-    axes = figure.subplots(2, len(levels), squeeze=False, sharex=True, sharey=True)
-    for row, (attention, title) in zip(axes, titles.items(), strict=True):
-        for ax, level in zip(row, levels, strict=True):
+    figure = drawing(width, 1.2 + 1.6 * len(levels))
+    axes = figure.subplots(len(levels), 2, squeeze=False, sharex=True, sharey=True)
+    for row, level in zip(axes, levels, strict=True):
+        for ax, (attention, title) in zip(row, titles.items(), strict=True):
             chosen = data[(data["attention"] == attention) & (data["level"] == level)]
             for (objective, _), run in chosen.groupby(["objective", "seed"], sort=False):
-                of, run = look(str(objective)), run.sort_values("epoch")
+                run = run.sort_values("epoch")
                 ax.plot(run["epoch"], run["initial"].clip(_FLOOR), color=LIGHT, linewidth=0.6, zorder=1)
-                ax.plot(run["epoch"], run["value"].clip(_FLOOR), color=of.colour, linestyle=of.line, marker=of.marker,
-                        markersize=3.5, markevery=max(1, len(run) // 6), linewidth=1, zorder=2)  # fmt: skip
+                _line(ax, str(objective), run["epoch"], run["value"].clip(_FLOOR))
             gates = "the heads" if chosen["heads"].all() else f"level {level}"
-            ax.set_title(f"gates into {gates}, {title}", loc="left")
-            ax.tick_params(labelbottom=True, labelleft=True)
-        row[0].set_ylabel("gate entropy H / ln N, in [0, 1]" + ("\n(log scale)" if log else ""))
+            ax.set_title(f"gates into {gates},\n{title}", loc="left")
+        row[0].set_ylabel("H / ln N, in [0, 1]" + ("\n(log scale)" if log else ""))
     if log:
         _log_scale(axes[0, 0])
     else:
         axes[0, 0].set_ylim(min(0.0, data["value"].min()), 1.02)
     for ax in axes[-1]:
         ax.set_xlabel("epoch")
-    axes[0, 0].xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes[0, 0].xaxis.set_major_locator(MaxNLocator(5, integer=True))
     reference = Line2D([], [], color=LIGHT, linewidth=0.9, label="the run's initial gates at the same τ")
-    handles = [*(handle(o) for o in in_order(data["objective"])), reference]
-    figure.legend(handles=handles, loc="outside upper left", ncols=4, title=_n(data), alignment="left")
+    legend(figure, [*(handle(o) for o in in_order(data["objective"])), reference], _n(data))
     return figure, axes
+
+
+def _line(ax: Axes, objective: str, epochs: pd.Series, values: pd.Series) -> None:
+    """One run's values through its epochs, in its objective's look, with at most some six markers."""
+    of = look(objective)
+    every = max(1, len(epochs) // 6)
+    ax.plot(epochs, values, color=of.colour, linestyle=of.line, marker=of.marker, markersize=3.5, markevery=every,
+            linewidth=1, zorder=2)  # fmt: skip
 
 
 def _log_scale(ax: Axes) -> None:
@@ -79,15 +82,18 @@ entropy = Figure(
     "entropy",
     "Gate entropy through training",
     "Share H / ln N of the largest entropy, mean over the gates of a level, one line per seed: of effective attention "
-    "above and of α below. The temperature τ falls during training and lowers the entropy of any gates, so the grey "
-    "lines show each run's initial gates at the same τ; only the difference from grey is learned. The scale is "
-    f"logarithmic where values fall below 0.1 (those below {_FLOOR:.0e} drawn there).",
+    "on the left and of α on the right. The temperature τ falls during training and lowers the entropy of any gates, "
+    "so the grey lines show each run's initial gates at the same τ; only the difference from grey is learned. The "
+    f"scale is logarithmic where values fall below 0.1 (those below {_FLOOR:.0e} drawn there).",
     _entropy_data,
     _draw_entropy,
 )
 
 
-_PANELS = {("val", "accuracy"): "accuracy, share of validation images", ("train", "loss"): "training loss (log scale)"}
+_PANELS = {
+    ("val", "accuracy"): "accuracy, share of\nvalidation images",
+    ("train", "loss"): "training loss\n(log scale)",
+}
 
 
 def _training_data(runs: RunSet) -> pd.DataFrame:
@@ -103,33 +109,32 @@ def _training_data(runs: RunSet) -> pd.DataFrame:
 
 
 @styled
-def _draw_training(data: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.ndarray]:
+def _draw_training(data: pd.DataFrame, width: Width = "page") -> Drawn:
     trained = data[data["role"] != "teacher"]
     roles = in_order(trained["role"])
-    figure = drawing(1.4 + 4.6 * len(roles), 6)
-    axes = figure.subplots(2, len(roles), squeeze=False, sharex="col", sharey="row")
-    for row, ((split, metric), label) in zip(axes, _PANELS.items(), strict=True):
-        teacher = data[(data["role"] == "teacher") & data["selected"] & (data["metric"] == metric)]
-        for ax, role in zip(row, roles, strict=True):
+    figure = drawing(width, 1.2 + 1.7 * len(roles))
+    axes = figure.subplots(len(roles), 2, squeeze=False, sharex="row", sharey="col")
+    for row, role in zip(axes, roles, strict=True):
+        for ax, ((split, metric), label) in zip(row, _PANELS.items(), strict=True):
             chosen = trained[(trained["role"] == role) & (trained["split"] == split) & (trained["metric"] == metric)]
             for (objective, _), run in chosen.groupby(["objective", "seed"], sort=False):
-                of, run = look(str(objective)), run.sort_values("epoch")
-                ax.plot(run["epoch"], run["value"], color=of.colour, linestyle=of.line, marker=of.marker,
-                        markersize=3.5, markevery=max(1, len(run) // 6), linewidth=1)  # fmt: skip
+                run = run.sort_values("epoch")
+                _line(ax, str(objective), run["epoch"], run["value"])
             if metric == "accuracy":
+                teacher = data[(data["role"] == "teacher") & data["selected"] & (data["metric"] == metric)]
                 for value in teacher["value"]:
                     ax.axhline(value, color=GREY, linewidth=1, linestyle="--", zorder=0)
-                ax.set_title(role, loc="left")
             else:
                 _log_scale(ax)
-                ax.set_xlabel("epoch")
-            ax.tick_params(labelbottom=True, labelleft=True)
-            ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        row[0].set_ylabel(label)
+            ax.set_title(role, loc="left")
+            ax.set_ylabel(label)
+            ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    for ax in axes[-1]:
+        ax.set_xlabel("epoch")
     handles = [handle(o) for o in in_order(trained["objective"])]
     if (data["role"] == "teacher").any():
         handles.append(Line2D([], [], color=GREY, linewidth=1, linestyle="--", label="teacher, at its selected epoch"))
-    figure.legend(handles=handles, loc="outside upper left", ncols=4, title=_n(trained), alignment="left")
+    legend(figure, handles, _n(trained))
     return figure, axes
 
 

@@ -10,13 +10,12 @@ from matplotlib.colors import to_rgba
 from torch import Tensor
 
 from kdx_analysis.errors import KdxError
-from kdx_analysis.plots.style import GREY, LIGHT, counted, drawing, panels, plain, styled
+from kdx_analysis.plots.style import GREY, INK, LIGHT, counted, drawing, panels, plain, styled
 from kdx_analysis.probes.attribution import Attribution, Conductance
 from kdx_analysis.probes.faithfulness import Explanation, Faithfulness, LevelAblation
 from kdx_analysis.probes.sanity import Randomisation
 
 Extent = tuple[float, float, float, float]
-_COLOUR, _OTHER = "#D55E00", "#0072B2"
 _FOR, _AGAINST = "#B2182B", "#2166AC"
 
 
@@ -29,7 +28,7 @@ def faithfulness(explanation: Explanation) -> tuple[matplotlib.figure.Figure, np
     """
     images, shown = explanation.attributions[0].images, len(explanation.attributions[0].images)
     rows = 1 + len(explanation.path)
-    figure = drawing(min(12, 1.1 * shown + 4.2), 1.25 * rows + 0.7)
+    figure = drawing("page", 1.1 * rows + 0.7)
     axes = figure.subplots(rows, shown + 2, squeeze=False, gridspec_kw={"width_ratios": [1] * shown + [1.45] * 2})
     scale = max(float(of.maps.abs().max()) for of in explanation.attributions)
     grey = _grey(images)
@@ -47,7 +46,7 @@ def faithfulness(explanation: Explanation) -> tuple[matplotlib.figure.Figure, np
         row[0].set_ylabel(f"level {level}\nexpert {expert}")
         experts = frame[frame["level"] == level]
         for ax, column in zip(row[shown:], ("effective", "drop"), strict=True):
-            colours = [_COLOUR if on else LIGHT for on in experts["on_path"]]
+            colours = [INK if on else LIGHT for on in experts["on_path"]]
             ax.bar(experts["expert"], experts[column], color=colours, width=0.7)
             ax.axhline(0, color=GREY, linewidth=0.6)
             ax.set_xticks(experts["expert"])
@@ -78,8 +77,8 @@ def ablation(record: Faithfulness, ax: Axes | None = None) -> tuple[matplotlib.f
     if ax is not None:
         _scatter(ax, record, levels[-1])
         return _figure_of(ax), np.array([ax])
-    figure = drawing(min(12, 0.6 + 2.9 * len(levels)), 2.9)
-    axes = panels(figure, len(levels), 4)
+    figure = drawing("page", 2.7 * -(-len(levels) // 3))
+    axes = panels(figure, len(levels), 3)
     for one, of in zip(axes, levels, strict=True):
         _scatter(one, record, of)
     axes[0].set_ylabel(f"mean margin lost on the class's images\n(ablated features: {record.baseline})")
@@ -89,15 +88,15 @@ def ablation(record: Faithfulness, ax: Axes | None = None) -> tuple[matplotlib.f
 @styled
 def randomisation(record: Randomisation, ax: Axes | None = None) -> tuple[matplotlib.figure.Figure, np.ndarray]:
     """Similarity of an attribution's maps to those under random weights, its mean, the null's range, the bound."""
-    figure, ax = (drawing(3.2, 2.8), None) if ax is None else (_figure_of(ax), ax)
+    figure, ax = (drawing("column", 2.8), None) if ax is None else (_figure_of(ax), ax)
     ax = figure.subplots() if ax is None else ax
     table = record.to_frame()
     for x, row in enumerate(table.to_dict("records")):
         values = record.similarity[row["measure"]].flatten().numpy()
         values = values[~np.isnan(values)]
         ax.fill_between([x - 0.35, x + 0.35], row["null_low"], row["null_high"], color=LIGHT, linewidth=0)
-        ax.plot(np.linspace(x - 0.2, x + 0.2, len(values)), values, ".", color=_OTHER, markersize=3)
-        ax.plot([x - 0.35, x + 0.35], [row["value"]] * 2, color=_COLOUR if row["survives"] else "black")
+        ax.plot(np.linspace(x - 0.2, x + 0.2, len(values)), values, ".", color=GREY, markersize=3)
+        ax.plot([x - 0.35, x + 0.35], [row["value"]] * 2, color=INK)
     ax.axhline(record.bound, color=GREY, linestyle="--", linewidth=0.8)
     ax.set_xticks(range(len(record.similarity)), [f"{name} values" for name in record.similarity])
     ax.set(ylim=(-1.05, 1.05), ylabel="rank correlation with\nthe map under random weights")
@@ -110,7 +109,7 @@ def randomisation(record: Randomisation, ax: Axes | None = None) -> tuple[matplo
 def attribution(record: Attribution, ax: Axes | None = None) -> tuple[matplotlib.figure.Figure, np.ndarray]:
     """Images side by side under their maps; red speaks for the subtask, blue against it."""
     B, H, W = record.maps.shape
-    figure, ax = (drawing(min(12, max(2.4, 1.2 * B)), 1.7), None) if ax is None else (_figure_of(ax), ax)
+    figure, ax = (drawing("page" if B > 3 else "column", 1.7), None) if ax is None else (_figure_of(ax), ax)
     ax = figure.subplots() if ax is None else ax
     scale = float(record.maps.abs().max())
     for i, (picture, heat) in enumerate(zip(_grey(record.images), record.maps, strict=True)):
@@ -126,11 +125,11 @@ def attribution(record: Attribution, ax: Axes | None = None) -> tuple[matplotlib
 @styled
 def conductance(record: Conductance, ax: Axes | None = None) -> tuple[matplotlib.figure.Figure, np.ndarray]:
     """Every image's conductance a dot for each expert, and the experts' means."""
-    figure, ax = (drawing(3.2, 2.4), None) if ax is None else (_figure_of(ax), ax)
+    figure, ax = (drawing("column", 2.4), None) if ax is None else (_figure_of(ax), ax)
     ax = figure.subplots() if ax is None else ax
     for i, values in enumerate(record.values.T.numpy()):
-        ax.plot(np.linspace(i - 0.2, i + 0.2, len(values)), values, ".", color=_OTHER, markersize=3)
-        ax.plot([i - 0.35, i + 0.35], [values.mean()] * 2, color="black")
+        ax.plot(np.linspace(i - 0.2, i + 0.2, len(values)), values, ".", color=GREY, markersize=3)
+        ax.plot([i - 0.35, i + 0.35], [values.mean()] * 2, color=INK)
     ax.axhline(0, color=GREY, linewidth=0.6)
     ax.set_xticks(range(record.values.shape[1]))
     ax.set(xlabel=f"expert of level {record.level}", ylabel="conductance")
@@ -141,13 +140,13 @@ def conductance(record: Conductance, ax: Axes | None = None) -> tuple[matplotlib
 def _scatter(ax: Axes, record: Faithfulness, of: LevelAblation) -> None:
     strongest = torch.zeros_like(of.effective, dtype=torch.bool)
     strongest[torch.arange(len(of.effective)), of.effective.argmax(dim=1)] = True
-    for chosen, face in ((~strongest, "none"), (strongest, _COLOUR)):
+    for chosen, face in ((~strongest, "none"), (strongest, INK)):
         ax.scatter(
             of.effective[chosen].numpy(),
             of.drop[chosen].numpy(),
             s=16,
             facecolors=face,
-            edgecolors=_COLOUR,
+            edgecolors=INK,
             linewidths=0.7,
         )
     ax.axhline(0, color=GREY, linewidth=0.6)

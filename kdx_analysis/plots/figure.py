@@ -5,15 +5,21 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import matplotlib.figure
 import numpy as np
 import pandas as pd
 
 from kdx_analysis.errors import KdxError
-from kdx_analysis.registry import Registry
+from kdx_analysis.io import staged_file, write_text
+from kdx_analysis.plots.style import Width, inches, style
+from kdx_analysis.registry import Registry, unknown
 from kdx_analysis.runs import RunSet
+
+Format = Literal["svg", "pdf", "png"]
+Drawn = tuple[matplotlib.figure.Figure, np.ndarray[Any, Any]]
 
 
 @dataclass(frozen=True)
@@ -25,21 +31,41 @@ class Figure:
         title: its heading.
         caption: what is drawn, on which axes, beside which null.
         data: the tidy table that is drawn; raises KdxError where the runs don't hold it.
-        draw: that table as (figure, axes); it needs nothing else.
+        draw: that table as (figure, axes); it needs nothing else but the width, ``column`` or ``page``.
     """
 
     name: str
     title: str
     caption: str
     data: Callable[[RunSet], pd.DataFrame]
-    draw: Callable[[pd.DataFrame], tuple[matplotlib.figure.Figure, np.ndarray[Any, Any]]]
+    draw: Callable[..., Drawn]
 
     def __post_init__(self) -> None:
         told = f"{self.title}.\n\n{self.caption}\n\nDrawn from a table; {inspect.cleandoc(self.data.__doc__ or '')}"
         object.__setattr__(self, "__doc__", told)  # what `kdx.plots.ladder?` and the API reference show
 
-    def __call__(self, runs: RunSet) -> tuple[matplotlib.figure.Figure, np.ndarray[Any, Any]]:
-        return self.draw(self.data(runs))
+    def __call__(self, runs: RunSet, width: Width = "page") -> Drawn:
+        return self.draw(self.data(runs), width)
+
+    def write(
+        self, runs: RunSet, folder: str | Path, width: Width = "page", format: Format = "svg"
+    ) -> tuple[Path, Path]:
+        """Write the figure and its tidy data beside it, ``NAME.FORMAT`` and ``NAME.csv``, into ``folder``.
+
+        Text in SVG and PDF stays text. PNG has 300 dots an inch. Raises KdxError for another format or width, or
+        where the runs don't hold what is drawn.
+        """
+        if format not in get_args(Format):
+            raise unknown("format of figures", format, get_args(Format))
+        inches(width)
+        data = self.data(runs)
+        figure, _ = self.draw(data, width)
+        picture, table = (Path(folder) / f"{self.name}.{suffix}" for suffix in (format, "csv"))
+        undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[format]
+        with style(), staged_file(picture) as partial:
+            figure.savefig(partial, format=format, metadata=undated)
+        write_text(table, data.to_csv(index=False))
+        return picture, table
 
 
 FIGURES: Registry[Figure] = Registry("figure")

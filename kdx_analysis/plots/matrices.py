@@ -1,17 +1,49 @@
-"""Which subtasks' gradients oppose each other, as matrices."""
+"""Which subtasks' gradients oppose each other, and how KD changes that, as matrices."""
 
 from __future__ import annotations
 
-import matplotlib.figure
 import numpy as np
 import pandas as pd
 import seaborn as sns
 
 from kdx_analysis.errors import KdxError
-from kdx_analysis.plots.classes import clustered, name_classes, symmetric
-from kdx_analysis.plots.figure import Figure, explainers
-from kdx_analysis.plots.style import counted, drawing, in_order, panels, plain, styled
+from kdx_analysis.plots.classes import clustered, name_classes, symmetric, unnamed
+from kdx_analysis.plots.comparisons import against_kd
+from kdx_analysis.plots.figure import Drawn, Figure, explainers
+from kdx_analysis.plots.style import (
+    COLUMNS,
+    INK,
+    RASTERED,
+    Width,
+    counted,
+    drawing,
+    heading,
+    in_order,
+    inches,
+    panels,
+    plain,
+    styled,
+    wrapped,
+)
 from kdx_analysis.runs import RunSet
+
+_DOTTED = 30
+_MEANS = ["cosine", "null", "values", "undefined", "seeds", "epochs", "n"]
+
+
+def _cosines(found: RunSet) -> pd.DataFrame:
+    """Conflict records of the plain hard loss on the train probe set, over all levels."""
+    frame = found.frame("conflict")
+    frame = frame[(frame["split"] == "train") & (frame["term"] == "hard") & (frame["level"] == "all")]
+    if not frame["cosine"].notna().any():
+        raise KdxError("no cosine of the hard term on the train probe set is defined; look at the runs' gradients")
+    return frame
+
+
+def _with_rows(data: pd.DataFrame, frame: pd.DataFrame, K: int) -> pd.DataFrame:
+    """``data`` with a_row and b_row, in the order of classes clustered on the mean cosine of ``frame``."""
+    rows = {k: row for row, k in enumerate(clustered(1 - symmetric(frame, "cosine", K, 1.0)).order)}
+    return data.assign(a_row=data["a_index"].map(rows), b_row=data["b_index"].map(rows))
 
 
 def _conflict_data(runs: RunSet) -> pd.DataFrame:
@@ -20,49 +52,69 @@ def _conflict_data(runs: RunSet) -> pd.DataFrame:
     Means over seeds and probed epochs; ``values`` went into them, ``undefined`` were NaN; n is probe images.
     """
     found = explainers(runs, comparable=True)
-    frame = found.frame("conflict")
-    frame = frame[(frame["split"] == "train") & (frame["term"] == "hard") & (frame["level"] == "all")]
-    if not frame["cosine"].notna().any():
-        raise KdxError("no cosine of the hard term on the train probe set is defined; look at the runs' gradients")
-    order = clustered(1 - symmetric(frame, "cosine", len(found.classes), 1.0))
-    rows = {k: row for row, k in enumerate(order)}
+    frame = _cosines(found)
     pairs = frame.groupby(["objective", "a", "b", "a_index", "b_index"], sort=False)
     data = pairs.agg(
         cosine=("cosine", "mean"), null=("null_mean", "mean"), values=("cosine", "count"), seeds=("seed", "nunique"),
         undefined=("cosine", lambda c: int(c.isna().sum())), epochs=("epoch", "nunique"), n=("n", "first"),
     ).reset_index()  # fmt: skip
-    data["a_row"], data["b_row"] = data["a_index"].map(rows), data["b_index"].map(rows)
-    columns = ["cosine", "null", "values", "undefined", "seeds", "epochs", "n"]
-    return data[["objective", "a", "b", "a_row", "b_row", *columns]]
+    data = _with_rows(data, frame, len(found.classes))
+    return data[["objective", "a", "b", "a_row", "b_row", *_MEANS]]
 
 
 @styled
-def _draw_conflict(data: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.ndarray]:
-    objectives = in_order(data["objective"])
+def _draw_conflict(data: pd.DataFrame, width: Width = "page") -> Drawn:
+    counts = {
+        o: f"{plain(o)}\nn = {counted(of['seeds'])} × {counted(of['epochs'], 'epoch')}"
+        for o, of in data.groupby("objective", sort=False)
+    }
+    return _matrices(
+        data.assign(panel=data["objective"].map(counts), below=data["cosine"], above=data["null"]), width,
+        "below the diagonal: cosine of two subtasks' gradients · above it: its null, residuals permuted",
+        "gradient cosine, in [−1, 1]; red: opposed", 1.0,
+    )  # fmt: skip
+
+
+def _matrices(data: pd.DataFrame, width: Width, drawn: str, scale: str, limit: float) -> Drawn:
+    """One matrix a ``panel``, ``below`` and ``above`` its diagonal, all on one scale that diverges from 0.
+
+    Below 0 the cells have dots, for readers and prints without colour, where they are large enough.
+    """
     names = pd.concat([data.set_index("a_row")["a"], data.set_index("b_row")["b"]])
     names = names[~names.index.duplicated()].sort_index().tolist()
-    K = len(names)
-    columns = min(3, len(objectives))
-    rows = -(-len(objectives) // columns)
-    figure = drawing(1.6 + 3.3 * columns, 0.5 + 3.6 * rows)
-    axes = panels(figure, len(objectives), columns, sharex=True, sharey=True)
-    for i, (ax, objective) in enumerate(zip(axes, objectives, strict=True)):
-        chosen = data[data["objective"] == objective]
+    K, titles, columns = len(names), in_order(data["panel"]), COLUMNS[width]
+    columns = min(columns, len(titles))
+    rows = -(-len(titles) // columns)
+    letters = 14 if width == "page" else 10
+    margin = 0.12 + 0.058 * min(letters, max(map(len, names)))
+    side = min(2.6, (inches(width) - margin) / columns - 0.12)
+    figure = drawing(width, 1.1 + margin + rows * (side + 0.45))
+    axes = panels(figure, len(titles), columns, sharex=True, sharey=True)
+    step = 1
+    for i, (ax, title) in enumerate(zip(axes, titles, strict=True)):
+        chosen = data[data["panel"] == title]
         matrix = np.full((K, K), np.nan)
         high, low = chosen[["a_row", "b_row"]].max(axis=1), chosen[["a_row", "b_row"]].min(axis=1)
-        matrix[high, low], matrix[low, high] = chosen["cosine"], chosen["null"]
+        matrix[high, low], matrix[low, high] = chosen["below"], chosen["above"]
         ax.set_facecolor("#DDDDDD")
-        sns.heatmap(matrix, ax=ax, cmap="RdBu", vmin=-1, vmax=1, square=True, cbar=False)
+        sns.heatmap(
+            matrix, ax=ax, cmap="RdBu", vmin=-limit, vmax=limit, square=True, cbar=False, rasterized=K * K > RASTERED
+        )
         ax.plot([0, K], [0, K], color="white", linewidth=0.8)
-        n = f"n = {counted(chosen['seeds'])} × {counted(chosen['epochs'], 'epoch')}"
-        ax.set_title(f"{plain(objective)}\n{n}", loc="left")
+        if K <= _DOTTED:
+            y, x = np.nonzero(matrix < 0)
+            ax.plot(x + 0.5, y + 0.5, ".", color=INK, markersize=1.6, markeredgewidth=0)
+        ax.set_title(wrapped(title, side), loc="left")
         for which in ("x", "y"):
-            name_classes(ax, which, names, 2.9 / K, start=0.5)
-        ax.tick_params(labelbottom=True, labelleft=i % columns == 0)
-    bar = figure.colorbar(axes[0].collections[0], ax=list(axes), shrink=min(1, 1.4 / rows), aspect=25, pad=0.01)
-    bar.set_label("gradient cosine, in [−1, 1]; red: opposed")
+            step = max(step, name_classes(ax, which, names, side / K, start=0.5, letters=letters))
+        ax.tick_params(labelbottom=i + columns >= len(titles), labelleft=i % columns == 0)
+    bar = figure.colorbar(
+        axes[0].collections[0], ax=list(axes), orientation="horizontal", shrink=0.6, aspect=30, pad=0.01
+    )
+    bar.set_label(scale)
     bar.outline.set_visible(False)
-    figure.suptitle("below the diagonal: cosine of two subtasks' gradients · above: its null, residuals permuted")
+    dots = "dotted: below 0" if K <= _DOTTED else ""
+    heading(figure, " · ".join(filter(None, [drawn, dots, unnamed(step)])))
     return figure, axes
 
 
@@ -75,4 +127,65 @@ conflict = Figure(
     "cosine; where there are too many to name, every few are, and the data hold all. Grey: not defined.",
     _conflict_data,
     _draw_conflict,
+)
+
+
+def _conflict_differences_data(runs: RunSet) -> pd.DataFrame:
+    """Columns a, b (subtasks), a_row, b_row, kd, other, includes, difference, null, seeds, epochs, n; one row a pair.
+
+    ``difference`` is kd − other of the cosine, paired by seed and epoch and then averaged over ``epochs`` and
+    ``seeds``; ``null`` the same of the nulls' means; n is probe images.
+    """
+    found = explainers(runs, comparable=True)
+    kd, others = against_kd(found)
+    frame = _cosines(found)
+    pair = ["a", "b", "a_index", "b_index"]
+    keyed = frame.set_index(["seed", "epoch", *pair])[["objective", "cosine", "null_mean", "n"]]
+    by_objective = dict(list(keyed.groupby("objective")))
+    tables = []
+    for other, includes in others.items():
+        both = by_objective[kd].join(by_objective[other], how="inner", lsuffix="_kd", rsuffix="_other").reset_index()
+        both["difference"] = both["cosine_kd"] - both["cosine_other"]
+        both["null"] = both["null_mean_kd"] - both["null_mean_other"]
+        means = both.groupby(pair, sort=False).agg(
+            difference=("difference", "mean"), null=("null", "mean"), seeds=("seed", "nunique"),
+            epochs=("epoch", "nunique"), n=("n_kd", "first"),
+        )  # fmt: skip
+        tables.append(means.reset_index().assign(kd=kd, other=other, includes=includes))
+    data = pd.concat(tables, ignore_index=True)
+    if not data["difference"].notna().any():
+        raise KdxError(f"{kd!r} shares no seed with {', '.join(others)}; train them with the same seeds")
+    data = _with_rows(data, frame, len(found.classes))
+    means = ["difference", "null", "seeds", "epochs", "n"]
+    return data[["a", "b", "a_row", "b_row", "kd", "other", "includes", *means]]
+
+
+@styled
+def _draw_conflict_differences(data: pd.DataFrame, width: Width = "page") -> Drawn:
+    titles = {
+        other: f"{plain(of['kd'].iloc[0])} − {plain(other)}{' †' * bool(of['includes'].iloc[0])}\n"
+        f"n = {counted(of['seeds'])} × {counted(of['epochs'], 'epoch')}"
+        for other, of in data.groupby("other", sort=False)
+    }
+    limit = float(data[["difference", "null"]].abs().max().max()) or 1.0
+    drawn = "below the diagonal: difference of the cosine, paired by seed · above it: the difference of the nulls"
+    included = data.loc[data["includes"] != "", "includes"]
+    if len(included):
+        drawn += f" · † {included.iloc[0]}"
+    return _matrices(
+        data.assign(panel=data["other"].map(titles), below=data["difference"], above=data["null"]), width, drawn,
+        "difference of gradient cosines; red: KD opposes more, blue: less", limit,
+    )  # fmt: skip
+
+
+conflict_differences = Figure(
+    "conflict_differences",
+    "Between which subtasks KD changes conflict",
+    "The cosine of two subtasks' gradients (plain hard loss, trunk and experts, train probe set) under KD less that "
+    "under each other objective, paired by seed and epoch and averaged over both. Above the diagonal the same "
+    "difference of the nulls, whose cells show how far nothing but chance and the cut into subtasks move a pair. All "
+    "panels are on one scale, symmetric about 0, and in one order of classes. Only kd − kd_shuffled isolates class "
+    "structure; against label_smoothing and hard the difference includes temperature and softness.",
+    _conflict_differences_data,
+    _draw_conflict_differences,
 )

@@ -10,9 +10,9 @@ import pandas as pd
 import seaborn as sns
 
 from kdx_analysis.plots.classes import name_classes
-from kdx_analysis.plots.style import GREY, drawing, panels, plain, styled
+from kdx_analysis.plots.style import GREY, INK, drawing, heading, panels, plain, styled
 
-_SPLITS = {"train": ("#0072B2", "o"), "val": ("#D55E00", "s")}
+_SPLITS = {"train": ("o", INK), "val": ("s", "white")}
 
 
 def probed_figures(tables: Mapping[str, pd.DataFrame], classes: Sequence[str]) -> dict[str, matplotlib.figure.Figure]:
@@ -53,7 +53,7 @@ def pair_matrices(
         limit = (
             max((float(np.nanmax(np.abs(m))) for m in matrices.values() if np.isfinite(m).any()), default=1.0) or 1.0
         )
-    figure = drawing(1.2 + 3.2 * len(matrices), 3.4)
+    figure = drawing("page", 3.6)
     axes = panels(figure, len(matrices), len(matrices))
     for ax, (split, matrix) in zip(axes, matrices.items(), strict=True):
         ax.set_facecolor("#DDDDDD")
@@ -62,7 +62,7 @@ def pair_matrices(
         name_classes(ax, "x", names, 2.7 / K, start=0.5)
         name_classes(ax, "y", names, 2.7 / K, start=0.5)
     figure.colorbar(axes[0].collections[0], ax=list(axes), aspect=25, pad=0.01)
-    figure.suptitle(title)
+    heading(figure, title)
     return figure, axes
 
 
@@ -70,7 +70,7 @@ def pair_matrices(
 def gate_matrices(heads: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.ndarray]:
     """Effective attention of the gates into the heads, a split a panel."""
     splits = list(dict.fromkeys(heads["split"]))
-    figure = drawing(1.2 + 2.6 * len(splits), 3.4)
+    figure = drawing("page", 3.6)
     axes = panels(figure, len(splits), len(splits))
     for ax, split in zip(axes, splits, strict=True):
         of = heads[heads["split"] == split]
@@ -81,7 +81,7 @@ def gate_matrices(heads: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.nda
         names = of.drop_duplicates("child_index").sort_values("child_index")["child"].astype(str).tolist()
         name_classes(ax, "y", names, 2.7 / len(names), start=0.5)
     figure.colorbar(axes[0].collections[0], ax=list(axes), aspect=25, pad=0.01)
-    figure.suptitle(f"effective attention into the heads at τ = {heads['tau'].iloc[0]:.3g}")
+    heading(figure, f"effective attention into the heads at τ = {heads['tau'].iloc[0]:.3g}")
     return figure, axes
 
 
@@ -89,15 +89,15 @@ def gate_matrices(heads: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.nda
 def measures(data: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.ndarray]:
     """Every measure with the 95 % range of its null (grey bars), a row each; columns name, split, value, null_…."""
     names = list(dict.fromkeys(data["name"]))
-    figure = drawing(6.2, 0.9 + 0.24 * len(names))
+    figure = drawing("page", 0.9 + 0.2 * len(names))
     ax = figure.subplots()
     splits = list(dict.fromkeys(data["split"]))
     for i, split in enumerate(splits):
         of = data[data["split"] == split].drop_duplicates("name").set_index("name").reindex(names)
         y = np.arange(len(names)) + 0.18 * (i - (len(splits) - 1) / 2)
-        colour, marker = _SPLITS[split]
+        marker, face = _SPLITS[split]
         ax.hlines(y, of["null_low"], of["null_high"], color=GREY, alpha=0.35, linewidth=4)
-        ax.plot(of["value"], y, marker, color=colour, markersize=4, linestyle="", label=split)
+        ax.plot(of["value"], y, marker, color=INK, markerfacecolor=face, markersize=4, linestyle="", label=split)
     ax.axvline(0, color=GREY, linewidth=0.6)
     ax.set_yticks(range(len(names)), [plain(name) for name in names])
     ax.set_ylim(len(names) - 0.5, -0.5)

@@ -47,7 +47,7 @@ def gate_record(record: GateRecord, ax: Axes | None = None) -> tuple[matplotlib.
 
 def _canvas(ax: Axes | None) -> tuple[matplotlib.figure.Figure, Axes]:
     if ax is None:
-        ax = drawing(5.5, 4.5).subplots()
+        ax = drawing("page", 4.5).subplots()
     figure = ax.get_figure(root=True)
     assert figure is not None
     return figure, ax

@@ -1,15 +1,16 @@
-"""One visual language for every figure: a fixed colour, marker and line for each objective."""
+"""One visual language for every figure: two widths, and a fixed colour, marker and line for each objective."""
 
 from __future__ import annotations
 
 import functools
 import io
+import textwrap
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import matplotlib.style
 import numpy as np
@@ -19,31 +20,42 @@ from matplotlib.lines import Line2D
 from PIL import Image
 
 from kdx_analysis.io import staged_file
+from kdx_analysis.registry import unknown
+
+Width = Literal["column", "page"]
+_INCHES: dict[Width, float] = {"column": 3.4, "page": 7.0}
+COLUMNS: dict[Width, int] = {"column": 2, "page": 3}  # of panels
+RASTERED = 2000  # cells of a heat map from which on SVG and PDF hold it as a picture, its text still as text
+
+LETTER = 0.058  # inches, of a letter of 7 to 7.5 pt on the average, so that lines of words end before they must
 
 P = ParamSpec("P")
 A = TypeVar("A")
 
-GREY, LIGHT = "#666666", "#BBBBBB"
+INK, GREY, LIGHT = "#333333", "#666666", "#BBBBBB"
 RC: dict[str, Any] = {
     "font.family": ["DejaVu Sans"],
-    "font.size": 8,
-    "axes.titlesize": 8.5,
-    "axes.labelsize": 8,
+    "font.size": 7.5,
+    "axes.titlesize": 7.5,
+    "axes.labelsize": 7.5,
     "axes.linewidth": 0.6,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": False,
-    "xtick.labelsize": 7.5,
-    "ytick.labelsize": 7.5,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
     "xtick.major.width": 0.6,
     "ytick.major.width": 0.6,
     "xtick.major.size": 2.5,
     "ytick.major.size": 2.5,
-    "legend.fontsize": 8,
+    "legend.fontsize": 7,
+    "legend.title_fontsize": 7,
     "legend.frameon": False,
-    "figure.titlesize": 9.5,
+    "figure.titlesize": 7.5,
     "figure.facecolor": "white",
     "lines.linewidth": 1.2,
+    "savefig.dpi": 300,
+    "pdf.fonttype": 42,
     "svg.fonttype": "none",
     "svg.hashsalt": "kdx_analysis",
 }
@@ -118,9 +130,38 @@ class Drawing(Figure):
             return buffer.getvalue()
 
 
-def drawing(width: float, height: float) -> Drawing:
-    """An empty figure of this size in inches that keeps its labels from overlapping."""
-    return Drawing(figsize=(width, height), layout="constrained")
+def inches(width: Width) -> float:
+    """``column`` is 3.4 inches wide, a column of a two-column paper, ``page`` 7. Raises KdxError for another width."""
+    if width not in _INCHES:
+        raise unknown("width of figures", width, _INCHES)
+    return _INCHES[width]
+
+
+def drawing(width: Width, height: float) -> Drawing:
+    """An empty figure, ``height`` inches high, that keeps its labels from overlapping."""
+    return Drawing(figsize=(inches(width), height), layout="constrained")
+
+
+def wrapped(text: str, wide: float) -> str:
+    """``text`` in lines of at most so many inches as far as its words allow; its own line breaks stay."""
+    most = max(1, int(wide / LETTER))
+    return "\n".join(textwrap.fill(line, most, break_long_words=False) for line in text.split("\n"))
+
+
+def heading(figure: Figure, text: str) -> None:
+    """Say over the whole figure what is drawn and how many runs it rests on."""
+    figure.suptitle(wrapped(text, figure.get_figwidth() - 0.1), x=0.01, ha="left")
+
+
+def legend(figure: Figure, handles: Sequence[Line2D], heading: str | None = None) -> None:
+    """One legend for all panels, above them, in as many columns as fit; ``heading`` stands over it."""
+    wide = figure.get_figwidth()
+    for of in handles:
+        of.set_label(wrapped(str(of.get_label()), wide - 0.55))
+    longest = max(len(line) for of in handles for line in str(of.get_label()).split("\n"))
+    columns = int((wide - 0.1) / (0.5 + longest * LETTER))
+    title = None if heading is None else wrapped(heading, wide - 0.15)
+    figure.legend(handles=list(handles), loc="outside upper left", ncols=max(1, columns), title=title, alignment="left")
 
 
 def panels(figure: Figure, count: int, columns: int, **options: Any) -> np.ndarray:

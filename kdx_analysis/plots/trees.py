@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -17,26 +19,33 @@ from matplotlib.lines import Line2D
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models.tree import Tree
-from kdx_analysis.plots.classes import pitch, routed_order
-from kdx_analysis.plots.figure import Figure, explainers, of_first_seed
+from kdx_analysis.plots.classes import LINE, LONGEST, routed_clusters, shortened
+from kdx_analysis.plots.figure import Drawn, Figure, explainers, of_first_seed
 from kdx_analysis.plots.style import (
+    COLUMNS,
     GREY,
+    INK,
+    LETTER,
     LIGHT,
+    Width,
     counted,
     drawing,
+    heading,
     in_order,
+    inches,
     look,
     one_run,
     panels,
     plain,
     style,
     styled,
+    wrapped,
 )
 from kdx_analysis.runs import RunSet, tree_pairs
 from kdx_analysis.runs.trees import CORRELATION, DISTANCE, NEITHER, OBJECTIVE, SEED
 
-_COLOUR = "#0072B2"
-_LONGEST = 24
+_HIGHEST = 8.5  # inches, of a figure that fits a page
+_GAP = 0.6
 _MEASURES = {
     DISTANCE: "Robinson–Foulds distance, in [0, 1]; 0: all groups shared",
     CORRELATION: "cophenetic correlation, in [−1, 1]; 1: the same depths",
@@ -48,10 +57,10 @@ def tree_of(tree: Tree, ax: Axes | None = None) -> tuple[matplotlib.figure.Figur
 
     It is drawn into ``ax`` if one is given; that should be about 0.11 inches high for every class.
     """
-    edges = _edges(tree, range(len(tree.classes)))
+    edges = edges_of(tree, range(len(tree.classes)))
     if ax is None:
         return _draw_alone(edges)
-    _draw_one_tree(ax, edges, _COLOUR)
+    _draw_one_tree(ax, edges, INK, _leaves(edges, inches("column"), LINE * max(30, len(tree.classes))))
     figure = ax.get_figure(root=True)
     assert figure is not None
     return figure, np.array([ax])
@@ -70,17 +79,17 @@ def _tree_data(runs: RunSet) -> pd.DataFrame:
 
     Levels count from the trunk, 1; the classes are the last child_level. ``y`` counts leaves from the top.
     """
-    order = routed_order(explainers(runs))
+    order = routed_clusters(explainers(runs)).order
     keys = ["objective", "seed", "epoch"]
     frames = [
-        _edges(run.tree, order).assign(objective=run.objective, seed=run.seed, epoch=run.info["selection"]["epoch"])
+        edges_of(run.tree, order).assign(objective=run.objective, seed=run.seed, epoch=run.info["selection"]["epoch"])
         for run in of_first_seed(runs)
     ]
     data = pd.concat(frames, ignore_index=True)
     return data[keys + [column for column in data.columns if column not in keys]]
 
 
-def _edges(tree: Tree, order: Sequence[int]) -> pd.DataFrame:
+def edges_of(tree: Tree, order: Sequence[int]) -> pd.DataFrame:
     """The edges of a tree with the places of their ends; leaves follow ``order`` as far as the tree allows."""
     paths = [(*path, k) for k, path in enumerate(tree.paths)]
     place = _places(paths, order)
@@ -116,67 +125,118 @@ def _places(paths: list[tuple[int, ...]], order: Sequence[int]) -> dict[tuple[in
     return {node: (min(ys) + max(ys)) / 2 for node, ys in heights.items()}
 
 
+@dataclass(frozen=True)
+class _Leaves:
+    """Where a tree's leaves are drawn, in rows from the top, and what names them.
+
+    Attributes:
+        places: the row of every leaf, from the upper one down.
+        names: row and text of every name, or of every block of names beside their common expert.
+        rows: their height.
+        row: inches of a row.
+        named: how many of the leaves are.
+    """
+
+    places: np.ndarray
+    names: tuple[tuple[float, str], ...]
+    rows: float
+    row: float
+    named: int
+
+
+def _leaves(edges: pd.DataFrame, wide: float, most: float) -> _Leaves:
+    """Leaves one a row where their names fit into ``most`` inches, else in blocks, each beside its expert.
+
+    Blocks that would be too high together end early, with the number of subtasks that they leave unnamed.
+    """
+    leaves = edges[edges["child_level"] == edges["child_level"].max()].sort_values("child_y")
+    K = len(leaves)
+    row = min(0.17, most / K)
+    if row >= LINE:
+        letters = min(LONGEST, int(0.45 * wide / LETTER))
+        names = tuple((float(y), shortened(name, letters)) for y, name in enumerate(leaves["name"]))
+        return _Leaves(np.arange(K), names, K, row, K)
+    letters = int(0.52 * wide / LETTER)
+    groups = [of["name"].tolist() for _, of in leaves.groupby("parent", sort=False)]
+    blocks = [_block(names, letters) for names in groups]
+    lines, gaps = sum(len(text) for text, _ in blocks), _GAP * (len(blocks) - 1)
+    share = (most / LINE - gaps) / lines
+    if share < 1:
+        blocks = [
+            _block(names, letters, max(1, int(share * len(text))))
+            for names, (text, _) in zip(groups, blocks, strict=True)
+        ]
+    top, places, named = 0.0, list[float](), []
+    for names, (text, _) in zip(groups, blocks, strict=True):
+        places += ((np.arange(len(names)) + 0.5) * len(text) / len(names) + top - 0.5).tolist()
+        named.append((top + (len(text) - 1) / 2, "\n".join(text)))
+        top += len(text) + _GAP
+    return _Leaves(np.array(places), tuple(named), top - _GAP, LINE, sum(count for _, count in blocks))
+
+
+def _block(names: Sequence[str], letters: int, lines: int | None = None) -> tuple[list[str], int]:
+    """Names with commas between them, and how many are named where only so many ``lines`` may be taken."""
+    whole = [shortened(name, letters - 1).replace(" ", "\N{NO-BREAK SPACE}") for name in names]
+    for shown in range(len(whole), 0, -1):
+        rest = f" +{len(whole) - shown}" if shown < len(whole) else ""
+        text = textwrap.wrap(", ".join(whole[:shown]) + rest, letters, break_long_words=False, break_on_hyphens=False)
+        if lines is None or len(text) <= lines:
+            return text, shown
+    return [f"{len(whole)} subtasks"], 0
+
+
 @styled
-def _draw_tree(data: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.ndarray]:
-    objectives, leaves = in_order(data["objective"]), int(data["child_level"].max())
-    K = int((data["child_level"] == leaves).groupby(data["objective"]).sum().max())
-    width = 1.2 + 0.058 * data["name"].map(_shown).str.len().max() if K > 30 else 3.9
-    rows = -(-len(objectives) // int(12 / width))
-    columns = -(-len(objectives) // rows)
-    figure = drawing(max(4, width * columns), 0.8 + rows * (0.6 + pitch(K) * K))
-    axes = panels(figure, len(objectives), columns, gridspec_kw={"wspace": 0.06})
-    for ax, objective in zip(axes, objectives, strict=True):
-        _draw_one_tree(ax, data[data["objective"] == objective], look(objective).colour)
-        ax.set_title(plain(objective).replace(" ", "\n"), fontweight="bold", loc="left")
+def _draw_tree(data: pd.DataFrame, width: Width = "page") -> Drawn:
+    trees = dict(list(data.groupby("objective", sort=False)))
+    columns = min(COLUMNS[width], len(trees))
+    rows = -(-len(trees) // columns)
+    wide = inches(width) / columns
+    leaves = {o: _leaves(edges, wide, (_HIGHEST - 1) / rows - 0.6) for o, edges in trees.items()}
+    highest = max(of.rows * of.row for of in leaves.values())
+    figure = drawing(width, 1 + rows * (0.6 + highest))
+    axes = panels(figure, len(trees), columns)
+    for ax, (objective, edges) in zip(axes, trees.items(), strict=True):
+        _draw_one_tree(ax, edges, look(str(objective)).colour, leaves[objective])
+        ax.set_ylim(highest / leaves[objective].row - 0.3, -0.7)
+        ax.set_title(wrapped(plain(objective), wide), fontweight="bold", loc="left")
     _share_legend(figure)
-    figure.suptitle(one_run(data))
+    unnamed = max(len(of.places) - of.named for of in leaves.values())
+    note = f"+n: so many more subtasks, up to {unnamed} a tree; the data name all" if unnamed else ""
+    heading(figure, ". ".join(filter(None, [one_run(data), note])))
     return figure, axes
 
 
 @styled
-def _draw_alone(edges: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.ndarray]:
-    K = int((edges["child_level"] == edges["child_level"].max()).sum())
-    figure = drawing(4.2, 0.8 + pitch(K) * K)
+def _draw_alone(edges: pd.DataFrame) -> Drawn:
+    leaves = _leaves(edges, inches("column"), _HIGHEST)
+    figure = drawing("column", 0.9 + leaves.rows * leaves.row)
     axes = panels(figure, 1, 1)
-    _draw_one_tree(axes[0], edges, _COLOUR)
+    _draw_one_tree(axes[0], edges, INK, leaves)
     _share_legend(figure)
     return figure, axes
 
 
 def _share_legend(figure: matplotlib.figure.Figure) -> None:
     shares = [Line2D([], [], color="#888888", linewidth=_width(s), label=f"{s:.0%}") for s in (0.1, 0.5, 1.0)]
-    figure.legend(handles=shares, title="share of subtasks", loc="outside lower center", ncols=3, title_fontsize=8)
+    figure.legend(handles=shares, title="share of subtasks", loc="outside lower center", ncols=3)
 
 
-def _draw_one_tree(ax: Axes, edges: pd.DataFrame, colour: str) -> None:
-    leaves = int(edges["child_level"].max())
-    step = np.linspace(0, 1, 24)
-    ease = step**2 * (3 - 2 * step)
-    ends = edges[["child_level", "parent_y", "child_y"]].to_numpy()
-    curves = [np.column_stack([level - 1 + step, top + (bottom - top) * ease]) for level, top, bottom in ends]
-    widths = [_width(share) for share in edges["share"]]
-    ax.add_collection(LineCollection(curves, colors=colour, alpha=0.45, linewidths=widths, zorder=1), autolim=False)
-    is_leaf = edges["child_level"] == leaves
-    trunk = edges.loc[edges["child_level"] == 2, ["parent", "parent_y"]].assign(level=1)
-    experts = edges.loc[~is_leaf, ["child_level", "child", "child_y"]].to_numpy().tolist()
+def _draw_one_tree(ax: Axes, edges: pd.DataFrame, colour: str, leaves: _Leaves) -> None:
+    last = int(edges["child_level"].max())
+    rows = np.arange(len(leaves.places))
+    parent_y, child_y = (np.interp(edges[end], rows, leaves.places) for end in ("parent_y", "child_y"))
+    at = edges.assign(parent_y=parent_y, child_y=child_y)
+    ax.add_collection(branches(at, colour, range(1, last + 1)), autolim=False)
+    trunk = at.loc[at["child_level"] == 2, ["parent", "parent_y"]].assign(level=1)
+    experts = at.loc[at["child_level"] != last, ["child_level", "child", "child_y"]].to_numpy().tolist()
     for level, expert, y in [*trunk[["level", "parent", "parent_y"]].drop_duplicates().to_numpy().tolist(), *experts]:
-        box = {"boxstyle": "round,pad=0.1,rounding_size=0.5", "facecolor": "white", "edgecolor": colour}
-        ax.text(
-            level,
-            y,
-            f"\N{HAIR SPACE}{expert:.0f}\N{HAIR SPACE}",
-            ha="center",
-            va="center",
-            fontsize=7,
-            zorder=3,
-            bbox=box | {"linewidth": 0.8},
-        )
+        node(ax, level, y, f"{expert:.0f}", colour)
     place: dict[str, Any] = {"xytext": (2, 0), "textcoords": "offset points", "va": "center", "annotation_clip": False}
-    for name, y in edges.loc[is_leaf, ["name", "child_y"]].to_numpy():
-        ax.annotate(plain(_shown(name)), (leaves, y), fontsize=7, **place)
-    ax.set_xlim(0.7, leaves)
-    ax.set_ylim(edges["child_y"].max() + 0.7, -0.7)
-    ax.set_xticks(range(1, leaves + 1), [*(str(level) for level in range(1, leaves)), "subtask"], fontsize=7)
+    for y, name in leaves.names:
+        ax.annotate(plain(name), (last, y), fontsize=7, linespacing=1.07, **place)
+    ax.set_xlim(0.7, last)
+    ax.set_ylim(leaves.rows - 0.3, -0.7)
+    ax.set_xticks(range(1, last + 1), [*(str(level) for level in range(1, last)), "subtask"], fontsize=7)
     ax.get_xticklabels()[-1].set_horizontalalignment("left")
     ax.set_xlabel("level (1: trunk)", loc="left", labelpad=1)
     ax.set_yticks([])
@@ -184,10 +244,23 @@ def _draw_one_tree(ax: Axes, edges: pd.DataFrame, colour: str) -> None:
     ax.spines[:].set_visible(False)
 
 
-def _shown(name: str) -> str:
-    """The name in one line, cut where it is so long that it would leave no room for the tree."""
-    line = " ".join(name.split())
-    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…"
+def branches(edges: pd.DataFrame, colour: str, at: Sequence[float]) -> LineCollection:
+    """Edges from parent_y on one level to child_y on the next, each as thick as its share; ``at`` are x of levels."""
+    step = np.linspace(0, 1, 24)
+    ease = step**2 * (3 - 2 * step)
+    curves = []
+    for level, top, bottom in edges[["child_level", "parent_y", "child_y"]].to_numpy():
+        parent, child = at[int(level) - 2], at[int(level) - 1]
+        curves.append(np.column_stack([parent + (child - parent) * step, top + (bottom - top) * ease]))
+    widths = [_width(share) for share in edges["share"]]
+    return LineCollection(curves, colors=colour, alpha=0.45, linewidths=widths, zorder=1)
+
+
+def node(ax: Axes, x: float, y: float, number: str, colour: str) -> None:
+    """An expert's number in a box."""
+    box = {"boxstyle": "round,pad=0.1,rounding_size=0.5", "facecolor": "white", "edgecolor": colour, "linewidth": 0.8}
+    text = f"\N{HAIR SPACE}{number}\N{HAIR SPACE}"
+    ax.text(x, y, text, ha="center", va="center", fontsize=7, zorder=3, bbox=box)
 
 
 def _width(share: float) -> float:
@@ -199,9 +272,10 @@ tree = Figure(
     "The neural tree",
     "The gates of one seed made hard: every subtask and every expert takes the parent with the largest effective "
     "attention at the selected epoch. Live experts only, numbered within their level (numbers mean nothing across "
-    "seeds); an edge is as thick as the share of subtasks that pass it. One tree has no null by itself; how far trees "
-    "agree beyond chance is the next figure's subject. Names of more than "
-    f"{_LONGEST} letters are cut; the data hold them whole.",
+    "seeds); an edge is as thick as the share of subtasks that pass it. Where there are too many subtasks for a row "
+    "each, those of one expert are named in a block beside it. One tree has no null by itself; how far trees agree "
+    f"beyond chance is another figure's subject, tree_agreement. Names of more than {LONGEST} letters are cut; the "
+    "data hold them whole.",
     _tree_data,
     _draw_tree,
 )
@@ -219,7 +293,7 @@ def _agreement_data(runs: RunSet) -> pd.DataFrame:
 
 
 @styled
-def _draw_agreement(data: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.ndarray]:
+def _draw_agreement(data: pd.DataFrame, width: Width = "page") -> Drawn:
     within = data[data["shared"] == OBJECTIVE]
     rows = [
         (f"{plain(o)},\ntwo seeds", within["objective_a"] == o, look(o).colour) for o in in_order(data["objective_a"])
@@ -227,21 +301,22 @@ def _draw_agreement(data: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.nd
     rows = [row for row in rows if row[1].any()] or [("one objective,\ntwo seeds", within["value"].isna(), GREY)]
     names = [*(name for name, _, _ in rows), "two objectives,\none seed", "neither\nin common"]
     groups = [*((within[chosen], colour) for _, chosen, colour in rows)]
-    groups += [(data[data["shared"] == shared], "#333333") for shared in (SEED, NEITHER)]
-    figure = drawing(11, 1.1 + 0.42 * len(names))
-    axes = panels(figure, 2, 2, sharey=True)
+    groups += [(data[data["shared"] == shared], INK) for shared in (SEED, NEITHER)]
+    columns = 2 if width == "page" else 1
+    figure = drawing(width, 0.7 + (0.6 + 0.36 * len(names)) * 2 / columns)
+    axes = panels(figure, 2, columns, sharey=True)
     for ax, (measure, label) in zip(axes, _MEASURES.items(), strict=True):
         for y, (pairs, colour) in enumerate(groups):
             _draw_pairs(ax, y, pairs[pairs["measure"] == measure], colour)
         ax.axhline(len(names) - 2.5, color=LIGHT, linewidth=0.6, linestyle=":")
         ax.set_yticks(range(len(names)), names)
         ax.set_ylim(len(names) - 0.5, -0.5)
-        ax.set_xlabel(label)
+        ax.set_xlabel(wrapped(label, figure.get_figwidth() / columns - 1))
     axes[0].set_xlim(-0.02, 1.02)
     low = min(0, data.loc[data["measure"] == CORRELATION, ["value", "null_low"]].min().min())
     axes[1].set_xlim(low - 0.03, 1.03)
-    figure.suptitle(
-        "points: pairs of runs · upright: their mean · grey: with random leaf order, mean and 95 % of draws"
+    heading(
+        figure, "points: pairs of runs · upright: their mean · grey: with random leaf order, mean and 95 % of draws"
     )
     return figure, axes
 

@@ -5,7 +5,6 @@ Most runs have no VAM, so reports leave these out: ``kdx.plots.vam.attention(run
 
 from __future__ import annotations
 
-import matplotlib.figure
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -13,8 +12,22 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from kdx_analysis.errors import KdxError
-from kdx_analysis.plots.figure import Figure
-from kdx_analysis.plots.style import LIGHT, counted, drawing, handle, in_order, look, plain, styled
+from kdx_analysis.plots.figure import Drawn, Figure
+from kdx_analysis.plots.style import (
+    LIGHT,
+    Width,
+    counted,
+    drawing,
+    handle,
+    heading,
+    in_order,
+    inches,
+    legend,
+    look,
+    one_run,
+    plain,
+    styled,
+)
 from kdx_analysis.runs import RunSet
 
 _SHOWN = {"alpha": "attention α", "share": "share of flow A"}
@@ -41,10 +54,10 @@ def _attention_data(runs: RunSet) -> pd.DataFrame:
 
 
 @styled
-def _draw_attention(data: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.ndarray]:
+def _draw_attention(data: pd.DataFrame, width: Width = "page") -> Drawn:
     objectives, layers = in_order(data["objective"]), in_order(data["layer"])
-    side = min(0.9, 13 / len(layers))
-    figure = drawing(1.6 + side * len(layers), 1.5 + len(_SHOWN) * len(objectives) * (side + 0.12))
+    side = min(0.9, (inches(width) - 1.2) / len(layers))
+    figure = drawing(width, 1.9 + len(_SHOWN) * len(objectives) * (side + 0.12))
     axes = figure.subplots(len(_SHOWN) * len(objectives), len(layers), squeeze=False)
     high = np.nanmax(data[list(_SHOWN)].to_numpy())
     for i, objective in enumerate(objectives):
@@ -59,12 +72,11 @@ def _draw_attention(data: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.nd
                     title = plain(objective) + "\n" if k == 0 else ""
                     ax.set_ylabel(f"{title}{label}", rotation=0, ha="right", va="center")
                 if ax is axes[-1, j]:
-                    ax.set_xlabel(plain(layer), rotation=90, fontsize=6.5)
-    bar = figure.colorbar(axes[0, 0].collections[0], ax=axes, shrink=0.6, aspect=18, pad=0.01)
+                    ax.set_xlabel(plain(layer), rotation=90, fontsize=7)
+    bar = figure.colorbar(axes[0, 0].collections[0], ax=axes, orientation="horizontal", shrink=0.6, aspect=30, pad=0.01)
     bar.set_label("of an output block (row)\nto an input block (column)")
     bar.outline.set_visible(False)
-    epochs = ", ".join(str(epoch) for epoch in sorted(data["epoch"].unique()))
-    figure.suptitle(f"seed {data['seed'].iloc[0]}, epoch {epochs} (n = 1 run per objective)")
+    heading(figure, one_run(data))
     return figure, axes
 
 
@@ -89,8 +101,8 @@ def _entropy_data(runs: RunSet) -> pd.DataFrame:
 
 
 @styled
-def _draw_entropy(data: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.ndarray]:
-    figure = drawing(7.2, 3.4)
+def _draw_entropy(data: pd.DataFrame, width: Width = "page") -> Drawn:
+    figure = drawing(width, 3.0)
     axes = figure.subplots(1, len(_SHOWN), sharex=True, sharey=True)
     for ax, (attention_, label) in zip(axes, _SHOWN.items(), strict=True):
         for (objective, _), run in data[data["attention"] == attention_].groupby(["objective", "run"], sort=False):
@@ -100,13 +112,12 @@ def _draw_entropy(data: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.ndar
                     markevery=max(1, len(run) // 6), linewidth=1, zorder=2)  # fmt: skip
         ax.set_title(label, loc="left")
         ax.set_xlabel("epoch")
-        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes[0].set_ylabel("entropy H / ln M, mean over rows")
     reference = Line2D([], [], color=LIGHT, linewidth=0.9, label="uniform attention on the same weights")
     n = counted(data.groupby("objective")["run"].nunique(), "run")
     handles = [*(handle(o) for o in in_order(data["objective"])), reference]
-    figure.legend(handles=handles, loc="outside upper left", ncols=4, title=f"n = {n} per objective, one line each",
-                  alignment="left")  # fmt: skip
+    legend(figure, handles, f"n = {n} per objective, one line each")
     return figure, axes
 
 

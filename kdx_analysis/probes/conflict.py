@@ -58,10 +58,7 @@ def contention(
         gates: Q, any gates into the heads; G^i_ab(Q) = Q_ai Q_bi ⟨h^i_a, h^i_b⟩ and G = Σ_i G^i.
     """
     q = gates.transpose(-1, -2)
-    gated = q.unsqueeze(-1) * q.unsqueeze(-2) * ungated
-    against = upper((-gated).clamp(min=0)).sum(dim=(-1, -2))
-    norm = gated.sum(dim=-3).diagonal(dim1=-2, dim2=-1).sqrt()
-    return against / upper(norm.unsqueeze(-1) * norm.unsqueeze(-2)).sum(dim=-1)
+    return contention_inside(q.unsqueeze(-1) * q.unsqueeze(-2) * ungated)
 
 
 @jaxtyped(typechecker=beartype)
@@ -70,7 +67,18 @@ def contention_inside(grams: Float[Tensor, "*draws N K K"]) -> Float[Tensor, "*d
 
     For levels and gates where G^i does not factorise into gates and the rest; ``grams`` are G^i.
     """
-    return contention(grams, grams.new_ones(grams.shape[-1], grams.shape[-3]))
+    return contention_by_expert(grams).sum(dim=-1)
+
+
+@jaxtyped(typechecker=beartype)
+def contention_by_expert(grams: Float[Tensor, "*draws N K K"]) -> Float[Tensor, "*draws N"]:
+    """What every expert adds to C: Σ_{a<b} max(0, −G^i_ab) / Σ_{a<b} √(G_aa G_bb), in [0, 1]; 0/0 is NaN.
+
+    ``grams`` are G^i of the actual gradients, G their sum over experts.
+    """
+    against = upper((-grams).clamp(min=0)).sum(dim=-1)
+    norm = grams.sum(dim=-3).diagonal(dim1=-2, dim2=-1).sqrt()
+    return against / upper(norm.unsqueeze(-1) * norm.unsqueeze(-2)).sum(dim=-1, keepdim=True)
 
 
 @jaxtyped(typechecker=beartype)

@@ -90,6 +90,20 @@ def contention_table(ungated: Tensor, alpha: Tensor, permutations: int, seed: in
     return table.assign(p=np.where(table["metric"] == "modulation", p, np.nan))
 
 
+def expert_contention_table(grams: Grams) -> pd.DataFrame:
+    """What every expert adds to its level's contention: level, expert, value, null_…; levels of several experts.
+
+    The first set of residuals is measured, the others are its null.
+    """
+    rows = []
+    for level in range(1, len(grams.experts) + 1):
+        inside = grams.inside(level)
+        if inside.shape[1] > 1:
+            values = conflict.contention_by_expert(inside.double().cpu())
+            rows += [{"level": level, "expert": i, **_value_and_null(values[:, i])} for i in range(values.shape[1])]
+    return pd.DataFrame(rows, columns=["level", "expert", "value", "null_mean", "null_low", "null_high"])
+
+
 def output_table(margins: Tensor, classes: Sequence[str], draws: int, seed: int) -> pd.DataFrame:
     """Double claims, orphans, and samples claimed by both subtasks of every pair: metric, a, b, …, value, null_…, n.
 

@@ -58,6 +58,8 @@ class ExplainerProbe:
       the actual gradients among the metrics of every level.
     - ``contention`` on the last level, and what other gates would make of it: split, term, metric, value, null_…,
       null_draws, p, n.
+    - ``contention_by_expert`` of the actual gradients, on levels of several experts; a level's sum is its contention:
+      split, term, level, expert, value, null_…, null_draws, n.
 
     The null of conflict and contention permutes the rows of the residual ∂L/∂m over samples with the model
     fixed. Terms: ``hard``, the same plain hard loss for every objective; ``distillation`` and ``objective``, the
@@ -271,6 +273,7 @@ class ExplainerProbe:
             pairs, summary = measures.conflict_tables(own, self.data.classes)
             self._add("conflict", epoch, {**columns, **dict(pairs)})
             self._add("conflict_summary", epoch, {**columns, **dict(summary)})
+            self._add("contention_by_expert", epoch, {**columns, **dict(measures.expert_contention_table(own))})
             if own.gates is not None:
                 seed = self.config.seed
                 table = measures.contention_table(own.experts[-1], own.gates, self.config.permutations, seed)

@@ -89,7 +89,7 @@ def _metrics(rng: np.random.Generator) -> pd.DataFrame:
 
 def _gates(rng: np.random.Generator, classes: Sequence[str]) -> dict[str, pd.DataFrame]:
     K = len(classes)
-    gates, summary, routing = [], [], []
+    gates, summary, routing, pathways = [], [], [], []
     for epoch in EPOCHS:
         for level, (parents, children) in enumerate(zip(EXPERTS, (*EXPERTS[1:], K), strict=True), 2):
             heads = level == len(EXPERTS) + 1
@@ -100,14 +100,21 @@ def _gates(rng: np.random.Generator, classes: Sequence[str]) -> dict[str, pd.Dat
                 "child_index": np.repeat(np.arange(children), parents), "parent": np.tile(np.arange(parents), children),
                 "alpha": alpha.ravel(), "effective": effective.ravel(), "tau": 5 / epoch,
             })  # fmt: skip
+            paths = rng.dirichlet(np.full(parents, 0.3), K)
+            pathways.append({
+                "epoch": epoch, "level": level - 1, "subtask": np.repeat(classes, parents),
+                "subtask_index": np.repeat(np.arange(K), parents), "expert": np.tile(np.arange(parents), K),
+                "alpha": paths.ravel(), "effective": paths.ravel(),
+            })  # fmt: skip
             for kind in ("alpha", "effective") if parents > 1 else ():
-                for of, metric, at in (("gates", "entropy_share", level), ("pathways", "specialisation", level - 1)):
+                for of, metric, at in (("gates", "entropy_share", level), ("pathways", "specialisation", level - 1),
+                                       ("pathways", "use_cv2", level - 1)):  # fmt: skip
                     value = {"value": rng.uniform(0.01, 1) / epoch, "initial": 1 - 0.01 * epoch}
                     summary.append({"epoch": epoch, "of": of, "level": at, "attention": kind, "metric": metric,
                                     **value, "n": children, "tau": 5 / epoch})  # fmt: skip
                 routing.append({"epoch": epoch, "level": level - 1, "attention": kind, **_pairs(classes),
                                 "distance": rng.uniform(0, 1, K * (K - 1) // 2)})  # fmt: skip
-    many = {"gates": gates, "routing": routing}
+    many = {"gates": gates, "routing": routing, "pathways": pathways}
     frames = {kind: pd.concat([pd.DataFrame(part) for part in parts]) for kind, parts in many.items()}
     return {**frames, "gate_summary": pd.DataFrame(summary)}
 
@@ -117,6 +124,7 @@ def _conflict(rng: np.random.Generator, classes: Sequence[str]) -> dict[str, pd.
     cosines: list[pd.DataFrame] = []
     summary: list[dict[str, Any]] = []
     contention: list[dict[str, Any]] = []
+    by_expert: list[dict[str, Any]] = []
     for epoch in (EPOCHS[0], EPOCHS[-1]):
         for split in ("train", "val"):
             for term in ("hard", "objective"):
@@ -130,7 +138,12 @@ def _conflict(rng: np.random.Generator, classes: Sequence[str]) -> dict[str, pd.
                     for metric in metrics:
                         value = {"value": rng.uniform(0, 0.5), "null_mean": rng.uniform(0, 0.5)}
                         table.append({**keys, "level": "all", "metric": metric, **value})
+                by_expert += [
+                    {**keys, "level": level, "expert": i, "value": rng.uniform(0, 0.1), "null_mean": 0.05}
+                    for level, N in enumerate(EXPERTS, 1) for i in range(N) if N > 1
+                ]  # fmt: skip
     return {
+        "contention_by_expert": pd.DataFrame(by_expert),
         "conflict": pd.concat(cosines, ignore_index=True),
         "conflict_summary": pd.DataFrame(summary),
         "contention": pd.DataFrame(contention).drop(columns="level"),

@@ -148,6 +148,14 @@ def test_contention_of_actual_gradients_is_that_of_gates_and_the_rest() -> None:
     assert conflict.contention_inside(whole) <= conflict.contention_inside(gated)
 
 
+def test_contention_by_expert_by_hand() -> None:
+    opposed, aligned = torch.tensor([[1.0, -0.5], [-0.5, 1.0]]), torch.tensor([[1.0, 0.5], [0.5, 1.0]])
+    grams = torch.stack([opposed, aligned, 2 * opposed])  # G has 1 + 1 + 2 on its diagonal
+    torch.testing.assert_close(conflict.contention_by_expert(grams), torch.tensor([0.5, 0.0, 1.0]) / 4)
+    assert conflict.contention_inside(grams).item() == pytest.approx(1.5 / 4)
+    assert conflict.contention_by_expert(torch.zeros(2, 3, 3)).isnan().all()
+
+
 def test_permutation_p_by_hand() -> None:
     draws = torch.tensor([[0.1, 0.5, torch.nan], [0.0, 0.6, 0.0], [0.1, 0.7, 0.0], [0.2, torch.nan, 0.0]])
     p = conflict.permutation_p(draws)

@@ -214,7 +214,9 @@ def test_every_kind_of_explainer_has_complete_tables(data, kind) -> None:
     probe(Epoch(1, 1, 0.0, 0.0, 1.0, None), model)
     tables = probe.tables()
     if model.hard:
-        assert set(tables) == {"conflict", "conflict_summary", "contention", "output_conflict"}
+        assert set(tables) == {
+            "conflict", "conflict_summary", "contention", "contention_by_expert", "output_conflict",
+        }  # fmt: skip
     else:
         assert {"gates", "pathways", "gate_summary"} <= set(tables)
     assert ("contention" in tables) == ("input" not in kind)
@@ -229,6 +231,11 @@ def test_every_kind_of_explainer_has_complete_tables(data, kind) -> None:
     contention = tables["conflict_summary"].query("metric == 'contention'")
     assert set(contention["level"]) == {str(level + 1) for level in range(len(model.experts))}
     assert contention["value"].between(0, 1).all()
+    keys = ["split", "term", "level"]
+    by_expert = tables["contention_by_expert"].groupby(keys)["value"].sum().to_dict()
+    whole = contention.astype({"level": int}).set_index(keys)["value"].to_dict()
+    assert by_expert == pytest.approx({key: whole[key] for key in by_expert})
+    assert bool(by_expert) == (kind != "one expert")
 
 
 def test_weights_that_are_not_finite_are_named_at_any_epoch(data) -> None:

@@ -1,0 +1,155 @@
+"""Two trees face to face, every subtask joined to itself: what another objective, or another seed, regroups."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+
+from kdx_analysis.errors import KdxError
+from kdx_analysis.plots.classes import LINE, pitch, routed_clusters, shortened, unnamed
+from kdx_analysis.plots.comparisons import against_kd
+from kdx_analysis.plots.figure import Drawn, Figure, explainers, of_first_seed
+from kdx_analysis.plots.style import (
+    GREY,
+    INK,
+    LETTER,
+    Width,
+    drawing,
+    heading,
+    in_order,
+    inches,
+    look,
+    panels,
+    plain,
+    styled,
+    wrapped,
+)
+from kdx_analysis.plots.trees import branches, edges_of, node
+from kdx_analysis.runs import Run, RunSet
+
+_PERMUTATIONS = 199
+
+
+def _pairs(found: RunSet) -> list[tuple[Run, Run]]:
+    """KD with another seed, with its nearest control and with hard labels; without KD, of the first objective."""
+    first = {run.objective: run for run in of_first_seed(found)}
+    try:
+        base, others = against_kd(RunSet(tuple(first.values())))
+    except KdxError:
+        base, *rest = first
+        others = dict.fromkeys(rest, "")
+    own = found.filter(objective=base).runs
+    ends = dict.fromkeys([*others][:1] + [*others][-1:])
+    pairs = [(own[0], own[1])] if len(own) > 1 else []
+    pairs += [(first[base], first[other]) for other in ends]
+    if not pairs:
+        raise KdxError("one explainer makes no pair of trees; run several objectives or seeds")
+    return pairs
+
+
+def _tangle_data(runs: RunSet) -> pd.DataFrame:
+    """One row per edge of either tree of a pair, with the columns of the tree's figure.
+
+    Columns pair (its panel's title), side (left, right), objective, seed, child_level, child,
+    child_y, parent, parent_y, name, subtasks, share, and of the pair correlation (cophenetic, NaN where undefined),
+    null_mean, null_low, null_high (leaves permuted), permutations.
+    """
+    found = explainers(runs)
+    order = routed_clusters(found).order
+    generator = torch.Generator().manual_seed(0)
+    frames = []
+    for a, b in _pairs(found):
+        left = edges_of(a.tree, order)
+        leaves = left[left["child_level"] == left["child_level"].max()].sort_values("child_y")
+        right = edges_of(b.tree, leaves["child"].tolist())
+        pair = f"{a.objective}, seed {a.seed} | {b.objective}, seed {b.seed}"
+        likeness = a.tree.null("cophenetic_correlation", b.tree, _PERMUTATIONS, generator)
+        for side, run, edges in (("left", a, left), ("right", b, right)):
+            frames.append(edges.assign(
+                pair=pair, side=side, objective=run.objective, seed=run.seed, correlation=likeness.value,
+                null_mean=likeness.null_mean, null_low=likeness.null_low, null_high=likeness.null_high,
+                permutations=likeness.permutations,
+            ))  # fmt: skip
+    data = pd.concat(frames, ignore_index=True)
+    keys = ["pair", "side", "objective", "seed"]
+    return data[keys + [column for column in data.columns if column not in keys]]
+
+
+@styled
+def _draw_tangle(data: pd.DataFrame, width: Width = "page") -> Drawn:
+    pairs = in_order(data["pair"])
+    K = int(data.groupby(["pair", "side"])["child"].max().max()) + 1
+    K = max(K, data.loc[data["name"] != "", "name"].nunique())
+    columns = len(pairs) if width == "page" else 1
+    rows = -(-len(pairs) // columns)
+    row = pitch(K, min(7.0, 8.2 / rows - 0.75))
+    figure = drawing(width, 0.5 + rows * (row * K + 0.75))
+    axes = panels(figure, len(pairs), columns)
+    wide = inches(width) / columns - 0.15
+    step = int(np.ceil(round(LINE / row, 6)))
+    for ax, pair in zip(axes, pairs, strict=True):
+        _draw_pair(ax, data[data["pair"] == pair], wide, step)
+        ax.set_ylim(K - 0.3, -0.7)
+    heading(figure, ". ".join(filter(None, [
+        "Names follow the left tree; lines lead to the same subtask in the right one (n = 1 pair a panel)",
+        unnamed(step),
+    ])))  # fmt: skip
+    return figure, axes
+
+
+def _draw_pair(ax: Axes, data: pd.DataFrame, wide: float, step: int) -> None:
+    """x is in inches: the left tree, the names, the lines, the right tree."""
+    letters = min(24, int(0.38 * wide / LETTER))
+    names = [shortened(name, letters) for name in data["name"].unique()]
+    named = LETTER * max(map(len, names)) + 0.06
+    tree = 0.33 * (wide - named)
+    ends = {}
+    for side, edges in data.groupby("side", sort=False):
+        colour, last = look(edges["objective"].iloc[0]).colour, int(edges["child_level"].max())
+        x = np.linspace(0.08, tree, last)
+        x = x if side == "left" else wide - x
+        ax.add_collection(branches(edges, colour, x.tolist()), autolim=False)
+        experts = edges.loc[edges["child_level"] != last, ["child_level", "child", "child_y"]]
+        trunk = edges.loc[edges["child_level"] == 2, ["parent", "parent_y"]].drop_duplicates()
+        nodes = [*trunk.assign(level=1)[["level", "parent", "parent_y"]].to_numpy(), *experts.to_numpy()]
+        if step == 1:
+            for level, expert, y in nodes:
+                node(ax, float(x[int(level) - 1]), y, f"{expert:.0f}", colour)
+        leaves = edges[edges["child_level"] == last]
+        ends[side] = leaves.set_index("name")[["child_y", "parent"]]
+    left, right = ends["left"].sort_values("child_y"), ends["right"]["child_y"]
+    for name, y in list(left["child_y"].items())[::step]:
+        ax.text(tree + 0.03, y, plain(shortened(name, letters)), fontsize=7, va="center")
+    group = (left["parent"] != left["parent"].shift()).cumsum() % 2
+    lines = [[(tree + named, y), (wide - tree, right[name])] for name, y in left["child_y"].items()]
+    colours = [INK if odd else "#999999" for odd in group]
+    ax.add_collection(LineCollection(lines, colors=colours, linewidths=0.8 if step == 1 else 0.5), autolim=False)
+    first = data.iloc[0]
+    found = (
+        "cophenetic correlation undefined: a tree groups nothing" if np.isnan(first["correlation"])
+        else f"cophenetic correlation {first['correlation']:.2f}, null {first['null_low']:.2f} to "
+        f"{first['null_high']:.2f}"
+    )  # fmt: skip
+    ax.set_title(wrapped(plain(first["pair"]), wide), fontweight="bold", loc="left")
+    ax.set_xlabel(wrapped(found, wide), loc="left", color=GREY)
+    ax.set_xlim(0, wide)
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+
+
+tanglegram = Figure(
+    "tanglegram",
+    "Tree against tree",
+    "KD's tree beside its tree with another seed, beside that of the nearest control with the same seed, and beside "
+    "that of hard labels (or of the objective farthest from KD that was run): a tanglegram. Lines join every subtask to "
+    "itself and change their grey from one expert of the left tree to the next; the right tree's leaves are turned, as "
+    "far as it allows, to follow the left one's. Edges are as thick as the share of subtasks that pass them; the trunks "
+    "are outermost, experts are numbered within their level. Below: the cophenetic correlation of the two trees and "
+    "the central 95 % of its null, leaves permuted. The first panel says how much of what the others show another seed "
+    "does too.",
+    _tangle_data,
+    _draw_tangle,
+)

@@ -84,7 +84,7 @@ def explainers(runs: RunSet, *, comparable: bool = False) -> RunSet:
     twice = next((cell for cell in cells if cells.count(cell) > 1), None)
     if twice is not None:
         objective, seed = twice
-        differing = found.filter(objective=objective, seed=seed).differences()
+        differing = map(str, found.filter(objective=objective, seed=seed).diff())
         raise KdxError(
             f"{cells.count(twice)} explainers are {objective!r} with seed {seed}; they differ in "
             f"{', '.join(differing) or 'nothing'}: filter the runs, or draw their directories apart"

@@ -52,9 +52,9 @@ def differing(runs: RunSet) -> list[tuple[str, str, list[str]]]:
     """Role, configuration key and its values with the number of runs, for keys in which runs of a role differ."""
     rows = []
     for role in ROLES:
-        for key, values in runs.filter(role=role).differences().items():
+        for key, values in runs.filter(role=role).diff().items():
             counts = Counter(_plain(value) for value in values)
-            rows.append((role, key, [f"{value} ({count})" for value, count in counts.items()]))
+            rows.append((role, str(key), [f"{value} ({count})" for value, count in counts.items()]))
     return rows
 
 

@@ -1,27 +1,49 @@
 """Runs on disk, many of them as one frame, and statistics over paired seeds."""
 
+from kdx_analysis.runs.aggregates import Aggregate, interquartile_mean, probability_of_improvement
 from kdx_analysis.runs.directory import ROLES, Run, environment, run_id, write_run
+from kdx_analysis.runs.effects import Effect, effects
 from kdx_analysis.runs.headlines import METRIC, METRICS, Metric, headlines
 from kdx_analysis.runs.runset import RunSet
-from kdx_analysis.runs.statistics import Interval, Paired, paired_difference, t_interval
+from kdx_analysis.runs.significance import (
+    LEAST_SEEDS,
+    PValue,
+    holm,
+    paired_t_test,
+    permutation_test,
+    sign_flip_test,
+)
+from kdx_analysis.runs.statistics import Interval, Paired, bonferroni, paired_difference, t_interval
 from kdx_analysis.runs.trees import Dealt, TreePairs, deal_objectives, tree_pairs
 
 __all__ = [
+    "LEAST_SEEDS",
     "METRIC",
     "METRICS",
     "ROLES",
+    "Aggregate",
     "Dealt",
+    "Effect",
     "Interval",
     "Metric",
+    "PValue",
     "Paired",
     "Run",
     "RunSet",
     "TreePairs",
+    "bonferroni",
     "deal_objectives",
+    "effects",
     "environment",
     "headlines",
+    "holm",
+    "interquartile_mean",
     "paired_difference",
+    "paired_t_test",
+    "permutation_test",
+    "probability_of_improvement",
     "run_id",
+    "sign_flip_test",
     "t_interval",
     "tree_pairs",
     "write_run",

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from kdx_analysis.config import LADDER, flatten
+from kdx_analysis.config import LADDER
 from kdx_analysis.errors import KdxError
 from kdx_analysis.registry import unknown
 from kdx_analysis.runs.directory import INFO, ROLES, Run
+from kdx_analysis.runs.effects import by_seed
 from kdx_analysis.runs.headlines import METRIC, headlines
+from kdx_analysis.runs.keys import canonical, check_key, differing, in_order, places, value_of
 from kdx_analysis.runs.statistics import Paired, paired_difference
 
 ORDER = (*LADDER[:1], "label_smoothing", *LADDER[1:])
@@ -52,17 +56,44 @@ class RunSet:
         return iter(self.runs)
 
     def filter(self, **keys: Any) -> RunSet:
-        """The runs whose keys (run, study, role, objective, decomposition, seed) have the given values.
+        """The runs that have the given values under keys of runs or dotted keys of the configuration.
 
-        A value may be a list of allowed ones.
+        A value may be a list of allowed ones: ``filter(role="student", **{"training.lr": [0.1, 0.2]})``. A run without
+        the key has the value None there. Raises KdxError for a key that no run has.
         """
         runs = self.runs
         for key, wanted in keys.items():
-            allowed = wanted if isinstance(wanted, list | tuple | set) else [wanted]
-            if runs and key not in runs[0].keys:
-                raise unknown("key of runs", key, runs[0].keys)
-            runs = tuple(run for run in runs if run.keys[key] in allowed)
+            check_key(self.runs, key)
+            several = wanted if isinstance(wanted, list | tuple | set) else ()
+            allowed = {canonical(value) for value in (wanted, *several)}
+            runs = tuple(run for run in runs if value_of(run, key) in allowed)
         return RunSet(runs)
+
+    def group(self, by: str) -> dict[Any, RunSet]:
+        """The runs under each value of a key of runs or of the configuration; numbers by size, others as they come.
+
+        Runs that have no such key are under 'not set'. Raises KdxError for a key that no run has.
+        """
+        check_key(self.runs, by)
+        values = [value_of(run, by) for run in self.runs]
+        return {
+            value: RunSet(tuple(run for run, its in zip(self.runs, values, strict=True) if its == value))
+            for value in in_order(values)
+        }
+
+    def pair(self, a: Any, b: Any, *, by: str = "objective") -> tuple[tuple[Run, Run], ...]:
+        """The pairs of runs in which ``by`` is a and b, that share role, objective and seed where ``by`` leaves them.
+
+        Raises KdxError if no run has one of the values, or if two runs stand for one of a pair.
+        """
+        rows = places(self.runs, by).values()
+        _check_values((a, b), by, [value_of(run, by) for run in self.runs])
+        return tuple((self.runs[row[a]], self.runs[row[b]]) for row in rows if a in row and b in row)
+
+    def diff(self) -> pd.DataFrame:
+        """The configuration where the runs differ: runs (rows, by id) by dotted keys; 'not set' where one has none."""
+        table = {key: [canonical(value) for value in values] for key, values in differing(self.runs).items()}
+        return pd.DataFrame(table, index=pd.Index([run.id for run in self.runs], name="run"), dtype=object)
 
     @property
     def objectives(self) -> tuple[str, ...]:
@@ -90,61 +121,78 @@ class RunSet:
 
     def to_frame(self) -> pd.DataFrame:
         """Headline figures of all runs: the keys, then metric, attention, split, value, null, n."""
-        return self._headlines.copy()
+        return self._headlines.reset_index(drop=True)
 
     @cached_property
     def _headlines(self) -> pd.DataFrame:
+        """Indexed by the number of each row's run."""
         if not self.runs:
             raise KdxError("there is no run to take figures from; loosen the filter")
-        return self._keyed([headlines(run).assign(**run.keys) for run in self.runs])
+        tables = [headlines(run).assign(**run.keys) for run in self.runs]
+        return self._keyed(tables).set_axis(np.repeat(np.arange(len(self)), [len(table) for table in tables]))
 
     def _keyed(self, frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
         frame = pd.concat(frames, ignore_index=True)
         keys = list(self.runs[0].keys)
         return frame[keys + [column for column in frame.columns if column not in keys]]
 
-    def values(self, metric: str, *, role: str = "explainer", split: str | None = None, attention: str | None = None
+    def values(
+        self, metric: str, *, by: str = "objective", role: str = "explainer", split: str | None = None,
+        attention: str | None = None,
     ) -> pd.DataFrame:  # fmt: skip
-        """One headline figure as a table of seeds (rows) by objectives (columns).
+        """One headline figure as a table of what is compared: pairs (rows) by the values of ``by`` (columns).
 
-        ``split`` and ``attention`` are by default those that headlines rest on: train for conflict, test for
-        accuracy, effective attention for gates. Raises KdxError if two runs stand for one cell, naming the
-        configuration keys in which they differ.
+        A row holds runs that share their seed and, where the runs compared have several, their objective. Other
+        differences between runs of one column are refused rather than averaged over.
+
+        Args:
+            metric: one of METRIC.
+            by: a key of runs (objective, role, study, decomposition, …) or a dotted key of the configuration.
+            role: of the runs; where ``by`` is 'role', all but teachers are compared.
+            split, attention: by default those that headlines rest on: train for conflict, test for accuracy,
+                effective attention for gates.
+
+        Raises:
+            KdxError: an unknown name, or two runs for one cell, with the configuration keys in which they differ.
         """
         if metric not in METRIC:
             raise unknown("headline figure", metric, METRIC)
+        check_key(self.runs, by)
         frame = self._headlines
-        chosen = frame[(frame["metric"] == metric) & (frame["role"] == role)]
+        of_role = frame["role"] != "teacher" if by == "role" else frame["role"] == role
+        chosen = frame[of_role & (frame["metric"] == metric)]
         for column, wanted in (("split", split), ("attention", attention)):
             default = next((v for v in ("test", "train", "effective", "") if v in set(chosen[column])), None)
             chosen = chosen[chosen[column] == (default if wanted is None else wanted)]
-        twice = chosen[chosen.duplicated(["objective", "seed"], keep=False)]
-        if len(twice):
-            first = twice.iloc[0]
-            same = twice[(twice["objective"] == first["objective"]) & (twice["seed"] == first["seed"])]
-            differing = self.filter(run=list(same["run"])).differences()
-            raise KdxError(
-                f"{len(same)} runs are {role} {first['objective']!r} with seed {first['seed']}; they differ in "
-                f"{', '.join(differing) or 'nothing'}: filter the runs, or report their directories apart"
-            )
-        table = chosen.pivot(index="seed", columns="objective", values="value")
-        return table[[objective for objective in self.objectives if objective in table.columns]]
+        values = chosen["value"].to_numpy()
+        rows = places([self.runs[place] for place in chosen.index], by)
+        objectives = in_order(shared.objective for shared in rows)
+        order = sorted(rows, key=lambda shared: (objectives.index(shared.objective), shared.seed))
+        index = pd.MultiIndex.from_arrays([[s.objective for s in order], [s.seed for s in order]])
+        columns = in_order(column for row in rows.values() for column in row)
+        table = pd.DataFrame(
+            [[values[rows[s][c]] if c in rows[s] else math.nan for c in columns] for s in order],
+            index=index.set_names(["objective", "seed"]), columns=pd.Index(columns, name=by), dtype=float,
+        )  # fmt: skip
+        return table if len(objectives) > 1 else table.droplevel("objective")
 
-    def paired(self, metric: str, a: str, b: str, *, confidence: float = 0.95, **which: Any) -> Paired:
-        """Difference a − b of one headline figure over seeds that both objectives have."""
+    def paired(self, metric: str, a: Any, b: Any, *, confidence: float = 0.95, **which: Any) -> Paired:
+        """Difference a − b of one headline figure over the seeds that both have.
+
+        ``which`` is as for :meth:`values`. Where a seed has several pairs, as one for each objective, its difference
+        is their mean: n counts seeds.
+        """
         table = self.values(metric, **which)
-        for objective in (a, b):
-            if objective not in table.columns:
-                raise unknown("objective among the runs", objective, table.columns)
-        both = table[[a, b]].dropna()
+        _check_values((a, b), which.get("by", "objective"), table.columns)
+        both = by_seed(table[[a, b]])
         return paired_difference(both[a].to_numpy(), both[b].to_numpy(), confidence)
 
-    def differences(self) -> dict[str, list[Any]]:
-        """Configuration keys (dotted) in which the runs differ, with the value of each run."""
-        flat = [flatten(run.info["config"]) for run in self.runs]
-        keys = dict.fromkeys(key for config in flat for key in config)
-        table = {key: [config.get(key) for config in flat] for key in keys}
-        return {key: values for key, values in table.items() if any(value != values[0] for value in values)}
+
+def _check_values(wanted: Iterable[Any], by: str, valid: Iterable[Any]) -> None:
+    held = list(valid)
+    for value in wanted:
+        if value not in held:
+            raise unknown(f"{by} among the runs", str(value), map(str, dict.fromkeys(held)))
 
 
 def _order(run: Run) -> tuple[int, int, str, int, str]:

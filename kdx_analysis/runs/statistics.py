@@ -22,7 +22,8 @@ class Interval:
 
     @property
     def excludes_zero(self) -> bool:
-        return self.low > 0 or self.high < 0
+        """Whether 0 is left out. An interval of width zero, the same value in every seed, leaves nothing out."""
+        return self.high - self.low > 1e-9 * abs(self.mean) and (self.low > 0 or self.high < 0)
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Paired(Interval):
 def t_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95) -> Interval:
     """Mean ± t_{n−1} s/√n. Values that are NaN are left out; raises KdxError if none is left.
 
-    For several comparisons at once pass a Bonferroni-corrected confidence, 1 − 0.05/m.
+    It covers at its confidence from n = 2 on where values are normal; for several comparisons at once see
+    :func:`bonferroni`.
     """
     x = np.asarray(values, dtype=float)
     x = x[~np.isnan(x)]
@@ -61,3 +63,12 @@ def paired_difference(
     varied = len(x) > 2 and x.std() > 0 and y.std() > 0
     correlation = float(np.corrcoef(x, y)[0, 1]) if varied else float("nan")
     return Paired(interval.n, interval.mean, interval.low, interval.high, tuple((x - y).tolist()), correlation)
+
+
+def bonferroni(comparisons: int, confidence: float = 0.95) -> float:
+    """Confidence 1 − (1 − c)/m of each of m intervals that shall hold together at confidence c (Dunn, JASA 1961).
+
+    >>> bonferroni(5)
+    0.99
+    """
+    return 1 - (1 - confidence) / max(1, comparisons)

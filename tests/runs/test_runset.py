@@ -100,11 +100,13 @@ def test_the_same_run_twice_differs_in_nothing(tmp_path):
     assert len(RunSet.load(tmp_path / "a", tmp_path / "a")) == 1
 
 
-def test_differences_are_only_the_keys_that_differ(runs, tmp_path):
-    assert runs.filter(objective="kd").differences() == {"seed": [0, 1]}
-    assert runs.filter(objective=["kd", "hard"], seed=1).differences() == {"objective.name": ["hard", "kd"]}
-    assert runs.filter(role="teacher").differences() == {}
-    assert runs.filter(seed=0, role=["teacher", "student"]).differences()["objective.name"][0] is None
+def test_diff_is_only_the_keys_that_differ(runs):
+    diff = runs.filter(objective="kd").diff()
+    assert list(diff.columns) == ["seed"]
+    assert diff["seed"].to_dict() == {"student-kd-0-2": 0, "student-kd-1-2": 1}
+    assert runs.filter(objective=["kd", "hard"], seed=1).diff()["objective.name"].tolist() == ["hard", "kd"]
+    assert runs.filter(role="teacher").diff().columns.empty
+    assert runs.filter(seed=0, role=["teacher", "student"]).diff()["objective.name"].iloc[0] == "not set"
 
 
 def test_filter(runs):
@@ -113,6 +115,8 @@ def test_filter(runs):
     assert len(runs.filter(seed=7)) == 0
     with pytest.raises(KdxError, match="unknown key of runs 'sead'; did you mean 'seed'"):
         runs.filter(sead=1)
+    with pytest.raises(KdxError, match=r"unknown key of runs 'training.epoch'; did you mean 'training.epochs'"):
+        runs.group("training.epoch")
     with pytest.raises(KdxError, match="there is no run to take figures from"):
         runs.filter(seed=7).to_frame()
 
@@ -160,3 +164,128 @@ def test_headlines_of_an_explainer(finished):
     )
     assert conflict["value"] == pytest.approx(probed["value"].mean())
     assert conflict["n"] == 6
+
+
+@pytest.fixture
+def grid(tmp_path) -> RunSet:
+    """Students of two objectives and three seeds at two lengths of training: 2 epochs 0.1 better each time."""
+    for objective in ("hard", "kd"):
+        for seed in range(3):
+            for epochs in (10, 2):
+                score = 0.5 + 0.01 * seed + (0.1 if epochs == 10 else 0) + (0.2 * seed if objective == "kd" else 0)
+                make(tmp_path, objective, seed, score, epochs=epochs)
+    make(tmp_path, role="teacher", accuracy=0.9)
+    return RunSet.load(tmp_path)
+
+
+def test_values_by_a_configuration_key_pair_objective_and_seed(grid):
+    table = grid.values("accuracy", by="training.epochs", role="student")
+    assert (table.columns.tolist(), table.columns.name) == ([2, 10], "training.epochs")
+    assert table.index.tolist() == [(objective, seed) for objective in ("hard", "kd") for seed in range(3)]
+    assert table.index.names == ["objective", "seed"]
+    assert (table[10] - table[2]).tolist() == pytest.approx([0.1] * 6)
+    assert table.loc[("kd", 2), 2] == pytest.approx(0.92)
+    one = grid.filter(objective="kd").values("accuracy", by="training.epochs", role="student")
+    assert one.index.names == ["seed"]
+
+
+def test_n_counts_seeds_however_many_pairs_a_seed_has(grid):
+    effect = grid.paired("accuracy", 10, 2, by="training.epochs", role="student")
+    assert (effect.n, effect.mean) == (3, pytest.approx(0.1))
+    three = grid.filter(**{"training.epochs": 2}).paired("accuracy", "kd", "hard", role="student")
+    assert three.differences == pytest.approx((0, 0.2, 0.4))
+    with pytest.raises(KdxError, match=r"unknown training.epochs among the runs '3'; valid: 10, 2"):
+        grid.paired("accuracy", 3, 2, by="training.epochs", role="student")
+
+
+def test_what_differs_otherwise_is_refused_and_not_averaged(grid):
+    with pytest.raises(KdxError, match=r"2 runs are student 'hard' with seed 0; they differ in training\.epochs"):
+        grid.values("accuracy", role="student")
+    of_one_model = RunSet.of(
+        Run(run.path, {**run.info, "config": {**run.info["config"], "model": "vgg8"}}) for run in grid
+    )
+    with pytest.raises(KdxError, match=r"'hard' with seed 0, model 'vgg8'; they differ in training\.epochs"):
+        of_one_model.values("accuracy", by="model", role="student")
+    with pytest.raises(KdxError, match="paired by their seeds"):
+        grid.values("accuracy", by="seed")
+
+
+def test_values_by_role_leave_the_teacher_out(tmp_path):
+    for role in ("student", "tree"):
+        for seed in (0, 1):
+            make(tmp_path, "kd", seed, 0.6 + (0.1 if role == "tree" else 0), role)
+    make(tmp_path, role="teacher")
+    table = RunSet.load(tmp_path).values("accuracy", by="role")
+    assert table.columns.tolist() == ["student", "tree"]
+    assert table.index.tolist() == [0, 1]
+
+
+def of_objectives(folder, *settings) -> RunSet:
+    """Students of these objectives, each under two seeds."""
+    found = []
+    for seed in (0, 1):
+        for number, objective in enumerate(settings):
+            run = make(folder / str(number), "kd", seed, 0.5 + 0.1 * number)
+            label = " ".join(map(str, objective.values()))
+            config = {**run.info["config"], "objective": {**objective, "label": label}}
+            decomposition = objective.get("decomposition", "binary")
+            info = {**run.info, "config": config, "objective": label, "decomposition": decomposition}
+            found.append(Run(run.path, info))
+    return RunSet.of(found)
+
+
+def test_pairs_by_a_setting_of_the_objective_share_its_name_and_other_settings(tmp_path):
+    runs = of_objectives(
+        tmp_path, {"name": "kd", "T": 1.0, "lambda": 0.9}, {"name": "kd", "T": 4.0, "lambda": 0.9},
+        {"name": "kd", "T": 1.0, "lambda": 0.5}, {"name": "kd", "T": 4.0, "lambda": 0.5},
+    )  # fmt: skip
+    table = runs.values("accuracy", by="objective.T", role="student")
+    assert table.columns.tolist() == [1.0, 4.0]
+    assert set(table.index) == {(f"kd lambda={value}", seed) for value in (0.9, 0.5) for seed in (0, 1)}
+    assert (table[4.0] - table[1.0]).tolist() == pytest.approx([0.1] * 4)
+
+
+def test_pairs_by_decomposition_share_the_objectives_name(tmp_path):
+    runs = of_objectives(
+        tmp_path, {"name": "kd", "decomposition": "binary"}, {"name": "kd", "decomposition": "multiclass"}
+    )
+    effect = runs.paired("accuracy", "multiclass", "binary", by="decomposition", role="student")
+    assert (effect.n, effect.mean) == (2, pytest.approx(0.1))
+
+
+def test_group_by_a_number(grid):
+    groups = grid.group("training.epochs")
+    assert {value: len(group) for value, group in groups.items()} == {2: 7, 10: 6}
+    assert list(groups) == [2, 10]
+
+
+def test_group_by_a_name_that_some_have_not(runs):
+    assert {value: len(group) for value, group in runs.group("objective.name").items()} == {
+        "not set": 1, "hard": 2, "label_smoothing": 1, "kd": 2,
+    }  # fmt: skip
+
+
+def test_filter_by_a_configuration_key(grid, tmp_path):
+    assert len(grid.filter(**{"training.epochs": [10, 11]})) == 6
+    assert [run.role for run in grid.filter(**{"objective.name": None})] == ["teacher"]
+    listed = Run(tmp_path, {**grid.runs[0].info, "config": {"explainer": {"experts": [2, 4]}}})
+    assert len(RunSet((listed,)).filter(**{"explainer.experts": (2, 4)})) == 1
+    assert len(RunSet((listed,)).filter(**{"explainer.experts": [[4, 2], [2, 4]]})) == 1
+    assert len(RunSet((listed,)).filter(**{"explainer.experts": [4, 2]})) == 0
+
+
+def test_pairs_of_runs(runs):
+    pairs = runs.pair("kd", "hard")
+    assert [(a.objective, b.objective, a.seed, b.seed) for a, b in pairs] == [
+        ("kd", "hard", 0, 0),
+        ("kd", "hard", 1, 1),
+    ]
+    assert len(runs.pair("kd", "label_smoothing")) == 1
+    with pytest.raises(KdxError, match="unknown objective among the runs 'kdd'; did you mean 'kd'"):
+        runs.pair("kdd", "hard")
+
+
+def test_pairs_of_runs_by_a_configuration_key(grid):
+    pairs = grid.pair(10, 2, by="training.epochs")
+    assert {(a.objective, a.seed) == (b.objective, b.seed) for a, b in pairs} == {True}
+    assert len(pairs) == 6

@@ -1,0 +1,105 @@
+"""What tells runs apart: their keys and their configuration, and which of them make a pair."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from kdx_analysis.config import flatten
+from kdx_analysis.errors import KdxError
+from kdx_analysis.registry import unknown
+from kdx_analysis.runs.directory import Run
+
+NOT_SET = "not set"
+_LABELS = ("objective", "objective.name", "objective.label")
+
+
+def value_of(run: Run, key: str) -> Hashable:
+    """The value of a run's key (objective, seed, …) or of a dotted key of its configuration (``training.lr``).
+
+    Numbers, texts and truth values are themselves, lists are as JSON has them, what is not there is 'not set'.
+    """
+    return canonical(run.keys[key] if key in run.keys else flatten(run.info["config"]).get(key))
+
+
+def canonical(value: Any) -> Hashable:
+    """A value of a configuration as one that can be compared and name a column."""
+    if value is None:
+        return NOT_SET
+    return value if isinstance(value, str | int | float) else json.dumps(list(value), ensure_ascii=False)
+
+
+def check_key(runs: Sequence[Run], key: str) -> None:
+    """Raise KdxError, with the nearest valid keys, if ``key`` is one of none of the runs."""
+    known = dict.fromkeys(name for run in runs for name in (*run.keys, *flatten(run.info["config"])))
+    if runs and key not in known:
+        raise unknown("key of runs", key, known)
+
+
+def in_order(values: Iterable[Hashable]) -> list[Any]:
+    """Distinct values: numbers by size, others as they come."""
+    distinct = list(dict.fromkeys(values))
+    numbers = all(isinstance(value, int | float) for value in distinct)
+    return sorted(distinct) if numbers else distinct
+
+
+def differing(runs: Iterable[Run]) -> dict[str, list[Any]]:
+    """Dotted configuration keys in which the runs differ, with each run's value (None where it has none)."""
+    flat = [flatten(run.info["config"]) for run in runs]
+    keys = dict.fromkeys(key for config in flat for key in config)
+    table = {key: [config.get(key) for config in flat] for key in keys}
+    return {key: values for key, values in table.items() if any(value != values[0] for value in values)}
+
+
+class Shared(NamedTuple):
+    """What the runs of a pair have in common; '' where that is what is compared."""
+
+    role: str
+    objective: str
+    seed: int
+
+
+def places(runs: Sequence[Run], by: str) -> dict[Shared, dict[Hashable, int]]:
+    """Where every run stands in a table of what is compared: what a row shares → value of ``by`` → number of the run.
+
+    Where ``by`` is a setting of the objective (``decomposition``, ``objective.T``), pairs share its name and whichever
+    of its other settings vary among the runs. Raises KdxError for ``by='seed'``, for a key that no run has, and if
+    two runs stand in one place.
+    """
+    check_key(runs, by)
+    if by == "seed":
+        raise KdxError("runs are paired by their seeds, so seeds can't be compared; choose another key")
+    table: dict[Shared, dict[Hashable, list[int]]] = {}
+    for number, (run, objective) in enumerate(zip(runs, _objectives(runs, by), strict=True)):
+        row = table.setdefault(Shared("" if by == "role" else run.role, objective, run.seed), {})
+        row.setdefault(value_of(run, by), []).append(number)
+    for row in table.values():
+        for column, numbers in row.items():
+            if len(numbers) > 1:
+                raise _in_one_place([runs[number] for number in numbers], by, column)
+    return {shared: {column: numbers[0] for column, numbers in row.items()} for shared, row in table.items()}
+
+
+def _in_one_place(runs: Sequence[Run], by: str, column: Hashable) -> KdxError:
+    first = runs[0]
+    compared = "" if by in ("role", "objective") else f", {by} {column!r}"
+    return KdxError(
+        f"{len(runs)} runs are {first.role} {first.objective!r} with seed {first.seed}{compared}; they differ in "
+        f"{', '.join(differing(runs)) or 'nothing'}: filter the runs, or report their directories apart"
+    )
+
+
+def _objectives(runs: Sequence[Run], by: str) -> list[str]:
+    if by in _LABELS:
+        return [""] * len(runs)
+    if by != "decomposition" and not by.startswith("objective."):
+        return [run.objective for run in runs]
+    left_out = {"objective.name", "objective.label", f"objective.{by.removeprefix('objective.')}"}
+    settings = [key for key in differing(runs) if key.startswith("objective.") and key not in left_out]
+    labels = []
+    for run in runs:
+        config = flatten(run.info["config"])
+        varied = [f"{key.removeprefix('objective.')}={config[key]}" for key in settings if key in config]
+        labels.append(" ".join([str(config.get("objective.name", run.objective)), *varied]))
+    return labels

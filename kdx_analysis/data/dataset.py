@@ -142,10 +142,12 @@ class Dataset:
         name: str = "tensors",
         val_fraction: float = 0.1,
         split_seed: int = 0,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         pad: int = 0,
         flip: bool = False,
     ) -> Dataset:
-        """Images that are in memory already, with validation held out of train; mean and std are those of train.
+        """Images that are in memory already, with validation held out of train.
 
         Args:
             train, test: (images, labels) each, tensors or arrays: uint8 N×C×H×W and integers N in [0, K).
@@ -153,6 +155,8 @@ class Dataset:
             name: of the data set.
             val_fraction: the share of each class's training images for validation, in (0, 1).
             split_seed: what validation is drawn with.
+            mean, std: per channel, of pixels scaled to [0, 1], as a teacher of yours was trained with; by default those
+                of the training images.
             pad: pixels of zero padding from which training images are cropped; 0: none.
             flip: training images are mirrored at random.
 
@@ -165,12 +169,13 @@ class Dataset:
         whole, held_out = _split_of("train", *train), _split_of("test", *test)
         rest, held = stratified_indices(whole.labels, val_fraction, split_seed)
         images = whole.subset(rest)
-        mean, std = channel_statistics(images.images)
+        measured = channel_statistics(images.images)
         if classes is None:
             classes = [str(k) for k in range(int(whole.labels.max()) + 1)]
         return cls(
             name=name, train=images, val=replace(whole.subset(held), name="val"), test=held_out, classes=tuple(classes),
-            mean=mean, std=std, pad=pad, flip=flip, superclasses=None, source="tensors given by the user",
+            mean=measured[0] if mean is None else tuple(mean), std=measured[1] if std is None else tuple(std),
+            pad=pad, flip=flip, superclasses=None, source="tensors given by the user",
         )  # fmt: skip
 
     @property

@@ -152,6 +152,13 @@ def test_from_tensors_holds_out_validation_and_measures_train():
     assert torch.equal(chosen.long(), 51 * data.val.labels)
 
 
+def test_from_tensors_normalises_as_the_teacher_is_used_to():
+    data = Dataset.from_tensors(pairs(), pairs(), mean=[0.5], std=[0.25])
+    assert (data.mean, data.std) == ((0.5,), (0.25,))
+    with pytest.raises(KdxError, match="images have 1 channels, mean has 3"):
+        Dataset.from_tensors(pairs(), pairs(), mean=[0.5, 0.4, 0.3], std=[0.25])
+
+
 def test_from_tensors_takes_arrays_as_they_come():
     images, labels = pairs()
     arrays = images.numpy(), labels.numpy().astype(np.uint8)

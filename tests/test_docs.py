@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import doctest
+import html
 import importlib.util
 import inspect
 import re
@@ -22,6 +23,7 @@ import kdx_analysis as kdx
 from kdx_analysis import cli, plots
 from kdx_analysis.errors import KdxError
 from kdx_analysis.plots import FIGURES, Figure
+from kdx_analysis.probes import agreement
 
 ROOT = Path(kdx.__file__).parents[1]
 README = ROOT / "README.md"
@@ -128,15 +130,28 @@ def test_doctests(name):
     assert (failed, tried > 0) == (0, True)
 
 
-def test_the_reference_builds_without_a_warning(tmp_path):
+def built(out: Path) -> dict[str, str]:
+    """The reference's files by name; a warning is an error."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        written = reference.write(tmp_path)
-    assert all(page.stat().st_size for page in written)
-    page = (tmp_path / "kdx_analysis" / "plots.html").read_text()
-    assert FIGURES["ladder"].caption.split(":")[0] in page
+        return {path.relative_to(out).as_posix(): path.read_text() for path in reference.write(out)}
+
+
+def test_pages_of_the_reference_show_captions_pictures_and_shapes(tmp_path, monkeypatch):
+    monkeypatch.setattr(reference, "modules", lambda: iter((plots, plots.vam, agreement)))
+    pages = built(tmp_path)
+    figures = pages["kdx_analysis/plots.html"] + pages["kdx_analysis/plots/vam.html"]
+    assert html.escape(FIGURES["ladder"].caption[:60]) in figures
     for name in pictured():
-        assert f'alt="{name}"' in page + (tmp_path / "kdx_analysis" / "plots" / "vam.html").read_text(), name
+        assert f'alt="{name}"' in figures, name
+    assert "K K" in pages["kdx_analysis/probes/agreement.html"]
+
+
+@pytest.mark.slow
+def test_the_whole_reference_builds(tmp_path):
+    pages = built(tmp_path)
+    assert len(pages) > 25
+    assert all(pages.values())
 
 
 def pictured() -> list[str]:

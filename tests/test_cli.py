@@ -220,12 +220,32 @@ def test_a_report_on_nothing(kdx, tmp_path):
         (["models"], "digits_student\n"),
         (["models", "--library", "torchvision"], "torchvision:resnet18\n"),
         (["objectives"], "kd_shuffled: control: "),
+        (["figures"], "ladder: The ladder from hard labels to KD\n"),
     ],
 )
 def test_lists(kdx, what, among):
     code, out, err = kdx("list", *what)
     assert (code, err) == (0, "")
     assert among in out
+
+
+def test_a_figure_and_its_data(kdx, finished):
+    code, out, err = kdx("figure", "entropy", finished.out, "--width", "column", "--format", "pdf", "--out", "paper")
+    assert (code, out, err) == (0, "paper/entropy.pdf\npaper/entropy.csv\n", "")
+    assert pd.read_csv("paper/entropy.csv")["objective"].unique().tolist() == ["hard", "kd"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["ladderr", "."], "unknown figure 'ladderr'; did you mean 'ladder'?"),
+        (["ladder", "."], "no finished run at or below '.'"),
+        (["ladder", "nowhere"], "no directory 'nowhere'; give one that holds runs"),
+    ],
+)
+def test_a_figure_that_cannot_be_drawn(kdx, arguments, problem):
+    code, out, err = kdx("figure", *arguments)
+    assert (code, out, err) == (2, "", f"kdx: {problem}\n")
 
 
 def test_a_list_of_an_unknown_library(kdx):

@@ -11,7 +11,19 @@ from kdx_analysis.errors import KdxError
 from kdx_analysis.plots.comparisons import UNITS, headlines_of
 from kdx_analysis.plots.figure import Drawn, Figure, explainers
 from kdx_analysis.plots.marks import entitle
-from kdx_analysis.plots.style import COLUMNS, Width, drawing, handle, in_order, legend, look, panels, styled
+from kdx_analysis.plots.style import (
+    COLUMNS,
+    Width,
+    drawing,
+    handle,
+    in_order,
+    legend,
+    look,
+    panels,
+    signed,
+    styled,
+    wrapped,
+)
 from kdx_analysis.runs import METRICS, RunSet
 
 _DRAWS = 999
@@ -65,10 +77,11 @@ def _draw_accuracy(data: pd.DataFrame, width: Width = "page") -> Drawn:
         found = (
             "ρ: not below four runs" if first["runs"] < _FEWEST
             else "ρ undefined: one side is flat" if np.isnan(first["rho"])
-            else f"ρ = {first['rho']:.2f}; null {first['null_low']:.2f} to {first['null_high']:.2f}"
+            else f"ρ = {signed(first['rho'])}; null {signed(first['null_low'])} to {signed(first['null_high'])}"
         )  # fmt: skip
         unit, of_range = UNITS[metric.name]
-        ax.set_xlabel("\n".join(filter(None, [unit or of_range, found])))
+        wide = figure.get_figwidth() / columns - 0.5
+        ax.set_xlabel("\n".join([unit or of_range, wrapped(found, wide)]))
         ax.xaxis.set_major_locator(MaxNLocator(4))
         if i % columns == 0:
             ax.set_ylabel("accuracy, share of\ntest images")
@@ -81,8 +94,8 @@ accuracy_conflict = Figure(
     "Does less conflict go with more accuracy?",
     "Test accuracy of every explainer against its conflict (plain hard loss, train probe set, mean over probed "
     "epochs), every run a point. ρ is Spearman's rank correlation over all runs, with the central 95 % of it when "
-    "accuracies are dealt anew to the runs; none below four runs. Runs of one objective are alike in more than their conflict, so "
-    "a correlation over several objectives is no effect of conflict on accuracy.",
+    "accuracies are dealt anew to the runs; none below four runs. Runs of one objective are alike in more than their "
+    "conflict, so a correlation over several objectives is no effect of conflict on accuracy.",
     _accuracy_data,
     _draw_accuracy,
 )

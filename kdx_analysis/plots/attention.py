@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -9,7 +11,7 @@ from matplotlib.axes import Axes
 from kdx_analysis.errors import KdxError
 from kdx_analysis.plots.classes import dendrogram, name_classes, pitch, routed_clusters, unnamed
 from kdx_analysis.plots.figure import Drawn, Figure, explainers, of_first_seed
-from kdx_analysis.plots.style import RASTERED, Width, drawing, heading, in_order, one_run, plain, styled
+from kdx_analysis.plots.style import LETTER, RASTERED, Width, drawing, heading, in_order, one_run, plain, styled
 from kdx_analysis.runs import Run, RunSet
 
 _COLUMNS = ["objective", "seed", "epoch", "level", "heads", "child", "row", "joins_next", "parent", "effective",
@@ -47,8 +49,9 @@ def _draw_gates(data: pd.DataFrame, width: Width = "page") -> Drawn:
     objectives, levels = in_order(data["objective"]), sorted(data["level"].unique(), reverse=True)
     rows = [int(data.loc[data["level"] == level, "row"].max()) + 1 for level in levels]
     heights = [max(0.6, pitch(K) * K) for K in rows]
-    figure = drawing(width, 1.0 + sum(heights) + 0.42 * len(levels))
-    ratios = {"height_ratios": heights, "width_ratios": [0.7, *[1] * len(objectives)], "wspace": 0.02}
+    figure = drawing(width, 1.2 + sum(heights) + 0.42 * len(levels))
+    figure.get_layout_engine().set(w_pad=0.02)  # type: ignore[union-attr]
+    ratios = {"height_ratios": heights, "width_ratios": [0.7, *[1] * len(objectives)], "wspace": 0}
     axes = figure.subplots(len(levels), 1 + len(objectives), squeeze=False, gridspec_kw=ratios)
     panel = (figure.get_figwidth() - 1.5) / (len(objectives) + 0.7)
     step = 1
@@ -58,7 +61,6 @@ def _draw_gates(data: pd.DataFrame, width: Width = "page") -> Drawn:
         if heads and of_level["joins_next"].notna().any():
             by_row = of_level.drop_duplicates("row").sort_values("row")
             dendrogram(aside, by_row["joins_next"].dropna().tolist())
-            aside.set_xlabel("routing\ndistance", labelpad=1)
         else:
             aside.set_axis_off()
         for ax, objective in zip(across, objectives, strict=True):
@@ -71,12 +73,16 @@ def _draw_gates(data: pd.DataFrame, width: Width = "page") -> Drawn:
         across[-1].yaxis.tick_right()
         letters = 24 if width == "page" else 14
         named = name_classes(across[-1], "y", names, height / K, start=0.5, letters=letters, staggered=width == "page")
+        if named == 1 and not across[-1].get_yticklabels(minor=True):
+            across[-1].tick_params(axis="y", length=0)
         step = max(step, named)
-        across[0].set_ylabel("subtask" if heads else f"gate into level {level}")
-        across[0].set_xlabel(f"expert of level {level - 1}", labelpad=1, loc="left")
+        across[0].set_ylabel("subtask" if heads else f"gate into\nlevel {level}")
+        across[len(across) // 2].set_xlabel(f"expert of level {level - 1}", labelpad=1)
+    wide = max(len(objective) for objective in objectives) * LETTER * 1.1 > panel
+    slanting = {"rotation": 40, "ha": "left", "rotation_mode": "anchor", "x": 0.2}
+    turned: dict[str, Any] = {} if not wide else slanting if panel > 0.7 else {"rotation": 90}
     for ax, objective in zip(axes[0, 1:], objectives, strict=True):
-        upright = 90 if panel < 0.6 else 0
-        ax.set_title(plain(objective).replace(" ", "\n"), fontweight="bold", rotation=upright)
+        ax.set_title(plain(objective), fontweight="bold", **turned)
     bar = figure.colorbar(axes[0, 1].collections[0], ax=axes, orientation="horizontal", shrink=0.5, aspect=30, pad=0.01)
     bar.set_label("effective attention A, in [0, 1]")
     bar.outline.set_visible(False)

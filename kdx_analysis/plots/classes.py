@@ -79,8 +79,8 @@ def dendrogram(ax: Axes, joins: Sequence[float]) -> None:
     highest = max(joins, default=0.0) or 1.0
     ax.set_xlim(1.04 * highest, 0)
     ax.set_ylim(len(joins) + 1, 0)
-    ax.set_yticks([])
-    ax.set_xticks([highest, 0], [f"{highest:.2g}", "0"])
+    ax.set(xticks=[], yticks=[])
+    ax.set_xlabel(f"routing\ndistance,\n{highest:.2g} to 0", labelpad=3, loc="left")
     ax.spines["left"].set_visible(False)
 
 

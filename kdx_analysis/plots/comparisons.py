@@ -23,6 +23,7 @@ from kdx_analysis.plots.style import (
     in_order,
     legend,
     look,
+    n_equals,
     panels,
     plain,
     styled,
@@ -39,17 +40,17 @@ _ADDS = {
 }
 _INCLUDES = dict.fromkeys(("label_smoothing", "hard"), "includes temperature and softness")
 UNITS = {  # and their ranges
-    "accuracy": ("share of test images", ""),
-    "agreement": ("share of test images", ""),
+    "accuracy": ("share of images", ""),
+    "agreement": ("share of images", ""),
     "gate_entropy": ("H / ln N", "in [0, 1]"),
     "specialisation": ("I / ln min(K, N)", "in [0, 1]"),
     "conflict_rate": ("share of pairs", ""),
-    "severity": ("mean max(0, −cosine)", "in [0, 1]"),
+    "severity": ("max(0, −cosine)", "in [0, 1]"),
     "contention": ("share of gradient", "in [0, 1]"),
     "separation": ("", "in [−1, 1]"),
     "modulation": ("", "in [−1, 1]"),
 }
-_HEIGHT: dict[Width, float] = {"column": 1.3, "page": 1.8}
+_HEIGHT: dict[Width, float] = {"column": 1.35, "page": 1.8}
 
 
 def headlines_of(found: RunSet) -> pd.DataFrame:
@@ -90,9 +91,13 @@ def _draw_ladder(data: pd.DataFrame, width: Width = "page") -> Drawn:
     columns = COLUMNS[width]
     figure = drawing(width, 1.6 + _HEIGHT[width] * -(-len(metrics) // columns))
     axes = panels(figure, len(metrics), columns)
+    headline = data[data["split"] != "val"].dropna(subset="value")
+    counts = headline.groupby(["metric", "objective"])["seed"].nunique()
+    apart = counts.nunique() > 1
     for i, (ax, metric) in enumerate(zip(axes, metrics, strict=True)):
         _ladder_panel(ax, data[data["metric"] == metric.name], metric, places, len(rungs))
-        name_objectives(ax, places, shown=i + columns >= len(metrics))
+        name_objectives(ax, places, shown=i // columns == (len(metrics) - 1) // columns)
+        entitle(ax, metric.title, counts.loc[[metric.name]] if apart else None)
     adds = {str(o): str(text) for o, text in names["adds"].items()}
     says = {o: f"adds {adds[o]}" if adds[o] else "the lowest rung" for o in rungs}
     entries = [handle(o, linestyle="none", label=plain(f"{o}: {says[o]}")) for o in rungs]
@@ -106,7 +111,7 @@ def _draw_ladder(data: pd.DataFrame, width: Width = "page") -> Drawn:
     missing = [name for name in LADDER if name not in set(names["rung"])]
     if missing:
         entries.append(Line2D([], [], linestyle="none", label=f"not run: {', '.join(missing)}"))
-    legend(figure, entries)
+    legend(figure, entries, None if apart else f"{n_equals(counts)} for each objective")
     return figure, axes
 
 
@@ -120,19 +125,15 @@ def _ladder_panel(ax: Axes, data: pd.DataFrame, metric: Metric, places: dict[str
     for seed in table.index:
         across = [places[o] + centre + shift[seed] for o in ladder]
         ax.plot(across, table.loc[seed, ladder], color=LIGHT, linewidth=0.7, zorder=1)
-    counts = []
     for (objective, split), rows in data.dropna(subset="value").groupby(["objective", "split"], sort=False):
         x = places[str(objective)] + (centre if split == first else 0.26)
-        interval = estimate(ax, rows, x, shift, paler=split != first)
-        if split == first:
-            counts.append(interval.n)
+        estimate(ax, rows, x, shift, paler=split != first)
     if data["null"].min() <= 0 <= data["null"].max() or metric.name in ("separation", "modulation"):
         ax.axhline(0, color=LIGHT, linewidth=0.6, zorder=0)
     if len(places) > rungs:
         ax.axvline(rungs - 0.2, color=LIGHT, linewidth=0.6, linestyle=":")
-    entitle(ax, metric.title, counts)
     unit, of_range = UNITS.get(metric.name, ("", ""))
-    below = ", ".join(filter(None, [of_range, "" if first == "test" else first]))
+    below = ", ".join(filter(None, [of_range, first]))
     ax.set_ylabel("\n".join(filter(None, [unit, below])))
     ax.yaxis.set_major_locator(MaxNLocator(4))
 
@@ -210,14 +211,14 @@ def _draw_differences(data: pd.DataFrame, width: Width = "page") -> Drawn:
             )  # fmt: skip
         ax.set_yticks(range(len(others)), [plain(label) for label in labels])
         ax.set_ylim(len(others) - 0.5, -0.5)
-        inches = (figure.get_figwidth() - 1) / columns - 0.3
-        ax.set_title(wrapped(metric.title, inches), loc="left")
+        wide = (figure.get_figwidth() - 1) / columns - 0.3
+        ax.set_title(wrapped(metric.title, wide), loc="left")
         unit, _ = UNITS.get(metric.name, ("", ""))
-        ax.set_xlabel(wrapped("difference" + (f" in {unit}" if unit else ""), inches))
-        ax.xaxis.set_major_locator(MaxNLocator(3))
-    drawn = "points: seeds · upright: their mean · line: 95 % t-interval of the paired difference"
+        ax.set_xlabel(wrapped(unit, wide))
+        ax.xaxis.set_major_locator(MaxNLocator(columns))
+    drawn = "points: differences of one seed · upright: their mean · line: its 95 % t-interval"
     if data.groupby(["metric", "b"])["seed"].nunique().max() == 1:
-        drawn = "points: the paired difference of one seed, which has no interval"
+        drawn = "points: differences of one seed, which have no interval"
     note = "† " + includes[includes != ""].iloc[0] if (includes != "").any() else ""
     heading(figure, " · ".join(filter(None, [drawn, note])))
     return figure, axes

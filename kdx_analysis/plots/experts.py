@@ -34,7 +34,7 @@ def _ranked(frame: pd.DataFrame, by: str) -> pd.DataFrame:
     if frame.empty:
         raise KdxError("no level has several experts; give the explainers more experts")
     rank = frame.groupby(_RUN)[by].rank(ascending=False, method="first")
-    return frame.assign(rank=rank.astype(int)).sort_values([*_RUN[1:], "rank"], kind="stable")
+    return frame.assign(rank=rank.astype(int)).sort_values("rank", kind="stable")
 
 
 def _draw_ranked(data: pd.DataFrame, width: Width, labels: _Labels) -> Drawn:

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from kdx_analysis.plots.style import GREY, counted, look, plain, wrapped
+from kdx_analysis.plots.style import GREY, look, n_equals, plain, wrapped
 from kdx_analysis.runs import Interval, t_interval
 
 NULL = (0, (2, 1))
@@ -53,11 +53,10 @@ def name_objectives(ax: Axes, places: Mapping[str, float], *, shown: bool = True
     ax.set_xlim(-0.5, max(places.values()) + 0.5)
 
 
-def entitle(ax: Axes, title: str, counts: Iterable[int], what: str = "seed") -> None:
-    """The panel's title with its n, in as many lines as it takes."""
+def entitle(ax: Axes, title: str, counts: Iterable[int] | None = None, what: str = "seed") -> None:
+    """The panel's title, with its n where ``counts`` are given, in as many lines as it takes."""
     figure = ax.get_figure(root=True)
     assert figure is not None
-    inches = figure.get_figwidth() / ax.get_gridspec().ncols - 0.55  # type: ignore[union-attr]
-    ax.set_title(
-        wrapped(f"{title} (n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{counted(counts, what)})", inches), loc="left"
-    )
+    wide = figure.get_figwidth() / ax.get_gridspec().ncols - 0.55  # type: ignore[union-attr]
+    n = "" if counts is None else f" ({n_equals(counts, what)})"
+    ax.set_title(wrapped(title + n, wide), loc="left")

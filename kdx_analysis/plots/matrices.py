@@ -20,6 +20,7 @@ from kdx_analysis.plots.style import (
     heading,
     in_order,
     inches,
+    n_equals,
     panels,
     plain,
     styled,
@@ -64,12 +65,8 @@ def _conflict_data(runs: RunSet) -> pd.DataFrame:
 
 @styled
 def _draw_conflict(data: pd.DataFrame, width: Width = "page") -> Drawn:
-    counts = {
-        o: f"{plain(o)}\nn = {counted(of['seeds'])} × {counted(of['epochs'], 'epoch')}"
-        for o, of in data.groupby("objective", sort=False)
-    }
     return _matrices(
-        data.assign(panel=data["objective"].map(counts), below=data["cosine"], above=data["null"]), width,
+        data.assign(panel=data["objective"].map(plain), below=data["cosine"], above=data["null"]), width,
         "below the diagonal: cosine of two subtasks' gradients · above it: its null, residuals permuted",
         "gradient cosine, in [−1, 1]; red: opposed", 1.0,
     )  # fmt: skip
@@ -83,9 +80,11 @@ def _matrices(data: pd.DataFrame, width: Width, drawn: str, scale: str, limit: f
     names = pd.concat([data.set_index("a_row")["a"], data.set_index("b_row")["b"]])
     names = names[~names.index.duplicated()].sort_index().tolist()
     K, titles, columns = len(names), in_order(data["panel"]), COLUMNS[width]
+    counts = data.groupby("panel")[["seeds", "epochs"]].max()
+    apart = len(counts.drop_duplicates()) > 1
     columns = min(columns, len(titles))
     rows = -(-len(titles) // columns)
-    letters = 14 if width == "page" else 10
+    letters = 14 if width == "page" else 12
     margin = 0.12 + 0.058 * min(letters, max(map(len, names)))
     side = min(2.6, (inches(width) - margin) / columns - 0.12)
     figure = drawing(width, 1.1 + margin + rows * (side + 0.45))
@@ -104,18 +103,24 @@ def _matrices(data: pd.DataFrame, width: Width, drawn: str, scale: str, limit: f
         if K <= _DOTTED:
             y, x = np.nonzero(matrix < 0)
             ax.plot(x + 0.5, y + 0.5, ".", color=INK, markersize=1.6, markeredgewidth=0)
-        ax.set_title(wrapped(title, side), loc="left")
+        n = f"\n{_runs(counts.loc[[title]])}" if apart else ""
+        ax.set_title(wrapped(title, side) + n, loc="left")
         for which in ("x", "y"):
             step = max(step, name_classes(ax, which, names, side / K, start=0.5, letters=letters))
-        ax.tick_params(labelbottom=i + columns >= len(titles), labelleft=i % columns == 0)
+        ax.tick_params(labelbottom=i // columns == rows - 1, labelleft=i % columns == 0)
     bar = figure.colorbar(
         axes[0].collections[0], ax=list(axes), orientation="horizontal", shrink=0.6, aspect=30, pad=0.01
     )
-    bar.set_label(scale)
+    bar.set_label(wrapped(scale, 0.9 * figure.get_figwidth()))
     bar.outline.set_visible(False)
     dots = "dotted: below 0" if K <= _DOTTED else ""
-    heading(figure, " · ".join(filter(None, [drawn, dots, unnamed(step)])))
+    heading(figure, " · ".join(filter(None, ["" if apart else _runs(counts), drawn, dots, unnamed(step)])))
     return figure, axes
+
+
+def _runs(counts: pd.DataFrame) -> str:
+    epochs = counted(counts["epochs"], "epoch").replace(" ", "\N{NO-BREAK SPACE}")
+    return f"{n_equals(counts['seeds'])} × {epochs}"
 
 
 conflict = Figure(
@@ -162,18 +167,14 @@ def _conflict_differences_data(runs: RunSet) -> pd.DataFrame:
 
 @styled
 def _draw_conflict_differences(data: pd.DataFrame, width: Width = "page") -> Drawn:
-    titles = {
-        other: f"{plain(of['kd'].iloc[0])} − {plain(other)}{' †' * bool(of['includes'].iloc[0])}\n"
-        f"n = {counted(of['seeds'])} × {counted(of['epochs'], 'epoch')}"
-        for other, of in data.groupby("other", sort=False)
-    }
+    panel = plain(data["kd"].iloc[0]) + " − " + data["other"].map(plain) + np.where(data["includes"] != "", " †", "")
     limit = float(data[["difference", "null"]].abs().max().max()) or 1.0
     drawn = "below the diagonal: difference of the cosine, paired by seed · above it: the difference of the nulls"
     included = data.loc[data["includes"] != "", "includes"]
     if len(included):
         drawn += f" · † {included.iloc[0]}"
     return _matrices(
-        data.assign(panel=data["other"].map(titles), below=data["difference"], above=data["null"]), width, drawn,
+        data.assign(panel=panel, below=data["difference"], above=data["null"]), width, drawn,
         "difference of gradient cosines; red: KD opposes more, blue: less", limit,
     )  # fmt: skip
 

@@ -110,6 +110,16 @@ def counted(counts: Iterable[int], what: str = "seed") -> str:
     return f"{number} {what}" + ("" if distinct == [1] else "s")
 
 
+def signed(value: float) -> str:
+    """``value`` with two decimals and a minus as long as a plus."""
+    return f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+def n_equals(counts: Iterable[int], what: str = "seed") -> str:
+    """``n = 3 seeds``, which no line break parts."""
+    return f"n = {counted(counts, what)}".replace(" ", "\N{NO-BREAK SPACE}")
+
+
 def one_run(data: pd.DataFrame) -> str:
     """The title of a figure of one seed, one run per objective."""
     epochs = ", ".join(str(epoch) for epoch in sorted(data["epoch"].unique()))
@@ -157,7 +167,7 @@ def legend(figure: Figure, handles: Sequence[Line2D], heading: str | None = None
     """One legend for all panels, above them, in as many columns as fit; ``heading`` stands over it."""
     wide = figure.get_figwidth()
     for of in handles:
-        of.set_label(wrapped(str(of.get_label()), wide - 0.55))
+        of.set_label(wrapped(str(of.get_label()), wide / 2 - 0.62))
     longest = max(len(line) for of in handles for line in str(of.get_label()).split("\n"))
     columns = int((wide - 0.1) / (0.5 + longest * LETTER))
     title = None if heading is None else wrapped(heading, wide - 0.15)

@@ -24,6 +24,7 @@ from kdx_analysis.plots.style import (
     look,
     panels,
     plain,
+    signed,
     styled,
     wrapped,
 )
@@ -130,8 +131,8 @@ def _draw_pair(ax: Axes, data: pd.DataFrame, wide: float, step: int) -> None:
     first = data.iloc[0]
     found = (
         "cophenetic correlation undefined: a tree groups nothing" if np.isnan(first["correlation"])
-        else f"cophenetic correlation {first['correlation']:.2f}, null {first['null_low']:.2f} to "
-        f"{first['null_high']:.2f}"
+        else f"cophenetic correlation {signed(first['correlation'])}, null {signed(first['null_low'])} to "
+        f"{signed(first['null_high'])}"
     )  # fmt: skip
     ax.set_title(wrapped(plain(first["pair"]), wide), fontweight="bold", loc="left")
     ax.set_xlabel(wrapped(found, wide), loc="left", color=GREY)
@@ -144,12 +145,12 @@ tanglegram = Figure(
     "tanglegram",
     "Tree against tree",
     "KD's tree beside its tree with another seed, beside that of the nearest control with the same seed, and beside "
-    "that of hard labels (or of the objective farthest from KD that was run): a tanglegram. Lines join every subtask to "
-    "itself and change their grey from one expert of the left tree to the next; the right tree's leaves are turned, as "
-    "far as it allows, to follow the left one's. Edges are as thick as the share of subtasks that pass them; the trunks "
-    "are outermost, experts are numbered within their level. Below: the cophenetic correlation of the two trees and "
-    "the central 95 % of its null, leaves permuted. The first panel says how much of what the others show another seed "
-    "does too.",
+    "that of hard labels (or of the objective farthest from KD that was run): a tanglegram. Lines join every subtask "
+    "to itself and change their grey from one expert of the left tree to the next; the right tree's leaves are turned, "
+    "as far as it allows, to follow the left one's. Edges are as thick as the share of subtasks that pass them; the "
+    "trunks are outermost, experts are numbered within their level. Below: the cophenetic correlation of the two trees "
+    "and the central 95 % of its null, leaves permuted. The first panel says how much of what the others show another "
+    "seed does too.",
     _tangle_data,
     _draw_tangle,
 )

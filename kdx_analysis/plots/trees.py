@@ -47,8 +47,8 @@ from kdx_analysis.runs.trees import CORRELATION, DISTANCE, NEITHER, OBJECTIVE, S
 _HIGHEST = 8.5  # inches, of a figure that fits a page
 _GAP = 0.6
 _MEASURES = {
-    DISTANCE: "Robinson–Foulds distance, in [0, 1]; 0: all groups shared",
-    CORRELATION: "cophenetic correlation, in [−1, 1]; 1: the same depths",
+    DISTANCE: "Robinson–Foulds distance, in [0, 1]\n0: all groups shared",
+    CORRELATION: "cophenetic correlation, in [−1, 1]\n1: the same depths",
 }
 
 
@@ -311,7 +311,7 @@ def _draw_agreement(data: pd.DataFrame, width: Width = "page") -> Drawn:
         ax.axhline(len(names) - 2.5, color=LIGHT, linewidth=0.6, linestyle=":")
         ax.set_yticks(range(len(names)), names)
         ax.set_ylim(len(names) - 0.5, -0.5)
-        ax.set_xlabel(wrapped(label, figure.get_figwidth() / columns - 1))
+        ax.set_xlabel(label)
     axes[0].set_xlim(-0.02, 1.02)
     low = min(0, data.loc[data["measure"] == CORRELATION, ["value", "null_low"]].min().min())
     axes[1].set_xlim(low - 0.03, 1.03)

@@ -12,11 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from kdx_analysis.data.sources import CIFAR100_SUPERCLASSES
 from kdx_analysis.runs import RunSet, run_id, write_run
 
 EPOCHS = (1, 2, 3)
 EXPERTS = (1, 3, 4)
 CLASSES = ("cat", "dog", "$5 bill", "100% cotton_rag", "ship")
+LADDER = ("hard", "label_smoothing", "hard_T", "kd_flat", "kd_shuffled", "kd")
 Make = Callable[..., RunSet]
 
 
@@ -38,8 +40,7 @@ def make(tmp_path: Path) -> Make:
 @pytest.fixture(scope="session")
 def study(tmp_path_factory: pytest.TempPathFactory) -> RunSet:
     """The whole ladder and label smoothing, three seeds."""
-    objectives = ("hard", "label_smoothing", "hard_T", "kd_flat", "kd_shuffled", "kd")
-    return write_all(tmp_path_factory.mktemp("study"), objectives, (0, 1, 2), CLASSES, ("binary",))
+    return write_all(tmp_path_factory.mktemp("study"), LADDER, (0, 1, 2), CLASSES, ("binary",))
 
 
 @pytest.fixture(scope="session")
@@ -48,19 +49,28 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> RunSet:
     return write_all(tmp_path_factory.mktemp("small"), ("hard", "kd"), (4,), CLASSES, ("binary",))
 
 
+@pytest.fixture(scope="session")
+def hundred(tmp_path_factory: pytest.TempPathFactory) -> RunSet:
+    """The whole ladder on the classes of CIFAR-100, two seeds, eight experts on the last level."""
+    classes = [name for members in CIFAR100_SUPERCLASSES.values() for name in members]
+    return write_all(tmp_path_factory.mktemp("hundred"), LADDER, (0, 1), classes, ("binary",), (1, 4, 8))
+
+
 def write_all(
-    path: Path, objectives: Sequence[str], seeds: Sequence[int], classes: Sequence[str], decompositions: Sequence[str]
-) -> RunSet:
+    path: Path, objectives: Sequence[str], seeds: Sequence[int], classes: Sequence[str], decompositions: Sequence[str],
+    experts: Sequence[int] = EXPERTS,
+) -> RunSet:  # fmt: skip
     write_one(path, "teacher", "", 0, classes)
     for objective, seed, decomposition in product(objectives, seeds, decompositions):
         for role in ("student", "explainer"):
-            write_one(path, role, objective, seed, classes, decomposition)
+            write_one(path, role, objective, seed, classes, decomposition, experts)
     return RunSet.load(path)
 
 
 def write_one(
-    path: Path, role: str, objective: str, seed: int, classes: Sequence[str], decomposition: str = "binary"
-) -> None:
+    path: Path, role: str, objective: str, seed: int, classes: Sequence[str], decomposition: str = "binary",
+    experts: Sequence[int] = EXPERTS,
+) -> None:  # fmt: skip
     """``objective`` is a label: the objective's name, then what is unlike the default."""
     label = objective if decomposition == "binary" else f"{objective} {decomposition}"
     rng = np.random.default_rng([seed, zlib.crc32(f"{role} {label}".encode())])
@@ -71,7 +81,7 @@ def write_one(
     }
     records = {"metrics": _metrics(rng)}
     if role == "explainer":
-        records |= _gates(rng, classes) | _conflict(rng, classes)
+        records |= _gates(rng, classes, experts) | _conflict(rng, classes, experts)
     id_ = run_id(role, label, seed, config)
     info = {
         "id": id_, "study": "made", "role": role, "objective": label,
@@ -87,12 +97,12 @@ def _metrics(rng: np.random.Generator) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["epoch", "split", "metric", "value", "n"])
 
 
-def _gates(rng: np.random.Generator, classes: Sequence[str]) -> dict[str, pd.DataFrame]:
+def _gates(rng: np.random.Generator, classes: Sequence[str], experts: Sequence[int]) -> dict[str, pd.DataFrame]:
     K = len(classes)
     gates, summary, routing, pathways = [], [], [], []
     for epoch in EPOCHS:
-        for level, (parents, children) in enumerate(zip(EXPERTS, (*EXPERTS[1:], K), strict=True), 2):
-            heads = level == len(EXPERTS) + 1
+        for level, (parents, children) in enumerate(zip(experts, (*experts[1:], K), strict=True), 2):
+            heads = level == len(experts) + 1
             alpha, effective = (rng.dirichlet(np.full(parents, 0.3), children) for _ in range(2))
             gates.append({
                 "epoch": epoch, "level": level,
@@ -119,7 +129,7 @@ def _gates(rng: np.random.Generator, classes: Sequence[str]) -> dict[str, pd.Dat
     return {**frames, "gate_summary": pd.DataFrame(summary)}
 
 
-def _conflict(rng: np.random.Generator, classes: Sequence[str]) -> dict[str, pd.DataFrame]:
+def _conflict(rng: np.random.Generator, classes: Sequence[str], experts: Sequence[int]) -> dict[str, pd.DataFrame]:
     pairs = len(classes) * (len(classes) - 1) // 2
     cosines: list[pd.DataFrame] = []
     summary: list[dict[str, Any]] = []
@@ -140,7 +150,7 @@ def _conflict(rng: np.random.Generator, classes: Sequence[str]) -> dict[str, pd.
                         table.append({**keys, "level": "all", "metric": metric, **value})
                 by_expert += [
                     {**keys, "level": level, "expert": i, "value": rng.uniform(0, 0.1), "null_mean": 0.05}
-                    for level, N in enumerate(EXPERTS, 1) for i in range(N) if N > 1
+                    for level, N in enumerate(experts, 1) for i in range(N) if N > 1
                 ]  # fmt: skip
     return {
         "contention_by_expert": pd.DataFrame(by_expert),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import Path
 
 import matplotlib as mpl
@@ -13,13 +12,17 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure as Canvas
+from scipy import stats
 
 from kdx_analysis import plots
 from kdx_analysis.errors import KdxError
 from kdx_analysis.io import read_parquet
+from kdx_analysis.plots.figure import Format
+from kdx_analysis.plots.style import Width
 from kdx_analysis.runs import RunSet, t_interval
 
 from .conftest import EPOCHS, Make
+from .legible import faults
 
 ALL = tuple(plots.FIGURES)
 
@@ -38,16 +41,52 @@ def texts(figure: Canvas) -> str:
 def test_draws_three_seeds_and_leaves_nothing_behind(name: str, study: RunSet) -> None:
     before = dict(mpl.rcParams)
     figure, axes = plots.FIGURES[name](study)
-    assert isinstance(figure, Canvas)
+    assert faults(figure, "page") == []
     assert all(ax.figure is figure for ax in axes.flat)
     assert dict(mpl.rcParams) == before
     assert plt.get_fignums() == []
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_draws_one_seed_of_two_rungs(name: str, small: RunSet) -> None:
-    figure, _ = plots.FIGURES[name](small)
-    assert figure.get_size_inches()[0] <= 12
+def test_draws_one_seed_of_two_rungs_in_a_column(name: str, small: RunSet) -> None:
+    figure, axes = plots.FIGURES[name](small, "column")
+    assert faults(figure, "column") == []
+    assert "95 % t-interval" not in "\n".join(t.get_text() for t in figure.findobj(mpl.text.Text))
+    if name in ("ladder", "contention", "expert_use"):
+        assert not any(upright(ax) for ax in axes.flat)
+        assert "one seed: no interval" in texts(figure)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", ["column", "page"])
+@pytest.mark.parametrize("name", ALL)
+def test_stays_legible_with_a_hundred_classes(name: str, width: Width, hundred: RunSet) -> None:
+    figure, _ = plots.FIGURES[name](hundred, width)
+    assert faults(figure, width) == []
+    assert figure.get_figheight() <= 10
+
+
+@pytest.mark.parametrize(("format", "begins"), [("svg", b"<?xml"), ("pdf", b"%PDF"), ("png", b"\x89PNG")])
+def test_writes_a_figure_with_its_data_beside_it(format: Format, begins: bytes, small: RunSet, tmp_path: Path) -> None:
+    picture, table = plots.entropy.write(small, tmp_path / "out", "column", format)
+    assert picture.read_bytes().startswith(begins)
+    assert picture.name == f"entropy.{format}"
+    pd.testing.assert_frame_equal(pd.read_csv(table), plots.entropy.data(small))
+    if format == "svg":
+        assert ">gates into the heads,</" in picture.read_text()
+    if format == "pdf":
+        assert b"/FontFile2" in picture.read_bytes()  # TrueType, whose letters stay letters
+        assert b"/Type3" not in picture.read_bytes()
+
+
+def test_what_cannot_be_written_leaves_nothing(small: RunSet, tmp_path: Path) -> None:
+    with pytest.raises(KdxError, match="unknown format of figures 'gif'"):
+        plots.entropy.write(small, tmp_path / "out", format="gif")
+    with pytest.raises(KdxError, match="unknown width of figures 'colum'; did you mean 'column'"):
+        plots.entropy.write(small, tmp_path / "out", width="colum")
+    with pytest.raises(KdxError, match="is an explainer"):
+        plots.contention.write(small.filter(role="student"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_saves_a_picture_and_text_that_stays_text(small: RunSet, tmp_path: Path) -> None:
@@ -69,21 +108,21 @@ def test_a_notebook_shows_the_figure_whatever_the_callers_style(small: RunSet) -
 def test_class_names_are_shown_letter_by_letter(make: Make) -> None:
     names = ("$x^2$", "a_b", "50% off", "$5", "e")
     _, axes = plots.gates(make(("hard", "kd"), (0,), names))
-    assert {t.get_text() for t in axes[0, 0].get_yticklabels()} == {n.replace("$", r"\$") for n in names}
+    assert {t.get_text() for t in axes[0, -1].get_yticklabels()} == {n.replace("$", r"\$") for n in names}
     for name in ("tree", "conflict"):
         plots.FIGURES[name](make(("hard", "kd"), (0,), names))
 
 
-def test_text_stays_readable_with_a_hundred_classes(make: Make) -> None:
+def test_a_hundred_names_stand_in_two_columns_or_every_few_do(make: Make) -> None:
     runs = make(("hard", "kd"), (0,), [f"class_{i}" for i in range(100)])
-    for name in ("gates", "tree", "conflict"):
-        figure, _ = plots.FIGURES[name](runs)
-        assert figure.get_size_inches()[0] <= 12
-        assert min(t.get_fontsize() for t in figure.findobj(mpl.text.Text) if t.get_text()) >= 7
-    _, axes = plots.gates(runs)
-    boxes = sorted((t.get_window_extent() for t in axes[0, 0].get_yticklabels()), key=lambda box: box.y0)
-    assert len(boxes) == 100
-    assert all(low.y1 <= high.y0 + 1.5 for low, high in pairwise(boxes))
+    figure, axes = plots.gates(runs)
+    assert faults(figure, "page") == []
+    named = [t.get_text() for minor in (False, True) for t in axes[0, -1].get_yticklabels(minor=minor)]
+    assert sorted(named) == sorted(runs.classes)
+    figure, axes = plots.flow(runs, "column")
+    assert faults(figure, "column") == []
+    assert 20 <= len(axes[-1].get_yticklabels()) < 50
+    assert "class is named, the data name all" in figure.get_suptitle().replace("\n", " ")
 
 
 def test_ladder_data_are_those_on_disk(study: RunSet) -> None:
@@ -217,3 +256,37 @@ def test_two_runs_for_one_cell_are_refused(small: RunSet) -> None:
         plots.ladder(twice)
     with pytest.raises(KdxError, match="is an explainer"):
         plots.gates(small.filter(role="student"))
+
+
+def test_differences_of_conflict_are_paired_by_seed_and_epoch(study: RunSet) -> None:
+    runs = study.filter(objective=["hard", "kd"])
+    data = plots.conflict_differences.data(runs)
+    row = data.query("a == 'cat' and b == 'ship'").iloc[0]
+    means = plots.conflict.data(runs).query("a == 'cat' and b == 'ship'").set_index("objective")
+    assert (row["kd"], row["other"], row["seeds"], row["epochs"]) == ("kd", "hard", 3, 2)
+    assert row["difference"] == pytest.approx(means.loc["kd", "cosine"] - means.loc["hard", "cosine"])
+    assert row["null"] == pytest.approx(means.loc["kd", "null"] - means.loc["hard", "null"])
+    fewer = RunSet(tuple(r for r in runs if (r.role, r.objective, r.seed) != ("explainer", "hard", 1)))
+    assert plots.conflict_differences.data(fewer)["seeds"].unique().tolist() == [2]
+    _, axes = plots.conflict_differences.draw(data)
+    low, high = axes[0].collections[0].get_clim()
+    assert -low == high == pytest.approx(data[["difference", "null"]].abs().to_numpy().max())
+    matrix = axes[0].collections[0].get_array()
+    assert matrix[max(row["a_row"], row["b_row"]), min(row["a_row"], row["b_row"])] == pytest.approx(row["difference"])
+    with pytest.raises(KdxError, match="need kd and another"):
+        plots.conflict_differences(runs.filter(objective="hard"))
+
+
+def test_accuracy_against_conflict_is_ranked_over_all_runs(study: RunSet) -> None:
+    data = plots.accuracy_conflict.data(study)
+    severity = data[data["metric"] == "severity"]
+    assert len(severity) == severity["runs"].iloc[0] == 18
+    assert severity["rho"].iloc[0] == pytest.approx(stats.spearmanr(severity["value"], severity["accuracy"]).statistic)
+    assert -0.7 < severity["null_low"].iloc[0] < -0.3 < 0.3 < severity["null_high"].iloc[0] < 0.7
+    _, axes = plots.accuracy_conflict.draw(data)
+    drawn = np.concatenate([line.get_xydata() for line in axes[1].lines])
+    expected = severity[["value", "accuracy"]].to_numpy()
+    np.testing.assert_allclose(drawn[np.lexsort(drawn.T)], expected[np.lexsort(expected.T)])
+    few = plots.accuracy_conflict.data(study.filter(objective="kd"))
+    assert few["rho"].isna().all()
+    assert "not below four runs" in plots.accuracy_conflict.draw(few)[1][0].get_xlabel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,7 +10,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.figure import Figure as Canvas
-from matplotlib.text import Text
 
 from kdx_analysis import plots
 from kdx_analysis.data.sources import CIFAR100_SUPERCLASSES
@@ -20,20 +20,11 @@ from kdx_analysis.runs import RunSet
 from tests.planted_trees import random_tree, runs_with
 
 from .conftest import EPOCHS
+from .legible import faults, overlapping
 
 LADDER = ("hard", "label_smoothing", "hard_T", "kd_flat", "kd_shuffled", "kd")
 TEN = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 HUNDRED = tuple(name for members in CIFAR100_SUPERCLASSES.values() for name in members)
-
-
-def overlapping(figure: Canvas) -> list[tuple[str, str]]:
-    """Texts of which one covers more than a hair's breadth of another."""
-    shown = [t for t in figure.findobj(Text) if t.get_text() and t.get_visible()]
-    x0, y0, x1, y1 = np.array([t.get_window_extent().extents for t in shown]).T
-    width = np.minimum.outer(x1, x1) - np.maximum.outer(x0, x0)
-    height = np.minimum.outer(y1, y1) - np.maximum.outer(y0, y0)
-    pairs = zip(*np.where(np.triu((width > 1.5) & (height > 1.5), k=1)), strict=True)
-    return [(shown[i].get_text(), shown[j].get_text()) for i, j in pairs]
 
 
 def test_tree_follows_the_largest_gates(small: RunSet) -> None:
@@ -55,9 +46,11 @@ def test_tree_follows_the_largest_gates(small: RunSet) -> None:
 )
 def test_no_name_covers_another(tmp_path: Path, objectives: tuple[str, ...], classes: tuple[str, ...]) -> None:
     trees = {(o, 0): random_tree(i, classes, (1, 4, 4, 12)) for i, o in enumerate(objectives)}
-    figure, _ = plots.tree(runs_with(tmp_path, trees))
-    assert figure.get_size_inches()[0] <= 12
-    assert overlapping(figure) == []
+    runs = runs_with(tmp_path, trees)
+    for width in ("column", "page"):
+        figure, _ = plots.tree(runs, width)
+        assert faults(figure, width) == []
+        assert figure.get_figheight() <= 10
 
 
 def test_experts_side_by_side_with_one_subtask_each() -> None:
@@ -118,3 +111,40 @@ def test_agreement_counts_undefined_pairs(tmp_path: Path) -> None:
         plots.tree_agreement(runs.filter(objective="hard"))
     with pytest.raises(KdxError, match="one explainer makes no pair"):
         plots.tree_agreement(runs.filter(objective="hard", seed=0))
+
+
+def test_tanglegram_puts_kd_beside_a_seed_its_control_and_hard_labels(tmp_path: Path) -> None:
+    objectives = ("hard", "kd_shuffled", "kd")
+    runs = runs_with(tmp_path, {(o, s): random_tree(10 * i + s) for i, o in enumerate(objectives) for s in (0, 1)})
+    data = plots.tanglegram.data(runs)
+    assert data["pair"].unique().tolist() == [
+        "kd, seed 0 | kd, seed 1", "kd, seed 0 | kd_shuffled, seed 0", "kd, seed 0 | hard, seed 0",
+    ]  # fmt: skip
+    kd, hard = random_tree(20), random_tree(0)
+    of_pair = data[data["pair"] == "kd, seed 0 | hard, seed 0"]
+    assert of_pair["correlation"].unique() == pytest.approx(kd.cophenetic_correlation(hard))
+    figure, axes = plots.tanglegram.draw(data)
+    assert faults(figure, "page") == []
+    places = of_pair[of_pair["name"] != ""].pivot(index="name", columns="side", values="child_y")
+    lines = axes[2].collections[-1].get_segments()
+    assert sorted((a[1], b[1]) for a, b in lines) == sorted(map(tuple, places[["left", "right"]].to_numpy()))
+
+
+def test_the_right_tree_turns_to_follow_the_left_one(tmp_path: Path) -> None:
+    tree = random_tree(0)
+    data = plots.tanglegram.data(runs_with(tmp_path, {("hard", 0): tree, ("hard", 1): tree}))
+    leaves = data[data["name"] != ""].pivot(index="name", columns="side", values="child_y")
+    assert (leaves["left"] == leaves["right"]).all()
+    assert data["correlation"].unique() == pytest.approx(1)
+    with pytest.raises(KdxError, match="one explainer makes no pair"):
+        plots.tanglegram(runs_with(tmp_path / "one", {("kd", 0): tree}))
+
+
+def test_blocks_of_names_are_cut_where_they_would_not_fit(tmp_path: Path) -> None:
+    trees = {(o, 0): random_tree(i, HUNDRED, (1, 4, 8)) for i, o in enumerate(LADDER)}
+    figure, axes = plots.tree(runs_with(tmp_path, trees))
+    assert "so many more subtasks" in figure.get_suptitle().replace("\n", " ")
+    for ax in axes:
+        shown = " ".join(t.get_text() for t in ax.texts).replace("\N{NO-BREAK SPACE}", " ")
+        cut = sum(int(n) for n in re.findall(r"\+(\d+)", shown))
+        assert sum(bool(re.search(rf"\b{name}\b", shown.replace("\n", " "))) for name in HUNDRED) + cut >= 100

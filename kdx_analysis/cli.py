@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -77,6 +78,36 @@ def figure(
     chosen = FIGURES[name]
     for path in chosen.write(RunSet.load(*runs), out, width, format):  # type: ignore[arg-type]
         typer.echo(path)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Directories that hold runs.")],
+    form: Annotated[str, typer.Option("--format", help="text, markdown, csv or latex (booktabs).")] = "text",
+    metric: Annotated[list[str] | None, typer.Option(help="By default all that the runs hold.")] = None,
+    by: Annotated[str, typer.Option(help="What to compare: objective, role, training.lr, ...")] = "objective",
+    against: Annotated[str | None, typer.Option(help="The value to compare with; by default the first.")] = None,
+    role: Annotated[
+        str | None, typer.Option(help="explainer, student or tree; the first of them that there is.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="A file for what is otherwise printed.")] = None,
+) -> None:
+    """Compare runs: means with intervals, paired differences over seeds, and what else differs."""
+    from kdx_analysis import io
+    from kdx_analysis.registry import unknown
+    from kdx_analysis.runs import Comparison, RunSet
+
+    writers: dict[str, Callable[[Comparison], str]] = {
+        "text": str, "markdown": Comparison.to_markdown, "csv": Comparison.to_csv, "latex": Comparison.to_latex,
+    }  # fmt: skip
+    if form not in writers:
+        raise unknown("format", form, writers)
+    told = writers[form](RunSet.load(*runs).compare(metric or None, by=by, against=against, role=role))
+    if out is None:
+        typer.echo(told, nl=False)
+    else:
+        io.write_text(out, told)
+        typer.echo(out)
 
 
 @app.command()

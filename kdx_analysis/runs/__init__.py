@@ -1,6 +1,7 @@
 """Runs on disk, many of them as one frame, and statistics over paired seeds."""
 
 from kdx_analysis.runs.aggregates import Aggregate, interquartile_mean, probability_of_improvement
+from kdx_analysis.runs.comparison import Comparison
 from kdx_analysis.runs.directory import ROLES, Run, environment, run_id, write_run
 from kdx_analysis.runs.effects import Effect, effects
 from kdx_analysis.runs.headlines import METRIC, METRICS, Metric, headlines
@@ -14,6 +15,7 @@ from kdx_analysis.runs.significance import (
     sign_flip_test,
 )
 from kdx_analysis.runs.statistics import Interval, Paired, bonferroni, paired_difference, t_interval
+from kdx_analysis.runs.tables import Table
 from kdx_analysis.runs.trees import Dealt, TreePairs, deal_objectives, tree_pairs
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "METRICS",
     "ROLES",
     "Aggregate",
+    "Comparison",
     "Dealt",
     "Effect",
     "Interval",
@@ -30,6 +33,7 @@ __all__ = [
     "Paired",
     "Run",
     "RunSet",
+    "Table",
     "TreePairs",
     "bonferroni",
     "deal_objectives",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -20,17 +20,21 @@ class Metric:
         title: its name in figures and sentences.
         describes: what one unit of it means, and its null.
         conflict: whether it speaks of conflict between subtasks, on which the report's answer rests.
+        better: 'higher' or 'lower', where one of them is what a user wants.
     """
 
     name: str
     title: str
     describes: str
     conflict: bool = False
+    better: Literal["higher", "lower", ""] = ""
 
 
 METRICS: tuple[Metric, ...] = (
-    Metric("accuracy", "accuracy", "share of test images right"),
-    Metric("agreement", "agreement with the teacher", "share of test images given the teacher's class"),
+    Metric("accuracy", "accuracy", "share of test images right", better="higher"),
+    Metric(
+        "agreement", "agreement with the teacher", "share of test images given the teacher's class", better="higher"
+    ),
     Metric(
         "gate_entropy",
         "gate entropy of the heads",
@@ -48,12 +52,14 @@ METRICS: tuple[Metric, ...] = (
         "share of pairs of subtasks whose gradients of the hard loss over trunk and experts oppose each other, mean "
         "over the probed epochs; null: residuals permuted over samples",
         conflict=True,
+        better="lower",
     ),
     Metric(
         "severity",
         "conflict severity",
         "mean over pairs of max(0, −cosine), as for the conflict rate",
         conflict=True,
+        better="lower",
     ),
     Metric(
         "contention",
@@ -61,6 +67,7 @@ METRICS: tuple[Metric, ...] = (
         "share of the last level's gradient that pulls against another subtask's inside an expert, mean over the "
         "probed epochs; null: residuals permuted over samples",
         conflict=True,
+        better="lower",
     ),
     Metric(
         "separation",
@@ -68,6 +75,7 @@ METRICS: tuple[Metric, ...] = (
         "how far the gates lower contention below that of uniform gates, in [−1, 1]; 0: no better than sharing all; "
         "null: residuals permuted over samples",
         conflict=True,
+        better="higher",
     ),
     Metric(
         "modulation",
@@ -78,6 +86,11 @@ METRICS: tuple[Metric, ...] = (
     ),
 )
 METRIC = {metric.name: metric for metric in METRICS}
+
+
+def preferred(values: Collection[str]) -> str | None:
+    """The split or the kind of attention that a headline rests on, of those that there are."""
+    return next((value for value in ("test", "train", "effective", "") if value in values), None)
 
 
 def headlines(run: Run) -> pd.DataFrame:

@@ -30,10 +30,14 @@ def canonical(value: Any) -> Hashable:
     return value if isinstance(value, str | int | float) else json.dumps(list(value), ensure_ascii=False)
 
 
+def known_keys(runs: Iterable[Run]) -> list[str]:
+    """Keys of runs, then dotted keys of their configurations."""
+    return list(dict.fromkeys(name for run in runs for name in (*run.keys, *flatten(run.info["config"]))))
+
+
 def check_key(runs: Sequence[Run], key: str) -> None:
     """Raise KdxError, with the nearest valid keys, if ``key`` is one of none of the runs."""
-    known = dict.fromkeys(name for run in runs for name in (*run.keys, *flatten(run.info["config"])))
-    if runs and key not in known:
+    if runs and key not in (known := known_keys(runs)):
         raise unknown("key of runs", key, known)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -15,11 +15,13 @@ import pandas as pd
 from kdx_analysis.config import LADDER
 from kdx_analysis.errors import KdxError
 from kdx_analysis.registry import unknown
+from kdx_analysis.runs.comparison import Comparison, compare
 from kdx_analysis.runs.directory import INFO, ROLES, Run
 from kdx_analysis.runs.effects import by_seed
-from kdx_analysis.runs.headlines import METRIC, headlines
+from kdx_analysis.runs.headlines import METRIC, headlines, preferred
 from kdx_analysis.runs.keys import canonical, check_key, differing, in_order, places, value_of
 from kdx_analysis.runs.statistics import Paired, paired_difference
+from kdx_analysis.runs.tables import Table, make_table
 
 ORDER = (*LADDER[:1], "label_smoothing", *LADDER[1:])
 
@@ -138,7 +140,7 @@ class RunSet:
 
     def values(
         self, metric: str, *, by: str = "objective", role: str = "explainer", split: str | None = None,
-        attention: str | None = None,
+        attention: str | None = None, of: Literal["value", "null"] = "value",
     ) -> pd.DataFrame:  # fmt: skip
         """One headline figure as a table of what is compared: pairs (rows) by the values of ``by`` (columns).
 
@@ -151,6 +153,7 @@ class RunSet:
             role: of the runs; where ``by`` is 'role', all but teachers are compared.
             split, attention: by default those that headlines rest on: train for conflict, test for accuracy,
                 effective attention for gates.
+            of: the figure itself, or its null.
 
         Raises:
             KdxError: an unknown name, or two runs for one cell, with the configuration keys in which they differ.
@@ -162,9 +165,8 @@ class RunSet:
         of_role = frame["role"] != "teacher" if by == "role" else frame["role"] == role
         chosen = frame[of_role & (frame["metric"] == metric)]
         for column, wanted in (("split", split), ("attention", attention)):
-            default = next((v for v in ("test", "train", "effective", "") if v in set(chosen[column])), None)
-            chosen = chosen[chosen[column] == (default if wanted is None else wanted)]
-        values = chosen["value"].to_numpy()
+            chosen = chosen[chosen[column] == (preferred(set(chosen[column])) if wanted is None else wanted)]
+        values = chosen[of].to_numpy()
         rows = places([self.runs[place] for place in chosen.index], by)
         objectives = in_order(shared.objective for shared in rows)
         order = sorted(rows, key=lambda shared: (objectives.index(shared.objective), shared.seed))
@@ -186,6 +188,49 @@ class RunSet:
         _check_values((a, b), which.get("by", "objective"), table.columns)
         both = by_seed(table[[a, b]])
         return paired_difference(both[a].to_numpy(), both[b].to_numpy(), confidence)
+
+    def table(
+        self, rows: str = "objective", columns: str = "metric", metric: str | Sequence[str] | None = None, *,
+        role: str | None = None, against: Any = None, confidence: float = 0.95,
+    ) -> Table:  # fmt: skip
+        """Mean over seeds, Student-t interval and n of every cell, as DataFrame, Markdown, CSV and LaTeX.
+
+        Bold is what paired differences decide, with Bonferroni's correction over the m comparisons of a cell's
+        neighbours of one metric (t-intervals at 1 − 0.05/m; method, §7): with ``against`` every value that differs
+        from it, without it the one value, if any, that is better than each of the others.
+
+        Args:
+            rows, columns: two keys of runs or of the configuration, or one and 'metric'. What is compared are the
+                rows, or the columns where the rows are metrics.
+            metric: one or several of METRIC; by default all that the runs hold.
+            role: of the runs; by default explainers, else students, else trees. Both keys' runs where one is 'role'.
+            against: the value of the key that others are compared with.
+            confidence: of the intervals, and of all comparisons of one metric together.
+
+        Raises:
+            KdxError: an unknown name, no run of the role, several metrics where none of the keys is 'metric', or two
+                runs for one seed of a cell.
+        """
+        return make_table(self, rows, columns, metric, role, against, confidence)
+
+    def compare(
+        self, metric: str | Sequence[str] | None = None, *, by: str = "objective", against: Any = None,
+        role: str | None = None, confidence: float = 0.95,
+    ) -> Comparison:  # fmt: skip
+        """Every value of ``by``, its paired difference from ``against`` over seeds, and what else differs.
+
+        Intervals of differences are Bonferroni's over the comparisons of one metric; from six seeds on p-values of
+        paired t-tests stand beside them, adjusted by Holm, and below none.
+
+        Args:
+            metric, role, confidence: as for :meth:`table`.
+            by: a key of runs or of the configuration.
+            against: a value of it; by default the first, which is 'hard' of objectives and the least of numbers.
+
+        Raises:
+            KdxError: an unknown name, no run of the role, fewer than two values, or two runs for one seed of a cell.
+        """
+        return compare(self, metric, by, against, role, confidence)
 
 
 def _check_values(wanted: Iterable[Any], by: str, valid: Iterable[Any]) -> None:

@@ -1,0 +1,218 @@
+"""Which runs are better, by how much, and how sure: values, paired differences and what else differs."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from kdx_analysis.errors import KdxError
+from kdx_analysis.runs.effects import Effect, effects
+from kdx_analysis.runs.grids import Cell, Grid, markdown_escaped
+from kdx_analysis.runs.headlines import METRIC
+from kdx_analysis.runs.keys import check_key, in_order, value_of
+from kdx_analysis.runs.numbers import estimate, listed, number
+from kdx_analysis.runs.significance import LEAST_SEEDS
+from kdx_analysis.runs.statistics import Paired
+from kdx_analysis.runs.tables import (
+    METRIC_AXIS,
+    ONE_SEED,
+    Table,
+    conditions,
+    make_table,
+    measured,
+    of_role,
+    value_among,
+)
+
+if TYPE_CHECKING:
+    from kdx_analysis.runs.runset import RunSet
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs compared by one key.
+
+    Attributes:
+        by, against: the key, and its value that the others are compared with.
+        confidence: of the table's intervals, and of all differences of one metric together.
+        table: mean, interval and n of every metric and value.
+        effects: metric → paired difference of every other value from ``against``.
+        caption: of the effects: what the intervals and p-values are.
+        notes: on controls, and on what else differs between the runs.
+    """
+
+    by: str
+    against: Hashable
+    confidence: float
+    table: Table
+    effects: Mapping[str, tuple[Effect, ...]]
+    caption: str
+    notes: tuple[str, ...]
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row per metric and value.
+
+        The columns of the table's cells, then against, difference, difference_low, difference_high,
+        difference_confidence, pairs (seeds that both have), correlation and p_holm, which are NaN (pairs 0) where
+        there are none.
+        """
+        found = {(name, effect.a): effect for name, several in self.effects.items() for effect in several}
+        none = Paired(0, math.nan, math.nan, math.nan, (), math.nan)
+        nothing = Effect("", self.against, none, math.nan, math.nan)
+        rows = []
+        for cell in zip(self.table.cells[METRIC_AXIS], self.table.cells[self.by], strict=True):
+            effect = found.get(cell, nothing)
+            d = effect.difference
+            rows.append({
+                "against": self.against, "difference": d.mean, "difference_low": d.low, "difference_high": d.high,
+                "difference_confidence": effect.confidence, "pairs": d.n, "correlation": d.correlation,
+                "p_holm": effect.p,
+            })  # fmt: skip
+        return pd.concat([self.table.to_frame(), pd.DataFrame(rows)], axis=1)
+
+    def to_csv(self) -> str:
+        return self.to_frame().to_csv(index=False)
+
+    def to_markdown(self) -> str:
+        notes = "".join(f"- {note}\n" for note in map(markdown_escaped, self.notes))
+        return "\n".join([self.table.to_markdown(), self._grid.to_markdown(), notes])
+
+    def to_latex(self) -> str:
+        """Two tables, \\label tab:runs and tab:effects, for a document that uses the package booktabs."""
+        told = replace(self._grid, caption=" ".join([self.caption, *self.notes]))
+        return f"{self.table.to_latex('tab:runs')}\n{told.to_latex('tab:effects')}"
+
+    def _repr_html_(self) -> str:
+        notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
+        return f"{self.table._repr_html_()}{self._grid.to_html()}<ul>{notes}</ul>"
+
+    def __str__(self) -> str:
+        """One row per metric and value, a star where the table is bold; then captions and notes."""
+        told = [self.table.caption.replace("Bold:", "Star:"), self.caption, *self.notes]
+        return "\n".join([self._text.to_text(), *told]) + "\n"
+
+    @property
+    def _tested(self) -> bool:
+        return any(effect.difference.n >= LEAST_SEEDS for several in self.effects.values() for effect in several)
+
+    @property
+    def _grid(self) -> Grid:
+        found = [(name, effect) for name, several in self.effects.items() for effect in several]
+        return Grid(
+            ("metric", "difference", f"mean [{_confidences(self.effects)}]", "n", *(["p"] if self._tested else [])),
+            tuple((METRIC[name].title, f"{effect.a} − {effect.b}") for name, effect in found),
+            tuple(tuple(self._told(effect)) for _, effect in found),
+            self.caption,
+        )
+
+    @property
+    def _text(self) -> Grid:
+        effects = {(name, effect.a): effect for name, several in self.effects.items() for effect in several}
+        labels, rows, shown = [], [], set[str]()
+        for name, value, cell in self.table.shown():
+            labels.append(("" if name in shown else METRIC[name].title, str(value)))
+            shown.add(name)
+            effect = effects.get((name, value))
+            rows.append((cell, *(self._told(effect) if effect else [Cell("")] * (3 if self._tested else 2))))
+        head = ["metric", self.by, f"mean [{100 * self.confidence:.4g} %], n, null"]
+        head += [f"minus {self.against} [{_confidences(self.effects)}]", "n", *(["p"] if self._tested else [])]
+        return Grid(tuple(head), tuple(labels), tuple(rows), "")
+
+    def _told(self, effect: Effect) -> list[Cell]:
+        bold = effect.difference.excludes_zero
+        cells = [Cell(estimate(effect.difference, signed=True), bold=bold), Cell(str(effect.difference.n))]
+        return [*cells, Cell(_p_value(effect.p))] if self._tested else cells
+
+
+def compare(
+    runs: RunSet, metric: str | Sequence[str] | None, by: str, against: Hashable | None, role: str | None,
+    confidence: float,
+) -> Comparison:  # fmt: skip
+    """See :meth:`RunSet.compare`."""
+    check_key(runs.runs, by)
+    chosen = of_role(runs, role, (by,))
+    values = in_order(value_of(run, by) for run in chosen)
+    roles = listed(sorted({run.role for run in chosen}))
+    if len(values) < 2:
+        raise KdxError(
+            f"all {len(chosen)} runs of the role {roles} have {by} {values[0]!r}, so there is nothing to compare; "
+            "choose another key, another role, or more runs"
+        )
+    reference = values[0] if against is None else value_among(against, values, by)
+    metrics = measured(chosen, metric)
+    axes = (by, METRIC_AXIS) if len(values) >= len(metrics) else (METRIC_AXIS, by)  # the longer side runs down
+    table = make_table(chosen, *axes, metrics, role, reference, confidence)
+    found = {}
+    for name in metrics:
+        held = chosen.values(name, by=by, role=chosen.runs[0].role)
+        found[name] = effects(held, reference, confidence) if reference in held.columns else ()
+    notes = [*_uncompared(table, by, reference, found), *_on_controls(chosen, by), _differing(chosen, by)]
+    caption = _caption(found, reference, confidence, conditions(chosen))
+    return Comparison(by, reference, confidence, table, found, caption, tuple(notes))
+
+
+def _caption(found: Mapping[str, Sequence[Effect]], against: Hashable, confidence: float, given: str) -> str:
+    n = [effect.difference.n for several in found.values() for effect in several]
+    tested = [count for count in n if count >= LEAST_SEEDS]
+    sentences = [
+        f"Paired differences from {against} over the n seeds that both have: mean and t-interval, Bonferroni-corrected "
+        f"to hold at {100 * confidence:.4g} % for all comparisons of one metric at once{given}.",
+        ONE_SEED if 1 in n else "",
+        "p: paired t-tests, adjusted by Holm over the same comparisons; they rest on normal differences."
+        if tested else "",
+        f"No p-value over seeds is given below n = {LEAST_SEEDS}." if len(tested) < len(n) or not n else "",
+    ]  # fmt: skip
+    return " ".join(filter(None, sentences))
+
+
+def _confidences(found: Mapping[str, Sequence[Effect]]) -> str:
+    """The confidence of single intervals, as '98.75 %'; a range where metrics have different numbers of them."""
+    distinct = sorted({effect.confidence for several in found.values() for effect in several})
+    return " to ".join(f"{100 * c:.4g}" for c in dict.fromkeys(distinct[:1] + distinct[-1:])) + " %"
+
+
+def _p_value(p: float) -> str:
+    return "< 0.001" if p < 0.001 else number(p)
+
+
+def _uncompared(
+    table: Table, by: str, against: Hashable, found: Mapping[str, Sequence[Effect]]
+) -> Iterator[str]:  # fmt: skip
+    for name, cells in table.cells.groupby(METRIC_AXIS, sort=False):
+        compared = {against, *(effect.a for effect in found[str(name)])}
+        if missing := [str(value) for value in cells[by] if value not in compared]:
+            yield f"No seed in common with {against} in {METRIC[str(name)].title}, so not compared: {listed(missing)}."
+
+
+def _on_controls(runs: RunSet, by: str) -> Iterator[str]:
+    names = {value_of(run, "objective.name") for run in runs}
+    if by not in ("objective", "objective.name") or "kd" not in names:
+        return
+    if "kd_shuffled" in names:
+        yield (
+            "Only the step from the control kd_shuffled to kd can be knowledge of the classes; kd against hard or "
+            "label_smoothing includes temperature and softness."
+        )
+    else:
+        yield (
+            "The control kd_shuffled is missing, so nothing here tells knowledge of the classes from temperature and "
+            "softness."
+        )
+
+
+def _differing(runs: RunSet, by: str) -> str:
+    compared = "objective." if by == "objective" else f"{by}."
+    diff = runs.diff()
+    keys = [key for key in map(str, diff) if key not in ("seed", "role", by) and not key.startswith(compared)]
+    if not keys:
+        return "Besides, the runs differ in nothing but their seeds."
+    told = []
+    for key in keys:
+        counts = diff[key].value_counts(sort=False)
+        told.append(f"{key} {listed([f'{value} ({count} runs)' for value, count in counts.items()])}")
+    return f"Besides, the runs differ in {'; '.join(told)}."

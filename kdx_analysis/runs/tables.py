@@ -1,0 +1,259 @@
+"""Means over seeds with their intervals, two keys crossed, as a table for a paper."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import median_high
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from kdx_analysis.errors import KdxError
+from kdx_analysis.registry import unknown
+from kdx_analysis.runs.effects import effects
+from kdx_analysis.runs.grids import EMPTY, Cell, Grid
+from kdx_analysis.runs.headlines import METRIC, METRICS, Metric, preferred
+from kdx_analysis.runs.keys import NOT_SET, check_key, in_order, known_keys, value_of
+from kdx_analysis.runs.numbers import decimals_for, listed, number
+from kdx_analysis.runs.statistics import Interval, t_interval
+
+if TYPE_CHECKING:
+    from kdx_analysis.runs.runset import RunSet
+
+METRIC_AXIS = "metric"
+ONE_SEED = "With n = 1 there is no interval and nothing is decided."
+_FIGURES = ("split", "mean", "low", "high", "confidence", "n", "null", "bold")
+_COMPARED = ("explainer", "student", "tree")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Mean, t-interval and n of every cell.
+
+    Attributes:
+        rows, columns: the keys that are crossed; one may be 'metric'.
+        cells: a row per cell: the value of either key, metric, split, mean, low, high, confidence, n, null, bold.
+        caption: what the cells hold and by which rule they are bold.
+    """
+
+    rows: str
+    columns: str
+    cells: pd.DataFrame
+    caption: str
+
+    def to_frame(self) -> pd.DataFrame:
+        return self.cells.copy()
+
+    def to_csv(self) -> str:
+        return self.cells.to_csv(index=False)
+
+    def to_markdown(self) -> str:
+        return self._grid.to_markdown()
+
+    def to_latex(self, label: str = "tab:runs") -> str:
+        """For a document that uses the package booktabs."""
+        return self._grid.to_latex(label)
+
+    def _repr_html_(self) -> str:
+        return self._grid.to_html()
+
+    def __str__(self) -> str:
+        return f"{self._grid.to_text()}\n{self.caption}\n"
+
+    @property
+    def _grid(self) -> Grid:
+        rows, columns = (in_order(self.cells[key]) for key in (self.rows, self.columns))
+        keys = zip(self.cells[self.rows], self.cells[self.columns], strict=True)
+        shown = dict(zip(keys, _shown(self.cells), strict=True))
+        return Grid(
+            (self.rows, *(title_of(self.columns, column) for column in columns)),
+            tuple((title_of(self.rows, row),) for row in rows),
+            tuple(tuple(shown.get((row, column), EMPTY) for column in columns) for row in rows),
+            self.caption,
+        )
+
+    def shown(self) -> Iterator[tuple[str, Any, Cell]]:
+        """Metric, value of the other key and cell, in the order of the cells; for a table that crosses these two."""
+        other = self.columns if self.rows == METRIC_AXIS else self.rows
+        return zip(self.cells[METRIC_AXIS], self.cells[other], _shown(self.cells), strict=True)
+
+
+def make_table(
+    runs: RunSet, rows: str, columns: str, metric: str | Sequence[str] | None, role: str | None,
+    against: Hashable | None, confidence: float,
+) -> Table:  # fmt: skip
+    """See :meth:`RunSet.table`."""
+    by, across = (columns, rows) if rows == METRIC_AXIS else (rows, columns)
+    if reserved := {by, across} & set(_FIGURES):
+        raise KdxError(f"{listed(sorted(reserved))} can't be a side of a table; choose another key")
+    if by == across:
+        raise KdxError(f"rows and columns are both {by!r}; choose two keys, or a key and 'metric'")
+    for key in {by, across} - {METRIC_AXIS}:
+        check_key(runs.runs, key)
+    chosen = of_role(runs, role, (by, across))
+    metrics = measured(chosen, metric)
+    if across != METRIC_AXIS and len(metrics) > 1:
+        raise KdxError(f"a table of {by!r} by {across!r} shows one metric, not {listed(metrics)}; name one")
+    values = in_order(value_of(run, by) for run in chosen)
+    reference = None if against is None else value_among(against, values, by)
+    parts = []
+    for name in metrics:
+        groups = {name: chosen} if across == METRIC_AXIS else chosen.group(across)
+        for other, group in groups.items():
+            if by not in known_keys(group):
+                continue
+            part = _part(group, name, by, reference, confidence)
+            parts.append(part.assign(**{across: other, METRIC_AXIS: name}))
+    keys = dict.fromkeys((rows, columns, METRIC_AXIS))
+    cells = pd.concat(parts, ignore_index=True)
+    cells = cells[[*keys, *(column for column in cells.columns if column not in keys)]]
+    return Table(rows, columns, cells, _caption(cells, chosen, by, across, reference, confidence))
+
+
+def of_role(runs: RunSet, role: str | None, keys: Iterable[str] = ()) -> RunSet:
+    """The runs to compare: all but teachers where a key is the role; else of one role, by default explainers if any.
+
+    Raises KdxError if there is none.
+    """
+    if "role" in keys:
+        found = runs.filter(role=list(_COMPARED))
+    else:
+        held = {run.role for run in runs}
+        default = next((each for each in _COMPARED if each in held), "explainer")
+        found = runs.filter(role=default if role is None else role)
+    if not len(found):
+        among = listed(sorted({run.role for run in runs})) or "none"
+        raise KdxError(f"none of the {len(runs)} runs is of the role {role or listed(_COMPARED)}; there are: {among}")
+    return found
+
+
+def measured(runs: RunSet, metric: str | Sequence[str] | None) -> list[str]:
+    """The metrics asked for, or all that the runs hold. Raises KdxError for one that is unknown or not held."""
+    frame = runs.to_frame()
+    held = set(frame.loc[frame["value"].notna(), "metric"])
+    asked = [metric] if isinstance(metric, str) else metric
+    for name in asked or ():
+        if name not in METRIC:
+            raise unknown("headline figure", name, METRIC)
+        if name not in held:
+            raise KdxError(
+                f"none of the {len(runs)} runs holds {name!r}; they hold {', '.join(sorted(held)) or 'none'}"
+            )
+    return list(dict.fromkeys(asked)) if asked else [each.name for each in METRICS if each.name in held]
+
+
+def value_among(wanted: Any, values: Sequence[Any], by: str) -> Any:
+    """The one of ``values`` that is ``wanted``, or is written so. Raises KdxError if none is."""
+    found = next((value for value in values if value == wanted or str(value) == str(wanted)), None)
+    if found is None:
+        raise unknown(f"{by} among the runs", str(wanted), map(str, values))
+    return found
+
+
+def title_of(key: str, value: Any) -> str:
+    return METRIC[value].title if key == METRIC_AXIS else str(value)
+
+
+def over_seeds(table: pd.DataFrame, column: Hashable, confidence: float) -> Interval:
+    """Mean and interval of a column of :meth:`RunSet.values`; several pairs of a seed count once, by their mean."""
+    return t_interval(table[column].dropna().groupby("seed").mean().to_numpy(), confidence)
+
+
+def conditions(runs: RunSet) -> str:
+    """What all runs share that a conclusion is given: ', given one teacher and one split of the data'."""
+    titles = {"teacher": "one teacher", "split": "one split of the data"}
+    held = {key: {value_of(run, key) for run in runs} for key in titles}
+    given = [titles[key] for key, values in held.items() if len(values) == 1 and NOT_SET not in values]
+    return f", given {listed(given)}" if given else ""
+
+
+def pooled(runs: RunSet, by: str) -> str:
+    """That runs of several objectives stand for one seed, in a sentence; '' where none do."""
+    objectives = runs.objectives
+    if len(objectives) < 2 or by == "decomposition" or by.startswith("objective"):
+        return ""
+    return f"A seed's runs under {listed(objectives)} count once, by their mean."
+
+
+def _part(runs: RunSet, metric: str, by: str, against: Hashable | None, confidence: float) -> pd.DataFrame:
+    """One metric of one group of runs: a row per value of ``by``."""
+    roles = {run.role for run in runs}
+    role = next(iter(roles)) if len(roles) == 1 else "explainer"
+    values, nulls = (runs.values(metric, by=by, role=role, of=of) for of in ("value", "null"))
+    values = values.dropna(axis=1, how="all")
+    bold = _bold(values, metric, against, confidence)
+    split = preferred(set(runs.to_frame().query("metric == @metric")["split"]))
+    rows = []
+    for value in values.columns:
+        interval = over_seeds(values, value, confidence)
+        null = nulls[value].mean() if nulls[value].notna().any() else math.nan
+        rows.append({
+            by: value, "split": split, "mean": interval.mean, "low": interval.low, "high": interval.high,
+            "confidence": confidence, "n": interval.n, "null": null, "bold": value in bold,
+        })  # fmt: skip
+    return pd.DataFrame(rows, columns=[by, *_FIGURES])
+
+
+def _bold(values: pd.DataFrame, metric: str, against: Hashable | None, confidence: float) -> set[Hashable]:
+    """The columns that differ from ``against``; without it the one that is better than every other, if one is."""
+    if against is not None:
+        if against not in values.columns:
+            return set()
+        return {effect.a for effect in effects(values, against, confidence) if effect.difference.excludes_zero}
+    sign = {"higher": 1, "lower": -1, "": math.nan}[METRIC[metric].better]
+    best = set()
+    for value in values.columns:
+        others = effects(values, value, confidence)
+        lost = [e.difference.excludes_zero and sign * e.difference.mean < 0 for e in others]
+        if len(lost) == len(values.columns) - 1 and lost and all(lost):
+            best.add(value)
+    return best
+
+
+def _shown(cells: pd.DataFrame) -> list[Cell]:
+    """With one number of decimals for all cells of a metric."""
+    records: list[dict[str, Any]] = cells.to_dict("records")  # type: ignore[assignment]
+    intervals = [Interval(cell["n"], cell["mean"], cell["low"], cell["high"]) for cell in records]
+    needed: dict[str, list[int]] = {}
+    for cell, interval in zip(records, intervals, strict=True):
+        needed.setdefault(cell[METRIC_AXIS], []).append(decimals_for(interval))
+    shown = []
+    for cell, interval in zip(records, intervals, strict=True):
+        decimals = median_high(needed[cell[METRIC_AXIS]])
+        details = [f"n = {interval.n}"]
+        if interval.n > 1:
+            details.insert(0, f"[{number(interval.low, decimals)}, {number(interval.high, decimals)}]")
+        if not math.isnan(cell["null"]):
+            details.append(f"null {number(cell['null'], decimals)}")
+        shown.append(Cell(number(interval.mean, decimals), tuple(details), cell["bold"]))
+    return shown
+
+
+def _caption(
+    cells: pd.DataFrame, runs: RunSet, by: str, across: str, against: Hashable | None, confidence: float
+) -> str:  # fmt: skip
+    metrics = [METRIC[name] for name in in_order(cells[METRIC_AXIS])]
+    titles = listed([metric.title for metric in metrics]) if len(metrics) < 4 else "headline figures"
+    roles = "" if "role" in (by, across) else f" of {runs.runs[0].role}s"
+    null = "; null: what it would be if nothing were there" if cells["null"].notna().any() else ""
+    sentences = [
+        f"{titles[0].upper()}{titles[1:]}{roles} by {by}: mean over n seeds, {100 * confidence:.4g} % Student-t "
+        f"interval{null}.",
+        "" if across == "objective" else pooled(runs, by),
+        ONE_SEED if (cells["n"] == 1).any() else "",
+        _rule(metrics, against, confidence) + conditions(runs) + ".",
+    ]
+    return " ".join(filter(None, sentences))
+
+
+def _rule(metrics: Sequence[Metric], against: Hashable | None, confidence: float) -> str:
+    each = f"t-interval, Bonferroni-corrected to hold at {100 * confidence:.4g} % for all comparisons with it at once"
+    if against is not None:
+        return f"Bold: differs from {against}, that is the paired difference's {each}, excludes 0"
+    sides = {side: [m.title for m in metrics if m.better == side] for side in ("higher", "lower", "")}
+    wanted = [f"{side} for {listed(titles)}" for side, titles in sides.items() if side and titles]
+    better = f" ({', '.join(wanted)})" if wanted else ""
+    neither = f"; nothing is bold for {listed(sides[''])}, which has no better side" if sides[""] else ""
+    return f"Bold: better{better} than every other, that is each paired difference's {each}, excludes 0{neither}"

@@ -32,11 +32,13 @@ if TYPE_CHECKING:
     from kdx_analysis.config import StudyConfig
     from kdx_analysis.data import Dataset, load_dataset
     from kdx_analysis.errors import KdxError
+    from kdx_analysis.foreign import import_weights
     from kdx_analysis.models import HME, Tree, vam
     from kdx_analysis.models.learn_to_branch import learn_to_branch
     from kdx_analysis.probes import probe
     from kdx_analysis.report import Report
     from kdx_analysis.runs import Run, RunSet
+    from kdx_analysis.runs.imports import import_runs
     from kdx_analysis.study import Study, ready_studies
     from kdx_analysis.training.checkpoints import load_learn_to_branch
 
@@ -52,6 +54,8 @@ _HOMES = {
     "Study": "study",
     "StudyConfig": "config",
     "Tree": "models",
+    "import_runs": "runs.imports",
+    "import_weights": "foreign",
     "learn_to_branch": "models.learn_to_branch",
     "load_dataset": "data",
     "load_learn_to_branch": "training.checkpoints",
@@ -72,6 +76,8 @@ __all__ = [
     "Study",
     "StudyConfig",
     "Tree",
+    "import_runs",
+    "import_weights",
     "learn_to_branch",
     "load_dataset",
     "load_learn_to_branch",

@@ -12,6 +12,7 @@ import typer
 from kdx_analysis.errors import KdxError
 
 if TYPE_CHECKING:
+    from kdx_analysis.runs import Run
     from kdx_analysis.study import Study
 
 app = typer.Typer(
@@ -61,6 +62,72 @@ def report(
     from kdx_analysis.runs import RunSet
 
     typer.echo(Report(RunSet.load(*runs)).save_html(out))
+
+
+@app.command("import")
+def import_(
+    source: Annotated[
+        Path, typer.Argument(help="A CSV, a TensorBoard directory, an MLflow store or its CSV, or a state_dict's file.")
+    ],
+    kind: Annotated[str, typer.Option(help="csv, tensorboard, mlflow or state_dict.")],
+    out: Annotated[Path, typer.Option(help="Directory for the runs.")],
+    key: Annotated[
+        list[str] | None, typer.Option(help="A key of every run: objective, seed, role, study.", metavar="KEY=VALUE")
+    ] = None,
+    column: Annotated[
+        list[str] | None, typer.Option(help="The column or parameter of a key: seed=random_state.", metavar="KEY=NAME")
+    ] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="What a name stands for: top1=test/accuracy%.", metavar="NAME=SPLIT/METRIC")
+    ] = None,
+    steps_per_epoch: Annotated[int | None, typer.Option(min=1, help="If steps are no epochs.")] = None,
+    model: Annotated[str | None, typer.Option(help="Of a state_dict: the model's name.")] = None,
+    data: Annotated[str | None, typer.Option(help="Of a state_dict: a data set's name or an image folder.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Of a state_dict: its teacher, NAME@WEIGHTS or a run's directory.")
+    ] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Make runs of what was trained elsewhere, for kdx report and the figures."""
+    from kdx_analysis import foreign
+    from kdx_analysis.runs.imports import import_runs
+
+    keys = _pairs("--key", key)
+    if kind == "state_dict":
+        if model is None or data is None:
+            raise KdxError("a state_dict needs --model and --data: it tells neither its architecture nor its images")
+        from kdx_analysis.data import load_dataset
+
+        images = load_dataset(data, data_dir=data_dir)
+        runs = [foreign.import_weights(source, model, images, out, keys=keys, teacher=teacher)]
+    else:
+        columns, metrics = _pairs("--column", column), _pairs("--metric", metric)
+        runs = list(import_runs(
+            source, kind, out, keys=keys, columns=columns, metrics=metrics, steps_per_epoch=steps_per_epoch
+        ))  # fmt: skip
+    for run in runs:
+        told = run.info["source"]
+        typer.echo(f"{run.path}: {', '.join(dict.fromkeys(_metric_names(run)))}")
+        typer.echo(f"  unknown: {', '.join(told['unknown'])}")
+        if told["left_out"]:
+            typer.echo(f"  left out: {', '.join(told['left_out'])}")
+
+
+@app.command()
+def watch(
+    study: Annotated[Path, typer.Argument(help="The directory of a study that runs (kdx run --out).")],
+    once: Annotated[bool, typer.Option("--once", help="Print it once, as where there is no terminal.")] = False,
+) -> None:
+    """Watch a study while it runs: epochs, loss, accuracy, gate entropy, time left."""
+    from rich.console import Console
+
+    from kdx_analysis import watching
+
+    console = Console()
+    if once or not console.is_terminal:
+        typer.echo(watching.look(study))
+    else:
+        watching.watch(study, console)
 
 
 @app.command()
@@ -298,6 +365,21 @@ def _run(name: str, changes: list[str], out: Path | None, jobs: int, data_dir: P
     for answer in Report(runs).answers:
         typer.echo("\n" + "\n".join([answer.opening, *answer.details, *answer.cautions]))
     typer.echo(f"\n{out / 'report' / 'report.html'}")
+
+
+def _pairs(option: str, given: list[str] | None) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for text in given or []:
+        name, equals, value = text.rpartition("=") if option == "--metric" else text.partition("=")
+        if not name or not equals or not value or name in pairs:
+            raise KdxError(f"{option} {text!r} should be NAME=VALUE, once for each name")
+        pairs[name] = value
+    return pairs
+
+
+def _metric_names(run: Run) -> list[str]:
+    metrics = run.record("metrics")
+    return [f"{split}/{metric}" for split, metric in zip(metrics["split"], metrics["metric"], strict=True)]
 
 
 def _print_splits() -> None:

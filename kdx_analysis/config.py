@@ -216,7 +216,7 @@ class StudyConfig(_Config):
     """Runs that share data and teacher: one explainer and one undivided student per objective and seed.
 
     With ``vam`` students have the virtual attention module. With ``explainer.phase2`` a tree grows from every
-    explainer.
+    explainer. ``loggers`` are told of every training, epoch by epoch; they change nothing in it.
     """
 
     name: str
@@ -228,11 +228,13 @@ class StudyConfig(_Config):
     objectives: Annotated[tuple[ObjectiveConfig, ...], Field(min_length=1)]
     training: TrainingConfig = TrainingConfig()
     probes: ProbeConfig = ProbeConfig()
+    loggers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
-        for what, values in (("seed", self.seeds), ("objective", [o.label for o in self.objectives])):
+        labels = [objective.label for objective in self.objectives]
+        for what, values in (("seed", self.seeds), ("objective", labels), ("logger", self.loggers)):
             twice = sorted({str(v) for v in values if list(values).count(v) > 1})
             if twice:
                 raise ValueError(f"{what} {', '.join(twice)} is given more than once")

@@ -17,7 +17,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.multiprocessing import ProcessRaisedException
 
-from kdx_analysis.config import ObjectiveConfig, Phase2Config, StudyConfig, TrainingConfig
+from kdx_analysis.config import ObjectiveConfig, Phase2Config, StudyConfig, TrainingConfig, flatten
 from kdx_analysis.data import Dataset
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, Tree
@@ -31,7 +31,9 @@ from kdx_analysis.runs import Run, environment, run_id, write_run
 from kdx_analysis.runs.directory import WEIGHTS
 from kdx_analysis.training import Epoch, fabric_for, fit, reproducible, score
 from kdx_analysis.training.checkpoints import load_weights
-from kdx_analysis.training.progress import Progress, relayed
+from kdx_analysis.training.loggers import logged
+from kdx_analysis.training.loop import by_name
+from kdx_analysis.training.progress import PROGRESS, Progress, ProgressFile, relayed
 
 
 class Ingredients(Protocol):
@@ -69,6 +71,19 @@ class Step:
     config: Mapping[str, Any]
     path: Path
     explainer: Path | None = None
+
+    @property
+    def study(self) -> Path:
+        """The directory of the study."""
+        return self.path.parents[1]
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        """What tells the run from others of its study."""
+        return {
+            "role": self.role, "objective": self.objective.label if self.role != "teacher" else "",
+            "decomposition": self.objective.decomposition, "seed": self.seed,
+        }  # fmt: skip
 
     @property
     def done(self) -> bool:
@@ -191,6 +206,8 @@ def _train_on(
             records["metrics"], epoch = pd.DataFrame(rows).assign(epoch=0), 0
         else:
             callbacks: list[Callable[[Epoch, nn.Module], None]] = [lambda epoch, _: show(step.title, epoch)]
+            if fabric.is_global_zero:
+                callbacks.append(ProgressFile(step.study / PROGRESS / f"{step.path.name}.json", config.epochs))
             gated = study.config.explainer
             if step.explainer is not None:
                 model, grown_from = _tree(study, step.explainer)
@@ -207,11 +224,17 @@ def _train_on(
             if vam is not None:
                 probe = VAMProbe(data.to(fabric.device), study.config.probes)
                 callbacks.append(probe)
-            result = fit(
-                model, data, step.objective, config, seed=step.seed, fabric=fabric, teacher=teacher,
-                temperature=gated.temperature if step.role == "explainer" else None,
-                gate_warmup=gated.warmup_epochs, vam=vam, callbacks=callbacks,
-            )  # fmt: skip
+            names = study.config.loggers if fabric.is_global_zero else ()
+            params = {"study": study.config.name, **step.keys, **flatten(step.config)}
+            with logged(names, step.study, study.config.name, step.path.name, params) as log:
+                callbacks.append(lambda epoch, _: log(_points(epoch), epoch.epoch))
+                result = fit(
+                    model, data, step.objective, config, seed=step.seed, fabric=fabric, teacher=teacher,
+                    temperature=gated.temperature if step.role == "explainer" else None,
+                    gate_warmup=gated.warmup_epochs, vam=vam, callbacks=callbacks,
+                )  # fmt: skip
+                tested = result.history[result.history["split"] == "test"]
+                log(by_name(tested.to_dict("records")), result.epoch)
             if vam is not None:
                 fold(model)  # the run's weights are those of a plain student, which any reader can load
             records["metrics"], epoch = result.history, result.epoch
@@ -222,10 +245,7 @@ def _train_on(
     info = {
         "id": step.path.name,
         "study": study.config.name,
-        "role": step.role,
-        "objective": step.objective.label if step.role != "teacher" else "",
-        "decomposition": step.objective.decomposition,
-        "seed": step.seed,
+        **step.keys,
         "config": step.config,
         "selection": {"rule": config.selection, "split": "val", "epoch": epoch},
         "data": data.describe(),
@@ -235,6 +255,12 @@ def _train_on(
         "environment": environment(),
     }
     write_run(step.path, info, records, model)
+
+
+def _points(epoch: Epoch) -> dict[str, float]:
+    """What loggers are told of an epoch: its scores, and of gates their temperature and entropy."""
+    gates = {"gates/temperature": epoch.temperature, "gates/entropy": epoch.gate_entropy}
+    return {**epoch.scores, **{name: value for name, value in gates.items() if value is not None}}
 
 
 def _tree(study: Ingredients, run: Path) -> tuple[HME, dict[str, Any]]:

@@ -25,8 +25,8 @@ from kdx_analysis.probes import measures
 from kdx_analysis.probes.affinity import ETA, subtask_affinity
 from kdx_analysis.probes.faithfulness import Explanation, explain
 from kdx_analysis.probes.gradients import probing_cost
+from kdx_analysis.probes.plain import plain_tables
 from kdx_analysis.probes.recorder import SPLITS, ExplainerProbe
-from kdx_analysis.probes.records import conflict_of
 from kdx_analysis.runs import Run
 from kdx_analysis.runs.directory import WEIGHTS
 from kdx_analysis.study import STUDY_FILE, Study
@@ -124,18 +124,7 @@ def _probe_split(
         probe(Epoch(epoch, epoch, 0.0, 0.0, None, None), model)
         tables = {kind: table.drop(columns="epoch") for kind, table in probe.tables().items()}
     else:
-        margins = _margins(run)
-        record = conflict_of(
-            model, images, labels, classes=data.classes, margins=margins, null_draws=config.null_draws,
-            permutations=config.permutations, seed=config.seed, max_memory=config.max_memory,
-        )  # fmt: skip
-        with torch.no_grad():
-            claimed = margins(model(images))
-        tables = {
-            "conflict": record.pairs.drop(columns="probe").assign(term="hard"),
-            "conflict_summary": record.summary.drop(columns="probe").assign(term="hard"),
-            "output_conflict": measures.output_table(claimed, data.classes, config.null_draws, config.seed),
-        }
+        tables = plain_tables(model, _margins(run), images, labels, data.classes, config)
     tables["affinity"] = _affinity(run, model, images, labels, data, config)
     return tables
 

@@ -40,7 +40,8 @@ from kdx_analysis.runs import ROLES, Run, RunSet
 from kdx_analysis.runs.directory import INFO, WEIGHTS
 from kdx_analysis.training import fabric_for
 from kdx_analysis.training.checkpoints import fingerprint, load_weights
-from kdx_analysis.training.progress import Progress, no_progress
+from kdx_analysis.training.loggers import check_loggers
+from kdx_analysis.training.progress import Progress, no_progress, write_plan
 from kdx_analysis.training.teacher import check_teacher
 
 STUDY_FILE = "study.yaml"
@@ -63,6 +64,7 @@ class Study:
         name: of the study.
         data_dir: where data sets lie; by default $KDX_DATA, else ./data.
         vam, explainer, training, probes, teacher_training: sections of the configuration, as objects or mappings.
+        loggers: tensorboard, mlflow, wandb: what is told of every training.
         data_options: further keys of the data section, as ``{"per_class": 500}``.
 
     Raises KdxError, before any training, for whatever in them can't work.
@@ -83,6 +85,7 @@ class Study:
         training: TrainingConfig | Mapping[str, Any] | None = None,
         teacher_training: TrainingConfig | Mapping[str, Any] | None = None,
         probes: ProbeConfig | Mapping[str, Any] | None = None,
+        loggers: Sequence[str] = (),
         data_options: Mapping[str, Any] | None = None,
     ) -> None:
         data_name = data.name if isinstance(data, Dataset) else str(data)
@@ -108,6 +111,7 @@ class Study:
             "objectives": [_plain(objective) for objective in objectives],
             "training": _plain(training),
             "probes": _plain(probes),
+            "loggers": list(loggers),
             "seeds": list(range(seeds)) if isinstance(seeds, int) else list(seeds),
         }
         self.config = StudyConfig.parse({key: value for key, value in sections.items() if value is not None})
@@ -185,6 +189,7 @@ class Study:
 
     def check(self) -> None:
         """Raise KdxError for anything that can't work, before any training."""
+        check_loggers(self.config.loggers)
         shape, K = self.dataset.shape, self.dataset.num_classes
         with torch.random.fork_rng():
             for role in ("student", "explainer"):
@@ -253,6 +258,7 @@ class Study:
         steps = self.plan(out)
         teacher, *others = steps
         self._claim(out, teacher)
+        write_plan(out, [(step.path, step.title) for step in steps])
         with progress(sum(not step.done for step in steps)) as show:
             train_steps(self, [teacher], teacher.path, 1, show)
             train_steps(self, others, teacher.path, jobs, show)

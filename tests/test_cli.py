@@ -291,7 +291,10 @@ def test_validation_says_by_its_exit_code_whether_the_yardsticks_hold(kdx, tmp_p
 def test_help_names_the_commands(kdx):
     code, out, _ = kdx("--help")
     assert code == 0
-    assert all(command in out for command in ("demo", "run", "report", "convert", "explain-model", "validate", "list"))
+    assert all(
+        command in out
+        for command in ("demo", "run", "report", "import", "watch", "convert", "explain-model", "validate", "list")
+    )
 
 
 def test_what_vam_does_to_models(kdx, monkeypatch):
@@ -310,3 +313,40 @@ def test_what_vam_costs(kdx):
     code, _, err = kdx("bench", "vam", "--precision", "bf61")
     assert (code, err.count("\n")) == (2, 1)
     assert "did you mean 'bf16'" in err
+
+
+def test_results_from_elsewhere_become_runs(kdx, tmp_path):
+    (tmp_path / "results.csv").write_text("method,seed,top1,val_loss\nkd,0,75,1.5\nhard,0,50,2\n")
+    options = ("--kind", "csv", "--out", "runs", "--column", "objective=method", "--metric", "top1=test/accuracy%")
+    code, out, err = kdx("import", "results.csv", *options)
+    assert (code, err) == (0, "")
+    assert "test/accuracy, val/loss\n  unknown: decomposition, model, data set" in out
+    runs = kdx_analysis.RunSet.load(tmp_path / "runs")
+    assert runs.paired("accuracy", "kd", "hard", role="student").differences == (0.25,)
+    code, _, err = kdx("import", "results.csv", *options[:-1], "top1:accuracy")
+    assert (code, err) == (2, "kdx: --metric 'top1:accuracy' should be NAME=VALUE, once for each name\n")
+    code, _, err = kdx("import", "results.csv", "--kind", "state_dict", "--out", "runs")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "a state_dict needs --model and --data" in err
+
+
+def test_weights_from_elsewhere_become_a_run(kdx, finished, study_file, tmp_path):
+    weights = finished.runs.filter(role="student", objective="kd").runs[0].path / "model.safetensors"
+    stated = [part for key in ("objective=kd", "seed=0", "decomposition=binary") for part in ("--key", key)]
+    options = ("--kind", "state_dict", "--model", "digits_student", "--data", "toy", "--out", "runs", *stated)
+    code, out, err = kdx("import", weights, *options)
+    assert (code, err) == (0, "")
+    assert "val/accuracy, val/hard_loss, test/accuracy, test/hard_loss" in out
+    assert "unknown: images trained on" in out
+    (run,) = kdx_analysis.RunSet.load(tmp_path / "runs")
+    assert "conflict" in run.kinds
+
+
+def test_a_study_is_watched_once_where_there_is_no_terminal(kdx, finished, tmp_path):
+    for once in ((), ("--once",)):
+        code, out, err = kdx("watch", finished.out, *once)
+        assert (code, err) == (0, "")
+        assert out.startswith(f"{finished.out.name}: {len(finished.runs)} of {len(finished.runs)} runs done\n")
+        assert out.count("\n") == len(finished.runs) + 2
+    code, _, err = kdx("watch", tmp_path)
+    assert (code, err.count("\n")) == (2, 1)

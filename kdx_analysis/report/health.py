@@ -56,6 +56,8 @@ def health(runs: RunSet) -> list[Health]:
 def summary(trainings: Sequence[Health]) -> list[str]:
     """What to know of them, in sentences; the runs that call for a look are counted."""
     trained = [t for t in trainings if t.epochs]
+    if not trained:
+        return ["No loss of any training was recorded."]
     broken = [t.run for t in trained if not t.finite]
     falling = [t for t in trained if t.fall > STILL_FALLING]
     sentences = [

@@ -48,16 +48,16 @@ class Report:
     """The report on runs of one study: the answer, its tables and figures, and where they come from.
 
     Shows itself in a notebook; :meth:`save_html` writes it as a page with its figures and tables beside it.
-    Raises KdxError if there is no explainer among the runs.
+    Raises KdxError if there is none but a teacher among the runs.
     """
 
     runs: RunSet
 
     def __post_init__(self) -> None:
-        if not len(self.runs.filter(role="explainer")):
+        if all(run.role == "teacher" for run in self.runs):
             raise KdxError(
-                f"none of the {len(self.runs)} runs is an explainer, so there is no attention or conflict to report; "
-                "give the directory of a study"
+                f"the {len(self.runs)} runs are of teachers alone, so there is nothing to report; give the directory "
+                "of a study, or of imported runs"
             )
 
     @cached_property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from kdx_analysis.report.tables import model_name
@@ -19,11 +19,12 @@ def provenance(runs: RunSet) -> list[tuple[str, list[str]]]:
     explainers, trees = runs.filter(role="explainer"), runs.filter(role="tree")
     facts: list[tuple[str, RunSet, Read]] = [
         ("study", runs, lambda run: run.info["study"]),
+        ("runs made elsewhere", runs, _source),
         ("data set", runs, lambda run: run.info["data"]["name"]),
         ("source of the data", runs, lambda run: run.info["data"].get("source")),
         ("images", runs, _sizes),
-        ("shape C×H×W", runs, lambda run: "×".join(map(str, run.info["data"]["shape"]))),
-        ("subtasks", runs, lambda run: len(run.classes)),
+        ("shape C×H×W", runs, lambda run: "×".join(map(str, run.info["data"]["shape"])) or None),
+        ("subtasks", runs, lambda run: len(run.classes) or "unknown"),
         ("fingerprint of data and split", runs, lambda run: run.info["data"]["fingerprint"]),
         ("teacher", teacher, model_name),
         ("student", others, model_name),
@@ -61,9 +62,13 @@ def differing(runs: RunSet) -> list[tuple[str, str, list[str]]]:
 def selection(runs: RunSet) -> str:
     """By which rule epochs were chosen, in a sentence."""
     rules = {run.info["selection"]["rule"] for run in runs if run.role != "teacher"}
-    rule = {"last": "the last epoch", "best": "the epoch that is best on validation"}
+    rule = {
+        "last": "the last epoch",
+        "best": "the epoch that is best on validation",
+        "unknown": "an epoch chosen elsewhere, by a rule that is not known",
+    }
     chosen = " or ".join(rule[name] for name in sorted(rules))
-    return f"Accuracy and gates are those of {chosen}; test data never used to select."
+    return f"Accuracy and gates are those of {chosen}{_unselected(runs)}."
 
 
 def _distinct(runs: RunSet, read: Read) -> list[str]:
@@ -80,8 +85,15 @@ def _training(run: Run) -> Mapping[str, Any]:
     return training
 
 
-def _sizes(run: Run) -> str:
-    return ", ".join(f"{split} {size}" for split, size in run.info["data"]["sizes"].items())
+def _source(run: Run) -> str | None:
+    """What a run that was imported rests on, and what is not known of it."""
+    if (source := run.info.get("source")) is None:
+        return None
+    return f"{source['kind']} {source['name']} (unknown: {', '.join(source['unknown'])})"
+
+
+def _sizes(run: Run) -> str | None:
+    return ", ".join(f"{split} {size}" for split, size in run.info["data"]["sizes"].items()) or None
 
 
 def _experts(run: Run) -> str | None:
@@ -100,20 +112,29 @@ def _gates(run: Run) -> str | None:
     return "; ".join(facts)
 
 
-def _phase2(run: Run) -> str:
-    section = run.info["config"]["phase2"]
+def _phase2(run: Run) -> str | None:
+    if (section := run.info["config"].get("phase2")) is None:
+        return None
     return f"gates hardened by {section['by']}, weights {section['weights']}, {section['training']['epochs']} epochs"
 
 
-def _pruned(run: Run) -> str:
+def _pruned(run: Run) -> str | None:
+    if run.info["grown_from"] is None:
+        return None
     before, after = (", ".join(map(str, of["experts"])) for of in (run.info["grown_from"], run.info))
     return f"{before} → {after}"
 
 
 def _selection(run: Run) -> str:
     selection = run.info["selection"]
-    rule = "the last epoch" if selection["rule"] == "last" else f"the best epoch on {selection['split']}"
-    return f"{rule}; test data never used to select"
+    rules = {"last": "the last epoch", "unknown": "by a rule that is not known"}
+    rule = rules.get(selection["rule"], f"the best epoch on {selection['split']}")
+    return f"{rule}{_unselected([run])}"
+
+
+def _unselected(runs: Iterable[Run]) -> str:
+    """What is sure of runs made here alone."""
+    return "" if any(run.info.get("source") for run in runs) else "; test data never used to select"
 
 
 def _probe_sets(run: Run) -> str | None:
@@ -126,8 +147,9 @@ def _draws(run: Run) -> str | None:
     return f"{probes['null_draws']}; {probes['permutations']}" if probes else None
 
 
-def _versions(run: Run) -> str:
-    return ", ".join(f"{name} {version}" for name, version in run.info["environment"].get("versions", {}).items())
+def _versions(run: Run) -> str | None:
+    versions = run.info["environment"].get("versions", {})
+    return ", ".join(f"{name} {version}" for name, version in versions.items()) or None
 
 
 def _hardware(run: Run) -> str | None:

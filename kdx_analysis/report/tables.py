@@ -42,7 +42,14 @@ def _ladder(configs: Mapping[str, Mapping[str, Any]], top: Mapping[str, Any]) ->
 
 
 def answers(runs: RunSet) -> list[Answer]:
-    """One answer per KD objective, over all headline metrics."""
+    """One answer per KD objective, over all headline metrics; without any explainer, that there is none."""
+    if not len(runs.filter(role="explainer")):
+        opening = (
+            f"No attribution is possible: none of the {len(runs)} runs is an explainer, so nothing here tells the "
+            "teacher's knowledge of the classes from the loss's temperature and softness. Accuracy, and what else was "
+            "recorded, stand below."
+        )
+        return [Answer(opening, (), (), (), 0.95)]
     tables = {metric.name: runs.values(metric.name) for metric in METRICS}
     found = []
     for labels in ladders(runs):
@@ -97,7 +104,8 @@ def teacher_accuracy(runs: RunSet) -> list[tuple[str, float]]:
     found = []
     for run in runs.filter(role="teacher"):
         table = run.record("metrics")
-        right = table[(table["split"] == "test") & (table["metric"] == "accuracy")]
+        at_end = table[table["epoch"] == run.info["selection"]["epoch"]]
+        right = at_end[(at_end["split"] == "test") & (at_end["metric"] == "accuracy")]
         found += [(model_name(run), float(value)) for value in right["value"].tail(1)]
     return found
 
@@ -107,9 +115,11 @@ def model_name(run: Run) -> str:
     return str(run.info["config"]["model"])
 
 
-def tested_images(runs: RunSet) -> list[int]:
+def tested_images(runs: RunSet) -> list[str]:
     """The distinct numbers of test images that accuracies rest on."""
-    return sorted({int(run.info["data"]["sizes"]["test"]) for run in runs})
+    sizes = [run.info["data"]["sizes"].get("test") for run in runs]
+    known = sorted({int(size) for size in sizes if size is not None})
+    return [*map(str, known), *(["an unknown number of"] if None in sizes else [])]
 
 
 @dataclass(frozen=True)
@@ -132,8 +142,13 @@ class HeadlineTable:
 
 
 def headline_tables(runs: RunSet) -> list[HeadlineTable]:
-    """Every headline metric that has splits or nulls to show, in the order of METRICS."""
-    frame = runs.filter(role="explainer").to_frame()
+    """Every headline metric that has splits or nulls to show, in the order of METRICS.
+
+    Of the explainers, or of all but teachers where there is none, as among models trained elsewhere.
+    """
+    explainers = runs.filter(role="explainer")
+    others = RunSet.of(run for run in runs if run.role != "teacher")
+    frame = (explainers if len(explainers) else others).to_frame()
     frame = frame[~frame["metric"].isin(["accuracy", "agreement"])].dropna(subset="value")
     found = []
     for name in METRIC:

@@ -100,13 +100,16 @@ def headlines(run: Run) -> pd.DataFrame:
     specialisation, of probe images for the rest. Conflict figures are of the plain hard loss, the same for every
     objective, and means over the probed epochs; epochs where a figure is undefined are left out.
     """
-    rows = [*_test(run), *_gates(run), *_conflict(run)] if run.role == "explainer" else list(_test(run))
+    rows = list(_test(run))
+    rows += _gates(run) if "gate_summary" in run.kinds else ()
+    rows += _conflict(run) if "conflict_summary" in run.kinds else ()
     return pd.DataFrame(rows, columns=["metric", "attention", "split", "value", "null", "n"])
 
 
 def _test(run: Run) -> Iterator[dict[str, Any]]:
     metrics = run.record("metrics")
-    for row in metrics[(metrics["split"] == "test") & metrics["metric"].isin(METRIC)].itertuples():
+    at_end = metrics[metrics["epoch"] == run.info["selection"]["epoch"]]  # elsewhere made runs are tested all along
+    for row in at_end[(at_end["split"] == "test") & at_end["metric"].isin(METRIC)].itertuples():
         yield {"metric": row.metric, "attention": "", "split": "test", "value": row.value, "n": row.n}
 
 

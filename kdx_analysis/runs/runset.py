@@ -108,11 +108,11 @@ class RunSet:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The classes, which all runs share. Raises KdxError where they don't."""
-        distinct = {run.classes for run in self.runs}
-        if len(distinct) != 1:
+        """The classes, which all runs share that know theirs. Raises KdxError where they don't."""
+        distinct = {run.classes for run in self.runs if run.classes}
+        if len(distinct) > 1:
             raise KdxError(f"the runs are about {len(distinct)} different sets of classes; filter by study")
-        return distinct.pop()
+        return distinct.pop() if distinct else ()
 
     def frame(self, kind: str) -> pd.DataFrame:
         """The records of one kind of all runs that hold them, under each run's keys."""

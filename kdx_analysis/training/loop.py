@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
@@ -34,7 +34,7 @@ class Epoch:
 
     ``temperature`` is τ, None for models without gates that move; ``gate_entropy`` the mean over all gates of
     H/ln N (of VAM: H/ln M), None where gates are no parameters; ``loss`` is the objective's mean over the epoch,
-    without VAM's penalty.
+    without VAM's penalty. ``scores`` are the epoch's rows of the history by ``split/metric``.
     """
 
     epoch: int
@@ -43,6 +43,7 @@ class Epoch:
     val_accuracy: float
     temperature: float | None
     gate_entropy: float | None
+    scores: Mapping[str, float] = field(default_factory=dict)
 
 
 Callback = Callable[[Epoch, nn.Module], None]
@@ -158,13 +159,13 @@ def fit(
             attention.set_temperature(model, tau)
         loss = run.train_epoch(epoch, wrapped_optimizer, scheduler, gates if epoch <= gate_warmup else (), gamma)
         scores = run.score(data.val)
-        rows.append({"epoch": epoch, "split": "train", "metric": "loss", "value": loss, "n": run.samples})
+        scores = [{"split": "train", "metric": "loss", "value": loss, "n": run.samples}, *scores]
         rows += [{"epoch": epoch, **row} for row in scores]
         accuracy = next(row["value"] for row in scores if row["metric"] == "accuracy")
         if config.selection == "best" and (best is None or accuracy > best[0]):
             best = (accuracy, epoch, copy.deepcopy(model.state_dict()))
         entropy = _gate_entropy(model)
-        state = Epoch(epoch, config.epochs, loss, accuracy, tau, entropy)
+        state = Epoch(epoch, config.epochs, loss, accuracy, tau, entropy, by_name(scores))
         if fabric.is_global_zero:
             for callback in callbacks:
                 callback(state, model)
@@ -175,6 +176,11 @@ def fit(
         model.load_state_dict(best[2])
     rows += [{"epoch": selected, **row} for row in run.score(data.test)]
     return Fit(pd.DataFrame(rows), selected)
+
+
+def by_name(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Rows of a history by ``split/metric``."""
+    return {f"{row['split']}/{row['metric']}": row["value"] for row in rows}
 
 
 @torch.no_grad()

@@ -1,17 +1,26 @@
-"""What a training shows while it runs: nothing, or Rich progress bars in a terminal."""
+"""What a training shows while it runs: nothing, or Rich progress bars in a terminal; and what it leaves on disk."""
 
 from __future__ import annotations
 
+import math
 import multiprocessing
+import os
+import platform
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import psutil
+
+from kdx_analysis.io import write_json
 from kdx_analysis.training.loop import Epoch
 
 Progress = Callable[[str, Epoch], None]
+PROGRESS, PLAN = "progress", "plan.json"
 
 
 @contextmanager
@@ -58,6 +67,39 @@ def describe(epoch: Epoch) -> str:
     if epoch.gate_entropy is not None:
         parts.append(f"H {epoch.gate_entropy:.2f}")
     return "  ".join(parts)
+
+
+def write_plan(out: Path, runs: Iterable[tuple[Path, str]]) -> None:
+    """Leave in the study's directory which runs (directory, title) it is going to have, in their order."""
+    plan = [{"run": path.relative_to(out).as_posix(), "title": title} for path, title in runs]
+    write_json(out / PROGRESS / PLAN, plan)
+
+
+class ProgressFile:
+    """A callback that keeps one small file: which training it is, in which process, and the epoch it has reached.
+
+    The file is whole at every moment and only for looking at: where it can't be written the training goes on.
+    """
+
+    def __init__(self, path: Path, epochs: int) -> None:
+        self.path = path
+        own = psutil.Process(os.getpid())
+        process = {"host": platform.node(), "pid": own.pid, "created": own.create_time()}
+        self.state: dict[str, Any] = {"epochs": epochs, "epoch": 0, "started": time.time(), "process": process}
+        self._write()
+
+    def __call__(self, epoch: Epoch, model: object) -> None:
+        entropy = epoch.gate_entropy
+        self.state |= {
+            "epoch": epoch.epoch, "loss": epoch.loss, "val_accuracy": epoch.val_accuracy,
+            "temperature": epoch.temperature,
+            "gate_entropy": None if entropy is None or math.isnan(entropy) else entropy,
+        }  # fmt: skip
+        self._write()
+
+    def _write(self) -> None:
+        with suppress(OSError):
+            write_json(self.path, {**self.state, "updated": time.time()})
 
 
 @contextmanager

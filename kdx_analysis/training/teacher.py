@@ -17,12 +17,12 @@ _MARGIN = 0.1
 _SAMPLES = 2000
 
 
-def check_teacher(teacher: nn.Module, data: Dataset) -> float:
+def check_teacher(teacher: nn.Module, data: Dataset, who: str = "the teacher") -> float:
     """Accuracy of ``teacher`` on (the first 2,000 images of) validation, after two checks on them.
 
-    Raises KdxError if its answers fit the labels better by more than 10 points under another order of the
-    classes (found by linear assignment on the confusion matrix of one half, tried on the other), or under another
-    normalisation of the images (none, ImageNet's, [−1, 1]).
+    Raises KdxError, which names the model as ``who``, if its answers fit the labels better by more than 10 points
+    under another order of the classes (found by linear assignment on the confusion matrix of one half, tried on the
+    other), or under another normalisation of the images (none, ImageNet's, [−1, 1]).
     """
     split = data.val.subset(torch.randperm(len(data.val), generator=torch.Generator().manual_seed(0))[:_SAMPLES])
     labels = split.labels.cpu()
@@ -43,14 +43,14 @@ def check_teacher(teacher: nn.Module, data: Dataset) -> float:
     name, other = max(normalised.items(), key=lambda item: item[1])
     if other > accuracy + _MARGIN and other >= reordered:
         raise KdxError(
-            f"the teacher expects images normalised otherwise: {accuracy:.0%} of validation is right with the "
+            f"{who} expects images normalised otherwise: {accuracy:.0%} of validation is right with the "
             f"data's mean {data.mean} and std {data.std}, {other:.0%} with {name}; give the data that mean and "
             "std, or wrap the teacher so that it undoes the data's"
         )
     if reordered > _accuracy(choice[half:], labels[half:]) + _MARGIN:
         wrong = [f"{data.classes[j]!r} as {data.classes[i]!r}" for i, j in zip(rows, columns, strict=True) if i != j]
         raise KdxError(
-            f"the teacher's classes stand in another order than the data's: {accuracy:.0%} of validation is right, "
+            f"the classes of {who} stand in another order than the data's: {accuracy:.0%} of validation is right, "
             f"{reordered:.0%} when reading {', '.join(wrong[:3])}; reorder its outputs to {list(data.classes[:3])}, ..."
         )
     return accuracy

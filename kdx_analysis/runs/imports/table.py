@@ -1,0 +1,136 @@
+"""A CSV: tidy (a row an observation), or a row a run, or a row a run and epoch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from kdx_analysis.errors import KdxError
+from kdx_analysis.registry import unknown
+from kdx_analysis.runs.imports.found import KEYS, Found, Names
+
+_METRIC_WORDS = {"acc", "accuracy", "agreement", "loss", "error", "err", "top1", "top5", "nll", "ece", "f1", "auc"}
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """A CSV as a frame; raises KdxError if it can't be read or holds no row."""
+    try:
+        table = pd.read_csv(path)
+    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise KdxError(f"cannot read {str(path)!r} as a CSV: {' '.join(str(error).split())}") from None
+    if table.empty:
+        raise KdxError(f"{str(path)!r} has no rows")
+    return table
+
+
+def read_table(path: Path, names: Names) -> list[Found]:
+    """The runs of a CSV.
+
+    It is tidy if it has the columns metric and value (and split, unless the metrics' names say it). Otherwise every
+    metric is a column, and a row is a run, or an epoch of one where there is a column ``epoch`` (or ``step``). Rows
+    belong to one run if they agree in the run keys and in ``run``, where there are such columns. Columns that are
+    neither key nor metric are settings where they are constant within a run.
+    """
+    table = read_csv(path)
+    for name in (*names.columns.values(), *names.metrics):
+        if name not in table and not (name in names.metrics and names.column("metric") in table):
+            raise unknown(f"column of {path.name}", name, map(str, table.columns))
+    tidy = {names.column("metric"), names.column("value")} <= set(table.columns)
+    special = {names.column(key) for key in (*KEYS, "run")}
+    by_step = next((column for column in (names.column("epoch"), "step") if column in table), None)
+    counting = {by_step, names.column("epoch"), "step", names.column("n")}
+    if tidy:
+        counting |= {names.column(key) for key in ("split", "metric", "value")}
+    rest = [str(c) for c in table.columns if c not in special | counting]
+    metrics = [c for c in rest if c in names.metrics or (names.metric(c) is not None and _measures(table, c))]
+    if tidy and metrics:
+        raise KdxError(
+            f"{path.name} has columns metric and value, and {metrics[0]!r} too, which looks like a metric of its own: "
+            "remove one form"
+        )
+    _refuse_without_split(path, table, [] if tidy else [c for c in rest if c not in metrics])
+    long = _tidy(table, names) if tidy else _melted(path, table, metrics)
+    long["step"] = table[by_step] if by_step else float("nan")
+    long["n"] = table[names.column("n")] if names.column("n") in table else float("nan")
+    for column in ("value", "step", "n"):
+        long[column] = _numbers(path, long[column], column)
+    settings = [c for c in rest if c not in metrics]
+    by = [c for c in table.columns if c in special]
+    found = []
+    for name, rows in _groups(table, by):
+        constant = [c for c in settings if rows[c].nunique(dropna=False) == 1]
+        said = {c: _plain(rows[c].iloc[0]) for c in (*by, *constant)}
+        found.append(
+            Found(
+                name, {c: value for c, value in said.items() if value is not None},
+                long[long.index.isin(rows.index)].dropna(subset="value").reset_index(drop=True),
+                epochs=by_step is not None and by_step == names.column("epoch"),
+                left_out=tuple(c for c in settings if c not in constant),
+            )
+        )  # fmt: skip
+    return found
+
+
+def _refuse_without_split(path: Path, table: pd.DataFrame, columns: list[str]) -> None:
+    """A column that measures something, on a split that can't be told, is not to become a setting unnoticed."""
+    for column in columns:
+        if _measures(table, column):
+            raise KdxError(
+                f"column {column!r} of {path.name} looks like a metric, but its split can't be told: map it, as "
+                f"{column}=test/accuracy, or rename it"
+            )
+
+
+def _measures(table: pd.DataFrame, column: str) -> bool:
+    """Whether a column is of numbers and named for a metric; one as ``val_fraction`` is a setting."""
+    words = set(re.split(r"[^a-z0-9]+", column.lower()))
+    return bool(words & _METRIC_WORDS) and not _is_text(table[column])
+
+
+def _tidy(table: pd.DataFrame, names: Names) -> pd.DataFrame:
+    metric = table[names.column("metric")].astype(str)
+    if (split := names.column("split")) in table:
+        metric = table[split].astype(str) + "/" + metric
+    return pd.DataFrame({"name": metric, "value": table[names.column("value")]})
+
+
+def _melted(path: Path, table: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
+    """One row a row and metric, with the index of the row that it comes from."""
+    if not metrics:
+        raise KdxError(
+            f"no column of {path.name} is a metric of a split ({', '.join(map(str, table.columns[:8]))}); map one, as "
+            "COLUMN=test/accuracy"
+        )
+    return table[metrics].melt(var_name="name", ignore_index=False)
+
+
+def _groups(table: pd.DataFrame, by: list[Any]) -> list[tuple[str, pd.DataFrame]]:
+    """Rows by run, with the line of each run's first row (the header is line 1)."""
+    groups: list[tuple[Hashable, pd.DataFrame]] = (
+        list(table.groupby(by, dropna=False, sort=False)) if by else [((), table)]
+    )
+    return [(f"line {int(rows.index[0]) + 2}", rows) for _, rows in groups]
+
+
+def _is_text(column: pd.Series) -> bool:
+    return bool(pd.to_numeric(column.dropna(), errors="coerce").isna().any())
+
+
+def _numbers(path: Path, column: pd.Series, name: str) -> pd.Series:
+    numbers = pd.to_numeric(column, errors="coerce")
+    wrong = column[numbers.isna() & column.notna()]
+    if len(wrong):
+        line = int(wrong.index[0]) + 2
+        raise KdxError(f"{wrong.iloc[0]!r} in line {line} of {path.name} is no number, which a {name} has to be")
+    return numbers.astype(float)
+
+
+def _plain(value: Any) -> Any:
+    """A cell as a plain Python value; None for an empty one."""
+    if pd.isna(value):
+        return None
+    return value.item() if hasattr(value, "item") else value

@@ -15,6 +15,8 @@ channels, height and width. So do arguments of these names:
 - ``data``: a :class:`Dataset`; ``data_dir``: where named data sets lie, by default $KDX_DATA, else ./data.
 - ``runs``: a :class:`RunSet`; ``run``: a :class:`Run`; ``record``: the result of a probe; ``config``: a section of
   :mod:`kdx_analysis.config`, or the study's own.
+- ``image_shape``: (C, H, W); ``groups``: paths of a model's modules by stage, as of
+  :func:`kdx_analysis.probes.module_groups`; ``residuals``: r_bk = ∂L_bk/∂m_bk of one or R losses, B×K or R×B×K.
 - ``generator``: draws what is random; ``seed``: what one is seeded with. Nothing global is.
 - ``path``, ``folder``: a file or directory; ``ax``: Axes to draw into, by default those of a new figure.
 

@@ -28,8 +28,9 @@ from kdx_analysis.probes import agreement
 ROOT = Path(kdx.__file__).parents[1]
 README = ROOT / "README.md"
 HOUSE_WORDS = (
-    "ax", "classes", "config", "data", "data_dir", "folder", "generator", "images", "labels", "margins", "model",
-    "num_classes", "path", "record", "run", "runs", "seed", "subtask", "teacher_logits",
+    "ax", "classes", "config", "data", "data_dir", "folder", "generator", "groups", "image_shape", "images", "labels",
+    "margins", "model", "num_classes", "path", "record", "residuals", "run", "runs", "seed", "subtask",
+    "teacher_logits",
 )  # fmt: skip
 
 

@@ -44,12 +44,15 @@ class Table:
     caption: str
 
     def to_frame(self) -> pd.DataFrame:
+        """The cells, one row each."""
         return self.cells.copy()
 
     def to_csv(self) -> str:
+        """The cells, one row each, as CSV."""
         return self.cells.to_csv(index=False)
 
     def to_markdown(self) -> str:
+        """The table and, below it, its caption."""
         return self._grid.to_markdown()
 
     def to_latex(self, label: str = "tab:runs") -> str:

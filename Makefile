@@ -18,8 +18,8 @@ demo: install
 docs: install
 	$(BIN)/python docs/reference.py out/docs
 
-gallery: demo
-	$(BIN)/python docs/gallery.py out/digits
+gallery: install
+	$(BIN)/python docs/gallery.py out/ladder
 
 test: install
 	$(BIN)/ruff check .

@@ -11,9 +11,9 @@ from traitlets.config import Config
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 SHORT = {
-    "compare_runs": "EPOCHS, SEEDS, JOBS, OUT = 2, 2, 1, 'out/ladder'",
+    "compare_runs": "EPOCHS, SEEDS, JOBS, OUT = 2, 1, 1, 'out/ladder'",
     "conflict": "EPOCHS, DRAWS = 2, 19",
-    "knowledge": "EPOCHS, SEEDS, JOBS, OUT = 2, 2, 1, 'out/ladder'",
+    "knowledge": "EPOCHS, SEEDS, JOBS, OUT = 2, 1, 1, 'out/ladder'",
     "own_model": "EPOCHS = 2",
     "quickstart": "EPOCHS, SEEDS, JOBS = 2, 1, 1",
     "vam": "EPOCHS = 1",

@@ -1,13 +1,12 @@
 """The pictures of the tour and of the API reference: ``make gallery``, or ``python docs/gallery.py FOLDER``.
 
-They are drawn from the study of the notebooks, the whole ladder on digits, which is trained in FOLDER first.
+They are drawn from two studies on digits, the whole ladder as in the notebooks and VAM's arms, trained in FOLDER first.
 """
 
 from __future__ import annotations
 
 import io
 import sys
-import tempfile
 from pathlib import Path
 
 import matplotlib.figure
@@ -26,16 +25,22 @@ LADDER = (
     "objectives=[hard, hard_T, kd_flat, kd_shuffled, kd]", "seeds=[0, 1, 2]", "training.epochs=10",
     "teacher.training.epochs=10", "probes.null_draws=19",
 )  # fmt: skip
+VAM = (
+    "objectives=[{name: hard, decomposition: multiclass}, {name: kd, decomposition: multiclass}]",
+    "training.epochs=10", "teacher.training.epochs=10",
+)  # fmt: skip
 
 
-def of_runs(runs: kdx.RunSet) -> dict[str, matplotlib.figure.Figure]:
-    """Every registered figure that the runs hold."""
-    drawn = {}
+def of_runs(*studies: kdx.RunSet) -> dict[str, matplotlib.figure.Figure]:
+    """Every registered figure, of the first study that holds what it shows."""
+    drawn: dict[str, matplotlib.figure.Figure] = {}
     for figure in FIGURES.values():
-        try:
-            drawn[figure.name] = figure(runs)[0]
-        except KdxError as error:
-            print(f"{figure.name}: {error}")
+        for runs in studies:
+            try:
+                drawn[figure.name] = figure(runs)[0]
+                break
+            except KdxError as error:
+                print(f"{figure.name}: {error}")
     return drawn
 
 
@@ -65,19 +70,6 @@ def of_one_explainer(runs: kdx.RunSet) -> dict[str, matplotlib.figure.Figure]:
     return {name: result.plot()[0] for name, result in results.items()}
 
 
-def of_vam(runs: kdx.RunSet) -> dict[str, matplotlib.figure.Figure]:
-    """VAM's figures, of a student that is trained for them."""
-    (teacher,) = runs.filter(role="teacher")
-    study, _ = study_of(teacher)
-    with tempfile.TemporaryDirectory() as out:
-        with_vam = kdx.Study(
-            data=study.dataset, teacher=teacher.path, student="digits_student", objectives=["kd"], seeds=1,
-            vam={"blocks": 8, "gamma": 0.1}, training={"epochs": 6, "batch_size": 64, "lr": 5e-3},
-            probes={"null_draws": 19},
-        ).run(out)  # fmt: skip
-        return {figure.name: figure(with_vam)[0] for figure in (plots.vam.attention, plots.vam.entropy)}
-
-
 def write(figure: matplotlib.figure.Figure, path: Path) -> None:
     """A small PNG."""
     with plots.style(), io.BytesIO() as buffer:
@@ -87,7 +79,9 @@ def write(figure: matplotlib.figure.Figure, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    found = kdx.Study.load("digits", LADDER).run(sys.argv[1], jobs=2)
-    for name, figure in (of_runs(found) | of_one_explainer(found) | of_vam(found)).items():
+    out = Path(sys.argv[1])
+    ladder = kdx.Study.load("digits", LADDER).run(out / "ladder", jobs=2)
+    vam = kdx.Study.load("vam_digits", VAM).run(out / "vam", jobs=2)
+    for name, figure in (of_runs(ladder, vam) | of_one_explainer(ladder)).items():
         write(figure, FOLDER / f"{name}.png")
     print(f"{sum(path.stat().st_size for path in FOLDER.glob('*.png')) / 1e6:.2f} MB in {FOLDER}")

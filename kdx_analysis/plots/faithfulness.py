@@ -71,6 +71,7 @@ def ablation(record: Faithfulness, ax: Axes | None = None) -> tuple[matplotlib.f
     """Margin lost to an expert's ablation against its pathway mass of A, a dot a subtask and expert.
 
     A panel for each level with a choice; in ``ax`` the last of them. Filled: the subtask's strongest expert by A.
+    Raises KdxError where no level has one.
     """
     levels = [of for of in record.levels if of.drop.shape[1] > 1]
     if not levels:

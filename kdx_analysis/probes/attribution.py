@@ -62,6 +62,7 @@ class Attribution(Record):
 
     @property
     def title(self) -> str:
+        """The method, and the expert that it is taken through."""
         through = "" if self.expert is None else f" through expert {self.expert[1]} of level {self.expert[0]}"
         return f"{self.method}{through}"
 
@@ -240,7 +241,7 @@ def working_copy(model: nn.Module) -> nn.Module:
 
 
 def prepare(model: nn.Module, images: Tensor, subtask: int | Tensor) -> tuple[nn.Module, Tensor, Tensor]:
-    """A working copy, images on its device and in its precision, and k of every image; refuses what can't be."""
+    """A working copy, images on its device and in its precision, and k of every image; KdxError where they can't be."""
     working, images = working_copy(model), checked(model, images)
     like = next(working.parameters())
     images = images.to(like)
@@ -256,7 +257,7 @@ def prepare(model: nn.Module, images: Tensor, subtask: int | Tensor) -> tuple[nn
 
 
 def checked(model: nn.Module, images: Tensor) -> Tensor:
-    """``images`` if they are a batch of finite ones, and ``model`` has parameters to lie somewhere."""
+    """``images`` if they are a batch of finite ones, and ``model`` has parameters to lie somewhere; else KdxError."""
     if images.ndim != 4 or not len(images) or not images.is_floating_point():
         raise KdxError(f"images of shape {tuple(images.shape)} and {images.dtype} should be normalised, B×C×H×W, B ≥ 1")
     if not images.isfinite().all():

@@ -168,6 +168,7 @@ class ExplainerProbe:
                 self._affinity(epoch.epoch, model, split)
 
     def tables(self) -> dict[str, pd.DataFrame]:
+        """Kind → table of all probed epochs so far."""
         return {kind: pd.concat(frames, ignore_index=True) for kind, frames in self._frames.items()}
 
     def _add(self, kind: str, epoch: int, columns: dict[str, Any]) -> None:

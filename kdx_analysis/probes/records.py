@@ -55,6 +55,7 @@ class ConflictRecord(TableRecord):
 
     @property
     def probes(self) -> int:
+        """How many probes are merged in it."""
         return int(self.pairs["probe"].nunique())
 
     def to_frame(self) -> pd.DataFrame:

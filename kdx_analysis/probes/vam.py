@@ -104,6 +104,7 @@ class VAMProbe:
         self._frames.append(block_gates(model, self.images.to(device)).assign(epoch=epoch.epoch))
 
     def tables(self) -> dict[str, pd.DataFrame]:
+        """Kind → table of all epochs: vam_gates and vam_entropy."""
         entropies = [row_entropies(frame).assign(epoch=frame["epoch"].iloc[0]) for frame in self._frames]
         frames = {"vam_gates": self._frames, "vam_entropy": entropies}
         return {kind: pd.concat(found, ignore_index=True) for kind, found in frames.items()}

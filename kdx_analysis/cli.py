@@ -367,6 +367,7 @@ def _run(name: str, changes: list[str], out: Path | None, jobs: int, data_dir: P
 
     study = Study.load(name, changes, data_dir)
     out = out or Path("out") / study.config.name
+    study.check()
     _announce(study, out, jobs)
     runs = study.run(out, jobs=jobs, progress=rich_progress)
     from kdx_analysis.report import Report

@@ -209,6 +209,25 @@ def test_a_report_on_finished_runs(kdx, finished, tmp_path):
     assert "<html" in page.read_text(encoding="utf-8")
 
 
+def test_runs_are_compared(kdx, finished, tmp_path):
+    code, out, err = kdx("compare", finished.out, "--metric", "accuracy", "--metric", "contention")
+    assert (code, err) == (0, "")
+    assert "minus hard" in out
+    assert "No p-value over seeds is given below n = 6." in " ".join(out.split())
+    options = ("--role", "student", "--against", "kd", "--metric", "accuracy", "--format", "latex", "--out", "a/t.tex")
+    assert kdx("compare", finished.out, *options) == (0, "a/t.tex\n", "")
+    assert "hard − kd".replace("−", "$-$") in (tmp_path / "a" / "t.tex").read_text(encoding="utf-8")
+    for bad, message in (
+        (("--format", "latx"), "unknown format 'latx'; did you mean 'latex'"),
+        (("--metric", "acuracy"), "unknown headline figure 'acuracy'; did you mean 'accuracy'"),
+        (("--by", "training.epoch"), "unknown key of runs 'training.epoch'; did you mean 'training.epochs'"),
+        (("--against", "kdd"), "unknown objective among the runs 'kdd'; did you mean 'kd'"),
+    ):
+        code, out, err = kdx("compare", finished.out, *bad)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert message in err
+
+
 def test_a_report_on_nothing(kdx, tmp_path):
     code, _, err = kdx("report", tmp_path)
     assert (code, err.count("\n")) == (2, 1)

@@ -99,8 +99,9 @@ def shortened(name: object, letters: int = LONGEST) -> str:
 
 def letter_width(names: Iterable[object]) -> float:
     """Inches of a letter of these names in 7 pt, on the average; ordinary words' at least."""
-    text = " ".join(map(str, names))
-    wide, _, _ = text_to_path.get_text_width_height_descent(text, FontProperties("DejaVu Sans", size=7), ismath=False)
+    text = " ".join(" ".join(str(name).split()) for name in names)
+    font = FontProperties(family="DejaVu Sans", size=7)
+    wide, _, _ = text_to_path.get_text_width_height_descent(text, font, ismath=False)
     return max(LETTER, wide / 72 / max(1, len(text)))
 
 

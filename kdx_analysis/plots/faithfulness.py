@@ -12,7 +12,8 @@ from torch import Tensor
 from kdx_analysis.errors import KdxError
 from kdx_analysis.plots.style import GREY, INK, LIGHT, counted, drawing, panels, plain, styled
 from kdx_analysis.probes.attribution import Attribution, Conductance
-from kdx_analysis.probes.faithfulness import Explanation, Faithfulness, LevelAblation
+from kdx_analysis.probes.explanation import Explanation
+from kdx_analysis.probes.faithfulness import Faithfulness, LevelAblation
 from kdx_analysis.probes.sanity import Randomisation
 
 Extent = tuple[float, float, float, float]

@@ -149,7 +149,8 @@ def _conflict_differences_data(runs: RunSet) -> pd.DataFrame:
     by_objective = dict(list(keyed.groupby("objective")))
     tables = []
     for other, includes in others.items():
-        both = by_objective[kd].join(by_objective[other], how="inner", lsuffix="_kd", rsuffix="_other").reset_index()
+        sides = by_objective[kd].add_suffix("_kd"), by_objective[other].add_suffix("_other")
+        both = sides[0].join(sides[1], how="inner").reset_index()
         both["difference"] = both["cosine_kd"] - both["cosine_other"]
         both["null"] = both["null_mean_kd"] - both["null_mean_other"]
         means = both.groupby(pair, sort=False).agg(

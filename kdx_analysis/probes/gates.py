@@ -19,6 +19,7 @@ from kdx_analysis.errors import KdxError
 from kdx_analysis.models import gates
 
 DEAD_BELOW = 0.01
+NULL = ("null_mean", "null_low", "null_high", "null_undefined")
 
 Summary = dict[tuple[str, int, str], tuple[Tensor, int]]
 
@@ -208,9 +209,13 @@ def check_features(features: Sequence[Tensor]) -> None:
 
 
 def quantiles(values: Tensor) -> Mapping[str, float]:
-    """Mean and central 95 % range over draws, as the columns null_mean, null_low, null_high; NaN draws left out."""
+    """Mean and central 95 % range over draws, as the columns null_mean, null_low, null_high.
+
+    Draws that are NaN are left out and counted, as null_undefined.
+    """
     valid = values[~values.isnan()].double()
-    if len(valid) == 0:
-        return dict.fromkeys(("null_mean", "null_low", "null_high"), math.nan)
-    low, high = torch.quantile(valid, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return {"null_mean": float(valid.mean()), "null_low": low, "null_high": high}
+    low = mean = high = math.nan
+    if len(valid):
+        low, high = torch.quantile(valid, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+        mean = float(valid.mean())
+    return dict(zip(NULL, (mean, low, high, len(values) - len(valid)), strict=True))

@@ -64,25 +64,28 @@ class Grid:
     cells: tuple[tuple[Cell, ...], ...]
     caption: str
 
+    @property
+    def _named(self) -> int:
+        """Columns of labels."""
+        return len(self.labels[0]) if self.labels else len(self.head)
+
     def to_markdown(self) -> str:
         def shown(cell: Cell) -> str:
             main = f"**{cell.main}**" if cell.bold else cell.main
             return " ".join([main, ", ".join(filter(None, cell.details))]).strip()
 
-        named = len(self.head) - len(self.cells[0])
         head = [markdown_escaped(title.in_line) for title in self.head]
-        lines = [head, [*["---"] * named, *["---:"] * len(self.cells[0])]]
+        lines = [head, [*["---"] * self._named, *["---:"] * (len(head) - self._named)]]
         for labels, cells in zip(self.labels, self.cells, strict=True):
             lines.append([*map(markdown_escaped, labels), *map(shown, cells)])
         return "".join(f"| {' | '.join(line)} |\n" for line in lines) + f"\n{markdown_escaped(self.caption)}\n"
 
     def to_latex(self, label: str) -> str:
         """A ``table`` with \\caption and \\label, to be put into a document that uses the package booktabs."""
-        named = len(self.head) - len(self.cells[0])
         lines = [
             r"\begin{table}[tb]", r"\centering", r"\footnotesize", r"\setlength{\tabcolsep}{4pt}",
             rf"\caption{{{latex_escaped(self.caption)}}}", rf"\label{{{label}}}",
-            rf"\begin{{tabular}}{{{'l' * named}{'r' * len(self.cells[0])}}}", r"\toprule",
+            rf"\begin{{tabular}}{{{'l' * self._named}{'r' * (len(self.head) - self._named)}}}", r"\toprule",
             *_latex_rows((), self.head), r"\midrule",
         ]  # fmt: skip
         for labels, cells in zip(self.labels, self.cells, strict=True):

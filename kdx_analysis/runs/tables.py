@@ -219,7 +219,7 @@ def _bold(values: pd.DataFrame, metric: str, against: Hashable | None, confidenc
             return set()
         return {effect.a for effect in effects(values, against, confidence) if effect.difference.excludes_zero}
     sign = {"higher": 1, "lower": -1, "": math.nan}[METRIC[metric].better]
-    best = set()
+    best = set[Hashable]()
     for value in values.columns:
         others = effects(values, value, confidence)
         lost = [e.difference.excludes_zero and sign * e.difference.mean < 0 for e in others]

@@ -64,9 +64,9 @@ def test_experts_side_by_side_with_one_subtask_each() -> None:
 
 
 def test_long_names_are_cut_and_those_of_two_lines_put_in_one() -> None:
-    _, axes = plots.tree_of(Tree(("w" * 50, "two\nlines"), (1, 2), ((0, 0), (0, 1))))
+    _, axes = plots.tree_of(Tree(("n" * 50, "two\nlines"), (1, 2), ((0, 0), (0, 1))))
     shown = {t.get_text() for t in axes[0].texts}
-    assert {"w" * 23 + "…", "two lines"} <= shown
+    assert {"n" * 23 + "…", "two lines"} <= shown
 
 
 def test_a_tree_is_drawn_into_the_axes_given() -> None:

@@ -149,7 +149,7 @@ def test_headlines_of_an_explainer(finished):
     frame = headlines(explainer)
     assert set(frame["metric"]) == {
         "accuracy", "agreement", "gate_entropy", "specialisation", "conflict_rate", "severity", "contention",
-        "separation", "modulation",
+        "separation", "modulation", "affinity",
     }  # fmt: skip
     assert not frame.duplicated(["metric", "attention", "split"]).any()
     entropy = frame.query("metric == 'gate_entropy' and attention == 'effective'").iloc[0]

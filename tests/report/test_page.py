@@ -11,8 +11,8 @@ from kdx_analysis import plots
 from kdx_analysis.errors import KdxError
 from kdx_analysis.registry import Registry
 from kdx_analysis.report import Report
-from kdx_analysis.runs import METRICS
 from kdx_analysis.report.page import Drawn, _embedded
+from kdx_analysis.runs import METRICS
 from tests.report.conftest import quick_figures, write_study
 
 SCRIPT = "<script>alert(1)</script>"

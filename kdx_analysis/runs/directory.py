@@ -128,7 +128,7 @@ class Run:
 
 
 def run_id(role: str, objective: str, seed: int, config: Mapping[str, Any], *, vam: str = "") -> str:
-    """Name of a run's directory: ``role``, ``objective``, arm of ``vam``, seed and the config's digest, safe as a path."""
+    """Name of a run's directory: role, objective, arm of ``vam``, seed and the config's digest; safe as a path."""
     slugs = (re.sub(r"[^A-Za-z0-9.=]+", "_", label).strip("_.")[:60] for label in (objective, vam))
     return "-".join(part for part in (role, *slugs, f"seed{seed}", digest(config)) if part)
 

@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: demo test install clean
+.PHONY: demo docs gallery notebooks test install clean
 
 install: .venv/.installed
 
@@ -14,6 +14,15 @@ install: .venv/.installed
 
 demo: install
 	$(BIN)/kdx demo
+
+docs: install
+	$(BIN)/python docs/reference.py out/docs
+
+gallery: install
+	$(BIN)/python docs/gallery.py out/gallery
+
+notebooks: install
+	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
 test: install
 	$(BIN)/ruff check .

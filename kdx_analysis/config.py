@@ -282,7 +282,10 @@ class StudyConfig(_Config):
 
     @classmethod
     def parse(cls, value: Mapping[str, Any], *, source: str = "study") -> StudyConfig:
-        """Validate a nested mapping; raises KdxError in one line, with the nearest valid keys."""
+        """Validate a nested mapping ``value``; ``source`` names it in errors.
+
+        Raises KdxError in one line, with the nearest valid keys.
+        """
         try:
             return cls.model_validate(value)
         except ValidationError as error:
@@ -290,7 +293,10 @@ class StudyConfig(_Config):
 
     @classmethod
     def load(cls, path: str | Path, overrides: Iterable[str] = ()) -> StudyConfig:
-        """Read a YAML file and apply ``key=value`` overrides with dotted keys (values are YAML too)."""
+        """Read a YAML file and apply ``key=value`` overrides with dotted keys (values are YAML too).
+
+        Raises KdxError for a file that can't be read or is no YAML, and as :meth:`parse` does.
+        """
         path = Path(path)
         try:
             text = path.read_text(encoding="utf-8")
@@ -311,22 +317,25 @@ class StudyConfig(_Config):
         return self.training if phase2 is None or phase2.training is None else phase2.training
 
     def to_dict(self) -> dict[str, Any]:
+        """The study as plain, JSON-able values under the keys of its YAML."""
         return self.model_dump(mode="json", by_alias=True)
 
     def to_yaml(self) -> str:
+        """The study as YAML, every key with its value."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
 
     def save(self, path: Path) -> None:
+        """Write :meth:`to_yaml` to ``path``, whole or not at all."""
         write_text(path, self.to_yaml())
 
 
 def digest(value: Mapping[str, Any], length: int = 8) -> str:
-    """The first ``length`` hexadecimal digits of the SHA-256 of a JSON-able mapping, independent of key order."""
+    """The first ``length`` hexadecimal digits of the SHA-256 of a JSON-able ``value``, independent of key order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:length]
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping as one level of dotted keys."""
+    """A nested mapping ``value`` as one level of dotted keys, each behind ``prefix``."""
     flat: dict[str, Any] = {}
     for key, item in value.items():
         if isinstance(item, Mapping):

@@ -21,7 +21,7 @@ from kdx_analysis.plots import save
 from kdx_analysis.plots.probed import THROUGH_TRAINING, probed_figures
 from kdx_analysis.probes import measures
 from kdx_analysis.probes.affinity import NULL_DRAWS, affinity_cost, affinity_of
-from kdx_analysis.probes.faithfulness import Explanation, explain
+from kdx_analysis.probes.explanation import Explanation, explain
 from kdx_analysis.probes.gradients import probing_cost
 from kdx_analysis.probes.plain import plain_tables
 from kdx_analysis.probes.recorder import SPLITS, ExplainerProbe, recording_cost, terms_of

@@ -129,7 +129,7 @@ class Study:
 
     @classmethod
     def from_config(cls, config: StudyConfig, data_dir: str | Path | None = None) -> Study:
-        """A study whose data, teacher and student are names or paths."""
+        """A study whose data, teacher and student are names or paths; ``data_dir`` is where data sets lie."""
         study = cls.__new__(cls)
         study.config = config
         study.data_dir = None if data_dir is None else str(data_dir)
@@ -138,7 +138,16 @@ class Study:
 
     @classmethod
     def load(cls, name_or_path: str | Path, overrides: Sequence[str] = (), data_dir: str | Path | None = None) -> Study:
-        """A ready study by name (:func:`ready_studies`) or a YAML file, with ``key=value`` overrides."""
+        """A ready study by name or a YAML file by path, with ``overrides``, each ``key=value`` with a dotted key.
+
+        Args:
+            name_or_path: a name of :func:`ready_studies`, or a path that ends in .yaml or .yml.
+            overrides: as ``["training.epochs=5", "seeds=[0, 1]"]``; values are YAML.
+            data_dir: where data sets lie; by default $KDX_DATA, else ./data.
+
+        Raises:
+            KdxError: an unknown name, a file that can't be read, or a key or value that no study has.
+        """
         ready = ready_studies()
         if Path(name_or_path).suffix not in (".yaml", ".yml") and str(name_or_path) not in ready:
             raise KdxError(f"{unknown('study', str(name_or_path), ready)} or give the path of a .yaml file")
@@ -162,7 +171,9 @@ class Study:
         return self._teacher_with(path / WEIGHTS) if self.given_teacher is None else copy.deepcopy(self.given_teacher)
 
     def build(self, role: str, vam: VAMConfig | None = None) -> nn.Module:
-        """A teacher, student (with ``vam`` or without) or explainer with weights drawn anew from torch's random state.
+        """A model of this ``role`` (teacher, student, explainer), weights drawn anew from torch's random state.
+
+        A student has VAM as ``vam`` sets it, or none.
 
         Raises KdxError for a student whose weights can't be, or that can't be split.
         """

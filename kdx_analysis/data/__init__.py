@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from kdx_analysis.data.augment import augment
-from kdx_analysis.data.dataset import Dataset, Split
-from kdx_analysis.data.folder import channel_statistics, decoded_within, read_folder
+from kdx_analysis.data.dataset import Dataset, Split, channel_statistics
+from kdx_analysis.data.folder import decoded_within, read_folder
 from kdx_analysis.data.sources import DATASETS, Source
 from kdx_analysis.data.splits import stratified_indices, take_per_class
 from kdx_analysis.errors import KdxError

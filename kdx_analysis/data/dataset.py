@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from kdx_analysis.data.splits import take_per_class
+from kdx_analysis.data.splits import stratified_indices, take_per_class
 from kdx_analysis.errors import KdxError
 from kdx_analysis.registry import unknown
+
+_CHUNK = 1024
+Pairs = tuple[Tensor | np.ndarray, Tensor | np.ndarray]
 
 
 class ImageStore(Protocol):
@@ -128,12 +132,59 @@ class Dataset:
         if self.superclasses is not None:
             self._validate_superclasses(self.superclasses)
 
+    @classmethod
+    def from_tensors(
+        cls,
+        train: Pairs,
+        test: Pairs,
+        *,
+        classes: Sequence[str] | None = None,
+        name: str = "tensors",
+        val_fraction: float = 0.1,
+        split_seed: int = 0,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        pad: int = 0,
+        flip: bool = False,
+    ) -> Dataset:
+        """Images that are in memory already, with validation held out of train.
+
+        Args:
+            train, test: (images, labels) each, tensors or arrays: uint8 N×C×H×W and integers N in [0, K).
+            classes: names of the K classes; by default the labels' numbers.
+            name: of the data set.
+            val_fraction: the share of each class's training images for validation, in (0, 1).
+            split_seed: what validation is drawn with.
+            mean, std: per channel, of pixels scaled to [0, 1], as a teacher of yours was trained with; by default those
+                of the training images.
+            pad: pixels of zero padding from which training images are cropped; 0: none.
+            flip: training images are mirrored at random.
+
+        Raises:
+            KdxError: images that are no uint8 N×C×H×W, with what to do about it; labels that are not one integer an
+                image; a ``val_fraction`` out of its range; whatever the class refuses.
+        """
+        if not 0 < val_fraction < 1:
+            raise KdxError(f"val_fraction is {val_fraction}: it must lie between 0 and 1, both excluded")
+        whole, held_out = _split_of("train", *train), _split_of("test", *test)
+        rest, held = stratified_indices(whole.labels, val_fraction, split_seed)
+        images = whole.subset(rest)
+        measured = channel_statistics(images.images)
+        if classes is None:
+            classes = [str(k) for k in range(int(whole.labels.max()) + 1)]
+        return cls(
+            name=name, train=images, val=replace(whole.subset(held), name="val"), test=held_out, classes=tuple(classes),
+            mean=measured[0] if mean is None else tuple(mean), std=measured[1] if std is None else tuple(std),
+            pad=pad, flip=flip, superclasses=None, source="tensors given by the user",
+        )  # fmt: skip
+
     @property
     def _splits(self) -> tuple[Split, Split, Split]:
         return self.train, self.val, self.test
 
     @property
     def num_classes(self) -> int:
+        """K."""
         return len(self.classes)
 
     @property
@@ -256,3 +307,39 @@ class Dataset:
             for tensor in (split.labels, split.ids, split.images.take(ends)):
                 digest.update(tensor.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+
+def channel_statistics(images: ImageStore) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, std) of each channel over all pixels of ``images``, scaled to [0, 1]; exact, from counts."""
+    C = images.shape[0]
+    counts = torch.zeros(C, 256, dtype=torch.float64)
+    for indices in torch.arange(len(images)).split(_CHUNK):
+        pixels = images.take(indices).transpose(0, 1).flatten(1)
+        counts += torch.stack([channel.bincount(minlength=256) for channel in pixels]).cpu()
+    values = torch.arange(256, dtype=torch.float64) / 255
+    shares = counts / counts.sum(1, keepdim=True)
+    mean = shares @ values
+    std = (shares * (values - mean[:, None]) ** 2).sum(1).sqrt()
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def _split_of(name: str, images: Any, labels: Any) -> Split:
+    images, labels = torch.as_tensor(images), torch.as_tensor(labels)
+    shape = tuple(images.shape)
+    if images.ndim == 3:
+        raise KdxError(f"{name} images are {shape}: give N×C×H×W, for one channel images[:, None]")
+    if images.ndim == 4 and shape[-1] in (1, 3) and shape[1] not in (1, 3):
+        raise KdxError(
+            f"{name} images are {shape}, channels last: give N×C×H×W, torch.as_tensor(images).permute(0, 3, 1, 2)"
+        )
+    if images.ndim != 4 or images.dtype != torch.uint8:
+        raise KdxError(
+            f"{name} images are {images.dtype} {shape}: give uint8 N×C×H×W; of floats in [0, 1] "
+            "(images * 255).round().to(torch.uint8), before any normalising"
+        )
+    if labels.ndim != 1 or len(labels) != len(images) or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise KdxError(
+            f"{name} labels are {labels.dtype} {tuple(labels.shape)} for {len(images)} images: give one class number "
+            "for each, an integer from 0"
+        )
+    return Split(name, TensorImages(images), labels.long(), torch.arange(len(labels)))

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from kdx_analysis import io
-from kdx_analysis.data.dataset import ImageStore, Split, TensorImages
+from kdx_analysis.data.dataset import Split, TensorImages
 from kdx_analysis.data.sources import Source, hold_out_test
 from kdx_analysis.errors import KdxError
 
@@ -24,7 +24,6 @@ from kdx_analysis.errors import KdxError
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 _GREY = ("1", "L")
-_CHUNK = 1024
 
 T = TypeVar("T")
 
@@ -135,20 +134,6 @@ def decoded_within(splits: Sequence[Split], max_memory: int) -> list[Split]:
     if needed > max_memory:
         return list(splits)
     return [replace(split, images=TensorImages(split.images.take(torch.arange(len(split))))) for split in splits]
-
-
-def channel_statistics(images: ImageStore) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, std) of each channel over all pixels of ``images``, scaled to [0, 1]; exact, from counts."""
-    C = images.shape[0]
-    counts = torch.zeros(C, 256, dtype=torch.float64)
-    for indices in torch.arange(len(images)).split(_CHUNK):
-        pixels = images.take(indices).transpose(0, 1).flatten(1)
-        counts += torch.stack([channel.bincount(minlength=256) for channel in pixels]).cpu()
-    values = torch.arange(256, dtype=torch.float64) / 255
-    shares = counts / counts.sum(1, keepdim=True)
-    mean = shares @ values
-    std = (shares * (values - mean[:, None]) ** 2).sum(1).sqrt()
-    return tuple(mean.tolist()), tuple(std.tolist())
 
 
 def _folders(root: Path) -> list[Path]:

@@ -207,7 +207,7 @@ class HME(nn.Module):
         return [first, *(self._alpha(gate, first, noisy=False) for gate in self.gates)]
 
     def gated_by(self, gates: Iterable[nn.Module], features: Sequence[Tensor]) -> list[Tensor]:
-        """α^l for l = 2…L+1 of other gate modules on a trace's ``features``, at the present τ and without noise."""
+        """α^l for l = 2…L+1 of other modules, ``gates``, on a trace's ``features``, at the present τ, without noise."""
         first = self.tau.new_ones(self.experts[1], 1)
         pairs = zip(gates, features[1:], strict=True)
         return [first, *(self._alpha(gate, self._summary(gate, x), noisy=False) for gate, x in pairs)]
@@ -228,12 +228,14 @@ class HME(nn.Module):
         return Trace(tuple(features), pooled, inputs, self.heads(inputs), tuple(alphas))
 
     def forward(self, images: Tensor) -> Tensor:
+        """The margins m_k, B×K."""
         return self.trace(images).margins
 
     def harden(self, attention: Sequence[Tensor] | None = None) -> HME:
         """A copy whose every gate is fixed to the parent of its largest attention.
 
         ``attention`` are α^l or A^l for l = 2…L+1 (the first is not looked at); by default the model's own α.
+        Raises KdxError if their shapes are not those of the model's gates.
         """
         chosen = self.attention() if attention is None else list(attention)
         shapes = [(n, m) for n, m in zip((*self.experts[1:], self.num_classes), self.experts, strict=True)]
@@ -246,7 +248,10 @@ class HME(nn.Module):
         return copied
 
     def pruned(self) -> HME:
-        """Of a hard explainer: a copy without the experts that no subtask reaches, with the same outputs."""
+        """Of a hard explainer: a copy without the experts that no subtask reaches, with the same outputs.
+
+        Raises KdxError for an explainer that is not hard.
+        """
         if not self.hard:
             raise KdxError("only a hard explainer has dead experts to prune; call harden() first")
         live = [sorted(level) for level in self.tree([str(k) for k in range(self.num_classes)]).live]

@@ -41,6 +41,7 @@ class Objective:
 
     @property
     def needs_teacher(self) -> bool:
+        """Whether its targets are made from the teacher's logits."""
         return self.distils and self.config.name != "hard_T"
 
     def terms(
@@ -76,7 +77,7 @@ class Objective:
     def loss(
         self, margins: Tensor, labels: Tensor, teacher_logits: Tensor | None, generator: torch.Generator
     ) -> Tensor:
-        """The terms' sum over subtasks, averaged over the batch."""
+        """The terms' sum over subtasks, averaged over the batch; arguments as for :meth:`terms`."""
         terms = self.terms(margins, labels, teacher_logits, generator)
         return torch.stack([term.sum(dim=1).mean() for term in terms.values()]).sum()
 

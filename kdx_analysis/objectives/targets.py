@@ -33,7 +33,7 @@ def one_vs_rest_margins(logits: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
 def teacher_cut(
     logits: Float[Tensor, "B K"], T: float, decomposition: str, cut: str = "two_way"
 ) -> Float[Tensor, "B K"]:
-    """The teacher's targets q at temperature T.
+    """The teacher's targets q at temperature T, for a ``decomposition`` and, if it is binary, a ``cut``.
 
     binary, ``two_way``: σ(u_k/T), its own one-vs-rest margins at the student's temperature. binary,
     ``softmax_then_cut``: softmax(v/T)_k. multiclass: softmax(v/T).

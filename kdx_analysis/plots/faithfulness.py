@@ -12,7 +12,8 @@ from torch import Tensor
 from kdx_analysis.errors import KdxError
 from kdx_analysis.plots.style import GREY, INK, LIGHT, counted, drawing, panels, plain, styled
 from kdx_analysis.probes.attribution import Attribution, Conductance
-from kdx_analysis.probes.faithfulness import Explanation, Faithfulness, LevelAblation
+from kdx_analysis.probes.explanation import Explanation
+from kdx_analysis.probes.faithfulness import Faithfulness, LevelAblation
 from kdx_analysis.probes.sanity import Randomisation
 
 Extent = tuple[float, float, float, float]
@@ -70,6 +71,7 @@ def ablation(record: Faithfulness, ax: Axes | None = None) -> tuple[matplotlib.f
     """Margin lost to an expert's ablation against its pathway mass of A, a dot a subtask and expert.
 
     A panel for each level with a choice; in ``ax`` the last of them. Filled: the subtask's strongest expert by A.
+    Raises KdxError where no level has one.
     """
     levels = [of for of in record.levels if of.drop.shape[1] > 1]
     if not levels:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,10 @@ class Figure:
     caption: str
     data: Callable[[RunSet], pd.DataFrame]
     draw: Callable[..., Drawn]
+
+    def __post_init__(self) -> None:
+        told = f"{self.title}.\n\n{self.caption}\n\nDrawn from a table; {inspect.cleandoc(self.data.__doc__ or '')}"
+        object.__setattr__(self, "__doc__", told)  # what `kdx.plots.ladder?` and the API reference show
 
     def __call__(self, runs: RunSet, width: Width = "page") -> Drawn:
         return self.draw(self.data(runs), width)

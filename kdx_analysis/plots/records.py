@@ -7,8 +7,11 @@ import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 
-from kdx_analysis.plots.style import drawing, styled
+from kdx_analysis.plots.style import GREY, LIGHT, drawing, plain, styled
+from kdx_analysis.probes.measure_record import MeasureRecord
 from kdx_analysis.probes.records import ConflictRecord, GateRecord
+from kdx_analysis.probes.validation import YARDSTICKS, Validation
+from kdx_analysis.probes.watch import Recording
 
 
 @styled
@@ -45,9 +48,80 @@ def gate_record(record: GateRecord, ax: Axes | None = None) -> tuple[matplotlib.
     return figure, np.array([ax])
 
 
-def _canvas(ax: Axes | None) -> tuple[matplotlib.figure.Figure, Axes]:
+@styled
+def measure_record(record: MeasureRecord, ax: Axes | None = None) -> tuple[matplotlib.figure.Figure, np.ndarray]:
+    """Every run a dot, a row a measure, over the ranges of the runs' nulls; of α and A those of A."""
+    table = record.table
+    if "attention" in table:
+        table = table[table["attention"] == "effective"]
+    keys = [key for key in record.keys if key != "attention"]
+    rows = list(table.groupby(keys, sort=False))
+    figure, ax = _canvas(ax, 0.9 + 0.2 * len(rows))
+    for y, (_, of) in enumerate(rows):
+        ax.hlines([y] * len(of), of["null_low"], of["null_high"], color=LIGHT, linewidth=5, alpha=0.6)
+        ax.plot(of["value"], y + np.linspace(-0.2, 0.2, len(of)), "o", color="#0072B2", markersize=3)
+    names = [", ".join(_named(keys, key if isinstance(key, tuple) else (key,))) for key, _ in rows]
+    ax.axvline(0, color=GREY, linewidth=0.6)
+    ax.set_yticks(range(len(rows)), [plain(name) for name in names])
+    ax.set(ylim=(len(rows) - 0.5, -0.5), xlabel="value; grey: central 95 % of its null")
+    undefined = int(table["value"].isna().sum())
+    left_out = f", {undefined} undefined value{'s' * (undefined > 1)} left out" if undefined else ""
+    ax.set_title(f"n = {table['run'].nunique()} runs{left_out}", loc="left")
+    return figure, np.array([ax])
+
+
+@styled
+def recording(record: Recording, ax: Axes | None = None) -> tuple[matplotlib.figure.Figure, np.ndarray]:
+    """Mean attention into the heads; without gates, of every activation its median and central 90 %."""
+    if record.passes:
+        heads = record.attention[-1]
+        figure, ax = _canvas(ax)
+        sns.heatmap(
+            heads.double().mean(dim=0).cpu().numpy(), ax=ax, cmap="viridis", vmin=0, vmax=1,
+            cbar_kws={"label": "attention α, in [0, 1]"},
+        )  # fmt: skip
+        ax.set(xlabel=f"expert of level {len(record.attention)}", ylabel="subtask")
+        ax.set_title(f"mean gates into the heads, n = {len(heads)} passes or samples", loc="left")
+        return figure, np.array([ax])
+    activations = record.activations
+    figure, ax = _canvas(ax, 0.9 + 0.25 * len(activations))
+    for y, values in enumerate(activations.values()):
+        finite = values[values.isfinite()].double().cpu().numpy()
+        low, middle, high = np.quantile(finite, [0.05, 0.5, 0.95]) if len(finite) else [np.nan] * 3
+        ax.hlines(y, low, high, color="#0072B2", linewidth=3)
+        ax.plot(middle, y, "o", color="black", markersize=3)
+    samples = {len(values) for values in activations.values()}
+    ax.set_yticks(range(len(activations)), [plain(path) for path in activations])
+    ax.set(ylim=(len(activations) - 0.5, -0.5), xlabel="activation: median and central 90 %")
+    ax.set_title(f"{record.model}, n = {', '.join(map(str, sorted(samples)))} samples", loc="left")
+    return figure, np.array([ax])
+
+
+@styled
+def validation(record: Validation, ax: Axes | None = None) -> tuple[matplotlib.figure.Figure, np.ndarray]:
+    """Every seed a dot, a row a yardstick, over the range that was wanted; red where it does not hold."""
+    frame = record.to_frame()
+    figure, ax = _canvas(ax, 0.9 + 0.25 * len(frame))
+    low, high = min(-1.0, record.measures["value"].min()), max(1.0, record.measures["value"].max())
+    for y, (yardstick, row) in enumerate(zip(YARDSTICKS, frame.to_dict("records"), strict=True)):
+        wanted = np.clip([yardstick.low, yardstick.high], low, high)
+        ax.hlines(y, wanted[0], max(wanted[1], wanted[0] + 0.01), color=LIGHT, linewidth=7)
+        own = (record.measures["yardstick"] == row["yardstick"]) & (record.measures["planted"] == row["planted"])
+        values = record.measures.loc[own, "value"]
+        ax.plot(values, y + np.linspace(-0.2, 0.2, len(values)), ".", color="black" if row["passed"] else "#B2182B")
+    ax.set_yticks(range(len(frame)), [f"{a}: {b}" for a, b in zip(frame["yardstick"], frame["planted"], strict=True)])
+    ax.set(ylim=(len(frame) - 0.5, -0.5), xlabel="value; grey: what was wanted")
+    ax.set_title(record.caption, loc="left")
+    return figure, np.array([ax])
+
+
+def _named(keys: list[str], values: tuple[object, ...]) -> list[str]:
+    return [f"level {v}" if key == "level" else str(v).replace("_", " ") for key, v in zip(keys, values, strict=True)]
+
+
+def _canvas(ax: Axes | None, height: float = 4.5) -> tuple[matplotlib.figure.Figure, Axes]:
     if ax is None:
-        ax = drawing("page", 4.5).subplots()
+        ax = drawing("page", height).subplots()
     figure = ax.get_figure(root=True)
     assert figure is not None
     return figure, ax

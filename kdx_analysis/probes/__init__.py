@@ -3,10 +3,11 @@
 ``gates`` and ``conflict`` are pure functions on tensors, ``gradients`` makes the Gram matrices that conflict is
 read from, ``ExplainerProbe`` records all of it through a training; ``vam`` is the same for VAM's gates. ``affinity``,
 ``outputs`` and ``agreement`` ask what a step for one subtask does to another, what subtasks claim, and what routing
-agrees with; ``gates_of``, ``conflict_of`` and ``affinity_of`` hand back one model's records. ``planted`` makes
-explainers whose conflicts are known, ``validate`` holds the probes against them. ``faithfulness`` asks whether
-attention says what an ablation confirms, ``attribution`` what experts look at, ``sanity`` whether that is the model's
-doing; ``watch`` records what any code makes a model compute.
+agrees with; ``gates_of``, ``conflict_of`` and ``affinity_of`` hand back what one model shows, ``ConflictProbe`` takes
+its images batch by batch, ``MeasureRecord`` sets several models side by side. ``planted`` makes explainers whose
+conflicts are known, ``validate`` holds the probes against them. ``faithfulness`` asks whether attention says what an
+ablation confirms, ``attribution`` what experts look at, ``sanity`` whether that is the model's doing; ``watch`` records
+what any code makes a model compute.
 """
 
 from kdx_analysis.probes import (
@@ -26,8 +27,12 @@ from kdx_analysis.probes import (
 from kdx_analysis.probes.affinity import affinity_of, subtask_affinity
 from kdx_analysis.probes.agreement import Mantel, mantel
 from kdx_analysis.probes.attribution import Attribution, Conductance, conductance, grad_cam, integrated_gradients
-from kdx_analysis.probes.faithfulness import Explanation, Faithfulness, ablate, explain
-from kdx_analysis.probes.gradients import Cost, Grams, module_groups, probing_cost, subtask_gradients, subtask_grams
+from kdx_analysis.probes.batches import ConflictProbe
+from kdx_analysis.probes.explanation import Explanation, explain
+from kdx_analysis.probes.faithfulness import Faithfulness, ablate
+from kdx_analysis.probes.gradients import Cost, Grams, probing_cost, subtask_gradients, subtask_grams
+from kdx_analysis.probes.measure_record import MeasureRecord
+from kdx_analysis.probes.parts import module_groups
 from kdx_analysis.probes.recorder import ExplainerProbe
 from kdx_analysis.probes.records import ConflictRecord, GateRecord, conflict_of, gates_of
 from kdx_analysis.probes.sanity import Randomisation, randomisation, randomised
@@ -38,6 +43,7 @@ from kdx_analysis.probes.watch import Recording, probe
 __all__ = [
     "Attribution",
     "Conductance",
+    "ConflictProbe",
     "ConflictRecord",
     "Cost",
     "ExplainerProbe",
@@ -46,6 +52,7 @@ __all__ = [
     "GateRecord",
     "Grams",
     "Mantel",
+    "MeasureRecord",
     "Randomisation",
     "Recording",
     "VAMProbe",

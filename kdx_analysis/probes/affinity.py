@@ -16,6 +16,7 @@ from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME
 from kdx_analysis.objectives import one_vs_rest_margins
 from kdx_analysis.probes import measures
+from kdx_analysis.probes.checks import subtasks
 from kdx_analysis.probes.gradients import (
     Cost,
     in_full,
@@ -26,7 +27,6 @@ from kdx_analysis.probes.gradients import (
     undisturbed,
     with_null,
 )
-from kdx_analysis.probes.records import check_subtasks
 
 ETA = 0.01
 NULL_DRAWS = 19
@@ -133,8 +133,7 @@ def affinity_of(
     with undisturbed(model), torch.no_grad():
         outputs = model(images)
         own = outputs if margins is None else margins(outputs)
-    names = tuple(map(str, range(own.shape[1]))) if classes is None else tuple(classes)
-    check_subtasks(own, labels, names)
+    names, labels = subtasks(own, labels, classes)
     one_hot = F.one_hot(labels, len(names)).to(own.dtype)
     loss = partial(F.binary_cross_entropy_with_logits, target=one_hot, reduction="none")
     z = subtask_affinity(

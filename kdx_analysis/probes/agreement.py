@@ -47,7 +47,10 @@ def mantel(
     generator: torch.Generator,
     method: Literal["spearman", "pearson"] = "spearman",
 ) -> Mantel:
-    """Mantel's test of two tables of distances, each symmetrised: (D + Dᵀ)/2; the diagonal is left out."""
+    """Mantel's test of two tables of distances, each symmetrised: (D + Dᵀ)/2; the diagonal is left out.
+
+    ``permutations`` of the classes make the null; ``method`` correlates ranks (spearman) or values (pearson).
+    """
     K = len(x)
     a, b = np.triu_indices(K, k=1)
     tables = [((t + t.T) / 2).double().cpu().numpy() for t in (x, y)]
@@ -92,7 +95,7 @@ def confusion_distance(choices: Int[Tensor, " B"], labels: Int[Tensor, " B"], nu
 
 
 def class_tree_distance(classes: Sequence[str], superclasses: Mapping[str, Sequence[str]]) -> Tensor:
-    """K×K: 0 for one class, 1 for two of one superclass, 2 for others."""
+    """K×K: 0 for one class, 1 for two of one superclass, 2 for others; ``superclasses`` hold every class once."""
     of = {name: superclass for superclass, members in superclasses.items() for name in members}
     rows = [[0.0 if a == b else 1.0 if of[a] == of[b] else 2.0 for b in classes] for a in classes]
     return torch.tensor(rows, dtype=torch.float64)

@@ -24,7 +24,9 @@ from torch import Tensor, nn
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME
 from kdx_analysis.models.heads import TokenPool
-from kdx_analysis.probes.gradients import in_full, not_finite
+from kdx_analysis.probes.checks import finite
+from kdx_analysis.probes.contract import Record
+from kdx_analysis.probes.gradients import in_full
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +38,7 @@ MAX_OTHERS = 8  # class token, distillation token, registers
 
 
 @dataclass(frozen=True, eq=False)
-class Attribution:
+class Attribution(Record):
     """How much every pixel of some images speaks for a subtask.
 
     Attributes:
@@ -49,6 +51,8 @@ class Attribution:
             difference from the baseline's; 0 is complete. None where nothing has to add up.
     """
 
+    FILE = "attribution_record"
+
     method: str
     subtask: Tensor
     expert: tuple[int, int] | None
@@ -58,6 +62,7 @@ class Attribution:
 
     @property
     def title(self) -> str:
+        """The method, and the expert that it is taken through."""
         through = "" if self.expert is None else f" through expert {self.expert[1]} of level {self.expert[0]}"
         return f"{self.method}{through}"
 
@@ -80,7 +85,7 @@ class Attribution:
 
 
 @dataclass(frozen=True, eq=False)
-class Conductance:
+class Conductance(Record):
     """How much of a subtask's margin flows through every expert of a level (Dhamdhere et al., arXiv 1805.12233).
 
     Attributes:
@@ -89,6 +94,8 @@ class Conductance:
         values: B×N; the rows add up to the margin's difference from the baseline's.
         delta: per image, by how much they miss it; 0 is complete.
     """
+
+    FILE = "conductance_record"
 
     level: int
     subtask: Tensor
@@ -234,7 +241,7 @@ def working_copy(model: nn.Module) -> nn.Module:
 
 
 def prepare(model: nn.Module, images: Tensor, subtask: int | Tensor) -> tuple[nn.Module, Tensor, Tensor]:
-    """A working copy, images on its device and in its precision, and k of every image; refuses what can't be."""
+    """A working copy, images on its device and in its precision, and k of every image; KdxError where they can't be."""
     working, images = working_copy(model), checked(model, images)
     like = next(working.parameters())
     images = images.to(like)
@@ -250,7 +257,7 @@ def prepare(model: nn.Module, images: Tensor, subtask: int | Tensor) -> tuple[nn
 
 
 def checked(model: nn.Module, images: Tensor) -> Tensor:
-    """``images`` if they are a batch of finite ones, and ``model`` has parameters to lie somewhere."""
+    """``images`` if they are a batch of finite ones, and ``model`` has parameters to lie somewhere; else KdxError."""
     if images.ndim != 4 or not len(images) or not images.is_floating_point():
         raise KdxError(f"images of shape {tuple(images.shape)} and {images.dtype} should be normalised, B×C×H×W, B ≥ 1")
     if not images.isfinite().all():
@@ -258,15 +265,6 @@ def checked(model: nn.Module, images: Tensor) -> Tensor:
     if next(model.parameters(), None) is None:
         raise KdxError(f"{type(model).__name__} has no parameters, so there is nothing to explain")
     return images
-
-
-def finite(margins: Tensor) -> Tensor:
-    """``margins`` if they are B×K and finite; else KdxError names the subtasks."""
-    if margins.ndim != 2:
-        raise KdxError(f"the model gives outputs of shape {tuple(margins.shape)}; wanted B×K, one a subtask")
-    if wrong := not_finite(margins):
-        raise KdxError(f"margins of subtasks {wrong} are not finite; look at the model's weights and the images")
-    return margins
 
 
 def experts_of(model: nn.Module) -> tuple[int, ...]:

@@ -46,7 +46,9 @@ def mean_cosine(cosines: Float[Tensor, "*draws K K"]) -> Float[Tensor, "*draws"]
 
 
 @jaxtyped(typechecker=beartype)
-def contention(ungated: Float[Tensor, "*#draws N K K"], gates: Float[Tensor, "*#draws K N"]) -> Float[Tensor, ...]:
+def contention(
+    ungated: Float[Tensor, "*#draws N K K"], gates: Float[Tensor, "*#draws K N"]
+) -> Float[Tensor, "*#draws"]:
     """C(Q) = Σ_i Σ_{a<b} max(0, −G^i_ab(Q)) / Σ_{a<b} √(G_aa(Q) G_bb(Q)), in [0, 1]; 0/0 is NaN.
 
     How much of all gradient pulls against another inside an expert that both subtasks use.
@@ -102,7 +104,7 @@ def modulation(
     """(C̄_π − C(α))/(C̄_π + C(α)) with C̄_π the mean over α's rows permuted over subtasks, and its p.
 
     Above 0 it matters *which* subtask goes where, beyond how sparse the gates are; gates that are all alike and
-    K = 2 give 0, 0/0 is NaN. p = (1 + #{C_π ≤ C})/(1 + R).
+    K = 2 give 0, 0/0 is NaN. p = (1 + #{C_π ≤ C})/(1 + R), R the number of ``permutations``.
     """
     K = gates.shape[0]
     order = torch.rand(permutations, K, generator=generator).argsort(dim=1).to(gates.device)

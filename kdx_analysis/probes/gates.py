@@ -19,6 +19,7 @@ from kdx_analysis.errors import KdxError
 from kdx_analysis.models import gates
 
 DEAD_BELOW = 0.01
+NULL = ("null_mean", "null_low", "null_high", "null_undefined")
 
 Summary = dict[tuple[str, int, str], tuple[Tensor, int]]
 
@@ -168,19 +169,19 @@ def _of_paths(paths: Tensor) -> dict[str, tuple[Tensor, int]]:
 
 
 def random_logits(like: Sequence[Tensor], draws: int, generator: torch.Generator) -> list[Tensor]:
-    """Gate logits as an untrained explainer draws them, uniform in [0, 1), ``draws`` times; the null of gates."""
+    """Gate logits, in shape ``like`` these, ``draws`` times as an untrained explainer has them: uniform in [0, 1)."""
     return [torch.rand(draws, *logits.shape, generator=generator).to(logits) for logits in like]
 
 
 def effective(attention: Sequence[Tensor], spreads: Sequence[Tensor]) -> list[Tensor]:
-    """A^l for every α^l; ``spreads`` are s of levels 1…L, each N_l."""
+    """A^l for every α^l of ``attention``; ``spreads`` are s of levels 1…L, each N_l."""
     return [
         gates.effective_attention(alpha, s.expand(alpha.shape[-1])) for alpha, s in zip(attention, spreads, strict=True)
     ]
 
 
 def defined(effective: list[Tensor], n: int) -> list[Tensor]:
-    """A^l, l from 2, on ``n`` images, if every gate has parents that vary; else KdxError names their level."""
+    """The ``effective`` attention A^l, l ≥ 2, on ``n`` images; KdxError names a level whose features don't vary."""
     for level, rows in enumerate(effective, 2):
         if rows.isnan().any():
             raise KdxError(
@@ -208,9 +209,13 @@ def check_features(features: Sequence[Tensor]) -> None:
 
 
 def quantiles(values: Tensor) -> Mapping[str, float]:
-    """Mean and central 95 % range over draws, as the columns null_mean, null_low, null_high; NaN draws left out."""
+    """Mean and central 95 % range over draws, as the columns null_mean, null_low, null_high.
+
+    Draws that are NaN are left out and counted, as null_undefined.
+    """
     valid = values[~values.isnan()].double()
-    if len(valid) == 0:
-        return dict.fromkeys(("null_mean", "null_low", "null_high"), math.nan)
-    low, high = torch.quantile(valid, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return {"null_mean": float(valid.mean()), "null_low": low, "null_high": high}
+    low = mean = high = math.nan
+    if len(valid):
+        low, high = torch.quantile(valid, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+        mean = float(valid.mean())
+    return dict(zip(NULL, (mean, low, high, len(values) - len(valid)), strict=True))

@@ -36,9 +36,10 @@ def child_columns(classes: Sequence[str], rows: int, parents: int, *, heads: boo
 def conflict_tables(grams: Grams, classes: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Pairs and their summary, per level and in all, of the first set of residuals; the others are its null.
 
-    Pairs: level, a, b, a_index, b_index, cosine, null_mean, null_low, null_high, magnitude_similarity. Summary:
-    level, pairs (with a defined cosine), undefined, metric, value, null_mean, null_low, null_high; contention, of the
-    actual gradients, is not taken over levels together.
+    Pairs: level, a, b, a_index, b_index, cosine, null_mean, null_low, null_high, null_undefined (draws without a
+    cosine), magnitude_similarity, undefined (values of the row that are NaN, as where a gradient is zero). Summary:
+    level, metric, value, null_…, pairs (that went into it), undefined (those that could not); contention, of the actual
+    gradients, is not taken over levels together.
     """
     tables, summaries = [], []
     levels = [(str(level), grams.level(level), grams.inside(level)) for level in range(1, len(grams.experts) + 1)]
@@ -46,26 +47,31 @@ def conflict_tables(grams: Grams, classes: Sequence[str]) -> tuple[pd.DataFrame,
         gram = gram.double().cpu()
         cosines, alike = conflict.cosine(gram), conflict.upper(conflict.magnitude_similarity(gram))
         pairs = conflict.upper(cosines)
-        tables.append(pd.DataFrame({
+        table = pd.DataFrame({
             "level": level, **pair_columns(classes), "cosine": pairs[0].numpy(), **quantile_columns(pairs[1:]),
             "magnitude_similarity": alike[0].numpy(),
-        }))  # fmt: skip
+        })  # fmt: skip
+        tables.append(with_undefined(table, ["cosine", "magnitude_similarity"]))
         metrics = {
-            "conflict_rate": conflict.conflict_rate(cosines),
-            "severity": conflict.severity(cosines),
-            "mean_cosine": conflict.mean_cosine(cosines),
-            "magnitude_similarity": alike.nanmean(dim=-1),
+            "conflict_rate": (conflict.conflict_rate(cosines), pairs),
+            "severity": (conflict.severity(cosines), pairs),
+            "mean_cosine": (conflict.mean_cosine(cosines), pairs),
+            "magnitude_similarity": (alike.nanmean(dim=-1), alike),
         }
         if inside is not None:
-            metrics["contention"] = conflict.contention_inside(inside.double().cpu())
-        undefined = int(conflict.undefined(cosines[0]).sum())
-        counts = {"level": level, "pairs": pairs.shape[1] - undefined, "undefined": undefined}
-        summaries += [{**counts, **beside_null(metric, values)} for metric, values in metrics.items()]
+            contention = conflict.contention_inside(inside.double().cpu())
+            metrics["contention"] = contention, contention.unsqueeze(1).expand_as(pairs)
+        for metric, (values, of) in metrics.items():
+            undefined = int(of[0].isnan().sum())
+            counts = {"pairs": pairs.shape[1] - undefined, "undefined": undefined}
+            summaries.append({"level": level, **counts, **beside_null(metric, values)})
     return pd.concat(tables, ignore_index=True), pd.DataFrame(summaries)
 
 
 def contention_table(ungated: Tensor, alpha: Tensor, permutations: int, seed: int) -> pd.DataFrame:
-    """Contention on the last level and what other gates would make of it: metric, value, null_…, p.
+    """Contention on the last level and what other gates would make of it: metric, value, null_…, pairs, undefined, p.
+
+    A value of 0/0, as where nothing contends under either gates, is NaN: of all its pairs none is defined.
 
     Args:
         ungated: ⟨h^i_a, h^i_b⟩, R×N×K×K; the first of R is measured, the others are its null.
@@ -87,7 +93,11 @@ def contention_table(ungated: Tensor, alpha: Tensor, permutations: int, seed: in
             beside_null("modulation", torch.stack([modulation, *nulled])),
         ]
     )
-    return table.assign(p=np.where(table["metric"] == "modulation", p, np.nan))
+    pairs = alpha.shape[0] * (alpha.shape[0] - 1) // 2
+    undefined = table["value"].isna() * pairs
+    return table.assign(
+        pairs=pairs - undefined, undefined=undefined, p=np.where(table["metric"] == "modulation", p, np.nan)
+    )
 
 
 def expert_contention_table(grams: Grams) -> pd.DataFrame:
@@ -153,7 +163,7 @@ def agreement_table(
 def affinity_table(affinities: Tensor, classes: Sequence[str]) -> pd.DataFrame:
     """Z_{a→b} of every ordered pair, and over all of them: metric, a, b ('' where all are meant), a_index, b_index, ….
 
-    Then value, undefined (pairs of which it is NaN), null_mean, null_low, null_high, null_draws. Over all pairs:
+    Then value, undefined (pairs of which it is NaN: the gradient of a is zero), null_…, null_draws. Over all pairs:
     ``median_affinity``, since a loss that is nearly 0 makes a mean of its own, and ``hurt_share``, that with Z < 0.
 
     Args:
@@ -175,6 +185,13 @@ def affinity_table(affinities: Tensor, classes: Sequence[str]) -> pd.DataFrame:
     return pd.concat([pairs, whole], ignore_index=True).assign(null_draws=len(chosen) - 1)
 
 
+def with_undefined(table: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
+    """``table`` with a column ``undefined`` behind them: how many of a row's ``values`` are NaN."""
+    counted = table.copy()
+    counted.insert(list(table).index(values[-1]) + 1, "undefined", table[list(values)].isna().sum(axis=1))
+    return counted
+
+
 def mean_over_epochs(affinity: pd.DataFrame) -> pd.DataFrame:
     """Recorded affinities averaged over ``epochs`` of them: split, metric, a, b, …, value, undefined, null_mean, …."""
     keys = ["split", "metric", "a", "b", "a_index", "b_index", "null_draws", "eta", "n"]
@@ -190,9 +207,10 @@ def beside_null(metric: str, values: Tensor) -> dict[str, Any]:
 
 
 def quantile_columns(null: Tensor) -> dict[str, np.ndarray]:
-    """Mean and central 95 % range over draws of a null, draws×P, as columns of P."""
-    low, high = torch.nanquantile(null, torch.tensor([0.025, 0.975], dtype=null.dtype), dim=0).numpy()
-    return {"null_mean": null.nanmean(dim=0).numpy(), "null_low": low, "null_high": high}
+    """Mean and central 95 % range over draws of a null, draws×P, as columns of P; NaN are left out and counted."""
+    low, high = torch.nanquantile(null, torch.tensor([0.025, 0.975], dtype=null.dtype), dim=0)
+    values = (null.nanmean(dim=0), low, high, null.isnan().sum(dim=0))
+    return {name: value.numpy() for name, value in zip(gates.NULL, values, strict=True)}
 
 
 def _value_and_null(values: Tensor) -> dict[str, float]:

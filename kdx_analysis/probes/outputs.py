@@ -38,6 +38,6 @@ def claimed_by_both(claims: Bool[Tensor, "*draws B K"]) -> Float[Tensor, "*draws
 
 @jaxtyped(typechecker=beartype)
 def permuted_claims(claims: Bool[Tensor, "B K"], draws: int, generator: torch.Generator) -> Bool[Tensor, "draws B K"]:
-    """The null: every subtask claims as many samples as it does, but any."""
+    """The null, ``draws`` times: every subtask claims as many samples as it does, but any."""
     order = torch.rand(draws, *claims.shape, generator=generator).argsort(dim=1)
     return claims.expand(draws, -1, -1).gather(1, order.to(claims.device))

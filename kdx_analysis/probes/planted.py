@@ -200,7 +200,9 @@ def plant(
 def routes(assignment: Sequence[int], experts: int, *, share: float = 0.9, noise: float = 0.0, seed: int = 0) -> Tensor:
     """Gates α, K×N, in which subtask k draws ``share`` from expert ``assignment[k]`` and the rest evenly from others.
 
-    Subtasks of one assignment route together. ``noise`` is the deviation of Gaussian noise on the gates' logits.
+    N is ``experts``. Subtasks of one assignment route together. ``noise`` is the deviation of Gaussian noise on the
+    gates' logits.
+    Raises KdxError for an assignment to an expert that is not there, a share out of (0, 1), and a single expert.
     """
     if not all(0 <= i < experts for i in assignment):
         raise KdxError(f"assignment {list(assignment)} names experts beyond 0 to {experts - 1}")
@@ -220,7 +222,10 @@ def together(assignment: Sequence[int]) -> Tensor:
 
 
 def auroc(truth: Tensor, scores: Tensor) -> float:
-    """Area under the ROC curve of finding the pairs a < b of ``truth`` (K×K, bool) by ``scores`` (K×K)."""
+    """Area under the ROC curve of finding the pairs a < b of ``truth`` (K×K, bool) by ``scores`` (K×K).
+
+    Raises KdxError where all pairs are alike.
+    """
     from sklearn.metrics import roc_auc_score
 
     pairs = conflict.upper(truth)

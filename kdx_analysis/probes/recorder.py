@@ -35,8 +35,8 @@ from kdx_analysis.training import Epoch, predict
 
 SPLITS = ("train", "val")
 AFFINITY_DRAWS = 2
-_NULL = ("null_mean", "null_low", "null_high", "null_draws")
-_GATE_SUMMARY = ["of", "level", "attention", "metric", "value", "initial", *_NULL, "n", "tau"]
+_GATE_SUMMARY = ["of", "level", "attention", "metric", "value", "initial", *gates.NULL, "null_draws", "n", "tau"]
+_VALUES = ("alpha", "effective", "distance", "value", "initial")
 
 
 def checkpoints(epochs: int, count: int) -> tuple[int, ...]:
@@ -75,7 +75,9 @@ def recording_cost(
 class ExplainerProbe:
     """Records an explainer's gates after every epoch and its subtasks' conflicts at some.
 
-    Tables (``tables()``), each keyed by epoch; levels count from the trunk, 1, and L + 1 are the heads:
+    Tables (``tables()``), each keyed by epoch; levels count from the trunk, 1, and L + 1 are the heads. ``undefined``
+    in each counts the NaN among a row's values, or the pairs that could not go into it, and ``null_undefined``, beside
+    null_high wherever there is a null, its draws that could not:
 
     - ``gates``: level, child, child_index, parent, alpha, effective (NaN where none of the parents' features vary over
       the images), tau.
@@ -166,10 +168,14 @@ class ExplainerProbe:
                 self._affinity(epoch.epoch, model, split)
 
     def tables(self) -> dict[str, pd.DataFrame]:
+        """Kind → table of all probed epochs so far."""
         return {kind: pd.concat(frames, ignore_index=True) for kind, frames in self._frames.items()}
 
     def _add(self, kind: str, epoch: int, columns: dict[str, Any]) -> None:
-        self._frames[kind].append(pd.DataFrame({"epoch": epoch, **columns}))
+        table = pd.DataFrame({"epoch": epoch, **columns})
+        if "undefined" not in table:
+            table = measures.with_undefined(table, [name for name in _VALUES if name in table])
+        self._frames[kind].append(table)
 
     def _images(self, split: str) -> Tensor:
         images = self.sets[split].images

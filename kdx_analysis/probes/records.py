@@ -6,10 +6,10 @@ means are taken by ``to_frame``.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -18,37 +18,44 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdx_analysis.errors import KdxError
-from kdx_analysis.io import read_parquet, write_parquet
-from kdx_analysis.models import HME
+from kdx_analysis.models import HME, Trace
 from kdx_analysis.models import gates as gating
 from kdx_analysis.objectives import one_vs_rest_margins
 from kdx_analysis.probes import gates, measures
-from kdx_analysis.probes.gradients import in_full, not_finite, residuals, subtask_grams, undisturbed, with_null
+from kdx_analysis.probes.checks import labelled, named, subtasks
+from kdx_analysis.probes.contract import Record, TableRecord, added
+from kdx_analysis.probes.gradients import in_full, residuals, subtask_grams, undisturbed, with_null
+from kdx_analysis.training.checkpoints import fingerprint
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+ROUNDING = 1e-14  # of float64, in a difference of squares
+
 
 @dataclass(frozen=True, eq=False)
-class ConflictRecord:
+class ConflictRecord(TableRecord):
     """Conflict between subtasks, of one probe or of several merged.
 
-    Gradients of a probe set are summed before any angle is taken, so a set is probed at once (in the memory given),
-    and what is merged are probes: of other epochs, seeds or models.
+    Gradients of a probe set are summed before any angle is taken, so a set is probed as a whole (by
+    :class:`ConflictProbe`, where it comes in batches), and what is merged are probes: of other epochs, seeds or models.
 
     Attributes:
         pairs: one row a probe, level and pair: probe, level, a, b, a_index, b_index, cosine, null_mean, null_low,
-            null_high, magnitude_similarity, null_draws, n.
+            null_high, null_undefined, magnitude_similarity, undefined, null_draws, n.
         summary: one row a probe, level and metric: probe, level, pairs, undefined, metric, value, null_…, null_draws,
             n; of an explainer whose gates are parameters also separation and modulation, on its last level.
     """
+
+    FILES: ClassVar = {"pairs": "conflict", "summary": "conflict_summary"}
 
     pairs: pd.DataFrame
     summary: pd.DataFrame
 
     @property
     def probes(self) -> int:
+        """How many probes are merged in it."""
         return int(self.pairs["probe"].nunique())
 
     def to_frame(self) -> pd.DataFrame:
@@ -80,16 +87,6 @@ class ConflictRecord:
         )
         return ConflictRecord(pairs, summary)
 
-    def save(self, folder: str | Path) -> None:
-        """Write ``conflict.parquet`` and ``conflict_summary.parquet`` into ``folder``."""
-        write_parquet(Path(folder) / "conflict.parquet", self.pairs)
-        write_parquet(Path(folder) / "conflict_summary.parquet", self.summary)
-
-    @classmethod
-    def load(cls, folder: str | Path) -> ConflictRecord:
-        """Read what :meth:`save` wrote."""
-        return cls(*(read_parquet(Path(folder) / f"{kind}.parquet") for kind in ("conflict", "conflict_summary")))
-
     def plot(self, ax: Axes | None = None) -> tuple[Figure, np.ndarray]:
         """Cosines over all levels below the diagonal, their null above it, as (figure, axes)."""
         from kdx_analysis.plots.records import conflict_record
@@ -97,8 +94,8 @@ class ConflictRecord:
         return conflict_record(self, ax)
 
     def _repr_html_(self) -> str:
-        keys = ["level", "metric"]
-        table = self.summary.groupby(keys, sort=False)[["value", "null_mean", "null_low", "null_high"]].mean()
+        grouped = self.summary.groupby(["level", "metric"], sort=False)
+        table = grouped[["value", "null_mean", "null_low", "null_high"]].mean().join(grouped["undefined"].sum())
         n = sorted(set(self.summary["n"]))
         said = f"{self.probes} probes, n = {', '.join(map(str, n))} images; null: residuals permuted over samples"
         return f"<p>Conflict: {said}.</p>{table.reset_index().to_html(index=False, float_format='{:.3f}'.format)}"
@@ -148,8 +145,7 @@ def conflict_of(
     with undisturbed(model), torch.no_grad():
         outputs = model(images)
         own = outputs if margins is None else margins(outputs)
-    names = tuple(map(str, range(own.shape[1]))) if classes is None else tuple(classes)
-    check_subtasks(own, labels, names)
+    names, labels = subtasks(own, labels, classes)
     one_hot = F.one_hot(labels, len(names)).to(own.dtype)
     r = residuals(lambda m: F.binary_cross_entropy_with_logits(m, one_hot, reduction="none"), own)
     sets = with_null(r, null_draws, seed)
@@ -157,31 +153,18 @@ def conflict_of(
     pairs, summary = measures.conflict_tables(grams, names)
     if grams.gates is not None:
         table = measures.contention_table(grams.experts[-1], grams.gates, permutations, seed)
-        last = {"level": str(len(grams.experts)), "pairs": summary["pairs"].max(), "undefined": 0}
-        summary = pd.concat([summary, table[table["metric"] != "contention"].assign(**last)], ignore_index=True)
+        table = table[table["metric"] != "contention"].assign(level=str(len(grams.experts)))
+        summary = pd.concat([summary, table], ignore_index=True)
     counted: dict[str, Any] = {"probe": 0, "null_draws": null_draws, "n": len(images)}
     return ConflictRecord(pairs.assign(**counted), summary.assign(**counted))
 
 
-def check_subtasks(margins: Tensor, labels: Tensor, classes: Sequence[str]) -> None:
-    """KdxError unless margins are finite, B×K with K ≥ 2, and of every named class there are labels."""
-    B, K = margins.shape
-    if not B or len(labels) != B or K < 2 or len(classes) != K:
-        raise KdxError(f"{len(labels)} labels and {len(classes)} classes don't fit outputs of shape {B}×{K}, K ≥ 2")
-    if int(labels.min()) < 0 or int(labels.max()) >= K:
-        raise KdxError(f"labels from {int(labels.min())} to {int(labels.max())} should lie in 0 to {K - 1}")
-    lacking = [classes[k] for k in (labels.bincount(minlength=K) == 0).nonzero().flatten().tolist()]
-    if lacking:
-        raise KdxError(f"no sample of class {', '.join(map(repr, lacking[:5]))}; probe on some images of every class")
-    if culprits := not_finite(margins):
-        raise KdxError(f"margins of subtasks {culprits} are not finite; did the run diverge?")
-
-
 @dataclass(frozen=True, eq=False)
-class GateRecord:
+class GateRecord(Record):
     """An explainer's gates on a set of images: sums that batches add to, so that parts give what the whole gives.
 
     Attributes:
+        model: fingerprint of the weights.
         classes: names of the subtasks.
         temperature: τ.
         alpha: α^l for l = 2…L+1, float64: N_l×N_{l−1}, or B×N_l×N_{l−1} of gates that read the input.
@@ -189,6 +172,9 @@ class GateRecord:
         labels: true classes, B.
     """
 
+    FILE = "gate_record"
+
+    model: str
     classes: tuple[str, ...]
     temperature: float
     alpha: tuple[Tensor, ...]
@@ -196,12 +182,31 @@ class GateRecord:
     squares: tuple[Tensor, ...]
     labels: Tensor
 
+    @classmethod
+    def of(cls, model: HME, trace: Trace, labels: Tensor, classes: Sequence[str]) -> GateRecord:
+        """From what lay on the way of the images; KdxError where features are not finite."""
+        features = [level.double().cpu() for level in trace.features]
+        gates.check_features(features)
+        return cls(
+            model=fingerprint(model),
+            classes=tuple(classes),
+            temperature=model.temperature,
+            alpha=tuple(a.double().cpu() for a in trace.attention),
+            sums=tuple(of.sum(dim=0) for of in features),
+            squares=tuple((of**2).sum(dim=0) for of in features),
+            labels=labels.cpu(),
+        )
+
     @property
     def spreads(self) -> tuple[Tensor, ...]:
         """s of every level: root of the mean variance over samples of each expert's features, N_l."""
         B = len(self.labels)
-        variances = (q / B - (s / B) ** 2 for s, q in zip(self.sums, self.squares, strict=True))
-        return tuple(v.clamp(min=0).flatten(1).mean(dim=1).sqrt() for v in variances)
+        found = []
+        for sums, squares in zip(self.sums, self.squares, strict=True):
+            variance = squares / B - (sums / B) ** 2
+            variance = variance.where(variance > ROUNDING * squares / B, 0)  # a constant's is rounding alone
+            found.append(variance.flatten(1).mean(dim=1).sqrt())
+        return tuple(found)
 
     @property
     def effective(self) -> tuple[Tensor, ...]:
@@ -223,9 +228,10 @@ class GateRecord:
     def summary(self, *, null_draws: int = 99, seed: int = 0) -> pd.DataFrame:
         """Every gate metric of α and A beside random gates at the same τ.
 
-        Columns: of, level, attention, metric, value, null_mean, null_low, null_high, null_draws, n. The null are gates
-        with logits uniform in [0, 1) and the record's spreads; specialisation of gates that read the input has its
-        shuffled null subtracted.
+        Columns: of, level, attention, metric, value, undefined, null_mean, null_low, null_high, null_undefined,
+        null_draws, n. The null are gates with logits uniform in [0, 1) and the record's spreads. Specialisation of
+        gates that read the input has its shuffled null subtracted; ``specialisation_shuffled`` and
+        ``class_specialisation`` have no other null, which is what null_draws = 0 says.
         """
         generator = torch.Generator().manual_seed(seed)
         input_gated = any(rows.ndim == 3 for rows in self.alpha)
@@ -239,49 +245,23 @@ class GateRecord:
             for (of, level, metric), (value, n) in found.items():
                 spread = random.get((of, level, metric), (torch.empty(0), 0))[0]
                 keys = {"of": of, "level": level, "attention": kind, "metric": metric, "value": float(value)}
-                rows.append({**keys, **gates.quantiles(spread), "null_draws": null_draws, "n": n})
-        columns = ["of", "level", "attention", "metric", "value", "null_mean", "null_low", "null_high"]
-        return pd.DataFrame(rows, columns=[*columns, "null_draws", "n"])
+                rows.append({**keys, **gates.quantiles(spread), "null_draws": len(spread), "n": n})
+        columns = ["of", "level", "attention", "metric", "value", *gates.NULL, "null_draws", "n"]
+        return measures.with_undefined(pd.DataFrame(rows, columns=columns), ["value"])
 
     def merge(self, *others: GateRecord) -> GateRecord:
-        """This batch and ``others`` of the same model at the same τ. Raises KdxError if they are of another one."""
+        """This batch and ``others`` of the same model at the same τ; KdxError if they are of another one."""
         records = (self, *others)
-        for other in others:
-            same = self.classes == other.classes and self.temperature == other.temperature
-            shapes = [a.shape[-2:] for a in self.alpha] == [a.shape[-2:] for a in other.alpha]
-            if not (same and shapes and all(torch.equal(a, b) for a, b in zip(self.alpha, other.alpha, strict=True)
-                                            if a.ndim == 2)):  # fmt: skip
-                raise KdxError("gates of another model or temperature can't be merged; merge batches of one model")
+        if len({(r.model, r.classes, r.temperature) for r in records}) > 1:
+            raise KdxError(
+                "gates of another model, temperature or classes can't be merged, as experts have no identity across "
+                "models; merge batches of one model, and of several their measures (MeasureRecord.of)"
+            )
         alpha = [torch.cat(parts) if parts[0].ndim == 3 else parts[0] for parts in zip(*(r.alpha for r in records))]  # noqa: B905
-        added = [
-            tuple(torch.stack(parts).sum(dim=0) for parts in zip(*(getattr(r, name) for r in records), strict=True))
-            for name in ("sums", "squares")
-        ]
         labels = torch.cat([record.labels for record in records])
-        return GateRecord(self.classes, self.temperature, tuple(alpha), added[0], added[1], labels)
-
-    def save(self, folder: str | Path) -> None:
-        """Write ``gate_record.parquet`` into ``folder``: every tensor whole, in float64."""
-        tensors = {f"{name}.{i}": t for name in _TENSORS for i, t in enumerate(getattr(self, name))}
-        tensors |= {"temperature": torch.tensor(self.temperature, dtype=torch.float64), "labels": self.labels}
-        rows = [
-            {"name": name, "shape": list(t.shape), "values": t.double().flatten().numpy(), "text": []}
-            for name, t in tensors.items()
-        ]
-        rows.append({"name": "classes", "shape": [0], "values": np.empty(0), "text": list(self.classes)})
-        write_parquet(Path(folder) / "gate_record.parquet", pd.DataFrame(rows))
-
-    @classmethod
-    def load(cls, folder: str | Path) -> GateRecord:
-        """Read what :meth:`save` wrote."""
-        table = read_parquet(Path(folder) / "gate_record.parquet").set_index("name")
-        found = {
-            n: torch.tensor(v).reshape(tuple(s))
-            for n, v, s in zip(table.index, table["values"], table["shape"], strict=True)
-        }
-        parts = {name: tuple(t for key, t in found.items() if key.startswith(f"{name}.")) for name in _TENSORS}
-        classes = tuple(str(name) for name in table["text"]["classes"])
-        return cls(classes, float(found["temperature"]), labels=found["labels"].long(), **parts)
+        return dataclasses.replace(
+            self, alpha=tuple(alpha), sums=added(records, "sums"), squares=added(records, "squares"), labels=labels
+        )
 
     def plot(self, ax: Axes | None = None) -> tuple[Figure, np.ndarray]:
         """Effective attention into the heads, subtasks by experts, as (figure, axes)."""
@@ -294,9 +274,6 @@ class GateRecord:
         return f"<p>Gates at τ = {self.temperature:.3g} on {len(self.labels)} images, beside random gates.</p>{table}"
 
 
-_TENSORS = ("alpha", "sums", "squares")
-
-
 def gates_of(model: HME, images: Tensor, labels: Tensor, classes: Sequence[str] | None = None) -> GateRecord:
     """The gates of an explainer on a batch of images, B×C×H×W, with their true classes, B.
 
@@ -305,21 +282,9 @@ def gates_of(model: HME, images: Tensor, labels: Tensor, classes: Sequence[str] 
     """
     if not isinstance(model, HME):
         raise KdxError(f"{type(model).__name__} has no gates; make an explainer of it with HME.from_student")
-    if len(images) != len(labels) or not len(labels):
-        raise KdxError(f"{len(labels)} labels don't fit {len(images)} images")
-    names = tuple(map(str, range(model.num_classes))) if classes is None else tuple(classes)
-    if len(names) != model.num_classes:
-        raise KdxError(f"{len(names)} classes are named, but the model has {model.num_classes} subtasks")
+    names = named(classes, model.num_classes)
+    labels = labelled(images, labels, model.num_classes)
     model = in_full(model)
     with undisturbed(model), torch.no_grad():
         trace = model.trace(images.to(next(model.parameters())))
-    features = [level.double().cpu() for level in trace.features]
-    gates.check_features(features)
-    return GateRecord(
-        classes=names,
-        temperature=model.temperature,
-        alpha=tuple(a.double().cpu() for a in trace.attention),
-        sums=tuple(of.sum(dim=0) for of in features),
-        squares=tuple((of**2).sum(dim=0) for of in features),
-        labels=labels.cpu(),
-    )
+    return GateRecord.of(model, trace, labels, names)

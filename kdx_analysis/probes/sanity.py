@@ -23,6 +23,7 @@ from kdx_analysis.models import HME
 from kdx_analysis.models.gates import ParameterGate
 from kdx_analysis.models.redraw import draw_anew
 from kdx_analysis.probes.attribution import working_copy
+from kdx_analysis.probes.contract import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,7 +60,7 @@ def randomised(model: nn.Module, seed: int) -> nn.Module:
 
 
 @dataclass(frozen=True, eq=False)
-class Randomisation:
+class Randomisation(Record):
     """How like an attribution's maps are to those of the same model with random weights.
 
     The null shifts the random models' maps around the image's edges, all by one offset: smoothness and values stay,
@@ -70,6 +71,8 @@ class Randomisation:
         null: by measure, the mean similarity under each shift.
         bound: the similarity that counts as surviving, if the null is below it.
     """
+
+    FILE = "randomisation_record"
 
     similarity: dict[str, Tensor]
     null: dict[str, Tensor]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
-from typing import Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -18,8 +18,13 @@ from torch import Tensor
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import gates as gating
 from kdx_analysis.probes import conflict, gates
+from kdx_analysis.probes.contract import TableRecord
 from kdx_analysis.probes.gradients import Grams, subtask_grams, undisturbed, with_null
 from kdx_analysis.probes.planted import Conflict, Planted, auroc, plant, routes, together
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 EXPERTS = 4
 SUBTASKS = 36
@@ -90,13 +95,15 @@ YARDSTICKS = (
 )
 
 
-@dataclass(frozen=True)
-class Validation:
+@dataclass(frozen=True, eq=False)
+class Validation(TableRecord):
     """The probes against planted truth.
 
     Attributes:
         measures: every yardstick's value and n (pairs, conflicts or explainers that it rests on) for each seed.
     """
+
+    FILES: ClassVar = {"measures": "validation"}
 
     measures: pd.DataFrame
 
@@ -123,6 +130,12 @@ class Validation:
         """How many seeds, and how many yardsticks hold."""
         passed, seeds = self.to_frame()["passed"], self.measures["seed"].nunique()
         return f"{int(passed.sum())} of {len(passed)} yardsticks hold over {seeds} seeds of planted truth"
+
+    def plot(self, ax: Axes | None = None) -> tuple[Figure, np.ndarray]:
+        """Every seed a dot beside what was wanted, a row a yardstick, as (figure, axes)."""
+        from kdx_analysis.plots.records import validation
+
+        return validation(self, ax)
 
     def __str__(self) -> str:
         return f"{self._shown().to_string(index=False)}\n{self.caption}"

@@ -23,6 +23,7 @@ from kdx_analysis.config import ProbeConfig
 from kdx_analysis.data import Dataset
 from kdx_analysis.models import gates, vam
 from kdx_analysis.probes.gradients import undisturbed
+from kdx_analysis.probes.measures import with_undefined
 from kdx_analysis.training import Epoch
 
 
@@ -54,8 +55,9 @@ def block_gates(model: nn.Module, images: Tensor) -> pd.DataFrame:
     """The gates of every layer that has VAM, on ``images`` (B×C×H×W) in eval mode; the model is left as it was found.
 
     One row per layer and pair of blocks: layer, row, column, alpha, scale (s), flow, share (A), uniform_share (A if all
-    scales were 1, as without VAM), tau. Flow and shares are NaN where a layer's forward pass is bypassed, as the
-    projection's in nn.MultiheadAttention is. Raises KdxError if there is no VAM.
+    scales were 1, as without VAM), undefined, tau. Flow and shares are NaN, and counted as undefined, where a layer's
+    forward pass is bypassed, as the projection's in nn.MultiheadAttention is, or nothing flows into a row. Raises
+    KdxError if there is no VAM.
     """
     vam.attention(model)
     layers = vam.attended_layers(model)
@@ -65,7 +67,7 @@ def block_gates(model: nn.Module, images: Tensor) -> pd.DataFrame:
 
 
 def row_entropies(block_gates: pd.DataFrame) -> pd.DataFrame:
-    """H/ln M of every row: layer, row, attention, value, initial, n (M), tau.
+    """H/ln M of every row: layer, row, attention, value, initial, undefined (of the two), n (M), tau.
 
     ``attention`` is ``alpha``, whose ``initial`` is 1, the uniform attention that VAM starts with, or ``share``, whose
     ``initial`` is that of the same weights at uniform attention.
@@ -77,7 +79,7 @@ def row_entropies(block_gates: pd.DataFrame) -> pd.DataFrame:
                 "layer": layer, "row": row, "attention": attention, "value": _share(pairs[attention]),
                 "initial": 1.0 if start is None else _share(pairs[start]), "n": len(pairs), "tau": pairs["tau"].iloc[0],
             })  # fmt: skip
-    return pd.DataFrame(rows)
+    return with_undefined(pd.DataFrame(rows), ["value", "initial"])
 
 
 class VAMProbe:
@@ -102,6 +104,7 @@ class VAMProbe:
         self._frames.append(block_gates(model, self.images.to(device)).assign(epoch=epoch.epoch))
 
     def tables(self) -> dict[str, pd.DataFrame]:
+        """Kind → table of all epochs: vam_gates and vam_entropy."""
         entropies = [row_entropies(frame).assign(epoch=frame["epoch"].iloc[0]) for frame in self._frames]
         frames = {"vam_gates": self._frames, "vam_entropy": entropies}
         return {kind: pd.concat(found, ignore_index=True) for kind, found in frames.items()}
@@ -140,7 +143,7 @@ def _of_layer(path: str, layer: vam.AttendedLayer, mean_squares: Tensor | None) 
         flows = [block_norms(V.double().cpu(), rows, columns) * rms for V in (layer.weight, layer.plain_weight)]
     flow, shares = flows[0], [each / each.sum(dim=1, keepdim=True) for each in flows]
     values = {"alpha": blocks.attention(), "scale": blocks.scales(), "flow": flow, "share": shares[0]}
-    return pd.DataFrame({
+    table = pd.DataFrame({
         "layer": path,
         "row": np.repeat(np.arange(R), M),
         "column": np.tile(np.arange(M), R),
@@ -148,6 +151,7 @@ def _of_layer(path: str, layer: vam.AttendedLayer, mean_squares: Tensor | None) 
         "uniform_share": shares[1].flatten().numpy(),
         "tau": float(blocks.temperature),
     })  # fmt: skip
+    return with_undefined(table, ["alpha", "flow", "share", "uniform_share"])
 
 
 def _share(row: pd.Series) -> float:

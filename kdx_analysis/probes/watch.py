@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from types import MethodType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -17,24 +17,35 @@ from torch import Tensor, nn
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, Trace
 from kdx_analysis.models import gates as gating
+from kdx_analysis.probes.contract import Record
+from kdx_analysis.probes.measures import with_undefined
 from kdx_analysis.registry import unknown
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Where = str | Sequence[str] | Callable[[str, nn.Module], bool]
 
 
-@dataclass
-class Recording:
-    """What was recorded, forward pass by forward pass; grows while :func:`probe` is open.
+@dataclass(frozen=True, eq=False)
+class Recording(Record):
+    """What was recorded, forward pass by forward pass; what it holds grows while :func:`probe` is open.
 
     Attributes:
         model: the class of the model, for its heading.
-        passes: forward passes of the explainer whose gates were recorded.
     """
 
+    FILE = "recording"
+
     model: str
-    passes: int = 0
     _attention: list[tuple[Tensor, ...]] = field(default_factory=list, repr=False)
     _activations: dict[str, list[Tensor]] = field(default_factory=dict, repr=False)
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of the explainer whose gates were recorded."""
+        return len(self._attention)
 
     @property
     def attention(self) -> list[Tensor]:
@@ -70,11 +81,14 @@ class Recording:
                 f"a recording of {self.model} with {_holding(*mine)} can't be merged with one of {other.model} with "
                 f"{_holding(*theirs)}; record the same of both"
             )
-        merged = {path: outputs + other._activations[path] for path, outputs in self._activations.items()}
-        return Recording(self.model, self.passes + other.passes, self._attention + other._attention, merged)
+        merged = {path: [*outputs, *other._activations[path]] for path, outputs in self._activations.items()}
+        return Recording(self.model, [*self._attention, *other._attention], merged)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a gate: observation (a pass, or a sample of input gates), level, child, parent, alpha."""
+        """One row a gate: observation (a pass, or a sample of input gates), level, child, parent, alpha, undefined.
+
+        ``undefined`` is 1 where α is NaN, as in a model that diverged.
+        """
         frames = []
         for level, alpha in enumerate(self.attention, 2):
             index = np.indices(alpha.shape).reshape(3, -1)
@@ -82,19 +96,29 @@ class Recording:
             frame = pd.DataFrame(dict(zip(names, index, strict=True)))
             frames.append(frame.assign(level=level, alpha=alpha.double().cpu().numpy().ravel()))
         columns = ["observation", "level", "child", "parent", "alpha"]
-        return pd.concat(frames, ignore_index=True)[columns]
+        return with_undefined(pd.concat(frames, ignore_index=True)[columns], ["alpha"])
 
     def summary(self) -> pd.DataFrame:
-        """One row for each thing recorded: recorded, shape, mean, deviation, device."""
+        """One row for each thing recorded: recorded, shape, mean, deviation, not_finite, device.
+
+        Mean and deviation are of the finite values; ``not_finite`` counts the others.
+        """
         held = {f"α into level {i}": a for i, a in enumerate(self.attention, 2)} if self._attention else {}
-        rows = [
-            {
-                "recorded": name, "shape": "×".join(map(str, values.shape)), "mean": float(values.double().mean()),
-                "deviation": float(values.double().std(correction=0)), "device": str(values.device),
-            }
-            for name, values in (held | self.activations).items()
-        ]  # fmt: skip
-        return pd.DataFrame(rows, columns=["recorded", "shape", "mean", "deviation", "device"])
+        rows = []
+        for name, values in (held | self.activations).items():
+            known = values.double()[values.isfinite()]
+            rows.append({
+                "recorded": name, "shape": "×".join(map(str, values.shape)), "mean": float(known.mean()),
+                "deviation": float(known.std(correction=0)), "not_finite": values.numel() - known.numel(),
+                "device": str(values.device),
+            })  # fmt: skip
+        return pd.DataFrame(rows, columns=["recorded", "shape", "mean", "deviation", "not_finite", "device"])
+
+    def plot(self, ax: Axes | None = None) -> tuple[Figure, np.ndarray]:
+        """Mean attention into the heads, subtasks by experts, or without gates the spread of every activation."""
+        from kdx_analysis.plots.records import recording
+
+        return recording(self, ax)
 
     def _repr_html_(self) -> str:
         table = self.summary().style.hide(axis="index").format(precision=4, escape="html")
@@ -164,7 +188,6 @@ class _Traced:
             tuple(alpha.detach().expand(samples, *alpha.shape[-2:]).to(self.device, copy=True)
                   for alpha in trace.attention)
         )  # fmt: skip
-        self.recording.passes += 1
         return trace
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MethodType:

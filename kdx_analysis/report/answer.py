@@ -92,7 +92,7 @@ class Answer:
 
 
 def answer(values: Mapping[str, pd.DataFrame], labels: Mapping[str, str]) -> Answer:
-    """The answer for one KD objective and its controls; arguments as for :func:`find`."""
+    """The answer for one KD objective and its controls; ``values`` and ``labels`` as for :func:`find`."""
     found = find(values, labels)
     confidence = found[0].confidence if found else 0.95
     all_contrasts = contrasts(labels)

@@ -78,9 +78,11 @@ class Comparison:
         return pd.concat([self.table.to_frame(), pd.DataFrame(rows)], axis=1)
 
     def to_csv(self) -> str:
+        """:meth:`to_frame` as CSV."""
         return self.to_frame().to_csv(index=False)
 
     def to_markdown(self) -> str:
+        """The means, the differences, and as a list what else is to know."""
         notes = "".join(f"- {note}\n" for note in map(markdown_escaped, self.notes))
         return "\n".join([self.table.to_markdown(), self._grid.to_markdown(), notes])
 

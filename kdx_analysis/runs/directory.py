@@ -59,26 +59,32 @@ class Run:
 
     @property
     def id(self) -> str:
+        """Its directory's name, which no other configuration has."""
         return str(self.info["id"])
 
     @property
     def role(self) -> str:
+        """One of ROLES."""
         return str(self.info["role"])
 
     @property
     def objective(self) -> str:
+        """The label of its objective: its name and what is unlike the default; '' for a teacher."""
         return str(self.info["objective"])
 
     @property
     def seed(self) -> int:
+        """What weights, order and augmentation were drawn with."""
         return int(self.info["seed"])
 
     @property
     def vam(self) -> str:
+        """Label of a student's arm, '' where the study does not vary VAM."""
         return str(self.info.get("vam", ""))  # runs of before there were arms have none
 
     @property
     def classes(self) -> tuple[str, ...]:
+        """Names of the K classes, by label."""
         return tuple(self.info["data"]["classes"])
 
     @property
@@ -122,7 +128,7 @@ class Run:
 
 
 def run_id(role: str, objective: str, seed: int, config: Mapping[str, Any], *, vam: str = "") -> str:
-    """Name of a run's directory: readable, safe as a path, and another for another configuration."""
+    """Name of a run's directory: role, objective, arm of ``vam``, seed and the config's digest; safe as a path."""
     slugs = (re.sub(r"[^A-Za-z0-9.=]+", "_", label).strip("_.")[:60] for label in (objective, vam))
     return "-".join(part for part in (role, *slugs, f"seed{seed}", digest(config)) if part)
 
@@ -130,7 +136,14 @@ def run_id(role: str, objective: str, seed: int, config: Mapping[str, Any], *, v
 def write_run(
     path: Path, info: Mapping[str, Any], records: Mapping[str, pd.DataFrame], model: nn.Module | None = None
 ) -> Run:
-    """Write a run; the directory gets its name when everything is in it. An existing one is left as it is."""
+    """Write a run to ``path``, which gets its name when everything is in it; an existing one is left as it is.
+
+    Args:
+        path: the run's directory.
+        info: what stands in ``run.json``; see :class:`Run`.
+        records: kind → tidy table, each a Parquet file.
+        model: whose weights are written; None: none.
+    """
     try:
         with staged_directory(path) as partial:
             for kind, frame in records.items():

@@ -104,6 +104,7 @@ class RunSet:
 
     @property
     def seeds(self) -> tuple[int, ...]:
+        """Of all runs but teachers, in order."""
         return tuple(sorted({run.seed for run in self.runs if run.role != "teacher"}))
 
     @property
@@ -115,7 +116,7 @@ class RunSet:
         return distinct.pop() if distinct else ()
 
     def frame(self, kind: str) -> pd.DataFrame:
-        """The records of one kind of all runs that hold them, under each run's keys."""
+        """The records of one ``kind`` of all runs that hold them, under each run's keys. KdxError if none does."""
         frames = [run.record(kind).assign(**run.keys) for run in self.runs if kind in run.kinds]
         if not frames:
             raise KdxError(f"none of the {len(self)} runs has {kind!r} records")
@@ -179,7 +180,7 @@ class RunSet:
         return table if len(objectives) > 1 else table.droplevel("objective")
 
     def paired(self, metric: str, a: Any, b: Any, *, confidence: float = 0.95, **which: Any) -> Paired:
-        """Difference a − b of one headline figure over the seeds that both have.
+        """Difference a − b of ``metric`` over the seeds that both have, with its t-interval at ``confidence``.
 
         ``which`` is as for :meth:`values`. Where a seed has several pairs, as one for each objective, its difference
         is their mean: n counts seeds.

@@ -62,7 +62,7 @@ def sign_flip_test(differences: Values, *, seed: int = 0) -> PValue:
 
 
 def permutation_test(a: Values, b: Values, *, seed: int = 0) -> PValue:
-    """Do two groups of unpaired seeds have one distribution? Every split into groups of these sizes is as likely.
+    """Do groups ``a`` and ``b`` of unpaired seeds have one distribution? All splits into these sizes are as likely.
 
     p is twice the smaller tail of the difference of means, at most 1, over all splits if there are no more than
     16,384, beyond that over 9,999 drawn. For runs that share seeds, :func:`sign_flip_test` is the sharper one.

@@ -53,7 +53,10 @@ def t_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95) -
 def paired_difference(
     a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, confidence: float = 0.95
 ) -> Paired:
-    """Interval of a − b over pairs, which stand in the same order. Pairs with a NaN are left out."""
+    """t-interval at ``confidence`` of a − b over pairs, which stand in the same order; pairs with a NaN are left out.
+
+    Raises KdxError where the two are not equally many, or no pair is left.
+    """
     x, y = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if x.shape != y.shape:
         raise KdxError(f"{len(x)} values can't be paired with {len(y)}")
@@ -67,6 +70,8 @@ def paired_difference(
 
 def bonferroni(comparisons: int, confidence: float = 0.95) -> float:
     """Confidence 1 − (1 − c)/m of each of m intervals that shall hold together at confidence c (Dunn, JASA 1961).
+
+    m is ``comparisons``, c is ``confidence``.
 
     >>> bonferroni(5)
     0.99

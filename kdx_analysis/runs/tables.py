@@ -51,12 +51,15 @@ class Table:
         return " ".join(filter(None, [self.holds, self.rule]))
 
     def to_frame(self) -> pd.DataFrame:
+        """The cells, one row each."""
         return self.cells.copy()
 
     def to_csv(self) -> str:
+        """The cells, one row each, as CSV."""
         return self.cells.to_csv(index=False)
 
     def to_markdown(self) -> str:
+        """The table and, below it, its caption."""
         return self._grid.to_markdown()
 
     def to_latex(self, label: str = "tab:runs") -> str:

@@ -37,7 +37,7 @@ class TreePairs:
     null: np.ndarray
 
     def of(self, measure: str, shared: str) -> tuple[np.ndarray, np.ndarray]:
-        """The defined values of the pairs that share this, and the mean of theirs in every draw of the null."""
+        """Defined values of a ``measure`` over pairs with this ``shared``, and their mean in every draw of the null."""
         chosen = (self.table["measure"] == measure) & (self.table["shared"] == shared) & self.table["value"].notna()
         values = self.table.loc[chosen, "value"].to_numpy()
         return values, self.null[:, chosen.to_numpy()].mean(axis=1) if len(values) else np.empty(0)

@@ -64,7 +64,7 @@ class Fit:
 
 @contextmanager
 def reproducible(seed: int, threads: int) -> Iterator[None]:
-    """Seed torch's random state and fix its thread count inside the body; both are as before afterwards."""
+    """Seed torch's random state and have it use so many ``threads`` inside the body; both are as before afterwards."""
     before = torch.get_num_threads()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -187,7 +187,7 @@ def by_name(rows: Iterable[Mapping[Any, Any]]) -> dict[str, float]:
 def predict(model: nn.Module, split: Split, data: Dataset, batch_size: int = 512) -> Tensor:
     """Logits or margins of every sample of ``split``, N×K float32 on the CPU, in eval mode on the model's device.
 
-    The model's training mode is restored.
+    ``batch_size`` samples at a time; the model's training mode is restored.
     """
     device = next((parameter.device for parameter in model.parameters()), split.labels.device)
     was_training = [(module, module.training) for module in model.modules()]
@@ -206,7 +206,8 @@ def score(
 ) -> list[dict[str, Any]]:
     """Accuracy, hard loss and agreement with the teacher on ``split``: rows of split, metric, value, n.
 
-    ``teacher_choice`` are the teacher's classes for every sample, N; without it there is no agreement.
+    The loss is that of the ``decomposition``, binary or multiclass. ``teacher_choice`` are the teacher's classes for
+    every sample, N; without it there is no agreement.
     """
     outputs, labels = predict(model, split, data), split.labels.cpu()
     choice = outputs.argmax(dim=1)

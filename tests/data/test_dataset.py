@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -131,3 +132,58 @@ def test_images_labels_and_ids_must_be_equally_many():
 def test_images_must_be_uint8():
     with pytest.raises(ValueError, match=r"float32 \(1, 3, 2, 2\)"):
         TensorImages(torch.zeros(1, 3, 2, 2))
+
+
+def pairs(per_class=10, K=3):
+    """(images, labels), the images of class k with every pixel 51k."""
+    labels = torch.arange(K).repeat(per_class)
+    return (labels * 51).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 4, 4).contiguous(), labels
+
+
+def test_from_tensors_holds_out_validation_and_measures_train():
+    data = Dataset.from_tensors(pairs(), pairs(2), val_fraction=0.2, name="mine")
+    assert (len(data.train), len(data.val), len(data.test)) == (24, 6, 6)
+    assert not set(data.train.ids.tolist()) & set(data.val.ids.tolist())
+    assert (data.name, data.classes, data.val.name) == ("mine", ("0", "1", "2"), "val")
+    # a third of the pixels each at 0, 51/255 and 102/255: mean 0.2, variance (0.2² + 0 + 0.2²)/3
+    assert data.mean == pytest.approx((0.2,))
+    assert data.std == pytest.approx((0.2 * (2 / 3) ** 0.5,))
+    chosen = data.val.images.take(torch.arange(6))[:, 0, 0, 0]
+    assert torch.equal(chosen.long(), 51 * data.val.labels)
+
+
+def test_from_tensors_normalises_as_the_teacher_is_used_to():
+    data = Dataset.from_tensors(pairs(), pairs(), mean=[0.5], std=[0.25])
+    assert (data.mean, data.std) == ((0.5,), (0.25,))
+    with pytest.raises(KdxError, match="images have 1 channels, mean has 3"):
+        Dataset.from_tensors(pairs(), pairs(), mean=[0.5, 0.4, 0.3], std=[0.25])
+
+
+def test_from_tensors_takes_arrays_as_they_come():
+    images, labels = pairs()
+    arrays = images.numpy(), labels.numpy().astype(np.uint8)
+    data = Dataset.from_tensors(arrays, arrays, classes=["ant", "bee", "cat"])
+    same = Dataset.from_tensors((images, labels), (images, labels), classes=["ant", "bee", "cat"])
+    assert data.describe() == same.describe()
+
+
+@pytest.mark.parametrize(
+    ("changed", "advice"),
+    [
+        (lambda x, y: (x[:, 0], y), r"images\[:, None\]"),
+        (lambda x, y: (x.expand(-1, 3, 4, 4).permute(0, 2, 3, 1), y), r"permute\(0, 3, 1, 2\)"),
+        (lambda x, y: (x / 255, y), r"\(images \* 255\).round\(\).to\(torch.uint8\)"),
+        (lambda x, y: (x, y[:-1]), "29.* for 30 images"),
+        (lambda x, y: (x, y.float()), "class number"),
+    ],
+)
+def test_from_tensors_says_what_to_do(changed, advice):
+    with pytest.raises(KdxError, match=advice):
+        Dataset.from_tensors(changed(*pairs()), pairs())
+    with pytest.raises(KdxError, match=advice):
+        Dataset.from_tensors(pairs(), changed(*pairs()))
+
+
+def test_from_tensors_refuses_a_share_that_leaves_no_split():
+    with pytest.raises(KdxError, match="val_fraction is 1"):
+        Dataset.from_tensors(pairs(), pairs(), val_fraction=1)

@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 from kdx_analysis.data import load_dataset
-from kdx_analysis.data.folder import FolderImages, channel_statistics
+from kdx_analysis.data.dataset import channel_statistics
+from kdx_analysis.data.folder import FolderImages
 from kdx_analysis.errors import KdxError
 
 
@@ -75,7 +76,7 @@ def test_statistics_are_those_of_the_training_images_alone(parts):
 def test_statistics_do_not_depend_on_the_chunks(parts, monkeypatch):
     images = load_dataset(parts).train.images
     whole = channel_statistics(images)
-    monkeypatch.setattr("kdx_analysis.data.folder._CHUNK", 3)
+    monkeypatch.setattr("kdx_analysis.data.dataset._CHUNK", 3)
     assert channel_statistics(images) == whole
 
 

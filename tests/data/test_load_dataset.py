@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kdx_analysis.data import DATASETS, load_dataset
-from kdx_analysis.data.folder import channel_statistics
+from kdx_analysis.data.dataset import channel_statistics
 from kdx_analysis.data.sources import CIFAR100_SUPERCLASSES
 from kdx_analysis.errors import KdxError
 

@@ -43,6 +43,9 @@ def test_a_zero_gradient_is_nan_and_scaling_a_loss_changes_nothing() -> None:
     model = Linear(directions)
     (z,) = subtask_affinity(model, torch.zeros(3, 1, dtype=torch.float64), squared, groups=[[""]])
     assert z[1].isnan().all()
+    table = affinity_table(z.expand(3, 2, 2), ("a", "b")).query("a != ''").set_index("a")
+    assert table["undefined"].to_dict() == {"a": 0, "b": 1}
+    assert table["null_undefined"].to_dict() == {"a": 0, "b": 2}
     (scaled,) = subtask_affinity(model, torch.zeros(3, 1, dtype=torch.float64), lambda o: 5 * squared(o), groups=[[""]])
     torch.testing.assert_close(scaled, z, equal_nan=True)
 
@@ -101,7 +104,7 @@ def test_the_table_holds_every_ordered_pair_and_what_they_come_to() -> None:
     assert whole.loc["hurt_share", "value"] == pytest.approx((pairs["value"] < 0).mean())
     assert set(table["eta"]) == {0.05}
     assert set(table["n"]) == {12}
-    with pytest.raises(KdxError, match="no sample of class 'c'"):
+    with pytest.raises(KdxError, match="no image is of class 'c'"):
         affinity_of(model, images[labels < 2], labels[labels < 2], classes="abc", groups=[["1"]])
     with pytest.raises(KdxError, match="0 draws"):
         affinity_of(model, images, labels, null_draws=0)

@@ -10,7 +10,7 @@ from kdx_analysis.probes import conductance, grad_cam, integrated_gradients, ran
 from kdx_analysis.probes.attribution import _patches
 
 from ..planted_explainers import by_halves
-from .test_gradients import explainer, snapshot
+from .subjects import check_left_as_found, explainer
 
 ALPHA = torch.tensor([[0.7, 0.3], [0.0, 1.0]], dtype=torch.float64)
 WEIGHTS = (1.5, -1.0)
@@ -188,7 +188,6 @@ def test_the_model_is_left_as_it_was_found(
     model = explainer()
     model.levels[0].eval()
     model.heads.weight.grad = torch.ones_like(model.heads.weight)
-    before, rng = list(snapshot(model)), torch.get_rng_state()
     call = {
         "integrated_gradients": lambda: integrated_gradients(model, images, 0, through=(2, 1), steps=4),
         "grad_cam": lambda: grad_cam(model, images, 0),
@@ -197,15 +196,7 @@ def test_the_model_is_left_as_it_was_found(
             lambda m: integrated_gradients(m, images, 0, steps=4).maps, model, draws=1, shifts=9
         ),
     }[what]
-    if fails:
-        monkeypatch.setattr(model.heads, "forward", lambda inputs: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            call()
-    else:
-        call()
-    after = list(snapshot(model))
-    assert [x is y or x == y for x, y in zip(after, before, strict=True)].count(False) == 0
-    assert torch.equal(torch.get_rng_state(), rng)
+    check_left_as_found(model, call, fails, monkeypatch)
 
 
 def test_figures_take_an_axes_and_leave_no_pyplot_figure(images: Tensor) -> None:

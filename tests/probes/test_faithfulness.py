@@ -1,19 +1,19 @@
 import copy
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from kdx_analysis.errors import KdxError
-from kdx_analysis.io import read_parquet
-from kdx_analysis.models import HME, build_model
+from kdx_analysis.models import HME
 from kdx_analysis.probes import Faithfulness, ablate, explain
-from kdx_analysis.probes.faithfulness import change, drop, rank_correlation
+from kdx_analysis.probes.faithfulness import change_sums, drop_sums, rank_correlation
 
 from ..planted_explainers import explainer, passing, scaling
-from .test_gradients import snapshot
+from .subjects import check_left_as_found, small
 
 ALPHA = torch.tensor([[0.7, 0.3], [0.0, 1.0], [0.1, 0.9]], dtype=torch.float64)
 SCALES, WEIGHTS = (2.0, 0.5), (1.5, -1.0, 3.0)
@@ -33,11 +33,6 @@ def labels() -> Tensor:
 @pytest.fixture
 def model() -> HME:
     return explainer(passing(), [scaling(SCALES)], [ALPHA], WEIGHTS)
-
-
-def trained(gates: str = "parameter", experts: int | list[int] = 3, classes: int = K) -> HME:
-    torch.manual_seed(0)
-    return HME.from_student(build_model("digits_student", classes, 1), classes, experts, gates=gates).double().train()
 
 
 def test_an_experts_drop_is_attention_times_weight_times_its_mean_feature(
@@ -86,7 +81,7 @@ def test_attention_that_an_ablation_contradicts_is_said_to(images: Tensor, label
 
 
 def test_permuting_experts_permutes_the_table_and_leaves_the_agreement(images: Tensor, labels: Tensor) -> None:
-    model, order = trained(), [2, 0, 1]
+    model, order = small(), [2, 0, 1]
     images = nn.functional.interpolate(images, 8)
     moved = copy.deepcopy(model)
     moved.levels[-1] = model.levels[-1].take(order)
@@ -99,7 +94,7 @@ def test_permuting_experts_permutes_the_table_and_leaves_the_agreement(images: T
 
 
 def test_a_hard_explainer_loses_nothing_with_experts_that_no_subtask_reaches(labels: Tensor) -> None:
-    images, model = torch.randn(B, 1, 8, 8, dtype=torch.float64), trained()
+    images, model = torch.randn(B, 1, 8, 8, dtype=torch.float64), small()
     alpha = model.attention()
     alpha[-1] = torch.eye(3, dtype=torch.float64)[[0, 2, 2]]
     found = ablate(model.harden(alpha), images, labels, permutations=19)
@@ -148,21 +143,20 @@ def test_unrelated_tables_are_called_related_as_often_as_the_level_says() -> Non
 def test_measures_by_hand() -> None:
     differences = torch.tensor([[[1.0], [2.0]], [[-3.0], [4.0]], [[5.0], [-6.0]]])  # B×K×1
     labels = torch.tensor([0, 1, 0])
-    assert drop(differences, labels).flatten().tolist() == [3.0, 4.0]
-    assert change(differences).flatten().tolist() == [3.0, 4.0]
+    assert drop_sums(differences, labels).flatten().tolist() == [6.0, 4.0]
+    assert change_sums(differences).flatten().tolist() == [9.0, 12.0]
 
 
 @pytest.mark.parametrize("gates", ["parameter", "input"])
 def test_tables_hold_numbers_alone_and_survive_parquet(gates: str, labels: Tensor, tmp_path: Path) -> None:
     images = torch.randn(B, 1, 8, 8, dtype=torch.float64)
-    found = ablate(trained(gates), images, labels, ["a", "b", "c"], permutations=19)
+    found = ablate(small(gates), images, labels, ["a", "b", "c"], permutations=19)
     assert not found.to_frame().isna().any().any()
     assert not found.agreement.isna().any().any()
     found.save(tmp_path)
     loaded = Faithfulness.load(tmp_path)
     assert loaded.to_frame().equals(found.to_frame())
     assert loaded.agreement.equals(found.agreement)
-    assert read_parquet(tmp_path / "faithfulness_agreement.parquet").equals(found.agreement)
     assert (loaded.tree, str(loaded)) == (found.tree, str(found))
     with pytest.raises(KdxError, match="holds no faithfulness record"):
         Faithfulness.load(tmp_path / "elsewhere")
@@ -172,12 +166,39 @@ def test_tables_hold_numbers_alone_and_survive_parquet(gates: str, labels: Tenso
     assert "Level 4" in found._repr_html_()
 
 
+@pytest.mark.parametrize("gates", ["parameter", "input"])
+def test_batches_merge_to_the_whole_also_where_they_lack_classes(gates: str, labels: Tensor) -> None:
+    images, model = torch.randn(B, 1, 8, 8, dtype=torch.float64), small(gates, 2)
+    whole = ablate(model, images, labels, permutations=19)
+    parts = [ablate(model, images[b], labels[b], permutations=19) for b in torch.arange(B).split(5)]
+    single = ablate(model, images[:1], labels[:1])
+    with pytest.raises(KdxError, match="no image is of class '1', '2'"):
+        single.to_frame()
+    merged = parts[0].merge(*parts[1:])
+    pd.testing.assert_frame_equal(merged.to_frame(), whole.to_frame(), rtol=1e-10, atol=1e-10)
+    pd.testing.assert_frame_equal(merged.agreement, whole.agreement)
+    assert merged.tree == whole.tree
+    pd.testing.assert_frame_equal(parts[2].merge(parts[1], parts[0]).to_frame(), merged.to_frame(), rtol=1e-10)
+
+
+def test_what_batches_do_not_tell_is_not_merged(labels: Tensor) -> None:
+    images, model = torch.randn(B, 1, 8, 8, dtype=torch.float64), small(experts=2)
+    to_mean = ablate(model, images, labels, baseline="mean", permutations=9)
+    with pytest.raises(KdxError, match="mean features of a batch are not those of the whole"):
+        to_mean.merge(to_mean)
+    with torch.no_grad():
+        other = copy.deepcopy(model)
+        other.gates[-1].logits.add_(torch.rand(K, 2))
+    with pytest.raises(KdxError, match="gates of another model"):
+        ablate(model, images, labels).merge(ablate(other, images, labels))
+
+
 def test_two_classes_and_a_single_expert_on_a_level(labels: Tensor) -> None:
     images = torch.randn(B, 1, 8, 8, dtype=torch.float64)
-    found = ablate(trained(experts=[1, 2, 2], classes=2), images, labels % 2, permutations=19)
+    found = ablate(small(experts=[1, 2, 2], classes=2), images, labels % 2, permutations=19)
     assert sorted(set(found.agreement["level"])) == [3, 4]
     assert not found.agreement.isna().any().any()
-    alone = ablate(trained(experts=1), images, labels)
+    alone = ablate(small(experts=1), images, labels)
     assert alone.agreement.empty
     assert "one expert" in str(alone)
     assert "one expert" in alone._repr_html_()
@@ -188,7 +209,7 @@ def test_two_classes_and_a_single_expert_on_a_level(labels: Tensor) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_float32(dtype: torch.dtype, labels: Tensor) -> None:
     images = torch.randn(B, 1, 8, 8)
-    half = trained().to(dtype)
+    half = small().to(dtype)
     expected = ablate(copy.deepcopy(half).float(), images, labels, permutations=9).to_frame()
     found = ablate(half, images.to(dtype).float(), labels, permutations=9).to_frame()
     assert ((found["drop"] - expected["drop"]).abs() < 1e-2).all()
@@ -196,9 +217,11 @@ def test_half_precision_is_computed_in_float32(dtype: torch.dtype, labels: Tenso
 
 
 def test_what_cannot_be_ablated_is_refused(model: HME, images: Tensor, labels: Tensor) -> None:
-    with pytest.raises(KdxError, match=r"no image is of 'b', 'c'"):
-        ablate(model, images, torch.zeros_like(labels), ["a", "b", "c"])
-    with pytest.raises(KdxError, match="labels lie in 0 to 3"):
+    with pytest.raises(KdxError, match=r"no image is of class 'b', 'c'"):
+        ablate(model, images, torch.zeros_like(labels), ["a", "b", "c"]).to_frame()
+    with pytest.raises(KdxError, match=r"no image is of class 'b', 'c'"):
+        explain(model, images, torch.zeros_like(labels), 0, ["a", "b", "c"])
+    with pytest.raises(KdxError, match="labels from 0 to 3 should lie in 0 to 2"):
         ablate(model, images, torch.arange(B) % 4)
     with pytest.raises(KdxError, match="has no experts"):
         ablate(nn.Linear(2, 2), images, labels)  # type: ignore[arg-type]
@@ -207,9 +230,9 @@ def test_what_cannot_be_ablated_is_refused(model: HME, images: Tensor, labels: T
     with pytest.raises(KdxError, match="baseline = 'median'"):
         ablate(model, images, labels, baseline="median")  # type: ignore[arg-type]
     with pytest.raises(KdxError, match="features of level 2 don't vary over the 12 images"):
-        ablate(explainer(passing(), [scaling((0.0, 0.0))], [ALPHA], WEIGHTS), images, labels)
+        ablate(explainer(passing(), [scaling((0.0, 0.0))], [ALPHA], WEIGHTS), images, labels).to_frame()
     with pytest.raises(KdxError, match="don't vary over the 1 images"):
-        ablate(explainer(passing(), [scaling(SCALES)], [ALPHA[:1]], (1.0,)), images[:1], labels[:1])
+        ablate(explainer(passing(), [scaling(SCALES)], [ALPHA[:1]], (1.0,)), images[:1], labels[:1]).agreement  # noqa: B018
     with pytest.raises(KdxError, match="not finite"):
         ablate(model, images / 0, labels)
     broken = copy.deepcopy(model)
@@ -242,18 +265,10 @@ def test_the_model_is_left_as_it_was_found(
     what: str, fails: bool, labels: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = torch.randn(B, 1, 8, 8, dtype=torch.float64)
-    model = trained()
+    model = small()
     model.levels[0].eval()
-    before, rng = list(snapshot(model)), torch.get_rng_state()
     call = {
         "ablate": lambda: ablate(model, images, labels, permutations=9),
         "explain": lambda: explain(model, images, labels, 1, shown=1),
     }[what]
-    if fails:
-        monkeypatch.setattr(model.heads, "forward", lambda inputs: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            call()
-    else:
-        call()
-    assert list(snapshot(model)) == before
-    assert torch.equal(torch.get_rng_state(), rng)
+    check_left_as_found(model, call, fails, monkeypatch)

@@ -85,6 +85,7 @@ def test_random_gates_are_those_of_an_untrained_explainer() -> None:
 def test_quantiles_of_a_null_leave_out_undefined_draws() -> None:
     got = gates.quantiles(torch.tensor([1.0, 2.0, 3.0, torch.nan]))
     assert got["null_mean"] == 2
+    assert got["null_undefined"] == 1
     assert got["null_low"] == pytest.approx(1.05)
     assert math.isnan(gates.quantiles(torch.tensor([torch.nan]))["null_mean"])
 

@@ -1,52 +1,20 @@
 import copy
-from collections.abc import Iterator
 
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdx_analysis import _compat  # noqa: F401  # isort: split
 from kdx_analysis.config import ObjectiveConfig
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, build_model
 from kdx_analysis.objectives import Objective, one_vs_rest_margins
-from kdx_analysis.probes.gradients import (
-    module_groups,
-    probing_cost,
-    residuals,
-    subtask_gradients,
-    subtask_grams,
-    with_null,
-)
+from kdx_analysis.probes.gradients import probing_cost, residuals, subtask_gradients, subtask_grams, with_null
+from kdx_analysis.probes.parts import module_groups
 
-B, K = 7, 5
+from .subjects import K, check_left_as_found, explainer
 
-
-def explainer(student: str = "digits_student", gates: str = "parameter") -> HME:
-    torch.manual_seed(0)
-    if student == "test_vit":
-        whole: nn.Module = timm.create_model(
-            "vit_tiny_patch16_224",
-            num_classes=K,
-            in_chans=1,
-            img_size=32,
-            patch_size=8,
-            embed_dim=48,
-            depth=4,
-            num_heads=4,
-        )
-    else:
-        whole = build_model(student if student[:4] != "test" else f"timm:{student}", K, 1)
-    model = HME.from_student(whole, K, 3, gates=gates, image_shape=(1, 32, 32)).double()
-    for layer in model.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.running_mean.normal_()
-            layer.running_var.uniform_(0.5, 2)
-            nn.init.uniform_(layer.weight, 0.5, 1.5)
-    model.temperature = 0.5
-    return model.train()
+B = 7
 
 
 @pytest.fixture
@@ -170,31 +138,12 @@ def test_the_null_holds_the_same_rows_of_residuals_in_other_orders() -> None:
     assert not torch.equal(with_null(r, 3, seed=2), draws)
 
 
-def snapshot(model: HME) -> Iterator[object]:
-    for module in model.modules():
-        yield module.training
-        yield len(module._forward_hooks)
-        yield len(module._backward_hooks)
-    for parameter in model.parameters():
-        yield parameter.grad
-        yield parameter.requires_grad
-    for tensor in model.state_dict().values():
-        yield tensor.sum().item()
-
-
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_model_is_left_as_it_was_found(images: Tensor, fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     model = explainer()
     model.levels[0].eval()  # a mixed state, which a plain .train() afterwards would not restore
-    before, rng = list(snapshot(model)), torch.get_rng_state()
-    if fails:
-        monkeypatch.setattr(model.heads, "forward", lambda inputs: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            subtask_grams(model, images, torch.ones(1, B, K, dtype=torch.float64))
-    else:
-        subtask_grams(model, images, torch.ones(1, B, K, dtype=torch.float64))
-    assert list(snapshot(model)) == before
-    assert torch.equal(torch.get_rng_state(), rng)
+    r = torch.ones(1, B, K, dtype=torch.float64)
+    check_left_as_found(model, lambda: subtask_grams(model, images, r), fails, monkeypatch)
 
 
 def test_a_gradient_that_is_not_finite_is_named(images: Tensor) -> None:

@@ -7,7 +7,7 @@ from torch import nn
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, build_model
 from kdx_analysis.models import gates as gating
-from kdx_analysis.probes import conflict_of, gates, gates_of, subtask_grams
+from kdx_analysis.probes import conflict_of, gates, gates_of, measures, subtask_grams
 from kdx_analysis.probes.records import ConflictRecord, GateRecord
 
 K = 4
@@ -64,6 +64,9 @@ def test_gates_of_another_model_are_not_merged_and_a_model_without_gates_is_refu
     one, other = (gates_of(explainer(seed=seed), pictures(), LABELS) for seed in (0, 1))
     with pytest.raises(KdxError, match="another model"):
         one.merge(other)
+    alike = explainer("input"), explainer("input", seed=1)
+    with pytest.raises(KdxError, match="another model"):
+        gates_of(alike[0], pictures(), LABELS).merge(gates_of(alike[1], pictures(), LABELS))
     with pytest.raises(KdxError, match="has no gates"):
         gates_of(build_model("digits_student", K, 1), pictures(), LABELS)  # type: ignore[arg-type]
 
@@ -145,6 +148,44 @@ def test_an_undefined_pair_is_counted_when_probes_merge() -> None:
     pd.testing.assert_series_equal(merged["cosine"], one.to_frame()["cosine"])
 
 
+def test_a_null_that_there_is_not_is_said_not_to_be() -> None:
+    """Gates that read the input: their shuffled null is subtracted, and random gates have no such figure."""
+    table = gates_of(explainer("input"), pictures(), LABELS).summary(null_draws=5)
+    without = table["metric"].isin(["specialisation_shuffled", "class_specialisation", "class_specialisation_shuffled"])
+    assert (table["null_draws"] == 5 * ~without).all()
+    assert (table["null_mean"].isna() == without).all()
+    assert (table["null_undefined"] == 0).all()
+
+
+def test_zero_gradients_are_counted_per_pair_and_per_measure() -> None:
+    """Of subtask 1 all residuals are 0: two of three pairs have no cosine, one no magnitudes to compare with null."""
+    r = torch.randn(4, 12, K, generator=torch.Generator().manual_seed(0))
+    r[:, :, :2] = 0
+    grams = subtask_grams(explainer(), pictures(), r)
+    pairs, summary = measures.conflict_tables(grams, tuple("abcd"))
+    of = pairs.query("level == 'all'").set_index(["a", "b"])
+    assert of["undefined"].tolist() == [2, 1, 1, 1, 1, 0]  # a, b: neither cosine nor magnitudes
+    assert of["null_undefined"].tolist() == [3, 3, 3, 3, 3, 0]
+    counted = summary.query("level == 'all'").set_index("metric")[["pairs", "undefined"]]
+    assert counted.loc["severity"].tolist() == [1, 5]
+    assert counted.loc["magnitude_similarity"].tolist() == [5, 1]
+    assert not summary["value"].isna().any()
+    nothing, alone = measures.conflict_tables(subtask_grams(explainer(), pictures(), 0 * r), tuple("abcd"))
+    assert (nothing["undefined"] == 2).all()
+    assert (alone["pairs"] == 0).all()
+    assert alone["value"].isna().all()
+    assert (alone["null_undefined"] == 3).all()
+
+
+def test_what_is_0_by_0_on_the_last_level_is_counted() -> None:
+    """No two subtasks contend, so separation and modulation compare nothing with nothing."""
+    peace = torch.eye(K, dtype=torch.float64).expand(3, 2, K, K)
+    table = measures.contention_table(peace, torch.full((K, 2), 0.5), 19, 0).set_index("metric")
+    assert table["undefined"].to_dict() == {"contention": 0, "contention_uniform": 0, "separation": 6, "modulation": 6}
+    assert table["pairs"].to_dict() == {"contention": 6, "contention_uniform": 6, "separation": 0, "modulation": 0}
+    assert table["null_undefined"].tolist() == [0, 0, 2, 2]
+
+
 def test_records_show_themselves() -> None:
     for record in (probed(explainer()), gates_of(explainer(), pictures(), LABELS)):
         figure, axes = record.plot()
@@ -158,15 +199,15 @@ def test_records_show_themselves() -> None:
 
 def test_bad_input_is_refused() -> None:
     model = explainer()
-    with pytest.raises(KdxError, match="no sample of class '3'"):
+    with pytest.raises(KdxError, match="no image is of class '3'"):
         conflict_of(model, pictures(), LABELS.clamp(max=2))
     with pytest.raises(KdxError, match="labels from 0 to 4"):
         conflict_of(model, pictures(), torch.arange(12) % 5)
-    with pytest.raises(KdxError, match="11 labels"):
+    with pytest.raises(KdxError, match=r"labels of shape \(11,\) and torch.int64 don't fit 12 images"):
         conflict_of(model, pictures(), LABELS[:11])
     with pytest.raises(KdxError, match="19 or more"):
         conflict_of(model, pictures(), LABELS, null_draws=3)
-    with pytest.raises(KdxError, match="0 labels"):
+    with pytest.raises(KdxError, match="don't fit 0 images"):
         conflict_of(model, pictures()[:0], LABELS[:0])
     with pytest.raises(KdxError, match=r"subtasks \[0, 1, 2, 3\] are not finite"):
         conflict_of(model, pictures() * torch.nan, LABELS)

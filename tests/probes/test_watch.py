@@ -10,8 +10,9 @@ import kdx_analysis as kdx
 from kdx_analysis.errors import KdxError
 from kdx_analysis.io import read_parquet, write_parquet
 from kdx_analysis.models import HME, build_model
+from kdx_analysis.probes import Recording
 
-from .test_gradients import explainer, snapshot
+from .subjects import explainer, snapshot
 
 
 @pytest.fixture
@@ -216,3 +217,6 @@ def test_half_precision_and_parquet(images: Tensor, tmp_path: Path) -> None:
     write_parquet(tmp_path / "gates.parquet", frame)
     assert read_parquet(tmp_path / "gates.parquet").equals(frame)
     assert not seen.summary().isna().any().any()
+    assert (seen.summary()["not_finite"] == 0).all()
+    broken = Recording("HME", [], {"trunk": [torch.tensor([[1.0, torch.nan, 3.0]])]})
+    assert broken.summary()[["mean", "not_finite"]].to_numpy().tolist() == [[2.0, 1]]

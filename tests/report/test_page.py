@@ -12,6 +12,7 @@ from kdx_analysis.errors import KdxError
 from kdx_analysis.registry import Registry
 from kdx_analysis.report import Report
 from kdx_analysis.report.page import Drawn, _embedded
+from kdx_analysis.runs import METRICS
 from tests.report.conftest import quick_figures, write_study
 
 SCRIPT = "<script>alert(1)</script>"
@@ -53,7 +54,7 @@ def test_the_page_and_everything_beside_it(page):
     assert list(pd.read_csv(path.parent / "figures/plain.csv").columns) == ["subtask", "value"]
     answer = pd.read_csv(path.parent / "answer.csv")
     assert set(answer["verdict"].dropna()) <= {"lowers", "raises", "no difference", "undecided"}
-    assert len(answer) == 9 * 3
+    assert len(answer) == len(METRICS) * 3
 
 
 def test_it_opens_with_the_answer(page):

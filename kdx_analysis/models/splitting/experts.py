@@ -67,7 +67,7 @@ class Level(nn.Module):
 
     @classmethod
     def of(cls, expert: nn.Module, experts: int) -> Level:
-        """N copies of a module, each with weights drawn anew by its layers' ``reset_parameters``."""
+        """So many ``experts``, copies of ``expert`` with weights drawn anew by its layers' ``reset_parameters``."""
         scales = {name: moments(parameter) for name, parameter in expert.named_parameters()}
         return cls(trace(expert), experts, scales)
 
@@ -114,6 +114,7 @@ class Level(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """The experts' inputs, B×N×…, to their features, B×N×…."""
         x = self.body(x.flatten(1, 2) if self._reads == "side" else x.flatten(0, 1))
         return x.unflatten(1, (self.experts, -1)) if self._gives == "side" else x.unflatten(0, (-1, self.experts))
 

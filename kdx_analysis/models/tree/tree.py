@@ -102,7 +102,7 @@ class Tree:
         return tuple(child for child, parent in enumerate(self.parents[level - 1]) if parent == expert)
 
     def subtasks(self, level: int, expert: int) -> tuple[int, ...]:
-        """The subtasks under a node: those whose path leads through this expert; none where it is dead."""
+        """The subtasks under a node: those whose path leads through this ``expert`` of the ``level``; none if dead."""
         self._check(level, expert)
         return tuple(k for k, path in enumerate(self.paths) if path[level - 1] == expert)
 
@@ -112,7 +112,7 @@ class Tree:
             raise KdxError(f"the tree has no expert {expert} on level {level}; it has {levels}, counted from 0")
 
     def depth(self, a: int, b: int) -> int:
-        """The level at which two subtasks part: the deepest, counted from the trunk, on which they share the expert.
+        """The level at which subtasks ``a`` and ``b`` part: the deepest, from the trunk, on which they share an expert.
 
         1 where they share the trunk alone, L where they share the last expert, L+1 for a subtask and itself.
         """

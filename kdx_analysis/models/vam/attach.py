@@ -207,7 +207,7 @@ def gate_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def set_temperature(model: nn.Module, temperature: float) -> None:
-    """Set τ > 0 of every layer. Raises KdxError if there is no VAM."""
+    """Set τ of every layer to ``temperature`` > 0. Raises KdxError if there is no VAM."""
     _check_temperature(temperature)
     for layer in _attended(model).values():
         layer.vam.temperature.fill_(temperature)

@@ -85,6 +85,7 @@ class BlockAttention(nn.Module):
         return (blocks * s.view(R, 1, M, 1, *kernel)).flatten(0, 1).flatten(1, 2)
 
     def extra_repr(self) -> str:
+        """R×M, as a module's repr shows it."""
         return f"{len(self.rows)}×{len(self.columns)} blocks"
 
 
@@ -100,6 +101,7 @@ class AttendedLayer(nn.Module):
 
     @property
     def weight(self) -> Tensor:
+        """V̂, the layer's own weight times its attention's scales."""
         return self.vam.weighted(self.plain_weight)
 
     @property

@@ -40,6 +40,7 @@ class StagedNet(nn.Module):
         return F.adaptive_avg_pool2d(x, self.pool).flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Images, B×C×H×W, to logits, B×K."""
         return self.classifier(self.features(x))
 
 

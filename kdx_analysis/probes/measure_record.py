@@ -1,0 +1,88 @@
+"""Records of several models merged: what no order of experts changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import pandas as pd
+
+from kdx_analysis.errors import KdxError
+from kdx_analysis.probes.contract import TableRecord
+from kdx_analysis.probes.faithfulness import Faithfulness
+from kdx_analysis.probes.records import ConflictRecord, GateRecord
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_KEYS = ("of", "level", "attention", "metric", "measure")
+
+
+@dataclass(frozen=True, eq=False)
+class MeasureRecord(TableRecord):
+    """Measures of several models beside each other, each with its own null.
+
+    Experts have no identity across models, so tables of experts are never averaged over runs. What may be are measures
+    that stay as they are when experts are permuted: the summaries of gates and of conflict, the agreement of ablation
+    with attention.
+
+    Attributes:
+        table: one row a model and measure: run, the measure's keys (of, level, attention, metric or measure), value,
+            null_…, n.
+    """
+
+    FILES: ClassVar = {"table": "measures"}
+
+    table: pd.DataFrame
+
+    @classmethod
+    def of(cls, records: Mapping[str, GateRecord | Faithfulness | ConflictRecord]) -> MeasureRecord:
+        """The measures of records of one kind, by the name of their run. Raises KdxError for none, or several kinds."""
+        if len({type(record) for record in records.values()}) != 1:
+            raise KdxError("give one record or more, all of one kind: gates, conflict or faithfulness")
+        return cls(pd.concat([_measures(r).assign(run=run) for run, r in records.items()], ignore_index=True))
+
+    @property
+    def keys(self) -> list[str]:
+        """Columns that say which measure it is."""
+        return [key for key in _KEYS if key in self.table]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a measure: its keys, value (mean over runs), lowest, highest, null_mean, values, undefined.
+
+        ``values`` are the runs that went into the mean, ``undefined`` those whose value is NaN.
+        """
+        grouped = self.table.groupby(self.keys, sort=False)
+        table = grouped.agg(
+            value=("value", "mean"), lowest=("value", "min"), highest=("value", "max"),
+            null_mean=("null_mean", "mean"), values=("value", "count"), runs=("value", "size"),
+        )  # fmt: skip
+        table["undefined"] = table.pop("runs") - table["values"]
+        return table.reset_index()
+
+    def merge(self, *others: MeasureRecord) -> MeasureRecord:
+        """These runs and those of ``others``. Raises KdxError if a run is in both, or their measures differ in kind."""
+        records = (self, *others)
+        runs = [run for record in records for run in record.table["run"].unique()]
+        if len(set(runs)) < len(runs) or len({tuple(record.keys) for record in records}) > 1:
+            raise KdxError(f"runs {', '.join(map(str, runs))} can't be merged: name each once, with one kind of record")
+        return MeasureRecord(pd.concat([record.table for record in records], ignore_index=True))
+
+    def plot(self, ax: Axes | None = None) -> tuple[Figure, np.ndarray]:
+        """Every run a dot beside the range of its null, a row a measure, as (figure, axes)."""
+        from kdx_analysis.plots.records import measure_record
+
+        return measure_record(self, ax)
+
+    def _repr_html_(self) -> str:
+        table = self.to_frame().style.hide(axis="index").format(precision=3, escape="html")
+        return str(table.set_caption(f"means over {self.table['run'].nunique()} runs").to_html())
+
+
+def _measures(record: GateRecord | Faithfulness | ConflictRecord) -> pd.DataFrame:
+    if isinstance(record, GateRecord):
+        return record.summary()
+    return record.agreement if isinstance(record, Faithfulness) else record.summary

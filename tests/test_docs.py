@@ -1,0 +1,197 @@
+"""The API reference and the README: everything public is documented, and what they name is there."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import html
+import importlib.util
+import inspect
+import re
+import sys
+import textwrap
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any
+
+import pytest
+import typer
+
+import kdx_analysis as kdx
+from kdx_analysis import cli, plots
+from kdx_analysis.errors import KdxError
+from kdx_analysis.plots import FIGURES, Figure
+from kdx_analysis.probes import agreement
+
+ROOT = Path(kdx.__file__).parents[1]
+README = ROOT / "README.md"
+HOUSE_WORDS = (
+    "ax", "classes", "config", "data", "data_dir", "folder", "generator", "groups", "image_shape", "images", "labels",
+    "margins", "model", "num_classes", "path", "record", "residuals", "run", "runs", "seed", "subtask",
+    "teacher_logits",
+)  # fmt: skip
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+reference = load(ROOT / "docs" / "reference.py")
+
+
+def everything_public() -> Iterator[tuple[str, Any]]:
+    """(dotted name, object) of all functions, classes, methods and properties that the reference shows, once each."""
+    seen: set[int] = set()
+    for module in reference.modules():
+        for name, shown in reference.public(module).items():
+            if id(shown) in seen or not (inspect.isfunction(shown) or isinstance(shown, type)):
+                continue
+            seen.add(id(shown))
+            where = f"{module.__name__}.{name}"
+            yield where, shown
+            if isinstance(shown, type) and shown.__module__.startswith("kdx_analysis"):
+                for member, value in vars(shown).items():
+                    unwrapped = getattr(value, "__func__", getattr(value, "fget", None)) or value
+                    if not member.startswith("_") and inspect.isfunction(unwrapped):
+                        yield f"{where}.{member}", unwrapped
+
+
+PUBLIC = dict(everything_public())
+FUNCTIONS = {name: shown for name, shown in PUBLIC.items() if inspect.isfunction(shown)}
+
+
+def raises(function: FunctionType) -> bool:
+    """Whether the body itself raises a KdxError."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    raised = [ast.unparse(node.exc) for node in ast.walk(tree) if isinstance(node, ast.Raise) and node.exc is not None]
+    return any(text.startswith(("KdxError(", "unknown(")) for text in raised)
+
+
+def unexplained(function: FunctionType) -> list[str]:
+    """Arguments without a shape that the docstring does not name and that are no words of the house.
+
+    A single argument is what the first line speaks of.
+    """
+    told = inspect.getdoc(function) or ""
+    arguments = [a for a in inspect.signature(function).parameters.values() if a.name not in ("self", "cls")]
+    return [
+        a.name for a in arguments
+        if len(arguments) > 1 and a.name not in HOUSE_WORDS and not re.search(rf"\b{a.name}\b", told)
+        and not re.search(r"\b(Float|Int|Bool|Int64|Shaped)\[", str(a.annotation))
+    ]  # fmt: skip
+
+
+def test_everything_public_has_a_docstring_of_its_own():
+    assert len(PUBLIC) > 200
+    bare = [name for name, shown in PUBLIC.items() if not vars(shown).get("__doc__", shown.__doc__)]
+    assert bare == []
+    assert [module.__name__ for module in reference.modules() if not module.__doc__] == []
+
+
+def test_arguments_are_explained():
+    found = {name: missing for name, function in FUNCTIONS.items() if (missing := unexplained(function))}
+    assert found == {}
+
+
+def test_errors_are_told():
+    silent = [name for name, shown in FUNCTIONS.items() if raises(shown) and "KdxError" not in (shown.__doc__ or "")]
+    assert silent == []
+
+
+def test_the_checks_find_what_is_missing():
+    def bad(model, threshold):
+        """Does things."""
+        raise KdxError("no")
+
+    assert unexplained(bad) == ["threshold"]
+    assert raises(bad)
+
+
+def test_words_of_the_house_are_explained_on_the_first_page():
+    for word in HOUSE_WORDS:
+        assert re.search(rf"``{word}``", kdx.__doc__), word
+
+
+def with_doctests() -> list[str]:
+    files = (ROOT / "kdx_analysis").rglob("*.py")
+    return [".".join(f.relative_to(ROOT).with_suffix("").parts) for f in files if ">>> " in f.read_text()]
+
+
+@pytest.mark.parametrize("name", with_doctests())
+def test_doctests(name):
+    module = importlib.import_module(name)
+    failed, tried = doctest.testmod(module, extraglobs={"torch": sys.modules["torch"]})
+    assert (failed, tried > 0) == (0, True)
+
+
+def built(out: Path) -> dict[str, str]:
+    """The reference's files by name; a warning is an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return {path.relative_to(out).as_posix(): path.read_text() for path in reference.write(out)}
+
+
+def test_pages_of_the_reference_show_captions_pictures_and_shapes(tmp_path, monkeypatch):
+    monkeypatch.setattr(reference, "modules", lambda: iter((plots, plots.vam, agreement)))
+    pages = built(tmp_path)
+    figures = pages["kdx_analysis/plots.html"] + pages["kdx_analysis/plots/vam.html"]
+    assert html.escape(FIGURES["ladder"].caption[:60]) in figures
+    for name in pictured():
+        assert f'alt="{name}"' in figures, name
+    assert "K K" in pages["kdx_analysis/probes/agreement.html"]
+
+
+@pytest.mark.slow
+def test_the_whole_reference_builds(tmp_path):
+    pages = built(tmp_path)
+    assert len(pages) > 25
+    assert all(pages.values())
+
+
+def pictured() -> list[str]:
+    """The names of the pictures of all public figures."""
+    found = []
+    for module in (plots, plots.vam):
+        for name, shown in reference.public(module).items():
+            draws = inspect.isfunction(shown) and "matplotlib.figure.Figure" in str(
+                inspect.signature(shown).return_annotation
+            )
+            if isinstance(shown, Figure):
+                found.append(shown.name)
+            elif draws:
+                found.append(name)
+    return found
+
+
+def test_every_figure_has_a_picture_and_a_line_in_the_tour():
+    assert len(pictured()) > 12
+    tour = README.read_text()
+    for name in pictured():
+        assert (ROOT / "docs" / "figures" / f"{name}.png").is_file(), name
+        assert f'src="docs/figures/{name}.png"' in tour, name
+
+
+def test_the_gallery_is_small():
+    assert sum(picture.stat().st_size for picture in (ROOT / "docs" / "figures").iterdir()) < 1_500_000
+
+
+def test_links_lead_somewhere():
+    links = re.findall(r"\]\(([^)#\s]+)|(?:src|href)=\"([^\"]+)", README.read_text())
+    assert links
+    for link in (first or second for first, second in links):
+        assert "://" in link or (ROOT / link).exists(), link
+
+
+def test_commands_exist():
+    known = set(typer.main.get_command(cli.app).commands)
+    named = re.findall(r"(?:^|`)kdx ([a-z-]+)", README.read_text(), flags=re.MULTILINE)
+    assert set(named) <= known
+    made = re.findall(r"(?:^|`)make ([a-z-]+)", README.read_text(), flags=re.MULTILINE)
+    assert set(made) <= set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))

@@ -29,7 +29,7 @@ test: install
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy kdx_analysis
 	$(BIN)/lint-imports
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto --dist worksteal
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -150,6 +150,7 @@ def test_a_study_runs_and_its_answer_is_printed(kdx, study_file, tmp_path, monke
     class Report:
         def __init__(self, runs) -> None:
             self.answers = [SimpleNamespace(opening=f"the answer from {len(runs)} runs", details=(), cautions=())]
+            self.arms = None
 
     monkeypatch.setattr("kdx_analysis.report.Report.save_html", lambda self, out: out)
     monkeypatch.setattr("kdx_analysis.report.Report", Report)

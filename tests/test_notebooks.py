@@ -20,13 +20,14 @@ SHORT = {
 }
 SHARING = ("compare_runs", "knowledge")  # one study: the second finds the runs of the first
 TOGETHER = [SHARING, *((path.stem,) for path in NOTEBOOKS if path.stem not in SHARING)]
+LONG = pytest.param(SHARING, marks=pytest.mark.slow)  # ten runs and a report, however short
 
 
 def notebook(name: str) -> nbformat.NotebookNode:
     return nbformat.read(NOTEBOOKS[0].with_stem(name), as_version=4)
 
 
-@pytest.mark.parametrize("names", TOGETHER, ids="+".join)
+@pytest.mark.parametrize("names", [LONG, *TOGETHER[1:]], ids="+".join)
 def test_shortened_copies_run(names: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process, which has imported torch; what cells show is made in every format."""
     monkeypatch.chdir(tmp_path)

@@ -103,7 +103,9 @@ def test_a_tree_has_the_weights_and_parents_of_its_run(tmp_path, monkeypatch) ->
         right = (model(images).argmax(dim=1) == data.test.labels).double().mean().item()
     assert right == run.record("metrics").query("split == 'test' and metric == 'accuracy'")["value"].item()
     tables = probing.probe_run(run, study, runs.filter(role="teacher").runs[0].path).tables
-    assert set(tables) == EVERY | FAITH | {"contention", "routing", "agreement", "affinity_through_training"}
+    assert set(tables) == EVERY | FAITH | {
+        "contention", "contention_by_expert", "routing", "agreement", "affinity_through_training",
+    }  # fmt: skip
     assert {"routing", "agreement", "affinity", "conflict"} <= set(run.kinds)
     recorded = run.record("routing").drop(columns="epoch")
     anew = tables["routing"].query("split == 'train'")[recorded.columns].reset_index(drop=True)

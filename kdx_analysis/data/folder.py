@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 from torch import Tensor
 
 from kdx_analysis import io
@@ -198,5 +198,9 @@ def _open(path: Path, read: Callable[[Image.Image], T]) -> T:
 
 
 def _in_threads(function: Callable[..., T], *arguments: Iterable[Any]) -> list[T]:
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return list(pool.map(function, *arguments))
+    truncated, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False  # WeasyPrint's import sets it
+    try:
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            return list(pool.map(function, *arguments))
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = truncated

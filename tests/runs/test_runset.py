@@ -47,7 +47,7 @@ def test_runs_stand_teacher_first_then_by_the_ladder_then_by_seed(runs):
 
 def test_a_frame_is_keyed_by_run_seed_objective_and_epoch(runs):
     frame = runs.frame("metrics")
-    assert list(frame.columns[:6]) == ["run", "study", "role", "objective", "decomposition", "seed"]
+    assert list(frame.columns[:7]) == ["run", "study", "role", "objective", "decomposition", "vam", "seed"]
     assert not frame.duplicated(["run", "seed", "objective", "epoch", "split", "metric"]).any()
     assert len(frame) == 6 * 3
     kd = frame.query("objective == 'kd' and seed == 1 and split == 'test'")

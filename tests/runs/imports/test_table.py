@@ -39,7 +39,8 @@ def test_a_row_a_run(read, tmp_path):
     assert runs.paired("accuracy", "kd", "hard", role="student").differences == (0.5,)
     kd = RunSet.load(tmp_path / "out").filter(objective="kd", seed=1).runs[0]
     assert kd.keys == {
-        "run": kd.id, "study": "results", "role": "student", "objective": "kd", "decomposition": "unknown", "seed": 1,
+        "run": kd.id, "study": "results", "role": "student", "objective": "kd", "decomposition": "unknown", "vam": "",
+        "seed": 1,
     }  # fmt: skip
     assert kd.info["config"]["settings"] == {"lr": 0.1}
     rows = kd.record("metrics")[["epoch", "split", "metric", "value"]].to_numpy().tolist()

@@ -242,7 +242,10 @@ class Dataset:
         return whole.subset(ordered[taken.to(ordered.device)])
 
     def probe_images(self, split: str, per_class: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-        """Images of :meth:`probe_set` as models take them, normalised, B×C×H×W, and their labels, B."""
+        """Images of :meth:`probe_set` as models take them, normalised, B×C×H×W, and their labels, B.
+
+        ``split`` is train or val, and ``per_class`` images of every class are drawn from it.
+        """
         chosen = self.probe_set(split, per_class, seed)
         return self.normalise(chosen.images.take(torch.arange(len(chosen)))), chosen.labels
 

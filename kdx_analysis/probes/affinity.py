@@ -122,6 +122,8 @@ def affinity_of(
 
     Returns:
         The columns of :func:`kdx_analysis.probes.measures.affinity_table`, eta and n, the number of images.
+
+    Raises KdxError for no null draw, and as ``conflict_of`` does.
     """
     if null_draws < 1:
         raise KdxError(f"{null_draws} draws make no null; take 1 or more")
@@ -153,7 +155,7 @@ def affinity_cost(
     groups: Sequence[Sequence[str]] | None = None,
     max_memory: int = 2**30,
 ) -> Cost:
-    """Passes and memory of :func:`affinity_of`; nothing is computed here."""
+    """Passes and memory of :func:`affinity_of` with so many ``null_draws`` under ``max_memory`` bytes, without them."""
     actual = margins or (lambda outputs: outputs)  # steps go along gradients with the gates' factor
     sets, at_once = 1 + null_draws, _sets_at_once(model, num_classes, max_memory)
     cost = Cost(3 + num_classes * sets, 0, len(images), 0, 0)

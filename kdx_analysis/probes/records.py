@@ -184,7 +184,7 @@ class GateRecord(Record):
 
     @classmethod
     def of(cls, model: HME, trace: Trace, labels: Tensor, classes: Sequence[str]) -> GateRecord:
-        """From what lay on the way of the images; KdxError where features are not finite."""
+        """From a ``trace``, what lay on the way of the images; KdxError where features are not finite."""
         features = [level.double().cpu() for level in trace.features]
         gates.check_features(features)
         return cls(

@@ -21,6 +21,7 @@ class ArmContrast:
 
     @property
     def title(self) -> str:
+        """The contrast as a difference."""
         return f"{self.a} − {self.b}"
 
 

@@ -48,6 +48,7 @@ class Table:
 
     @property
     def caption(self) -> str:
+        """What the cells hold and, where any is bold, by which rule."""
         return " ".join(filter(None, [self.holds, self.rule]))
 
     def to_frame(self) -> pd.DataFrame:

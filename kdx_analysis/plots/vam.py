@@ -26,6 +26,7 @@ from kdx_analysis.plots.style import (
     look,
     plain,
     styled,
+    wrapped,
 )
 from kdx_analysis.runs import RunSet
 
@@ -71,7 +72,7 @@ def _draw_attention(data: pd.DataFrame, width: Width = "page") -> Drawn:
                 sns.heatmap(cells, ax=ax, cmap="viridis", vmin=0, vmax=high, cbar=False, square=True)
                 ax.set(xticks=[], yticks=[], xlabel="", ylabel="")
                 if j == 0:
-                    title = "".join(f"{plain(key)}\n" for key in keys if key and k == 0)
+                    title = "".join(f"{wrapped(plain(key), 1.0)}\n" for key in keys if key and k == 0)
                     ax.set_ylabel(f"{title}{label}", rotation=0, ha="right", va="center")
                 if ax is axes[-1, j]:
                     ax.set_xlabel(plain(layer), rotation=90, fontsize=7)

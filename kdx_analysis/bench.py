@@ -38,9 +38,7 @@ def bench_vam(
         batch, plain_ms and ms (medians over rounds), and ratio, ratio_low and ratio_high: median and quartiles of the
         ratios within a round.
     """
-    for precision in precisions:
-        if precision not in PRECISIONS:
-            raise unknown("precision", precision, PRECISIONS)
+    check_precisions(precisions)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     plain = MODELS[model](100).to(device)
     attended = copy.deepcopy(plain)
@@ -68,6 +66,14 @@ def bench_vam(
                     "ratio": ratio, "ratio_low": low, "ratio_high": high,
                 })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def check_precisions(precisions: Sequence[str]) -> Sequence[str]:
+    """These, if each is one of PRECISIONS; raises KdxError if not."""
+    for precision in precisions:
+        if precision not in PRECISIONS:
+            raise unknown("precision", precision, PRECISIONS)
+    return precisions
 
 
 def _step(model: nn.Module, images: Tensor, labels: Tensor, precision: str) -> Callable[[], None]:

@@ -348,8 +348,10 @@ def bench_vam(
     """WRN-16-2 at 32×32: a training step with VAM, and inference after folding, against the plain model."""
     from kdx_analysis import bench
 
-    frame = bench.bench_vam(rounds=rounds, batch=batch, precisions=precision or bench.PRECISIONS)
-    typer.echo(frame.to_string(index=False, float_format="{:.4g}".format))
+    for each in bench.check_precisions(precision or bench.PRECISIONS):
+        typer.echo(f"timing {each}; minutes on a CPU, longer where it has to emulate bf16", err=True)
+        frame = bench.bench_vam(rounds=rounds, batch=batch, precisions=[each])
+        typer.echo(frame.to_string(index=False, float_format="{:.4g}".format))
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from kdx_analysis.runs.arms import ArmContrast, arm_contrasts, arms
 from kdx_analysis.runs.comparison import Comparison
 from kdx_analysis.runs.directory import ROLES, Run, environment, run_id, write_run
 from kdx_analysis.runs.effects import Effect, effects
-from kdx_analysis.runs.headlines import METRIC, METRICS, Metric, headlines
+from kdx_analysis.runs.headlines import METRIC, METRICS, Metric
 from kdx_analysis.runs.runset import RunSet
 from kdx_analysis.runs.significance import (
     LEAST_SEEDS,
@@ -43,7 +43,6 @@ __all__ = [
     "deal_objectives",
     "effects",
     "environment",
-    "headlines",
     "holm",
     "interquartile_mean",
     "paired_difference",

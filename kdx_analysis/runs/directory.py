@@ -21,6 +21,7 @@ from kdx_analysis.config import digest
 from kdx_analysis.errors import KdxError
 from kdx_analysis.io import read_json, read_parquet, staged_directory, write_json, write_parquet
 from kdx_analysis.models.tree import Tree
+from kdx_analysis.runs.headlines import headlines
 from kdx_analysis.training.checkpoints import save_weights
 
 FORMAT = 1
@@ -111,6 +112,17 @@ class Run:
                 raise KdxError(f"run {self.id!r} has no {kind!r} records; it has {', '.join(self.kinds)}")
             self._cache[kind] = read_parquet(self.path / RECORDS / f"{kind}.parquet")
         return self._cache[kind]
+
+    @cached_property
+    def headlines(self) -> pd.DataFrame:
+        """Its headline figures: columns metric, attention ('' where it does not matter), split, value, null, n.
+
+        ``null`` is NaN where there is none. ``n`` is the number of test images for accuracy and agreement, of gates for
+        gate entropy, of subtasks for specialisation, of probe images for the rest. Conflict figures are of the plain
+        hard loss, the same for every objective, and means over the probed epochs; epochs where a figure is undefined
+        are left out.
+        """
+        return headlines(self)
 
     @cached_property
     def tree(self) -> Tree:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
 from kdx_analysis.probes.affinity import ETA
-from kdx_analysis.runs.directory import Run
+
+if TYPE_CHECKING:
+    from kdx_analysis.runs.directory import Run
 
 
 @dataclass(frozen=True)
@@ -102,12 +104,7 @@ def preferred(values: Collection[str]) -> str | None:
 
 
 def headlines(run: Run) -> pd.DataFrame:
-    """Columns metric, attention ('' where it does not matter), split, value, null (NaN without one), n.
-
-    ``n`` is the number of test images for accuracy and agreement, of gates for gate entropy, of subtasks for
-    specialisation, of probe images for the rest. Conflict figures are of the plain hard loss, the same for every
-    objective, and means over the probed epochs; epochs where a figure is undefined are left out.
-    """
+    """What :attr:`Run.headlines` holds."""
     rows = list(_test(run))
     rows += _gates(run) if "gate_summary" in run.kinds else ()
     rows += _conflict(run) if "conflict_summary" in run.kinds else ()

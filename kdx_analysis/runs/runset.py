@@ -18,7 +18,7 @@ from kdx_analysis.registry import unknown
 from kdx_analysis.runs.comparison import Comparison, compare
 from kdx_analysis.runs.directory import INFO, ROLES, Run
 from kdx_analysis.runs.effects import by_seed
-from kdx_analysis.runs.headlines import METRIC, headlines, preferred
+from kdx_analysis.runs.headlines import METRIC, preferred
 from kdx_analysis.runs.keys import canonical, check_key, differing, in_order, places, value_of
 from kdx_analysis.runs.statistics import Paired, paired_difference
 from kdx_analysis.runs.tables import Table, make_table
@@ -131,7 +131,7 @@ class RunSet:
         """Indexed by the number of each row's run."""
         if not self.runs:
             raise KdxError("there is no run to take figures from; loosen the filter")
-        tables = [headlines(run).assign(**run.keys) for run in self.runs]
+        tables = [run.headlines.assign(**run.keys) for run in self.runs]
         return self._keyed(tables).set_axis(np.repeat(np.arange(len(self)), [len(table) for table in tables]))
 
     def _keyed(self, frames: Sequence[pd.DataFrame]) -> pd.DataFrame:

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from kdx_analysis.errors import KdxError
-from kdx_analysis.runs import Run, RunSet, headlines, write_run
+from kdx_analysis.runs import Run, RunSet, write_run
 
 
 def make(path, objective="kd", seed=0, accuracy=0.5, role="student", epochs=2, classes=("ant", "bee")) -> Run:
@@ -60,7 +60,7 @@ def test_a_kind_that_no_run_has(runs):
 
 
 def test_headlines_are_of_the_test_split_only(runs):
-    frame = headlines(runs.runs[0])
+    frame = runs.runs[0].headlines
     assert frame[["metric", "split", "value", "n"]].to_numpy().tolist() == [["accuracy", "test", 0.9, 8]]
     assert len(runs.to_frame()) == 6
 
@@ -146,7 +146,7 @@ def test_classes_are_those_that_all_runs_share(tmp_path):
 
 def test_headlines_of_an_explainer(finished):
     explainer = finished.runs.filter(role="explainer", objective="kd", seed=0).runs[0]
-    frame = headlines(explainer)
+    frame = explainer.headlines
     assert set(frame["metric"]) == {
         "accuracy", "agreement", "gate_entropy", "specialisation", "conflict_rate", "severity", "contention",
         "separation", "modulation", "affinity",

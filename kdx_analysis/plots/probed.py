@@ -10,7 +10,7 @@ import pandas as pd
 import seaborn as sns
 
 from kdx_analysis.plots.classes import name_classes
-from kdx_analysis.plots.style import GREY, INK, drawing, heading, panels, plain, styled
+from kdx_analysis.plots.style import GREY, INK, drawing, heading, legend, panels, plain, styled
 
 THROUGH_TRAINING = "affinity_through_training"
 _SPLITS = {"train": ("o", INK), "val": ("s", "white")}
@@ -52,14 +52,14 @@ def probed_figures(tables: Mapping[str, pd.DataFrame], classes: Sequence[str]) -
 def pair_matrices(
     matrices: Mapping[str, np.ndarray], classes: Sequence[str], title: str, limit: float | None
 ) -> tuple[matplotlib.figure.Figure, np.ndarray]:
-    """A K×K matrix a split, on one scale that is symmetric about 0: ±``limit``, or the largest value there is."""
+    """K×K matrices, two in a row, on one scale that is symmetric about 0: ±``limit``, or the largest value there is."""
     K, names = len(classes), [str(name) for name in classes]
     if limit is None:
         limit = (
             max((float(np.nanmax(np.abs(m))) for m in matrices.values() if np.isfinite(m).any()), default=1.0) or 1.0
         )
-    figure = drawing("page", 3.6)
-    axes = panels(figure, len(matrices), len(matrices))
+    figure = drawing("page", 0.5 + 3.1 * -(-len(matrices) // 2))
+    axes = panels(figure, len(matrices), 2)
     for ax, (split, matrix) in zip(axes, matrices.items(), strict=True):
         ax.set_facecolor("#DDDDDD")
         sns.heatmap(matrix, ax=ax, cmap="RdBu", vmin=-limit, vmax=limit, square=True, cbar=False)
@@ -107,7 +107,7 @@ def measures(data: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.ndarray]:
     ax.set_yticks(range(len(names)), [plain(name) for name in names])
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.set_xlabel("value; grey: central 95 % of its null")
-    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    legend(figure, ax.get_legend_handles_labels()[0])
     return figure, np.array([ax])
 
 

@@ -20,14 +20,6 @@ from kdx_analysis.runs import RunSet
 _RUN = ["run", "objective", "seed", "level"]
 
 
-@dataclass(frozen=True)
-class _Labels:
-    each: str
-    each_null: str
-    whole: str
-    whole_title: str
-
-
 def _ranked(frame: pd.DataFrame, by: str) -> pd.DataFrame:
     """``frame`` of levels with several experts, with their rank by a column, 1 the largest, in every run and level."""
     frame = frame[frame.groupby(_RUN)["expert"].transform("nunique") > 1]
@@ -37,38 +29,47 @@ def _ranked(frame: pd.DataFrame, by: str) -> pd.DataFrame:
     return frame.assign(rank=rank.astype(int)).sort_values("rank", kind="stable")
 
 
-def _draw_ranked(data: pd.DataFrame, width: Width, labels: _Labels) -> Drawn:
-    """A row a level: on the left each run's experts by rank, on the right its level as a whole, seed by seed.
+@dataclass(frozen=True)
+class _Ranked:
+    """A figure with a row a level: on the left each run's experts by rank, on the right its level as a whole."""
 
-    ``data`` has objective, seed, level, rank, value and null of an expert, and whole and whole_null of its level.
-    """
-    objectives, levels = in_order(data["objective"]), sorted(data["level"].unique(), reverse=True)
-    places, shift = {o: float(i) for i, o in enumerate(objectives)}, shifts(sorted(data["seed"].unique()))
-    figure = drawing(width, 1.4 + 1.6 * len(levels))
-    axes = figure.subplots(len(levels), 2, squeeze=False, sharex="col")
-    for (left, right), level in zip(axes, levels, strict=True):
-        of_level = data[data["level"] == level]
-        for (objective, _), run in of_level.groupby(["objective", "seed"], sort=False):
-            of = look(str(objective))
-            left.plot(run["rank"], run["null"], color=GREY, linewidth=0.7, linestyle=NULL, zorder=1)
-            left.plot(run["rank"], run["value"], color=of.colour, linestyle=of.line, marker=of.marker, markersize=3.5,
-                      linewidth=1, zorder=2)  # fmt: skip
-        left.set_ylim(bottom=0)
-        left.set_ylabel(labels.each)
-        entitle(left, f"level {level}, experts of each run", of_level.groupby("objective")["seed"].nunique())
-        left.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
-        runs = of_level[["objective", "seed", "whole", "whole_null"]].drop_duplicates()
-        runs = runs.rename(columns={"whole": "value", "whole_null": "null"}).dropna(subset="value")
-        counts = [estimate(right, rows, places[str(o)], shift).n for o, rows in runs.groupby("objective", sort=False)]
-        right.set_ylabel(labels.whole)
-        entitle(right, f"level {level}, {labels.whole_title}", counts)
-        right.yaxis.set_major_locator(MaxNLocator(4))
-        name_places(right, places, shown=level == levels[-1])
-    axes[-1, 0].set_xlabel("rank of the expert in its run")
-    line = Line2D([], [], color=GREY, linewidth=0.7, linestyle=NULL, label=f"left: {labels.each_null}")
-    several = data["seed"].nunique() > 1
-    legend(figure, [*(handle(o) for o in objectives), line, *estimate_handles(several=several)])
-    return figure, axes
+    each: str
+    each_null: str
+    whole: str
+    whole_title: str
+
+    @styled
+    def draw(self, data: pd.DataFrame, width: Width = "page") -> Drawn:
+        """``data``: objective, seed, level, rank, value and null of an expert, whole and whole_null of its level."""
+        objectives, levels = in_order(data["objective"]), sorted(data["level"].unique(), reverse=True)
+        places, shift = {o: float(i) for i, o in enumerate(objectives)}, shifts(sorted(data["seed"].unique()))
+        figure = drawing(width, 1.4 + 1.6 * len(levels))
+        axes = figure.subplots(len(levels), 2, squeeze=False, sharex="col")
+        for (left, right), level in zip(axes, levels, strict=True):
+            of_level = data[data["level"] == level]
+            for (objective, _), run in of_level.groupby(["objective", "seed"], sort=False):
+                of = look(str(objective))
+                left.plot(run["rank"], run["null"], color=GREY, linewidth=0.7, linestyle=NULL, zorder=1)
+                left.plot(run["rank"], run["value"], color=of.colour, linestyle=of.line, linewidth=1,
+                          marker=of.marker, markersize=3.5, zorder=2)  # fmt: skip
+            left.set_ylim(bottom=0)
+            left.set_ylabel(self.each)
+            entitle(left, f"level {level}, experts of each run", of_level.groupby("objective")["seed"].nunique())
+            left.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
+            runs = of_level[["objective", "seed", "whole", "whole_null"]].drop_duplicates()
+            runs = runs.rename(columns={"whole": "value", "whole_null": "null"}).dropna(subset="value")
+            counts = [
+                estimate(right, rows, places[str(o)], shift).n for o, rows in runs.groupby("objective", sort=False)
+            ]
+            right.set_ylabel(self.whole)
+            entitle(right, f"level {level}, {self.whole_title}", counts)
+            right.yaxis.set_major_locator(MaxNLocator(4))
+            name_places(right, places, shown=level == levels[-1])
+        axes[-1, 0].set_xlabel("rank of the expert in its run")
+        line = Line2D([], [], color=GREY, linewidth=0.7, linestyle=NULL, label=f"left: {self.each_null}")
+        several = data["seed"].nunique() > 1
+        legend(figure, [*(handle(o) for o in objectives), line, *estimate_handles(several=several)])
+        return figure, axes
 
 
 def _use_data(runs: RunSet) -> pd.DataFrame:
@@ -96,26 +97,8 @@ def _use_data(runs: RunSet) -> pd.DataFrame:
     ].set_index(["run", "level"])["initial"]
     at = pd.MultiIndex.from_frame(frame[["run", "level"]])
     frame["whole_null"] = (1 / frame["null"]) / (1 + initial.reindex(at).to_numpy())
-    columns = [
-        *_RUN[:3],
-        "epoch",
-        "level",
-        "expert",
-        "rank",
-        "value",
-        "alpha",
-        "null",
-        "whole",
-        "whole_null",
-        "subtasks",
-    ]
-    return frame[columns].reset_index(drop=True)
-
-
-@styled
-def _draw_use(data: pd.DataFrame, width: Width = "page") -> Drawn:
-    labels = _Labels("share of all pathways u", "even use, 1/N", "experts 1/Σu²", "in effective use")
-    return _draw_ranked(data, width, labels)
+    figures = ["rank", "value", "alpha", "null", "whole", "whole_null", "subtasks"]
+    return frame[[*_RUN[:3], "epoch", "level", "expert", *figures]].reset_index(drop=True)
 
 
 expert_use = Figure(
@@ -127,7 +110,7 @@ expert_use = Figure(
     "and its 95 % t-interval (none with one seed); dashed: the run's initial gates at the same τ. An expert whose "
     "share is below 0.01/N is dead. α's shares stand in the data.",
     _use_data,
-    _draw_use,
+    _Ranked("share of all pathways u", "even use, 1/N", "experts 1/Σu²", "in effective use").draw,
 )
 
 
@@ -148,12 +131,6 @@ def _contention_data(runs: RunSet) -> pd.DataFrame:
     return data[[*_RUN, "expert", "rank", "value", "null", "whole", "whole_null", "epochs", "n"]].reset_index(drop=True)
 
 
-@styled
-def _draw_contention(data: pd.DataFrame, width: Width = "page") -> Drawn:
-    labels = _Labels("share of gradient", "null of the same expert", "share of gradient", "all experts together")
-    return _draw_ranked(data, width, labels)
-
-
 contention = Figure(
     "contention",
     "In which experts subtasks contend",
@@ -163,5 +140,5 @@ contention = Figure(
     "the level's contention, every seed, the mean and its 95 % t-interval (none with one seed), dashed the null. Of "
     "the actual gradients of the plain hard loss on the train probe set, mean over the probed epochs.",
     _contention_data,
-    _draw_contention,
+    _Ranked("share of gradient", "null of the same expert", "share of gradient", "all experts together").draw,
 )

@@ -97,17 +97,18 @@ def measures(data: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.ndarray]:
     figure = drawing("page", 0.9 + 0.2 * len(names))
     ax = figure.subplots()
     splits = list(dict.fromkeys(data["split"]))
+    shown = []
     for i, split in enumerate(splits):
         of = data[data["split"] == split].drop_duplicates("name").set_index("name").reindex(names)
         y = np.arange(len(names)) + 0.18 * (i - (len(splits) - 1) / 2)
         marker, face = _SPLITS[split]
         ax.hlines(y, of["null_low"], of["null_high"], color=GREY, alpha=0.35, linewidth=4)
-        ax.plot(of["value"], y, marker, color=INK, markerfacecolor=face, markersize=4, linestyle="", label=split)
+        shown += ax.plot(of["value"], y, marker, color=INK, markerfacecolor=face, markersize=4, label=split)
     ax.axvline(0, color=GREY, linewidth=0.6)
     ax.set_yticks(range(len(names)), [plain(name) for name in names])
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.set_xlabel("value; grey: central 95 % of its null")
-    legend(figure, ax.get_legend_handles_labels()[0])
+    legend(figure, shown)
     return figure, np.array([ax])
 
 

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from beartype import beartype
 from jaxtyping import Float, jaxtyped
 from torch import Tensor, nn
 
 from kdx_analysis.errors import KdxError
-from kdx_analysis.models import HME
-from kdx_analysis.objectives import one_vs_rest_margins
 from kdx_analysis.probes import measures
-from kdx_analysis.probes.checks import subtasks
 from kdx_analysis.probes.gradients import (
     Cost,
     in_full,
@@ -27,6 +22,7 @@ from kdx_analysis.probes.gradients import (
     undisturbed,
     with_null,
 )
+from kdx_analysis.probes.one_vs_rest import OneVsRest
 
 ETA = 0.01
 NULL_DRAWS = 19
@@ -127,22 +123,12 @@ def affinity_of(
     """
     if null_draws < 1:
         raise KdxError(f"{null_draws} draws make no null; take 1 or more")
-    model = in_full(model)
-    images = images.to(next(model.parameters(), images))
-    labels = labels.to(images.device)
-    if margins is None and not isinstance(model, HME):
-        margins = one_vs_rest_margins
-    with undisturbed(model), torch.no_grad():
-        outputs = model(images)
-        own = outputs if margins is None else margins(outputs)
-    names, labels = subtasks(own, labels, classes)
-    one_hot = F.one_hot(labels, len(names)).to(own.dtype)
-    loss = partial(F.binary_cross_entropy_with_logits, target=one_hot, reduction="none")
+    asked = OneVsRest.of(model, images, labels, classes, margins)
     z = subtask_affinity(
-        model, images, loss, margins=margins, groups=groups, eta=eta, null_draws=null_draws, seed=seed,
-        max_memory=max_memory,
+        asked.model, asked.images, asked.loss, margins=asked.margins, groups=groups, eta=eta, null_draws=null_draws,
+        seed=seed, max_memory=max_memory,
     )  # fmt: skip
-    return measures.affinity_table(z, names).assign(eta=eta, n=len(images))
+    return measures.affinity_table(z, asked.classes).assign(eta=eta, n=len(images))
 
 
 def affinity_cost(

@@ -14,17 +14,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, Trace
 from kdx_analysis.models import gates as gating
-from kdx_analysis.objectives import one_vs_rest_margins
 from kdx_analysis.probes import gates, measures
-from kdx_analysis.probes.checks import labelled, named, subtasks
+from kdx_analysis.probes.checks import labelled, named
 from kdx_analysis.probes.contract import Record, TableRecord, added
 from kdx_analysis.probes.gradients import in_full, residuals, subtask_grams, undisturbed, with_null
+from kdx_analysis.probes.one_vs_rest import OneVsRest
 from kdx_analysis.training.checkpoints import fingerprint
 
 if TYPE_CHECKING:
@@ -135,22 +134,12 @@ def conflict_of(
     Raises KdxError for a class without a sample, images and labels that don't belong together, fewer than two classes
     and outputs or gradients that are not finite.
     """
-    model = in_full(model)
-    images = images.to(next(model.parameters(), images))
-    labels = labels.to(images.device)
-    if margins is None and not isinstance(model, HME):
-        margins = one_vs_rest_margins
     if null_draws < 19:
         raise KdxError(f"{null_draws} draws make no null; take 19 or more")
-    with undisturbed(model), torch.no_grad():
-        outputs = model(images)
-        own = outputs if margins is None else margins(outputs)
-    names, labels = subtasks(own, labels, classes)
-    one_hot = F.one_hot(labels, len(names)).to(own.dtype)
-    r = residuals(lambda m: F.binary_cross_entropy_with_logits(m, one_hot, reduction="none"), own)
-    sets = with_null(r, null_draws, seed)
-    grams = subtask_grams(model, images, sets, margins=margins, groups=groups, max_memory=max_memory)
-    pairs, summary = measures.conflict_tables(grams, names)
+    asked = OneVsRest.of(model, images, labels, classes, margins)
+    sets = with_null(residuals(asked.loss, asked.outputs), null_draws, seed)
+    grams = subtask_grams(asked.model, asked.images, sets, margins=asked.margins, groups=groups, max_memory=max_memory)
+    pairs, summary = measures.conflict_tables(grams, asked.classes)
     if grams.gates is not None:
         table = measures.contention_table(grams.experts[-1], grams.gates, permutations, seed)
         table = table[table["metric"] != "contention"].assign(level=str(len(grams.experts)))

@@ -8,13 +8,14 @@ import torch
 import yaml
 
 import kdx_analysis
-from kdx_analysis import cli
+from kdx_analysis import cli, plots
 from kdx_analysis.data.sources import DATASETS, Source
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models.vam.survey import survey
 from kdx_analysis.probes.validation import YARDSTICKS
 from tests import toys
 from tests.models.reference_learn_to_branch import checkpoint, released_network
+from tests.report.conftest import quick_figures
 
 
 @pytest.fixture
@@ -202,7 +203,8 @@ def test_a_finished_run_is_probed_anew(kdx, study_file, tmp_path, monkeypatch):
     assert (code, err) == (2, "kdx: unknown split 'tset'; valid: both, train, val\n")
 
 
-def test_a_report_on_finished_runs(kdx, finished, tmp_path):
+def test_a_report_on_finished_runs(kdx, finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "FIGURES", quick_figures())
     code, out, err = kdx("report", finished.out, "--out", "page")
     assert (code, err) == (0, "")
     page = tmp_path / out.strip()

@@ -179,7 +179,7 @@ def test_one_seed_with_figures_of_the_package(write, tmp_path, monkeypatch):
     assert re.search(r"Not drawn:.*gates&#39; records", text, re.DOTALL)  # none are planted
 
 
-def test_the_page_may_have_a_name_of_its_own(tmp_path, write):
+def test_the_page_may_have_a_name_of_its_own(tmp_path, write, two_figures):
     path = Report(write(("hard", "kd"), seeds=1)).save_html(tmp_path / "mine.html")
     assert path == tmp_path / "mine.html"
     assert (tmp_path / "answer.csv").exists()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import html
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
 from rich.cells import cell_len
 
+SHORT = 16  # letters that a LaTeX table's label may have in any case before it is broken
 _LATEX = str.maketrans({
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
@@ -128,11 +130,19 @@ def _padded(text: str, width: int) -> str:
 
 
 def _latex_rows(labels: Sequence[str], cells: Sequence[Cell]) -> list[str]:
-    """A row of labels and numbers, then smaller ones of the numbers' details."""
-    mains = [rf"\textbf{{{latex_escaped(c.main)}}}" if c.bold else latex_escaped(c.main) for c in cells]
-    rows = [[*map(latex_escaped, labels), *mains]]
+    """A row of numbers, then smaller ones of their details; long labels stand in as many lines as there are rows."""
+    rows = [[rf"\textbf{{{latex_escaped(c.main)}}}" if c.bold else latex_escaped(c.main) for c in cells]]
     for details in zip_longest(*(cell.details for cell in cells), fillvalue=""):
-        small = [rf"{{\scriptsize {latex_escaped(detail)}}}" if detail else "" for detail in details]
-        if any(small):
-            rows.append([*[""] * len(labels), *small])
-    return [" & ".join(row) + r" \\" for row in rows]
+        if any(details):
+            rows.append([rf"{{\scriptsize {latex_escaped(detail)}}}" if detail else "" for detail in details])
+    names = [[latex_escaped(line) for line in _lines(label, len(rows))] for label in labels]
+    return [" & ".join([*(lines[i] for lines in names), *row]) + r" \\" for i, row in enumerate(rows)]
+
+
+def _lines(label: str, count: int) -> list[str]:
+    """``label`` in ``count`` lines of one length, as far as its words allow; short ones in the first of them."""
+    for width in range(SHORT, max(SHORT, len(label)) + 1):
+        lines = textwrap.wrap(label, width, break_long_words=False)
+        if len(lines) <= count:
+            return lines + [""] * (count - len(lines))
+    return [label] + [""] * (count - 1)

@@ -67,3 +67,14 @@ def test_a_grid_without_rows():
     assert empty.to_text() == "metric  difference\n"
     assert latex.tables(empty.to_latex("tab:a")) == [[["metric ", " difference "]]]
     assert empty.to_markdown().startswith("| metric | difference |\n")
+
+
+@pytest.mark.parametrize(("label", "lines"), [
+    ("kd", ["kd", "", ""]),
+    ("gate entropy of the heads (train, effective)", ["gate entropy of", "the heads (train,", "effective)"]),
+    ("label_smoothing_of_a_tenth", [r"label\_smoothing\_of\_a\_tenth", "", ""]),
+])  # fmt: skip
+def test_a_long_label_in_latex_takes_the_lines_that_its_numbers_have(label, lines):
+    cells = ((Cell("0.5", ("[0.4, 0.6]", "n = 3")),),)
+    (rows,) = latex.tables(Grid((Cell("metric"), Cell("hard")), ((label,),), cells, "").to_latex("tab:a"))
+    assert [row[0].strip() for row in rows[1:]] == lines

@@ -42,7 +42,8 @@ class Figure:
     draw: Callable[..., Drawn]
 
     def __post_init__(self) -> None:
-        told = f"{self.title}.\n\n{self.caption}\n\nDrawn from a table; {inspect.cleandoc(self.data.__doc__ or '')}"
+        title = self.title if self.title.endswith("?") else f"{self.title}."
+        told = f"{title}\n\n{self.caption}\n\nThe table it is drawn from. {inspect.cleandoc(self.data.__doc__ or '')}"
         object.__setattr__(self, "__doc__", told)  # what `kdx.plots.ladder?` and the API reference show
 
     def __call__(self, runs: RunSet, width: Width = "page") -> Drawn:

@@ -35,6 +35,7 @@ from kdx_analysis.runs import METRIC, Paired
 ACCURACY_MARGIN = 0.02
 COLUMNS = (
     "metric", "contrast", "adds", "effect", "low", "high", "confidence", "n", "correlation", "margin", "verdict",
+    "excess", "excess_low", "excess_high",
 )  # fmt: skip
 MEANS = {
     "conflict_rate": ("less conflict", "more conflict"),
@@ -79,21 +80,25 @@ class Answer:
         return tuple(filter(None, (*self.contrasts, self.division)))
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per finding, with the columns COLUMNS."""
+        """One row per finding, with the columns COLUMNS; ``excess`` is the effect on what lies above the null."""
         rows = []
+        nothing = Paired(0, math.nan, math.nan, math.nan, (), math.nan)
         for finding in self.findings:
-            effect = finding.effect or Paired(0, math.nan, math.nan, math.nan, (), math.nan)
+            effect, excess = finding.effect or nothing, finding.excess or nothing
             rows.append({
                 "metric": finding.metric, "contrast": finding.contrast.title, "adds": finding.contrast.adds,
                 "effect": effect.mean, "low": effect.low, "high": effect.high, "confidence": finding.confidence,
                 "n": effect.n, "correlation": effect.correlation, "margin": finding.margin, "verdict": finding.verdict,
+                "excess": excess.mean, "excess_low": excess.low, "excess_high": excess.high,
             })  # fmt: skip
         return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def answer(values: Mapping[str, pd.DataFrame], labels: Mapping[str, str]) -> Answer:
-    """The answer for one KD objective and its controls; ``values`` and ``labels`` as for :func:`find`."""
-    found = find(values, labels)
+def answer(
+    values: Mapping[str, pd.DataFrame], labels: Mapping[str, str], nulls: Mapping[str, pd.DataFrame] | None = None
+) -> Answer:
+    """The answer for one KD objective and its controls; arguments as for :func:`find`."""
+    found = find(values, labels, nulls)
     confidence = found[0].confidence if found else 0.95
     all_contrasts = contrasts(labels)
     main = next((contrast for contrast in all_contrasts if contrast.attributes), None)
@@ -139,8 +144,13 @@ def _headline(main: Contrast | None, found: Sequence[Finding], labels: Mapping[s
     changed = [f for f in conflict if f.verdict in (LOWERS, RAISES)]
     rest = _rest([f for f in found if f.metric in CONFLICT and f not in changed])
     if changed:
+        says = (
+            f"Yes: {subject} changes the conflict between subtasks"
+            if any(f.beyond_null for f in changed)
+            else f"Not beyond the null: nothing shows that {subject} changes which subtasks are in conflict"
+        )
         return (
-            f"Yes: {subject} changes the conflict between subtasks; {labels[main.a]} against {labels[main.b]} "
+            f"{says}; {labels[main.a]} against {labels[main.b]} "
             f"{listed([_change(f) for f in changed])}{'; ' + rest if rest else ''} ({_basis(conflict)})."
         )
     if all(f.verdict == NO for f in conflict):
@@ -265,7 +275,8 @@ def _signed(finding: Finding) -> str:
 
 def _change(finding: Finding) -> str:
     meaning = MEANS[finding.metric][finding.verdict == RAISES]
-    return f"{finding.verdict} {_title(finding)} by {size(finding)} ({meaning})"
+    beyond = "" if finding.beyond_null else ", but not beyond its null"
+    return f"{finding.verdict} {_title(finding)} by {size(finding)} ({meaning}{beyond})"
 
 
 def size(finding: Finding) -> str:

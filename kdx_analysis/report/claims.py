@@ -62,7 +62,10 @@ def _sentence(finding: Finding, labels: Mapping[str, str]) -> str:
     signed = estimate(effect, signed=True)
     if finding.verdict in (LOWERS, RAISES):
         meaning = MEANS[finding.metric][finding.verdict == RAISES]
-        return f"{a} {finding.verdict} {title} by {size(finding)} against {b} ({interval}): {meaning}."
+        claim = f"{a} {finding.verdict} {title} by {size(finding)} against {b} ({interval}): {meaning}"
+        if finding.beyond_null:
+            return f"{claim}."
+        return f"{claim}, but not beyond its null: above that {a} − {b} is {estimate(finding.excess, signed=True)}."
     if finding.verdict == NO:
         margin = number(finding.margin, decimals_for(effect))
         return (

@@ -51,6 +51,8 @@ class Finding:
         margin: a tenth of the metric's mean size under hard labels; NaN if hard was not run or the metric not
             asked about.
         verdict: lowers, raises, no difference, undecided, one seed, not measured; '' for metrics not asked about.
+        excess: the paired difference of what the metric has above its null, at the same confidence; None where no seed
+            has a null in both.
     """
 
     metric: str
@@ -59,6 +61,14 @@ class Finding:
     confidence: float
     margin: float
     verdict: str
+    excess: Paired | None = None
+
+    @property
+    def beyond_null(self) -> bool:
+        """Whether the excess over the null is decided as the effect is; True where there is no null to ask."""
+        if self.excess is None or self.effect is None:
+            return True
+        return self.excess.excludes_zero and self.excess.mean * self.effect.mean > 0
 
 
 def contrasts(labels: Mapping[str, str]) -> tuple[Contrast, ...]:
@@ -110,12 +120,15 @@ def verdict(effect: Paired | None, margin: float) -> str:
     return UNDECIDED
 
 
-def find(values: Mapping[str, pd.DataFrame], labels: Mapping[str, str]) -> tuple[Finding, ...]:
+def find(
+    values: Mapping[str, pd.DataFrame], labels: Mapping[str, str], nulls: Mapping[str, pd.DataFrame] | None = None
+) -> tuple[Finding, ...]:
     """Every metric under every contrast, at confidence 1 − 0.05/m over the m metrics asked about that were measured.
 
     Args:
         values: metric → its value, seeds (rows) by rungs (columns); NaN or no column where not measured.
         labels: as for :func:`contrasts`.
+        nulls: conflict metric → its null, as ``values``.
     """
     asked = [metric for metric in ASKED if metric in values and values[metric].notna().to_numpy().any()]
     confidence = 1 - 0.05 / max(1, len(asked))
@@ -127,7 +140,8 @@ def find(values: Mapping[str, pd.DataFrame], labels: Mapping[str, str]) -> tuple
         for contrast in contrasts(labels):
             effect = _paired(table, contrast, confidence)
             decided = verdict(effect, margin) if metric in asked else ""
-            found.append(Finding(metric, contrast, effect, confidence, margin, decided))
+            excess = _paired(table - nulls[metric], contrast, confidence) if nulls and metric in nulls else None
+            found.append(Finding(metric, contrast, effect, confidence, margin, decided, excess))
     return tuple(found)
 
 

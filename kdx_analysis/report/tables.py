@@ -46,12 +46,20 @@ def answers(runs: RunSet) -> list[Answer]:
     if not len(runs.filter(role="explainer")):
         return []
     tables = {metric.name: runs.values(metric.name) for metric in METRICS}
+    nulls = {metric.name: runs.values(metric.name, of="null") for metric in METRICS if metric.conflict}
     found = []
     for labels in ladders(runs):
         rungs = {label: rung for rung, label in labels.items()}
-        held = {name: table[[label for label in table if label in rungs]] for name, table in tables.items()}
-        found.append(answer({name: table.rename(columns=rungs) for name, table in held.items()}, labels))
+        found.append(answer(_by_rung(tables, rungs), labels, _by_rung(nulls, rungs)))
     return found
+
+
+def _by_rung(tables: Mapping[str, pd.DataFrame], rungs: Mapping[str, str]) -> dict[str, pd.DataFrame]:
+    """The columns of objectives that have a rung, under its name."""
+    return {
+        name: table[[label for label in table if label in rungs]].rename(columns=rungs)
+        for name, table in tables.items()
+    }
 
 
 @dataclass(frozen=True)

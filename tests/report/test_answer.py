@@ -48,6 +48,29 @@ def test_a_clear_lowering():
     )
 
 
+def test_a_change_that_the_null_shares_is_no_yes():
+    values = planted(1.0, conflict_rate=0.5)
+    nulls = {"conflict_rate": values["conflict_rate"] + 0.1 + 0.01 * np.arange(3)[:, None] * [1, 0, 0, 1, 0, 1]}
+    found = answer(values, {rung: rung for rung in LADDER}, nulls)
+    assert found.headline.startswith(
+        "Not beyond the null: nothing shows that the teacher's knowledge of the classes changes which subtasks are in "
+        "conflict; kd against kd_shuffled lowers conflict rate by 0.5000 ["
+    )
+    assert "(less conflict, but not beyond its null)" in found.headline
+    first = found.to_frame().iloc[0]
+    assert (first["metric"], first["verdict"]) == ("conflict_rate", "lowers")
+    assert first["excess"] == pytest.approx(-0.01)
+    assert first["excess_low"] < 0 < first["excess_high"]
+
+
+def test_a_change_beyond_its_null_is_a_yes():
+    values = planted(1.0, conflict_rate=0.5)
+    nulls = {"conflict_rate": table(levels(0.99), 0.0005)}
+    found = answer(values, {rung: rung for rung in LADDER}, nulls)
+    assert found.headline == said(values).headline
+    assert found.to_frame().iloc[0]["excess"] == pytest.approx(-0.49)
+
+
 def test_the_size_of_a_lowering_stands_with_its_interval_the_right_way_round():
     size, low, high = map(
         float,

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -33,6 +34,12 @@ def claimed(*findings, drawn=("ladder", "differences", "entropy")):
             finding(RAISES, 0.25),
             "kd T=1.0 raises conflict severity by 0.250 [0.200, 0.300] against kd_shuffled T=1.0 (99 % t-interval of "
             "the paired difference, n = 3 seeds): more conflict.",
+        ),
+        (
+            replace(finding(RAISES, 0.25), excess=Paired(3, 0.01, -0.3, 0.32, (0.01,) * 3, 0.5)),
+            "kd T=1.0 raises conflict severity by 0.250 [0.200, 0.300] against kd_shuffled T=1.0 (99 % t-interval of "
+            "the paired difference, n = 3 seeds): more conflict, but not beyond its null: above that kd T=1.0 − "
+            "kd_shuffled T=1.0 is +0.01 [−0.30, +0.32].",
         ),
         (
             finding(NO, 0.001, 0.01),

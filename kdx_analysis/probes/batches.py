@@ -52,8 +52,8 @@ class ConflictProbe:
         with undisturbed(self.model), torch.no_grad():
             outputs = finite(self.model(images.to(next(self.model.parameters(), images))))
         labels = labelled(images, labels, outputs.shape[1])
-        self.images.append(images.detach().to(self.device))
-        self.labels.append(labels.to(self.device))
+        self.images.append(images.detach().to(self.device, copy=True))  # a loader may use its buffers again
+        self.labels.append(labels.to(self.device, copy=True))
 
     def merge(self, *others: ConflictProbe) -> ConflictProbe:
         """This probe's images and those of ``others``, of the same weights; KdxError if they are of other ones."""

@@ -33,7 +33,7 @@ class Grams:
     """Inner products of subtask gradients, for R sets of residuals.
 
     Attributes:
-        experts: per level l = 1…L (trunk first) R×N_l×K×K: G^i_ab, inner products within expert i. On the last
+        experts: per level l = 1…L (trunk first) R×N_l×K×K in float64: G^i_ab, products within expert i. On the last
             level they are ⟨h^i_a, h^i_b⟩, without the gates' factor, if ``gates`` is given.
         gates: α^{L+1}, K×N_L, by which h becomes g (g^i_a = α_ai h^i_a), or None where ``experts`` holds the
             actual gradients of the last level too.
@@ -82,11 +82,13 @@ def with_null(residual: Tensor, draws: int, seed: int) -> Tensor:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside the body; every module's own mode is restored, also when the body raises."""
+    """Eval mode and full precision inside the body; every module's own mode is restored, also when the body raises."""
     modes = [(module, module.training) for module in model.modules()]
+    device = next((p.device.type for p in model.parameters()), "cpu")
     model.eval()
     try:
-        yield
+        with torch.autocast(device, enabled=False):
+            yield
     finally:
         for module, training in modes:
             module.training = training
@@ -131,12 +133,12 @@ def subtask_grams(
     """
     parts = Parts.of(model, margins, groups, images)
     R, _, K = residuals.shape
-    grams = [residuals.new_zeros(R, n, K, K) for n in parts.experts]
+    grams = [residuals.new_zeros(R, n, K, K, dtype=torch.float64) for n in parts.experts]
     for chunk in _chunks(parts.layers, R * K * residuals.element_size(), max_memory):
         for layer, total in zip(chunk, _summed(parts, chunk, images, residuals, max_memory), strict=True):
-            g = total.unflatten(2, (layer.experts, -1)).transpose(1, 2)
+            g = total.double().unflatten(2, (layer.experts, -1)).transpose(1, 2)  # small gradients' squares are smaller
             grams[layer.level] += g @ g.transpose(-1, -2)
-    alpha = model.attention()[-1].detach() if isinstance(model, HME) and parts.ungated else None
+    alpha = model.attention()[-1].detach().double() if isinstance(model, HME) and parts.ungated else None
     return Grams(tuple(grams), alpha)
 
 

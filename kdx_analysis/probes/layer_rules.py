@@ -56,7 +56,13 @@ _RULES: dict[type[nn.Module], Rule] = {
 
 
 def rule_of(module: nn.Module) -> Rule | None:
-    """The rule for a module that computes what PyTorch's layer of its kind does, in the cases that it knows."""
+    """The rule for a module that computes what PyTorch's layer of its kind does, in the cases that it knows.
+
+    There is none where ``weight`` is computed from other parameters, as by VAM, pruning or weight norm.
+    """
+    own = dict(module.named_parameters(recurse=False))
+    if not own.keys() <= {"weight", "bias"} or own.get("weight") is not getattr(module, "weight", None):
+        return None
     for kind, rule in _RULES.items():
         if isinstance(module, kind) and type(module).forward is kind.forward:
             return rule if _plain(module) else None

@@ -85,4 +85,8 @@ class MeasureRecord(TableRecord):
 def _measures(record: GateRecord | Faithfulness | ConflictRecord) -> pd.DataFrame:
     if isinstance(record, GateRecord):
         return record.summary()
-    return record.agreement if isinstance(record, Faithfulness) else record.summary
+    if isinstance(record, Faithfulness):
+        return record.agreement
+    keys = [key for key in _KEYS if key in record.summary]
+    means = record.summary.groupby(keys, sort=False).mean(numeric_only=True)  # a run counts once, however often probed
+    return means.drop(columns="probe").reset_index()

@@ -56,5 +56,9 @@ class OneVsRest:
         return cls(model, images, margins, own, names, F.one_hot(labels, len(names)).to(own.dtype))
 
     def loss(self, margins: Tensor) -> Tensor:
-        """BCE(σ(m_k), 1[y = k]) of every image and subtask, B×K."""
-        return F.binary_cross_entropy_with_logits(margins, self.one_hot, reduction="none")
+        """BCE(σ(m_k), 1[y = k]) of every image and subtask, B×K.
+
+        By logsigmoid: PyTorch's own loss on logits loses what is left of it, and of its gradient, at margins beyond
+        ±14 in float32.
+        """
+        return -self.one_hot * F.logsigmoid(margins) - (1 - self.one_hot) * F.logsigmoid(-margins)

@@ -80,6 +80,7 @@ class Parts:
                 for name, module in whole.named_modules()
                 if any(True for _ in module.parameters(recurse=False))
             ]
+            _refuse_shared(layers)
             return cls(model, margins, model.experts, tuple(layers), margins is None and not model.input_gated)
         groups = module_groups(model, image_shape=images.shape[1:]) if groups is None else groups
         layers = [
@@ -87,6 +88,7 @@ class Parts:
             for level, paths in enumerate(groups)
             for path in paths
         ]
+        _refuse_shared(layers)
         return cls(model, margins, (1,) * len(groups), tuple(layers), False)
 
     def outputs(self, images: Tensor) -> tuple[Tensor, Trace | None]:
@@ -94,6 +96,18 @@ class Parts:
         trace = self.model.trace(images) if isinstance(self.model, HME) else None
         given = self.model(images) if trace is None else trace.margins
         return given if self.margins is None else self.margins(given), trace
+
+
+def _refuse_shared(layers: Sequence[Layer]) -> None:
+    owners: dict[int, str] = {}
+    for layer in layers:
+        for name, parameter in layer.parameters.items():
+            first = owners.setdefault(id(parameter), name)
+            if first != name:
+                raise KdxError(
+                    f"{first!r} and {name!r} are one parameter, whose gradient belongs to both; give one of them "
+                    "a copy of it to probe the model"
+                )
 
 
 def module_groups(

@@ -156,6 +156,7 @@ class GateRecord(Record):
         model: fingerprint of the weights.
         classes: names of the subtasks.
         temperature: τ.
+        top_k: parents that every child draws from at most; None: all.
         alpha: α^l for l = 2…L+1, float64: N_l×N_{l−1}, or B×N_l×N_{l−1} of gates that read the input.
         sums, squares: per level 1…L of the experts' features over samples, each N_l×…, float64.
         labels: true classes, B.
@@ -166,6 +167,7 @@ class GateRecord(Record):
     model: str
     classes: tuple[str, ...]
     temperature: float
+    top_k: int | None
     alpha: tuple[Tensor, ...]
     sums: tuple[Tensor, ...]
     squares: tuple[Tensor, ...]
@@ -180,6 +182,7 @@ class GateRecord(Record):
             model=fingerprint(model),
             classes=tuple(classes),
             temperature=model.temperature,
+            top_k=model.top_k,
             alpha=tuple(a.double().cpu() for a in trace.attention),
             sums=tuple(of.sum(dim=0) for of in features),
             squares=tuple((of**2).sum(dim=0) for of in features),
@@ -218,19 +221,20 @@ class GateRecord(Record):
         """Every gate metric of α and A beside random gates at the same τ.
 
         Columns: of, level, attention, metric, value, undefined, null_mean, null_low, null_high, null_undefined,
-        null_draws, n. The null are gates with logits uniform in [0, 1) and the record's spreads. Specialisation of
-        gates that read the input has its shuffled null subtracted; ``specialisation_shuffled`` and
-        ``class_specialisation`` have no other null, which is what null_draws = 0 says.
+        null_draws, n. The null are gates with logits uniform in [0, 1), cut to ``top_k``, and the record's spreads.
+        Gates that read the input have none here, which is what null_draws = 0 says: their random gates take the images
+        (:class:`ExplainerProbe` draws them). Their specialisation has its shuffled null subtracted.
         """
         generator = torch.Generator().manual_seed(seed)
         input_gated = any(rows.ndim == 3 for rows in self.alpha)
-        logits = gates.random_logits([a[0] if a.ndim == 3 else a for a in self.alpha], null_draws, generator)
-        drawn = [gating.attention(w, self.temperature) for w in logits]
-        null = {"alpha": drawn, "effective": gates.effective(drawn, self.spreads)}
+        drawn = [] if input_gated else gates.random_logits(self.alpha, null_draws, generator)
+        drawn = [w if self.top_k is None else gating.strongest(w, self.top_k) for w in drawn]
+        drawn = [gating.attention(w, self.temperature) for w in drawn]
+        null = {"alpha": drawn, "effective": gates.effective(drawn, self.spreads) if drawn else []}
         rows = []
         for kind, own in (("alpha", self.alpha), ("effective", self.effective)):
             found = gates.summarise_samples(own, self.labels, generator) if input_gated else gates.summarise(own)
-            random = gates.summarise(null[kind])
+            random = gates.summarise(null[kind]) if drawn else {}
             for (of, level, metric), (value, n) in found.items():
                 spread = random.get((of, level, metric), (torch.empty(0), 0))[0]
                 keys = {"of": of, "level": level, "attention": kind, "metric": metric, "value": float(value)}

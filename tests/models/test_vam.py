@@ -117,6 +117,15 @@ def test_uniform_attention_scales_by_exactly_one(channels: int) -> None:
         assert attention.scales().eq(1).all()
 
 
+@pytest.mark.parametrize(("dtype", "channels"), [(torch.bfloat16, 257), (torch.bfloat16, 1027), (torch.float16, 2049)])
+def test_attaching_changes_nothing_in_half_precision(dtype: torch.dtype, channels: int) -> None:
+    model = nn.Sequential(nn.Linear(8, channels), nn.Linear(channels, 16), nn.Linear(16, 3)).to(dtype)
+    expected = model(torch.ones(2, 8, dtype=dtype))
+    vam.attach(model)
+    assert torch.equal(model(torch.ones(2, 8, dtype=dtype)), expected)
+    assert torch.equal(model.to(dtype)(torch.ones(2, 8, dtype=dtype)), expected)
+
+
 def test_scales_keep_the_mean_square_at_any_sparsity_and_their_gradient_is_right() -> None:
     widths = torch.tensor([3.0, 2, 2])
     for temperature in (2.0, 0.1, 1e-3):

@@ -1,12 +1,15 @@
+import copy
 import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, build_model
 from kdx_analysis.objectives import one_vs_rest_margins
+from kdx_analysis.probes import conflict_of
 from kdx_analysis.probes.affinity import affinity_of, subtask_affinity
 from kdx_analysis.probes.measures import affinity_table
 
@@ -139,3 +142,26 @@ def test_bad_steps_are_refused() -> None:
 
     with pytest.raises(KdxError, match=r"gradients on level 1 are not finite \(subtasks \[1\]\)"):
         subtask_affinity(model, torch.zeros(2, 1), steep, groups=[[""]])
+
+
+@pytest.mark.parametrize("confidence", [1, 20, 60])
+def test_sure_models_are_probed_as_exactly_as_unsure_ones(confidence: float) -> None:
+    """In float32 as in float64, where margins are so large that BCE on logits has no gradient left."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 36, 3))
+    images, labels = torch.randn(12, 1, 8, 8), torch.arange(12) % 3
+    with torch.no_grad():
+        model[3].weight *= confidence / model(images).abs().mean()
+    exact = copy.deepcopy(model).double()
+    one_hot, m = F.one_hot(labels, 3).double(), exact(images.double())
+    losses = (-one_hot * F.logsigmoid(m) - (1 - one_hot) * F.logsigmoid(-m)).mean(dim=0)
+    gradients = [torch.autograd.grad(loss, list(exact[0].parameters()), retain_graph=True) for loss in losses]
+    rows = F.normalize(torch.stack([torch.cat([part.flatten() for part in g]) for g in gradients]), dim=1)
+    options = {"groups": [["0"]], "margins": lambda outputs: outputs}
+    found = conflict_of(model, images, labels, null_draws=19, **options).pairs.query("level == 'all'")
+    assert found["cosine"].to_numpy() == pytest.approx((rows @ rows.T)[[0, 0, 1], [1, 2, 2]].numpy(), abs=1e-3)
+    z, exact_z = (
+        affinity_of(of, images, labels, null_draws=1, **options).query("metric == 'affinity'")["value"].to_numpy()
+        for of in (model, exact)
+    )
+    assert z == pytest.approx(exact_z, abs=2e-3)

@@ -85,3 +85,14 @@ def test_what_cannot_be_merged_or_computed_is_refused(images: Tensor) -> None:
         next(model.parameters()).mul_(2)
     with pytest.raises(KdxError, match="the model was changed"):
         probe.compute()
+
+
+def test_a_loader_may_use_its_buffers_again(images: Tensor) -> None:
+    model, labels = explainer(), torch.arange(len(images)) % K
+    expected = seen(model, images, labels, len(images)).compute(null_draws=19)
+    buffers = images.clone(), labels.clone()
+    probe = ConflictProbe(model)
+    probe.update(*buffers)
+    for buffer in buffers:
+        buffer.zero_()
+    pd.testing.assert_frame_equal(probe.compute(null_draws=19).pairs, expected.pairs)

@@ -123,6 +123,13 @@ def test_modulation_of_gates_that_are_all_alike_and_of_two_subtasks_is_zero() ->
     assert p == 1
 
 
+def test_two_subtasks_of_unlike_norms_are_not_modulated() -> None:
+    gates = torch.tensor([[0.8, 0.1, 0.1], [0.1, 0.3, 0.6]])
+    ungated = random_ungated(K=2)
+    assert not torch.isclose(conflict.contention(ungated, gates), conflict.contention(ungated, gates.flip(0)))
+    assert conflict.modulation(ungated, gates, 99, torch.Generator().manual_seed(0)) == (0, 1)
+
+
 def test_no_conflict_at_all_gives_nan_not_a_number_out_of_nothing() -> None:
     peace = torch.eye(4, dtype=torch.float64).repeat(2, 1, 1)
     value, p = conflict.modulation(peace, random_gates(4, 2), 20, torch.Generator().manual_seed(0))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from kdx_analysis.config import ObjectiveConfig
 from kdx_analysis.errors import KdxError
-from kdx_analysis.models import HME, build_model
+from kdx_analysis.models import HME, build_model, vam
 from kdx_analysis.objectives import Objective, one_vs_rest_margins
 from kdx_analysis.probes.gradients import probing_cost, residuals, subtask_gradients, subtask_grams, with_null
 from kdx_analysis.probes.parts import module_groups
@@ -235,3 +235,42 @@ def test_gradients_are_those_of_every_parameter(student: str, images: Tensor) ->
     expected = torch.autograd.grad((r[1] * reference(images))[:, 3].sum(), list(own.values()))
     for name, gradient in zip(own, expected, strict=True):
         torch.testing.assert_close(found[name][1, 3], gradient, rtol=1e-9, atol=1e-10)
+
+
+def test_a_layer_whose_weight_is_computed_has_the_gradients_of_its_own_parameters(images: Tensor) -> None:
+    """VAM multiplies V by s: ∂m/∂V is not ∂m/∂V̂, and U has a gradient of its own."""
+    model = build_model("digits_student", K, 1).double().eval()
+    vam.attach(model, 4)
+    with torch.no_grad():
+        for logits in vam.gate_parameters(model):
+            logits.normal_(generator=torch.Generator().manual_seed(0))
+    r = torch.randn(1, B, K, dtype=torch.float64)
+    found = subtask_gradients(model, images, r)
+    assert any(name.endswith("vam.logits") for name in found)
+    parameters = {name: p for name, p in model.named_parameters() if name in found}
+    for k, loss in enumerate((r[0] * model(images)).sum(dim=0)):
+        expected = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True)
+        for name, gradient in zip(parameters, expected, strict=True):
+            torch.testing.assert_close(found[name][0, k], gradient, rtol=1e-9, atol=1e-10)
+
+
+def test_small_gradients_keep_their_angles(images: Tensor) -> None:
+    model = explainer().float()
+    r = torch.randn(1, B, K)
+    whole, small = (subtask_grams(model, images.float(), scale * r).total()[0] for scale in (1, 1e-25))
+    torch.testing.assert_close(small * 1e50, whole, rtol=1e-4, atol=0)
+
+
+def test_one_parameter_of_two_layers_is_refused(images: Tensor) -> None:
+    tied = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.Flatten(), nn.LazyLinear(K))
+    tied.double()(images)
+    tied[2].weight = tied[1].weight
+    with pytest.raises(KdxError, match=r"'1.weight' and '2.weight' are one parameter"):
+        subtask_grams(tied, images, torch.ones(1, B, K).double(), groups=[["0"], ["1", "2"]])
+
+
+def test_autocast_around_a_probe_changes_nothing(images: Tensor) -> None:
+    model, r = explainer().float(), torch.randn(1, B, K)
+    expected = subtask_grams(model, images.float(), r).total()
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(subtask_grams(model, images.float(), r).total(), expected)

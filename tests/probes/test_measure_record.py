@@ -67,3 +67,13 @@ def test_conflict_and_faithfulness_have_measures_too() -> None:
             MeasureRecord.of(records)
     with pytest.raises(KdxError, match="can't be merged"):
         MeasureRecord.of({"a": conflict}).merge(MeasureRecord.of({"b": faith}))
+
+
+def test_a_run_that_was_probed_more_often_counts_once() -> None:
+    images, labels = torch.randn(12, 1, 8, 8).double(), torch.arange(12) % 3
+    one = conflict_of(small(), images, labels, null_draws=19)
+    other = conflict_of(small(), -images, labels, null_draws=19)
+    table = MeasureRecord.of({"a": one.merge(one, one), "b": other}).to_frame()
+    expected = MeasureRecord.of({"a": one, "b": other}).to_frame()
+    pd.testing.assert_frame_equal(table, expected)
+    assert (table["values"] + table["undefined"] == 2).all()

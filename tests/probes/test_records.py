@@ -149,12 +149,23 @@ def test_an_undefined_pair_is_counted_when_probes_merge() -> None:
 
 
 def test_a_null_that_there_is_not_is_said_not_to_be() -> None:
-    """Gates that read the input: their shuffled null is subtracted, and random gates have no such figure."""
+    """Gates that read the input: random ones would have to read it too, which a record does not hold."""
     table = gates_of(explainer("input"), pictures(), LABELS).summary(null_draws=5)
-    without = table["metric"].isin(["specialisation_shuffled", "class_specialisation", "class_specialisation_shuffled"])
-    assert (table["null_draws"] == 5 * ~without).all()
-    assert (table["null_mean"].isna() == without).all()
+    assert (table["null_draws"] == 0).all()
+    assert table["null_mean"].isna().all()
     assert (table["null_undefined"] == 0).all()
+
+
+@pytest.mark.parametrize("top_k", [None, 1, 2])
+def test_random_gates_have_as_many_parents_as_the_record_s(top_k: int | None) -> None:
+    model = explainer()
+    model.top_k = top_k
+    table = gates_of(model, pictures(), LABELS).summary(null_draws=99)
+    table = table[(table["of"] == "gates") & (table["metric"] == "entropy_share")]
+    assert (table["null_low"] <= table["value"]).all()
+    assert (table["value"] <= table["null_high"]).all()
+    if top_k == 1:
+        assert (table["null_mean"] == 0).all()
 
 
 def test_zero_gradients_are_counted_per_pair_and_per_measure() -> None:

@@ -54,7 +54,7 @@ class BlockAttention(nn.Module):
         self.logits = nn.Parameter(torch.zeros(len(rows), len(columns)))
         self.register_buffer("temperature", torch.tensor(float(temperature)))
         even = len({*rows}) == 1 and len({*columns}) == 1
-        widths = torch.tensor([float(width) for width in columns])
+        widths = torch.tensor(columns)
         self.register_buffer("widths", None if even else widths, persistent=False)
         for name, blocks in (("row_of", rows), ("column_of", columns)):
             index = torch.arange(len(blocks)).repeat_interleave(torch.tensor(blocks))
@@ -65,8 +65,8 @@ class BlockAttention(nn.Module):
         return torch.softmax(self.logits / self.temperature, dim=1)
 
     def scales(self) -> Tensor:
-        """s, R×M; all exactly 1 while attention is uniform."""
-        z = self.logits / self.temperature
+        """s, R×M, in float32 or more; all exactly 1 while attention is uniform."""
+        z = (self.logits / self.temperature).to(torch.promote_types(self.logits.dtype, torch.float32))
         e = (z - z.detach().amax(dim=1, keepdim=True)).exp()  # s does not change with the shift: no gradient through it
         return e / (self._mean(e) if self.scale_by == "mean" else self._mean(e.square()).sqrt())
 
@@ -78,7 +78,7 @@ class BlockAttention(nn.Module):
 
     def weighted(self, weight: Tensor) -> Tensor:
         """V̂[o, i] = s[block(o), block(i)]·V[o, i] for a weight V of shape C_out×C_in×…"""
-        s, R, M, kernel = self.scales(), len(self.rows), len(self.columns), (1,) * self.kernel_dims
+        s, R, M, kernel = self.scales().to(weight.dtype), len(self.rows), len(self.columns), (1,) * self.kernel_dims
         if self.row_of is not None and self.column_of is not None:
             return weight * s.index_select(0, self.row_of).index_select(1, self.column_of).unflatten(1, (-1, *kernel))
         blocks = weight.unflatten(1, (M, -1)).unflatten(0, (R, -1))

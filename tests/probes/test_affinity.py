@@ -152,12 +152,17 @@ def test_sure_models_are_probed_as_exactly_as_unsure_ones(confidence: float) -> 
     images, labels = torch.randn(12, 1, 8, 8), torch.arange(12) % 3
     with torch.no_grad():
         model[3].weight *= confidence / model(images).abs().mean()
-    exact = copy.deepcopy(model).double()
-    one_hot, m = F.one_hot(labels, 3).double(), exact(images.double())
+    exact, one_hot = copy.deepcopy(model).double(), F.one_hot(labels, 3)
+
+    def right(outputs: Tensor) -> Tensor:
+        """Margins with the signs of the labels."""
+        return outputs.abs() * (2 * one_hot - 1)
+
+    m = right(exact(images.double()))
     losses = (-one_hot * F.logsigmoid(m) - (1 - one_hot) * F.logsigmoid(-m)).mean(dim=0)
     gradients = [torch.autograd.grad(loss, list(exact[0].parameters()), retain_graph=True) for loss in losses]
     rows = F.normalize(torch.stack([torch.cat([part.flatten() for part in g]) for g in gradients]), dim=1)
-    options = {"groups": [["0"]], "margins": lambda outputs: outputs}
+    options = {"groups": [["0"]], "margins": right}
     found = conflict_of(model, images, labels, null_draws=19, **options).pairs.query("level == 'all'")
     assert found["cosine"].to_numpy() == pytest.approx((rows @ rows.T)[[0, 0, 1], [1, 2, 2]].numpy(), abs=1e-3)
     z, exact_z = (

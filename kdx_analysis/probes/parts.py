@@ -83,6 +83,8 @@ class Parts:
             _refuse_shared(layers)
             return cls(model, margins, model.experts, tuple(layers), margins is None and not model.input_gated)
         groups = module_groups(model, image_shape=images.shape[1:]) if groups is None else groups
+        if empty := [path for paths in groups for path in paths if not [*model.get_submodule(path).parameters(False)]]:
+            raise KdxError(f"{empty[0]!r} holds no parameters of its own; name the modules inside it that do")
         layers = [
             Layer(path, module := model.get_submodule(path), level, rule_of(module), 1)
             for level, paths in enumerate(groups)

@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from kdx_analysis.models import HME, build_model
+from kdx_analysis.errors import KdxError
+from kdx_analysis.models import HME, build_model, vam
 from tests.models.families import FAMILIES, K
 
 KINDS = ["soft", "tree"]
@@ -88,3 +89,12 @@ def test_copies_pickles_and_safetensors(family: str, kind: str, tmp_path: Path) 
         loaded.load_state_dict(load_file(tmp_path / "model.safetensors"))
         for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), loaded):
             assert torch.equal(twin(images), model(images))
+
+
+def test_an_explainer_with_vam_says_what_to_do_before_it_is_cut() -> None:
+    model = HME.from_student(build_model("digits_student", 3, 1), 3, 3)
+    vam.attach(model, 2)
+    with pytest.raises(KdxError, match=r"the experts hold .*vam\.logits.*fold or detach VAM first"):
+        model.harden().pruned()
+    vam.fold(model)
+    assert model.harden().pruned()(torch.zeros(1, 1, 8, 8)).shape == (1, 3)

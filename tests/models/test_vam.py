@@ -193,8 +193,10 @@ def test_layers_are_chosen_by_path_pattern_and_predicate() -> None:
 
 def test_a_second_call_gives_other_layers_other_blocks() -> None:
     model = net()
-    vam.attach(model, 4, "even")
-    frame = vam.attach(model, channels=3).to_frame().set_index("path")
+    own = vam.attach(model, 4, "even").parameters
+    table = vam.attach(model, channels=3)
+    assert table.parameters == own
+    frame = table.to_frame().set_index("path")
     assert frame.loc["even", "skipped"] == "has VAM already"
     assert frame.loc["even", "layer"] == "Conv2d"
     assert frame.loc["uneven", ["rows", "columns"]].tolist() == [6, 6]  # 18 and 16 channels, at most 3 a block
@@ -523,3 +525,9 @@ def check_survey(frame: pd.DataFrame) -> None:
     assert 0 < row["added_percent"] < 1
     assert row["attach_error"] == 0
     assert row["fold_error"] <= 1e-5
+
+
+def test_lazy_layers_are_refused() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.LazyConv2d(4, 3), nn.Flatten(), nn.LazyLinear(3))
+    with pytest.raises(KdxError, match="Sequential has lazy layers"):
+        vam.attach(model)

@@ -200,6 +200,11 @@ def test_groups_are_the_stages_and_leave_the_classifier_out() -> None:
         module_groups(nn.Sequential(nn.Flatten(), nn.Linear(64, K)), image_shape=(1, 8, 8))
 
 
+def test_a_group_s_path_without_parameters_is_named(images: Tensor) -> None:
+    with pytest.raises(KdxError, match="'stages' holds no parameters of its own"):
+        subtask_grams(undivided("digits_student").double(), images, torch.ones(1, B, K).double(), groups=[["stages"]])
+
+
 def test_half_precision_is_refused(images: Tensor) -> None:
     with pytest.raises(KdxError, match=r"float16.*model.float\(\)"):
         subtask_grams(explainer().half(), images.half(), torch.ones(1, B, K).half())

@@ -106,11 +106,11 @@ class Level(nn.Module):
     @property
     def _stacked(self) -> frozenset[str]:
         """Names of the tensors that stand expert by expert."""
-        alone = self._template[0].state_dict()
+        alone, own = self._template[0].state_dict(), self.body.state_dict()
+        if strange := sorted(own.keys() - alone.keys()):
+            raise KdxError(f"the experts hold {strange[0]!r}, which they were not made with; fold or detach VAM first")
         return frozenset(
-            name
-            for name, tensor in self.body.state_dict().items()
-            if tensor.ndim and tensor.numel() == self.experts * alone[name].numel()
+            name for name, tensor in own.items() if tensor.ndim and tensor.numel() == self.experts * alone[name].numel()
         )
 
     def forward(self, x: Tensor) -> Tensor:

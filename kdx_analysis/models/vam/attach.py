@@ -12,6 +12,7 @@ from typing import Any, get_args
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from kdx_analysis.errors import KdxError
@@ -103,7 +104,8 @@ def attach(
     A weight V (C_out×C_in×…) reads as V̂[o, i] = s[block(o), block(i)]·V[o, i], where s comes from α = softmax(U/τ)
     between R output and M input blocks (:class:`BlockAttention`). U starts at 0, where s is exactly 1: nothing changes
     until U is trained. V stays the layer's parameter; the layer gets a child ``vam`` with U (``vam.logits``) and τ
-    (``vam.temperature``). Attach before the model is compiled or wrapped for several processes.
+    (``vam.temperature``). Attach before the model is compiled or wrapped for several processes, and after its weights
+    are drawn: ``nn.init`` on ``layer.weight`` would write into V̂, which is computed anew.
 
     Left alone: the first convolution (of a model without any, the first Linear), which reads the image; the last
     Linear, whose outputs are classes; depthwise convolutions; weights that two modules share; layers that have VAM
@@ -137,7 +139,11 @@ def attach(
         path: module for path, module in model.named_modules() if isinstance(module, _LAYERS)
     }
     chosen = _chosen(layers, where)
-    parameters = sum(p.numel() for p in model.parameters())
+    if any(is_lazy(p) for p in model.parameters()):
+        raise KdxError(
+            f"{type(model).__name__} has lazy layers, whose shapes are unknown; run it on a batch first"
+        )
+    parameters = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in gate_parameters(model))
     shapes = {path: _shape(layer) for path, layer in layers.items()}
     counts = {path: tuple(_count(C, blocks, channels) for C in shape[:2]) for path, shape in shapes.items()}
     reasons = _reasons(model, layers, chosen, shapes, {path: M for path, (_, M) in counts.items()})

@@ -124,7 +124,7 @@ def read_folder(root: Path, size: int | None) -> Source:
         pad=min(height, width) // 8,  # as usual for CIFAR: 4 of 32
         flip=True,  # right for photographs; replace() it where left and right make a class, as in writing
         superclasses=_superclasses(root / "superclasses.json", classes),
-        source=f"image folder {root}",
+        source=f"image folder {root.resolve().name}",
     )
 
 

@@ -16,7 +16,7 @@ from tests.report.conftest import quick_figures, write_study
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH (Debian: apt-get install chromium)")
 LOOKS = [(width, scheme) for width in (1280, 390) for scheme in ("light", "dark")]
 LONG = ("a class with quite a long name of many words", "Donaudampfschifffahrtsgesellschaftskapitän", "ship")
-READY_STUDY = Path(__file__).parents[2] / "reports" / "digits" / "report.html"
+REPORTS = Path(__file__).parents[2] / "reports"
 
 
 @pytest.fixture(scope="module")
@@ -161,8 +161,11 @@ def test_a_notebook_that_shows_it_twice_keeps_its_own_looks(tab, tmp_path, write
 
 
 @pytest.mark.slow
-def test_the_demo_s_report(tab, tmp_path):
-    assert len(looked_at(tab, READY_STUDY, tmp_path)) == 4
+@pytest.mark.parametrize("study", ["digits", "cifar100_subset", "fashion_mnist", "vam"])
+def test_a_report_of_real_runs(tab, tmp_path, study):
+    page = REPORTS / study / "report.html"
+    assert page.stat().st_size < 5_000_000
+    assert len(looked_at(tab, page, tmp_path)) == 4
 
 
 @pytest.mark.slow

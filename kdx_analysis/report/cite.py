@@ -9,6 +9,7 @@ from kdx_analysis.report.numbers import listed
 from kdx_analysis.report.provenance import selection
 from kdx_analysis.report.tables import model_name
 from kdx_analysis.runs import Run, RunSet
+from kdx_analysis.runs.tables import apart, conditions
 
 _ROLES = {"student": "the undivided student", "explainer": "its explainer", "tree": "the explainer's tree"}
 
@@ -20,7 +21,7 @@ def methods(runs: RunSet, confidences: Mapping[str, float]) -> str:
         confidences: what the intervals of paired differences are corrected over → their confidence.
     """
     explainers = runs.filter(role="explainer")
-    others = RunSet.of(run for run in runs if run.role != "teacher")
+    others = _taught(runs)
     trained = [name for role, name in _ROLES.items() if len(runs.filter(role=role))]
     taught = _distinct([model_name(run) for run in runs.filter(role="teacher")])
     arms = list(dict.fromkeys(run.vam for run in others if run.vam))
@@ -47,10 +48,22 @@ def methods(runs: RunSet, confidences: Mapping[str, float]) -> str:
         at = [f"{100 * value:.4g} % (Bonferroni over {over})" for over, value in confidences.items()]
         sentences.append(
             f"Runs were paired by seed; effects are means of the paired differences with Student's t-intervals at "
-            f"{listed(at)}, given one teacher and one split."
+            f"{listed(at)}{conditions(others)}."
         )
+    sentences.append(apart(others))
     made_with = _distinct([_software(run) for run in runs])
-    return " ".join([*sentences, *([f"Made with {made_with}."] if made_with else [])])
+    sentences.append(f"Made with {made_with}." if made_with else "")
+    return " ".join(filter(None, sentences))
+
+
+def given(runs: RunSet) -> str:
+    """What the runs share that conclusions are given, and what they don't share, in sentences; '' if neither is known.
+
+    That teachers have no teacher of their own does not count.
+    """
+    others = _taught(runs)
+    shared = conditions(others).removeprefix(", ").capitalize()
+    return " ".join(filter(None, [shared and f"{shared}.", apart(others)]))
 
 
 def bibtex() -> str:
@@ -67,6 +80,10 @@ def bibtex() -> str:
   author    = {{{{The kdx\\_analysis authors}}}},
   version   = {{{metadata.version("kdx_analysis")}}}
 }}"""
+
+
+def _taught(runs: RunSet) -> RunSet:
+    return RunSet.of(run for run in runs if run.role != "teacher")
 
 
 def _distinct(values: list[str]) -> str:

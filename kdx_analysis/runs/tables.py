@@ -188,6 +188,17 @@ def conditions(runs: RunSet) -> str:
     return f", given {listed(given)}" if given else ""
 
 
+def apart(runs: RunSet) -> str:
+    """What the runs are known not to share, to which their differences may be due, in a sentence; '' where nothing."""
+    held = {
+        "teacher": {value_of(run, "teacher") for run in runs} - {NOT_SET},
+        "split": {run.info["data"]["fingerprint"] for run in runs} - {None},
+        "data": {run.info["data"]["name"] for run in runs} - {"unknown"},
+    }
+    several = [name for name, values in held.items() if len(values) > 1]
+    return f"The runs do not share {listed(several)}: differences between them may be due to that." if several else ""
+
+
 def pooled(runs: RunSet, by: str) -> str:
     """That runs of several objectives stand for one seed, in a sentence; '' where none do."""
     objectives = runs.objectives

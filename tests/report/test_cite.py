@@ -1,6 +1,9 @@
 import re
 
-from kdx_analysis.report.cite import bibtex, methods
+import pytest
+
+from kdx_analysis.report import Report
+from kdx_analysis.report.cite import bibtex, given, methods
 
 
 def test_methods_of_a_study(write):
@@ -46,3 +49,31 @@ def test_the_references():
     text = bibtex()
     assert re.findall(r"@\w+\{(\w+),", text) == ["xue2021kdexplainer", "kdx_analysis"]
     assert text.count("{") == text.count("}")
+
+
+@pytest.mark.parametrize(
+    ("teachers", "said"),
+    [
+        (("t", "t"), "Given one teacher and one split of the data."),
+        (
+            ("t", "u"),
+            "Given one split of the data. The runs do not share teacher: differences between them may be due to that.",
+        ),
+        ((None, None), "Given one split of the data."),
+    ],
+)
+def test_what_runs_share_is_said_where_they_do(write, two_figures, teachers, said):
+    runs = write(("kd_shuffled", "kd"), seeds=2)
+    for run in runs.filter(role=["student", "explainer"]):
+        run.info["config"] |= {"split": "f00d", "teacher": teachers[run.objective == "kd"]}
+    assert given(runs) == said
+    assert f'<p class="soft">{said} Accuracy' in Report(runs)._repr_html_()
+    text = methods(runs, {"the metrics asked about": 0.99})
+    assert ("one teacher" in text) == ("one teacher" in said)
+    assert ("do not share" in text) == ("do not share" in said)
+
+
+def test_runs_of_other_data_are_told_apart(write):
+    runs = write(("kd_shuffled", "kd"), seeds=1, roles=("explainer",))
+    runs.filter(objective="kd").runs[0].info["data"] |= {"name": "other", "fingerprint": "beef"}
+    assert given(runs).startswith("The runs do not share split and data:")

@@ -200,11 +200,16 @@ def _whole(epochs: pd.Series, where: str) -> pd.Series:
 
 
 def _selection(metrics: pd.DataFrame) -> dict[str, Any]:
-    """The epoch whose figures stand for the run: that of the test figures, else the last."""
+    """The epoch whose figures stand for the run: the last whose accuracy, or else any figure, is tested, or the last.
+
+    That it was chosen as the last is known only of runs tested all along: one test may be that of the best weights.
+    """
     last = int(metrics["epoch"].max())
-    tested = metrics.loc[metrics["split"] == "test", "epoch"].unique()
-    epoch = int(tested[0]) if len(tested) == 1 else last
-    return {"rule": "last" if epoch == last and last else UNKNOWN, "split": None, "epoch": epoch}
+    test = metrics[metrics["split"] == "test"]
+    right = test[test["metric"] == "accuracy"]
+    tested = (right if len(right) else test)["epoch"].unique()
+    epoch = int(tested.max()) if len(tested) else last
+    return {"rule": "last" if epoch == last and len(tested) > 1 else UNKNOWN, "split": None, "epoch": epoch}
 
 
 def _json(value: Any) -> Any:

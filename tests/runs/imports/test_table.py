@@ -4,6 +4,7 @@ import pytest
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.io import read_json
+from kdx_analysis.report.health import health
 from kdx_analysis.runs import RunSet
 from kdx_analysis.runs.imports import import_runs
 
@@ -70,7 +71,7 @@ def test_tidy_under_other_names(read):
         [1, "train", "loss", 2.5, 48], [1, "val", "accuracy", 0.5, 24], [2, "test", "accuracy", 0.75, 24],
         [2, "train", "loss", 1.5, 48], [2, "val", "accuracy", 0.625, 24],
     ]  # fmt: skip
-    assert run.info["selection"] == {"rule": "last", "split": None, "epoch": 2}
+    assert run.info["selection"] == {"rule": "unknown", "split": None, "epoch": 2}
     assert "number of images" not in run.info["source"]["unknown"]
 
 
@@ -79,6 +80,34 @@ def test_tested_all_along_the_last_epoch_counts_and_the_rest_is_kept(read):
     runs = read(text)
     assert runs.values("accuracy", role="student").loc[0, "kd"] == 0.25
     assert len(runs.frame("metrics").query("split == 'test'")) == 2
+
+
+@pytest.mark.parametrize(
+    ("tested", "epoch", "rule"),
+    [
+        ((0.5, "", 0.75, ""), 3, "unknown"),  # no more tests toward the end
+        (("", 0.5, "", 0.75), 4, "last"),
+        (("", "", "", 0.75), 4, "unknown"),  # maybe of the best weights
+    ],
+)
+def test_the_last_tested_epoch_counts_in_every_figure(read, tested, epoch, rule):
+    rows = [f"kd,0,{i},{1 / i},{value}\n" for i, value in enumerate(tested, 1)]
+    runs = read("".join(["objective,seed,epoch,train_loss,test_acc\n", *rows]))
+    assert runs.runs[0].info["selection"] == {"rule": rule, "split": None, "epoch": epoch}
+    assert ("selection" in runs.runs[0].info["source"]["unknown"]) == (rule == "unknown")
+    assert runs.values("accuracy", role="student").loc[0, "kd"] == 0.75
+    assert health(runs)[0].accuracy == 0.75
+
+
+def test_a_test_of_another_figure_does_not_hide_accuracy(read):
+    runs = read("objective,seed,epoch,test_loss,test_acc\nkd,0,1,2,.5\nkd,0,2,1,\n")
+    assert runs.values("accuracy", role="student").loc[0, "kd"] == 0.5
+
+
+def test_health_reads_accuracy_at_the_selected_epoch(read):
+    runs = read("objective,seed,epoch,test_acc\nkd,0,1,.5\nkd,0,2,.75\n")
+    runs.runs[0].info["selection"]["epoch"] = 1
+    assert health(runs)[0].accuracy == 0.5
 
 
 def test_tested_before_the_end_the_epoch_of_the_test_counts(read):

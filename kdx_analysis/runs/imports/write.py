@@ -123,7 +123,10 @@ def _read(found: Found, names: Names, kind: str, source: str) -> _Read:
 
 
 def _metrics(found: Found, names: Names, where: str) -> tuple[pd.DataFrame, list[str]]:
-    """The record ``metrics`` of a run, and the source's names that are none of ours."""
+    """The record ``metrics`` of a run, and the source's names that are none of ours.
+
+    A loss that is NaN has diverged and stays so; a share of images that is NaN was not measured and is none.
+    """
     of = {name: names.metric(name) for name in dict.fromkeys(found.metrics["name"])}
     known = {name: metric for name, metric in of.items() if metric is not None}
     if not known:
@@ -145,8 +148,12 @@ def _metrics(found: Found, names: Names, where: str) -> tuple[pd.DataFrame, list
     table["split"] = [known[name].split for name in table["name"]]
     table["metric"] = [known[name].metric for name in table["name"]]
     table["value"] = table["value"] * [known[name].factor for name in table["name"]]
+    unmeasured = table["metric"].isin(_SHARES) & table["value"].isna()
+    if unmeasured.all():
+        raise KdxError(f"{where} holds no figure but {', '.join(known)}, which is not a number throughout")
+    table = table[~unmeasured]
     for row in table[table["metric"].isin(_SHARES)].itertuples():
-        if not (0 <= row.value <= 1 or np.isnan(row.value)):  # type: ignore[operator,arg-type]
+        if not 0 <= row.value <= 1:  # type: ignore[operator,arg-type]
             raise KdxError(
                 f"{row.name} is {row.value:g} in {where}, no share of images in [0, 1]: if it is in percent, map it as "
                 f"{row.name}={row.split}/{row.metric}%"

@@ -4,7 +4,7 @@ import pytest
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.io import read_json
-from kdx_analysis.report.health import health
+from kdx_analysis.report.health import health, summary
 from kdx_analysis.runs import RunSet
 from kdx_analysis.runs.imports import import_runs
 
@@ -116,6 +116,26 @@ def test_tested_before_the_end_the_epoch_of_the_test_counts(read):
     assert run.info["selection"] == {"rule": "unknown", "split": None, "epoch": 1}
 
 
+@pytest.mark.parametrize("tidy", [False, True])
+@pytest.mark.parametrize("loss", ["nan", "NaN", " -nan", "inf", "1.#QNAN"])
+def test_a_loss_that_diverged_stays_so_and_an_empty_cell_is_none(read, loss, tidy):
+    wide = f"objective,seed,epoch,train_loss,test_acc\nkd,0,1,1.0,nan\nkd,0,2,{loss},\nkd,0,3,,0.5\n"
+    long = "objective,seed,epoch,split,metric,value\n" + "".join(
+        f"kd,0,{epoch},{of},{value}\n"
+        for epoch, of, value in (
+            (1, "train,loss", 1.0), (1, "test,accuracy", "nan"), (2, "train,loss", loss), (2, "test,accuracy", ""),
+            (3, "train,loss", ""), (3, "test,accuracy", 0.5),
+        )
+    )  # fmt: skip
+    runs = read(long if tidy else wide)
+    rows = runs.runs[0].record("metrics")
+    assert rows[["epoch", "split"]].to_numpy().tolist() == [[1, "train"], [2, "train"], [3, "test"]]
+    assert not math.isfinite(rows["value"][1])
+    told = health(runs)
+    assert (told[0].finite, told[0].epochs, told[0].accuracy) == (False, 2, 0.5)
+    assert "The loss is not finite in 1 of 1 trainings" in " ".join(summary(told))
+
+
 def test_rows_of_train_and_validation_apart_as_lightning_writes_them(read):
     text = "epoch,step,train_loss,val_acc\n0,9,2.0,\n0,9,,0.5\n1,19,1.0,\n1,19,,0.75\n"
     (run,) = read(text, keys={"objective": "kd", "seed": 3})
@@ -176,6 +196,9 @@ REFUSED = {
     ),
     "per cent unsaid": (
         "objective,seed,test_acc\nkd,0,76.3\n", {}, r"test_acc is 76.3 .*percent, map it as test_acc=test/accuracy%",
+    ),
+    "accuracy that was never measured": (
+        "objective,seed,test_acc\nkd,0,nan\n", {}, r"line 2 holds no figure but test_acc, which is not a number",
     ),
     "no number": (TIDY.replace("0.625", "good"), {"columns": {"objective": "method", "seed": "random_state"}},
                   r"'good' in line 5 of results.csv is no number"),

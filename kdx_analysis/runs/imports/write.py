@@ -176,10 +176,15 @@ def _refuse_twice(known: Mapping[str, Metric], where: str) -> None:
 def _epochs(found: Found, table: pd.DataFrame, names: Names, where: str) -> pd.Series:
     """The epoch of every row; 0 where the source has no steps."""
     steps = table["step"]
-    if found.epochs or steps.isna().all():
+    if steps.isna().all():
         return _whole(steps.fillna(0), where)
     if steps.isna().any():
-        raise KdxError(f"some values of {where} stand at a step and some at none; leave those without out")
+        raise KdxError(
+            f"some values of {where} stand at a step or epoch and some at none: say where those belong, or leave them "
+            "out"
+        )
+    if found.epochs:
+        return _whole(steps, where)
     if names.steps_per_epoch is not None:
         return _whole(steps / names.steps_per_epoch, f"{where} with {names.steps_per_epoch} steps an epoch")
     told = found.metrics[found.metrics["name"] == "epoch"].set_index("step")["value"]

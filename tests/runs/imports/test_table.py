@@ -203,6 +203,10 @@ REFUSED = {
     "no number": (TIDY.replace("0.625", "good"), {"columns": {"objective": "method", "seed": "random_state"}},
                   r"'good' in line 5 of results.csv is no number"),
     "half an epoch": ("objective,seed,epoch,test_acc\nkd,0,1.5,.5\n", {}, r"1.5 is no epoch"),
+    "an epoch for some rows alone": (
+        "objective,seed,epoch,split,metric,value\nkd,0,0,val,loss,.5\nkd,0,1,val,loss,.6\nkd,0,,test,accuracy,.5\n",
+        {}, r"some values of results.csv, line 2 stand at a step or epoch and some at none",
+    ),
     "a role that is none": (
         "objective,seed,test_acc\nkd,0,.5\n", {"keys": {"role": "studnet"}}, r"unknown role 'studnet'; did you mean",
     ),

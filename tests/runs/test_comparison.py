@@ -220,6 +220,22 @@ def test_of_runs_made_elsewhere_what_differs_is_not_known(tmp_path):
     assert runs.compare("accuracy").notes[-1] == f"Besides, the runs differ in nothing that is known. {unsaid}"
 
 
+@pytest.mark.parametrize(
+    ("metrics", "said"),
+    [
+        ("accuracy", ", at the last epoch: mean"),
+        (["accuracy", "gate_entropy"], ", at the last epoch: mean"),
+        ("contention", ", means over the probed epochs: mean"),
+        (
+            ["accuracy", "contention"],
+            ", at the last epoch (accuracy), means over the probed epochs (contention): mean",
+        ),
+    ],
+)
+def test_the_epoch_is_said_of_the_figures_that_are_of_it(studies, metrics, said):
+    assert said in studies[5].table(metric=metrics).holds
+
+
 def test_controls_are_spoken_of(studies):
     told = str(studies[5].compare("accuracy")).replace("\n", " ")
     assert "Only the step from the control kd_shuffled to kd can be knowledge of the classes" in told

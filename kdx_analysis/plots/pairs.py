@@ -84,7 +84,8 @@ arms = Figure(
     "VAM: accuracy under every arm, pair by pair",
     "Test accuracy of every student under every arm, thin lines joining the runs of one seed, which start with the "
     "same weights and see the same images in the same order; beside it the paired differences from the first arm with "
-    "their 95 % t-interval (none with one seed), not corrected for several comparisons, given one teacher and split.",
+    "their 95 % t-interval (none with one seed), not corrected for several comparisons; they hold for the runs' own "
+    "teacher and split.",
     _arms_data,
     _draw_arms,
 )

@@ -125,7 +125,7 @@ def _health(run: Run) -> Health:
         last_loss=loss[-1] if loss else math.nan,
         fall=1 - loss[-1] / loss[-2] if len(loss) > 1 and loss[-2] else math.nan,
         finite=all(map(math.isfinite, loss)),
-        accuracy=_accuracy(metrics),
+        accuracy=_accuracy(metrics[metrics["epoch"] == run.info["selection"]["epoch"]]),
         chance=_chance(run),
         undefined_pairs=undefined,
         pairs=pairs,
@@ -134,8 +134,8 @@ def _health(run: Run) -> Health:
     )  # fmt: skip
 
 
-def _accuracy(metrics: pd.DataFrame) -> float:
-    right = metrics[(metrics["split"] == "test") & (metrics["metric"] == "accuracy")]["value"]
+def _accuracy(selected: pd.DataFrame) -> float:
+    right = selected[(selected["split"] == "test") & (selected["metric"] == "accuracy")]["value"]
     return float(right.iloc[-1]) if len(right) else math.nan
 
 

@@ -216,6 +216,7 @@ class Report:
             health_summary=health.summary(trainings),
             provenance=provenance.provenance(self.runs),
             differing=provenance.differing(self.runs),
+            given=cite.given(self.runs),
             selection=provenance.selection(self.runs),
             methods=cite.methods(self.runs, self._confidences()),
             bibtex=cite.bibtex(),

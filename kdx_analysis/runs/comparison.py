@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from textwrap import fill
@@ -15,7 +16,7 @@ from kdx_analysis.errors import KdxError
 from kdx_analysis.runs.effects import Effect, effects
 from kdx_analysis.runs.grids import Cell, Grid, markdown_escaped
 from kdx_analysis.runs.headlines import METRIC
-from kdx_analysis.runs.keys import check_key, in_order, value_of
+from kdx_analysis.runs.keys import canonical, check_key, in_order, value_of
 from kdx_analysis.runs.numbers import estimate, listed, number
 from kdx_analysis.runs.significance import LEAST_SEEDS
 from kdx_analysis.runs.statistics import Interval, Paired
@@ -221,12 +222,18 @@ def _on_controls(runs: RunSet, by: str) -> Iterator[str]:
 
 def _differing(runs: RunSet, by: str) -> str:
     compared = "objective." if by == "objective" else f"{by}."
-    diff = runs.diff()
-    keys = [key for key in map(str, diff) if key not in ("seed", "role", by) and not key.startswith(compared)]
-    if not keys:
-        return "Besides, the runs differ in nothing but their seeds."
+    table = {
+        "study": [run.info["study"] for run in runs],
+        "data.name": [run.info["data"]["name"] for run in runs],
+        "split": [canonical(run.info["data"]["fingerprint"]) for run in runs],
+        **runs.diff().to_dict("list"),  # of a study's runs it says the last two as well
+    }
     told = []
-    for key in keys:
-        counts = diff[key].value_counts(sort=False)
-        told.append(f"{key} {listed([f'{value} ({count} runs)' for value, count in counts.items()])}")
-    return f"Besides, the runs differ in {'; '.join(told)}."
+    for key, values in table.items():
+        counts = Counter(values)
+        if len(counts) > 1 and key not in ("seed", "role", by) and not str(key).startswith(compared):
+            told.append(f"{key} {listed([f'{value} ({count} runs)' for value, count in counts.items()])}")
+    elsewhere = sum("source" in run.info for run in runs)
+    differ = "; ".join(told) or f"nothing {'that is known' if elsewhere else 'but their seeds'}"
+    unsaid = f" What else they differ in is not known: {elsewhere} of them were made elsewhere." if elsewhere else ""
+    return f"Besides, the runs differ in {differ}.{unsaid}"

@@ -188,6 +188,17 @@ def conditions(runs: RunSet) -> str:
     return f", given {listed(given)}" if given else ""
 
 
+def apart(runs: RunSet) -> str:
+    """What the runs are known not to share, to which their differences may be due, in a sentence; '' where nothing."""
+    held = {
+        "teacher": {value_of(run, "teacher") for run in runs} - {NOT_SET},
+        "split": {run.info["data"]["fingerprint"] for run in runs} - {None},
+        "data": {run.info["data"]["name"] for run in runs} - {"unknown"},
+    }
+    several = [name for name, values in held.items() if len(values) > 1]
+    return f"The runs do not share {listed(several)}: differences between them may be due to that." if several else ""
+
+
 def pooled(runs: RunSet, by: str) -> str:
     """That runs of several objectives stand for one seed, in a sentence; '' where none do."""
     objectives = runs.objectives
@@ -247,18 +258,30 @@ def _shown(cells: pd.DataFrame) -> list[Cell]:
 
 def _holds(cells: pd.DataFrame, runs: RunSet, by: str, across: str, confidence: float) -> str:
     roles = "Runs" if "role" in (by, across) else f"{runs.runs[0].role.capitalize()}s"
-    rules = {run.info.get("selection", {}).get("rule") for run in runs}
-    epoch = {"last": ", at the last epoch", "best": ", at the epoch that is best on validation"}.get(
-        next(iter(rules)) if len(rules) == 1 else "", ""
-    )
     interval = f" with {100 * confidence:.4g} % Student-t interval" if (cells["n"] > 1).any() else ""
     null = "; null: what it would be if nothing were there" if cells["null"].notna().any() else ""
     sentences = [
-        f"{roles} by {by}{epoch}: mean over n seeds{interval}{null}.",
+        f"{roles} by {by}{_epochs(cells, runs)}: mean over n seeds{interval}{null}.",
         "" if across == "objective" else pooled(runs, by),
         ONE_SEED if (cells["n"] == 1).any() else "",
     ]
     return " ".join(filter(None, sentences))
+
+
+def _epochs(cells: pd.DataFrame, runs: RunSet) -> str:
+    """Of which epochs the metrics are: the selected one, by its rule where it is one, or all that were probed."""
+    rules = {run.info.get("selection", {}).get("rule") for run in runs}
+    selected = {"last": "at the last epoch", "best": "at the epoch that is best on validation"}.get(
+        next(iter(rules)) if len(rules) == 1 else "", ""
+    )
+    shown = [METRIC[name] for name in in_order(cells[METRIC_AXIS])]
+    probed = [metric.title for metric in shown if metric.conflict or metric.name == "affinity"]
+    others = [metric.title for metric in shown if metric.title not in probed]
+    parts = [(selected, others), ("means over the probed epochs", probed)]
+    told = [(epoch, titles) for epoch, titles in parts if epoch and titles]
+    if not (probed and others):
+        return "".join(f", {epoch}" for epoch, _ in told)
+    return "".join(f", {epoch} ({listed(titles)})" for epoch, titles in told)
 
 
 def _rule(cells: pd.DataFrame, against: Hashable | None, confidence: float) -> str:

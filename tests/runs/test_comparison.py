@@ -12,6 +12,7 @@ from scipy import stats
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.runs import METRIC, Run, RunSet
+from kdx_analysis.runs.imports import import_runs
 from tests.report.conftest import write_study
 from tests.runs import latex
 
@@ -192,6 +193,47 @@ def test_what_differs_besides_is_told(studies, tmp_path):
         changed.append(Run(run.path, {**run.info, "config": {**run.info["config"], "training": training}}))
     told = str(RunSet.of(changed).compare("accuracy"))
     assert "Besides, the runs differ in training.lr 0.2 (5 runs) and 0.1 (5 runs)." in told
+
+
+def test_studies_data_and_splits_that_differ_are_told(tmp_path):
+    runs = write_study(tmp_path, ("hard", "kd"), 2, roles=["explainer"])
+    for run in runs.filter(objective="kd"):
+        run.info["study"] = "second"
+        run.info["data"] |= {"name": "other", "fingerprint": "beef"}
+    assert runs.compare("accuracy").notes[-1] == (
+        "Besides, the runs differ in study planted (2 runs) and second (2 runs); data.name made (2 runs) and other "
+        "(2 runs); split f00d (2 runs) and beef (2 runs)."
+    )
+    assert "study" not in runs.compare("accuracy", by="study", against="planted").notes[-1]
+
+
+def test_of_runs_made_elsewhere_what_differs_is_not_known(tmp_path):
+    for study, objective in (("first", "hard"), ("second", "kd")):
+        (tmp_path / f"{study}.csv").write_text(f"objective,seed,test_acc\n{objective},0,.7\n{objective},1,.8\n")
+        import_runs(tmp_path / f"{study}.csv", "csv", tmp_path / "out")
+    runs = RunSet.load(tmp_path / "out")
+    unsaid = "What else they differ in is not known: 4 of them were made elsewhere."
+    study = "study first (2 runs) and second (2 runs)"
+    assert runs.compare("accuracy").notes[-1] == f"Besides, the runs differ in {study}. {unsaid}"
+    for run in runs:
+        run.info["study"] = "one"
+    assert runs.compare("accuracy").notes[-1] == f"Besides, the runs differ in nothing that is known. {unsaid}"
+
+
+@pytest.mark.parametrize(
+    ("metrics", "said"),
+    [
+        ("accuracy", ", at the last epoch: mean"),
+        (["accuracy", "gate_entropy"], ", at the last epoch: mean"),
+        ("contention", ", means over the probed epochs: mean"),
+        (
+            ["accuracy", "contention"],
+            ", at the last epoch (accuracy), means over the probed epochs (contention): mean",
+        ),
+    ],
+)
+def test_the_epoch_is_said_of_the_figures_that_are_of_it(studies, metrics, said):
+    assert said in studies[5].table(metric=metrics).holds
 
 
 def test_controls_are_spoken_of(studies):

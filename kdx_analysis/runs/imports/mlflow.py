@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
 
@@ -21,7 +22,7 @@ def read_mlflow(path: Path, names: Names) -> list[Found]:
     """The finished runs of an MLflow store (of files, or of SQLite) or of an exported CSV.
 
     Parameters and tags are settings. Deleted, failed and running runs are passed over. An exported CSV holds the last
-    value of every metric alone.
+    value of every metric alone, and none where that is NaN.
     """
     found = _stored(path) if path.is_dir() else _exported(path) if path.suffix == ".csv" else _database(path)
     if not found:
@@ -87,12 +88,19 @@ def _database(path: Path) -> list[Found]:
                 ]
                 said = {row.key: row.value for table in texts for row in table.itertuples()}
                 settings = {str(name): text for name, text in said.items() if not str(name).startswith("mlflow.")}
-                metrics = rows("SELECT key AS name, step, value FROM metrics WHERE run_uuid = ? AND NOT is_nan", run)
-                found.append(Found(str(run), settings, metrics.assign(n=float("nan"))))
+                metrics = rows("SELECT key AS name, step, value, is_nan FROM metrics WHERE run_uuid = ?", run)
+                found.append(Found(str(run), settings, _unpacked(metrics).assign(n=float("nan"))))
     except (sqlite3.Error, pd.errors.DatabaseError) as error:
         reason = " ".join(str(error).split())[:200]
         raise KdxError(f"{str(path)!r} is no store of MLflow in SQLite: {reason}") from None
     return found
+
+
+def _unpacked(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Values as they were logged: the store holds NaN as 0 that ``is_nan``, infinity as the largest float."""
+    value = metrics.pop("value").astype(float).mask(metrics.pop("is_nan").astype(bool))
+    largest = np.finfo(float).max
+    return metrics.assign(value=value.replace({largest: np.inf, -largest: -np.inf}))
 
 
 def _meta(file: Path) -> dict[str, Any]:

@@ -14,17 +14,24 @@ from kdx_analysis.registry import unknown
 from kdx_analysis.runs.imports.found import KEYS, Found, Names
 
 _METRIC_WORDS = {"acc", "accuracy", "agreement", "loss", "error", "err", "top1", "top5", "nll", "ece", "f1", "auc"}
+_NAN = re.compile(r"[+-]?(nan|1\.#(ind|qnan))", re.IGNORECASE)
 
 
 def read_csv(path: Path) -> pd.DataFrame:
     """A CSV as a frame; raises KdxError if it can't be read or holds no row."""
     try:
-        table = pd.read_csv(path)
+        table = pd.read_csv(path, skipinitialspace=True)
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise KdxError(f"cannot read {str(path)!r} as a CSV: {' '.join(str(error).split())}") from None
     if table.empty:
         raise KdxError(f"{str(path)!r} has no rows")
     return table
+
+
+def _nans(path: Path) -> pd.DataFrame:
+    """Which cells of a CSV say that they are no number, as a loss that diverged, and are not just empty."""
+    cells = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
+    return cells.apply(lambda column: column.str.fullmatch(_NAN))
 
 
 def read_table(path: Path, names: Names) -> list[Found]:
@@ -33,7 +40,8 @@ def read_table(path: Path, names: Names) -> list[Found]:
     It is tidy if it has the columns metric and value (and split, unless the metrics' names say it). Otherwise every
     metric is a column, and a row is a run, or an epoch of one where there is a column ``epoch`` (or ``step``). Rows
     belong to one run if they agree in the run keys and in ``run``, where there are such columns. Columns that are
-    neither key nor metric are settings where they are constant within a run.
+    neither key nor metric are settings where they are constant within a run. An empty cell holds no value; one that
+    says nan does.
     """
     table = read_csv(path)
     for name in (*names.columns.values(), *names.metrics):
@@ -54,6 +62,9 @@ def read_table(path: Path, names: Names) -> list[Found]:
         )
     _refuse_without_split(path, table, [] if tidy else [c for c in rest if c not in metrics])
     long = _tidy(table, names) if tidy else _melted(path, table, metrics)
+    nans = _nans(path)
+    diverged = nans[names.column("value")] if tidy else nans[metrics].melt()["value"]
+    long = long[long["value"].notna() | diverged.to_numpy()].copy()
     long["step"] = table[by_step] if by_step else float("nan")
     long["n"] = table[names.column("n")] if names.column("n") in table else float("nan")
     for column in ("value", "step", "n"):
@@ -67,7 +78,7 @@ def read_table(path: Path, names: Names) -> list[Found]:
         found.append(
             Found(
                 name, {c: value for c, value in said.items() if value is not None},
-                long[long.index.isin(rows.index)].dropna(subset="value").reset_index(drop=True),
+                long[long.index.isin(rows.index)].reset_index(drop=True),
                 epochs=by_step is not None and by_step == names.column("epoch"),
                 left_out=tuple(c for c in settings if c not in constant),
             )

@@ -123,7 +123,10 @@ def _read(found: Found, names: Names, kind: str, source: str) -> _Read:
 
 
 def _metrics(found: Found, names: Names, where: str) -> tuple[pd.DataFrame, list[str]]:
-    """The record ``metrics`` of a run, and the source's names that are none of ours."""
+    """The record ``metrics`` of a run, and the source's names that are none of ours.
+
+    A loss that is NaN has diverged and stays so; a share of images that is NaN was not measured and is none.
+    """
     of = {name: names.metric(name) for name in dict.fromkeys(found.metrics["name"])}
     known = {name: metric for name, metric in of.items() if metric is not None}
     if not known:
@@ -145,8 +148,12 @@ def _metrics(found: Found, names: Names, where: str) -> tuple[pd.DataFrame, list
     table["split"] = [known[name].split for name in table["name"]]
     table["metric"] = [known[name].metric for name in table["name"]]
     table["value"] = table["value"] * [known[name].factor for name in table["name"]]
+    unmeasured = table["metric"].isin(_SHARES) & table["value"].isna()
+    if unmeasured.all():
+        raise KdxError(f"{where} holds no figure but {', '.join(known)}, which is not a number throughout")
+    table = table[~unmeasured]
     for row in table[table["metric"].isin(_SHARES)].itertuples():
-        if not (0 <= row.value <= 1 or np.isnan(row.value)):  # type: ignore[operator,arg-type]
+        if not 0 <= row.value <= 1:  # type: ignore[operator,arg-type]
             raise KdxError(
                 f"{row.name} is {row.value:g} in {where}, no share of images in [0, 1]: if it is in percent, map it as "
                 f"{row.name}={row.split}/{row.metric}%"
@@ -169,10 +176,15 @@ def _refuse_twice(known: Mapping[str, Metric], where: str) -> None:
 def _epochs(found: Found, table: pd.DataFrame, names: Names, where: str) -> pd.Series:
     """The epoch of every row; 0 where the source has no steps."""
     steps = table["step"]
-    if found.epochs or steps.isna().all():
+    if steps.isna().all():
         return _whole(steps.fillna(0), where)
     if steps.isna().any():
-        raise KdxError(f"some values of {where} stand at a step and some at none; leave those without out")
+        raise KdxError(
+            f"some values of {where} stand at a step or epoch and some at none: say where those belong, or leave them "
+            "out"
+        )
+    if found.epochs:
+        return _whole(steps, where)
     if names.steps_per_epoch is not None:
         return _whole(steps / names.steps_per_epoch, f"{where} with {names.steps_per_epoch} steps an epoch")
     told = found.metrics[found.metrics["name"] == "epoch"].set_index("step")["value"]
@@ -200,11 +212,16 @@ def _whole(epochs: pd.Series, where: str) -> pd.Series:
 
 
 def _selection(metrics: pd.DataFrame) -> dict[str, Any]:
-    """The epoch whose figures stand for the run: that of the test figures, else the last."""
+    """The epoch whose figures stand for the run: the last whose accuracy, or else any figure, is tested, or the last.
+
+    That it was chosen as the last is known only of runs tested all along: one test may be that of the best weights.
+    """
     last = int(metrics["epoch"].max())
-    tested = metrics.loc[metrics["split"] == "test", "epoch"].unique()
-    epoch = int(tested[0]) if len(tested) == 1 else last
-    return {"rule": "last" if epoch == last and last else UNKNOWN, "split": None, "epoch": epoch}
+    test = metrics[metrics["split"] == "test"]
+    right = test[test["metric"] == "accuracy"]
+    tested = (right if len(right) else test)["epoch"].unique()
+    epoch = int(tested.max()) if len(tested) else last
+    return {"rule": "last" if epoch == last and len(tested) > 1 else UNKNOWN, "split": None, "epoch": epoch}
 
 
 def _json(value: Any) -> Any:

@@ -1,3 +1,4 @@
+import math
 import sqlite3
 from contextlib import closing
 
@@ -52,8 +53,8 @@ def test_the_file_store_is_read_without_mlflow(mlruns, tmp_path, part):
 
 
 def test_the_store_in_sqlite_is_read_without_mlflow(tmp_path):
-    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as store:  # the columns of MLflow's that matter
-        store.executescript("""
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:  # the columns of MLflow's that matter
+        database.executescript("""
             CREATE TABLE runs (run_uuid, status, lifecycle_stage, start_time);
             CREATE TABLE metrics (key, value, timestamp, run_uuid, step, is_nan);
             CREATE TABLE params (key, value, run_uuid);
@@ -61,13 +62,19 @@ def test_the_store_in_sqlite_is_read_without_mlflow(tmp_path):
             INSERT INTO runs VALUES ('aa', 'FINISHED', 'active', 1), ('bb', 'FAILED', 'active', 2),
                 ('cc', 'FINISHED', 'deleted', 3);
             INSERT INTO metrics VALUES ('train/loss', 2.5, 9, 'aa', 1, 0), ('train/loss', 1.5, 9, 'aa', 2, 0),
-                ('train/loss', 0, 9, 'aa', 3, 1), ('train/loss', 9, 9, 'bb', 1, 0);
+                ('train/loss', 0, 9, 'aa', 3, 1), ('train/loss', 1.7976931348623157e308, 9, 'aa', 4, 0),
+                ('val/acc', 0, 9, 'aa', 4, 1), ('train/loss', 9, 9, 'bb', 1, 0);
             INSERT INTO params VALUES ('objective', 'kd', 'aa'), ('seed', '4', 'aa'), ('seed', '5', 'bb');
             INSERT INTO tags VALUES ('mlflow.user', 'ann', 'aa'), ('group', 'x', 'aa');
         """)
     (run,) = import_runs(tmp_path / "mlflow.db", "mlflow", tmp_path / "out")
     assert (run.objective, run.seed, run.info["config"]["settings"]) == ("kd", 4, {"group": "x"})
-    assert run.record("metrics")[["epoch", "value"]].to_numpy().tolist() == [[1, 2.5], [2, 1.5]]
+    values = [2.5, 1.5, math.nan, math.inf]
+    assert run.record("metrics")["value"].to_numpy() == pytest.approx(values, nan_ok=True)
+    files = {"train/loss": "9 2.5 1\n9 1.5 2\n9 nan 3\n9 inf 4\n", "val/acc": "9 nan 4\n"}
+    store(tmp_path / "mlruns", "aa", files, {"objective": "kd", "seed": "4"})
+    (same,) = import_runs(tmp_path / "mlruns", "mlflow", tmp_path / "files")
+    assert same.record("metrics").equals(run.record("metrics"))
     (tmp_path / "other.db").write_text("no database")
     with pytest.raises(KdxError, match=r"other.db' is no store of MLflow in SQLite"):
         import_runs(tmp_path / "other.db", "mlflow", tmp_path / "again")

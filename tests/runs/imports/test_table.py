@@ -4,6 +4,7 @@ import pytest
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.io import read_json
+from kdx_analysis.report.health import health, summary
 from kdx_analysis.runs import RunSet
 from kdx_analysis.runs.imports import import_runs
 
@@ -70,7 +71,7 @@ def test_tidy_under_other_names(read):
         [1, "train", "loss", 2.5, 48], [1, "val", "accuracy", 0.5, 24], [2, "test", "accuracy", 0.75, 24],
         [2, "train", "loss", 1.5, 48], [2, "val", "accuracy", 0.625, 24],
     ]  # fmt: skip
-    assert run.info["selection"] == {"rule": "last", "split": None, "epoch": 2}
+    assert run.info["selection"] == {"rule": "unknown", "split": None, "epoch": 2}
     assert "number of images" not in run.info["source"]["unknown"]
 
 
@@ -81,10 +82,58 @@ def test_tested_all_along_the_last_epoch_counts_and_the_rest_is_kept(read):
     assert len(runs.frame("metrics").query("split == 'test'")) == 2
 
 
+@pytest.mark.parametrize(
+    ("tested", "epoch", "rule"),
+    [
+        ((0.5, "", 0.75, ""), 3, "unknown"),  # no more tests toward the end
+        (("", 0.5, "", 0.75), 4, "last"),
+        (("", "", "", 0.75), 4, "unknown"),  # maybe of the best weights
+    ],
+)
+def test_the_last_tested_epoch_counts_in_every_figure(read, tested, epoch, rule):
+    rows = [f"kd,0,{i},{1 / i},{value}\n" for i, value in enumerate(tested, 1)]
+    runs = read("".join(["objective,seed,epoch,train_loss,test_acc\n", *rows]))
+    assert runs.runs[0].info["selection"] == {"rule": rule, "split": None, "epoch": epoch}
+    assert ("selection" in runs.runs[0].info["source"]["unknown"]) == (rule == "unknown")
+    assert runs.values("accuracy", role="student").loc[0, "kd"] == 0.75
+    assert health(runs)[0].accuracy == 0.75
+
+
+def test_a_test_of_another_figure_does_not_hide_accuracy(read):
+    runs = read("objective,seed,epoch,test_loss,test_acc\nkd,0,1,2,.5\nkd,0,2,1,\n")
+    assert runs.values("accuracy", role="student").loc[0, "kd"] == 0.5
+
+
+def test_health_reads_accuracy_at_the_selected_epoch(read):
+    runs = read("objective,seed,epoch,test_acc\nkd,0,1,.5\nkd,0,2,.75\n")
+    runs.runs[0].info["selection"]["epoch"] = 1
+    assert health(runs)[0].accuracy == 0.5
+
+
 def test_tested_before_the_end_the_epoch_of_the_test_counts(read):
     text = "objective,seed,epoch,val_acc,test_acc\nkd,0,1,.9,.8\nkd,0,2,.5,\n"
     (run,) = read(text)
     assert run.info["selection"] == {"rule": "unknown", "split": None, "epoch": 1}
+
+
+@pytest.mark.parametrize("tidy", [False, True])
+@pytest.mark.parametrize("loss", ["nan", "NaN", " -nan", "inf", "1.#QNAN"])
+def test_a_loss_that_diverged_stays_so_and_an_empty_cell_is_none(read, loss, tidy):
+    wide = f"objective,seed,epoch,train_loss,test_acc\nkd,0,1,1.0,nan\nkd,0,2,{loss},\nkd,0,3,,0.5\n"
+    long = "objective,seed,epoch,split,metric,value\n" + "".join(
+        f"kd,0,{epoch},{of},{value}\n"
+        for epoch, of, value in (
+            (1, "train,loss", 1.0), (1, "test,accuracy", "nan"), (2, "train,loss", loss), (2, "test,accuracy", ""),
+            (3, "train,loss", ""), (3, "test,accuracy", 0.5),
+        )
+    )  # fmt: skip
+    runs = read(long if tidy else wide)
+    rows = runs.runs[0].record("metrics")
+    assert rows[["epoch", "split"]].to_numpy().tolist() == [[1, "train"], [2, "train"], [3, "test"]]
+    assert not math.isfinite(rows["value"][1])
+    told = health(runs)
+    assert (told[0].finite, told[0].epochs, told[0].accuracy) == (False, 2, 0.5)
+    assert "The loss is not finite in 1 of 1 trainings" in " ".join(summary(told))
 
 
 def test_rows_of_train_and_validation_apart_as_lightning_writes_them(read):
@@ -148,9 +197,16 @@ REFUSED = {
     "per cent unsaid": (
         "objective,seed,test_acc\nkd,0,76.3\n", {}, r"test_acc is 76.3 .*percent, map it as test_acc=test/accuracy%",
     ),
+    "accuracy that was never measured": (
+        "objective,seed,test_acc\nkd,0,nan\n", {}, r"line 2 holds no figure but test_acc, which is not a number",
+    ),
     "no number": (TIDY.replace("0.625", "good"), {"columns": {"objective": "method", "seed": "random_state"}},
                   r"'good' in line 5 of results.csv is no number"),
     "half an epoch": ("objective,seed,epoch,test_acc\nkd,0,1.5,.5\n", {}, r"1.5 is no epoch"),
+    "an epoch for some rows alone": (
+        "objective,seed,epoch,split,metric,value\nkd,0,0,val,loss,.5\nkd,0,1,val,loss,.6\nkd,0,,test,accuracy,.5\n",
+        {}, r"some values of results.csv, line 2 stand at a step or epoch and some at none",
+    ),
     "a role that is none": (
         "objective,seed,test_acc\nkd,0,.5\n", {"keys": {"role": "studnet"}}, r"unknown role 'studnet'; did you mean",
     ),

@@ -29,7 +29,7 @@ def test_scalars_of_both_forms(tmp_path, new_style):
         [1, "train", "loss", 2.5], [1, "val", "accuracy", 0.5], [2, "train", "loss", 1.5], [2, "val", "accuracy", 0.75],
     ]  # fmt: skip
     assert run.info["source"]["left_out"] == ["lr"]
-    assert run.info["selection"] == {"rule": "last", "split": None, "epoch": 2}
+    assert run.info["selection"] == {"rule": "unknown", "split": None, "epoch": 2}
 
 
 def test_hyperparameters_are_keys_and_settings(tmp_path):

@@ -29,7 +29,7 @@ from kdx_analysis.report.findings import (
     contrasts,
     find,
 )
-from kdx_analysis.report.numbers import decimals_for, estimate, listed, number
+from kdx_analysis.report.numbers import decimals_for, estimate, listed, number, size_of_change
 from kdx_analysis.runs import METRIC, Paired
 
 ACCURACY_MARGIN = 0.02
@@ -280,13 +280,9 @@ def _change(finding: Finding) -> str:
 
 
 def size(finding: Finding) -> str:
-    """The size of a change and its interval, both positive where it is decided."""
-    effect = finding.effect
-    assert effect is not None
-    sign = 1 if finding.verdict == RAISES else -1
-    low, high = sorted((sign * effect.low, sign * effect.high))
-    decimals = decimals_for(effect)
-    return f"{number(sign * effect.mean, decimals)} [{number(low, decimals)}, {number(high, decimals)}]"
+    """The size of a change and its interval, without sign."""
+    assert finding.effect is not None
+    return size_of_change(finding.effect)
 
 
 def _basis(found: Sequence[Finding]) -> str:

@@ -21,8 +21,8 @@ def plus(*points: float) -> list[float]:
 @pytest.mark.parametrize(
     ("points", "opening"),
     [
-        ((1.0, 1.1, 0.9), "Yes: VAM raises {} by +1.00 [+0.75, +1.25] percentage points {}."),
-        ((-1.0, -1.1, -0.9), "Yes: VAM lowers {} by −1.00 [−1.25, −0.75] percentage points {}."),
+        ((1.0, 1.1, 0.9), "Yes: VAM raises {} by 1.00 [0.75, 1.25] percentage points {}."),
+        ((-1.0, -1.1, -0.9), "Yes: VAM lowers {} by 1.00 [0.75, 1.25] percentage points {}."),
         ((1.0, -1.0, 0.3), "Undecided: whether VAM changes {}; +0.10 [−2.42, +2.62] percentage points {}."),
         (
             (0.02, -0.02, 0),

@@ -33,12 +33,12 @@ _MEANS = ["cosine", "null", "values", "undefined", "seeds", "epochs", "n"]
 
 
 def _cosines(found: RunSet) -> pd.DataFrame:
-    """Conflict records of the plain hard loss on the train probe set, over all levels."""
+    """Conflict records of the plain hard loss on the train probe set, over all levels; no null without its cosine."""
     frame = found.frame("conflict")
     frame = frame[(frame["split"] == "train") & (frame["term"] == "hard") & (frame["level"] == "all")]
     if not frame["cosine"].notna().any():
         raise KdxError("no cosine of the hard term on the train probe set is defined; look at the runs' gradients")
-    return frame
+    return frame.assign(null_mean=frame["null_mean"].where(frame["cosine"].notna()))
 
 
 def _with_rows(data: pd.DataFrame, frame: pd.DataFrame, K: int) -> pd.DataFrame:
@@ -147,8 +147,11 @@ def _conflict_differences_data(runs: RunSet) -> pd.DataFrame:
     pair = ["a", "b", "a_index", "b_index"]
     keyed = frame.set_index(["seed", "epoch", *pair])[["objective", "cosine", "null_mean", "n"]]
     by_objective = dict(list(keyed.groupby("objective")))
+    probed = [other for other in others if other in by_objective]
+    if kd not in by_objective or not probed:
+        raise KdxError(f"conflict was not probed under {kd!r} and another objective; probe the explainers of both")
     tables = []
-    for other, includes in others.items():
+    for other in probed:
         sides = by_objective[kd].add_suffix("_kd"), by_objective[other].add_suffix("_other")
         both = sides[0].join(sides[1], how="inner").reset_index()
         both["difference"] = both["cosine_kd"] - both["cosine_other"]
@@ -157,10 +160,10 @@ def _conflict_differences_data(runs: RunSet) -> pd.DataFrame:
             difference=("difference", "mean"), null=("null", "mean"), seeds=("seed", "nunique"),
             epochs=("epoch", "nunique"), n=("n_kd", "first"),
         )  # fmt: skip
-        tables.append(means.reset_index().assign(kd=kd, other=other, includes=includes))
+        tables.append(means.reset_index().assign(kd=kd, other=other, includes=others[other]))
     data = pd.concat(tables, ignore_index=True)
     if not data["difference"].notna().any():
-        raise KdxError(f"{kd!r} shares no seed with {', '.join(others)}; train them with the same seeds")
+        raise KdxError(f"{kd!r} shares no seed with {', '.join(probed)}; train them with the same seeds")
     data = _with_rows(data, frame, len(found.classes))
     columns = ["difference", "null", "seeds", "epochs", "n"]
     return data[["a", "b", "a_row", "b_row", "kd", "other", "includes", *columns]]

@@ -21,7 +21,7 @@ from kdx_analysis.plots.figure import Format
 from kdx_analysis.plots.style import Width
 from kdx_analysis.runs import RunSet, t_interval
 
-from .conftest import EPOCHS, Make
+from .conftest import EPOCHS, Make, set_undefined
 from .legible import faults
 
 OF_VAM = ("arms", "vam_attention", "vam_entropy")
@@ -276,6 +276,31 @@ def test_differences_of_conflict_are_paired_by_seed_and_epoch(study: RunSet) -> 
     assert matrix[max(row["a_row"], row["b_row"]), min(row["a_row"], row["b_row"])] == pytest.approx(row["difference"])
     with pytest.raises(KdxError, match="need kd and another"):
         plots.conflict_differences(runs.filter(objective="hard"))
+
+
+def test_nulls_are_of_the_epochs_in_which_the_cosine_is_defined(make: Make) -> None:
+    runs = make(("hard", "kd"), (0,))
+    kd = runs.filter(role="explainer", objective="kd").runs[0]
+    disk = kd.record("conflict").query("split == 'train' and term == 'hard' and a == 'cat' and b == 'ship'")
+    null = disk.set_index("epoch")["null_mean"]
+    set_undefined(kd, "conflict", "cosine", f"epoch == {EPOCHS[0]}")
+    row = plots.conflict.data(runs).query("objective == 'kd' and a == 'cat' and b == 'ship'").iloc[0]
+    assert (row["undefined"], row["null"]) == (1, pytest.approx(null[EPOCHS[-1]]))
+    other = runs.filter(role="explainer", objective="hard").runs[0].record("conflict")
+    hard = other.query(f"split == 'train' and term == 'hard' and a == 'cat' and b == 'ship' and epoch == {EPOCHS[-1]}")
+    row = plots.conflict_differences.data(runs).query("a == 'cat' and b == 'ship'").iloc[0]
+    assert row["null"] == pytest.approx(null[EPOCHS[-1]] - hard["null_mean"].item())
+
+
+def test_differences_of_conflict_need_conflict_on_both_sides(make: Make) -> None:
+    runs = make(("hard", "kd_flat", "kd"), (0,))
+    hard, _, kd = (run.path / "records" / "conflict.parquet" for run in runs.filter(role="explainer"))
+    hard.unlink()
+    probed = RunSet.load(hard.parents[2])
+    assert plots.conflict_differences.data(probed)["other"].unique().tolist() == ["kd_flat"]
+    kd.unlink()
+    with pytest.raises(KdxError, match="conflict was not probed under 'kd' and another objective"):
+        plots.conflict_differences(RunSet.load(hard.parents[2]))
 
 
 def test_accuracy_against_conflict_is_ranked_over_all_runs(study: RunSet) -> None:

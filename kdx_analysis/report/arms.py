@@ -110,7 +110,10 @@ class ArmAnswer:
 
 
 def arm_answer(runs: RunSet) -> ArmAnswer:
-    """The answer on all students and objectives of ``runs``; KD's comes first. Raises AbsentError without two arms."""
+    """The answer on all students and objectives of ``runs``; KD's comes first.
+
+    Raises AbsentError without two arms that share a seed.
+    """
     found = arms(runs)
     contrasts = arm_contrasts(found)
     groups = [
@@ -130,7 +133,10 @@ def arm_answer(runs: RunSet) -> ArmAnswer:
         for arm, of_arm in members.group("vam").items()
         if "vam_entropy" in of_arm.runs[0].kinds
     )
-    first, *others = [table for table in tables if table.metric == "accuracy" and table.findings]
+    paired = [table for table in tables if table.metric == "accuracy" and table.findings]
+    if not paired:
+        raise AbsentError("the arms of VAM share no seed; train them with the same seeds")
+    first, *others = paired
     details = [_sentence(first, first.findings[1:]), *(_sentence(table, table.findings) for table in others)]
     return ArmAnswer(
         _opening(first, confidence),

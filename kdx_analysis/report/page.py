@@ -201,7 +201,7 @@ class Report:
             arms=self.arms,
             arms_file=ARMS,
             margin=100 * arms.MARGIN,
-            accuracy=tables.accuracy(arms.first_arm(self.runs)),
+            accuracy=tables.accuracy(arms.first_arm(self.runs)) if self.answers or not self.arms else [],
             teachers=tables.teacher_accuracy(self.runs),
             tested_images=tables.tested_images(self.runs),
             headlines=tables.headline_tables(self.runs),

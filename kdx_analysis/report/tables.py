@@ -10,6 +10,7 @@ import pandas as pd
 
 from kdx_analysis.config import LADDER
 from kdx_analysis.report.answer import Answer, answer
+from kdx_analysis.report.numbers import number
 from kdx_analysis.runs import METRIC, METRICS, Interval, Metric, Run, RunSet, t_interval
 
 _SETTINGS = ("decomposition", "positive_weight", "scale_to")
@@ -127,12 +128,12 @@ def tested_images(runs: RunSet) -> list[str]:
 
 @dataclass(frozen=True)
 class Headline:
-    """One metric under one objective: mean over seeds and mean null, by split."""
+    """One metric under one objective: mean over seeds and mean null, by split; ``n`` a dash where it is unknown."""
 
     objective: str
     values: Mapping[str, Interval]
     nulls: Mapping[str, float]
-    n: int
+    n: str
 
 
 @dataclass(frozen=True)
@@ -173,5 +174,5 @@ def _headline(objective: str, rows: pd.DataFrame) -> Headline:
         objective,
         {str(split): t_interval(group["value"].to_numpy()) for split, group in splits.items()},
         {str(split): float(group["null"].mean()) for split, group in splits.items()},
-        int(rows["n"].iloc[0]),
+        number(rows["n"].iloc[0], 0),
     )

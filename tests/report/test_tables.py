@@ -40,10 +40,18 @@ def test_headlines_stand_beside_their_nulls_on_train_and_validation(write):
     assert hard.objective == "hard"
     assert (hard.values["train"].mean, hard.values["val"].mean) == pytest.approx((0.2, 0.21))
     assert hard.nulls == pytest.approx({"train": 0.5, "val": 0.5})
-    assert hard.n == 6
+    assert hard.n == "6"
     kinds = {(t.metric.name, t.attention) for t in headline_tables(runs)}
     assert ("gate_entropy", "effective") in kinds
     assert ("gate_entropy", "alpha") in kinds
+
+
+def test_a_headline_on_an_unknown_number_of_images_has_a_dash_for_it(write):
+    runs = write(("kd",), seeds=1)
+    for run in runs.filter(role="explainer"):
+        run.record("contention")["n"] = math.nan
+    counts = {t.metric.name: t.rows[0].n for t in headline_tables(runs)}
+    assert (counts["contention"], counts["severity"]) == ("–", "6")
 
 
 def test_controls_belong_to_the_kd_of_their_settings(write):

@@ -8,7 +8,7 @@ import seaborn as sns
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.plots.classes import clustered, name_classes, symmetric, unnamed
-from kdx_analysis.plots.comparisons import against_kd
+from kdx_analysis.plots.comparisons import against_kd, outside_ladder, without
 from kdx_analysis.plots.figure import Drawn, Figure, explainers
 from kdx_analysis.plots.style import (
     COLUMNS,
@@ -136,10 +136,11 @@ conflict = Figure(
 
 
 def _conflict_differences_data(runs: RunSet) -> pd.DataFrame:
-    """Columns a, b (subtasks), a_row, b_row, kd, other, includes, difference, null, seeds, epochs, n; one row a pair.
+    """Columns a, b (subtasks), a_row, b_row, kd, other, includes, difference, null, seeds, epochs, n, left_out.
 
-    ``difference`` is kd − other of the cosine, paired by seed and epoch and then averaged over ``epochs`` and
-    ``seeds``; ``null`` the same of the nulls' means; n is probe images.
+    One row a pair. ``difference`` is kd − other of the cosine, paired by seed and epoch and then averaged over
+    ``epochs`` and ``seeds``; ``null`` the same of the nulls' means; n is probe images; ``left_out`` names the
+    objectives that do not share the first ladder's settings.
     """
     found = explainers(runs, comparable=True)
     kd, others = against_kd(found)
@@ -164,8 +165,8 @@ def _conflict_differences_data(runs: RunSet) -> pd.DataFrame:
     data = pd.concat(tables, ignore_index=True)
     if not data["difference"].notna().any():
         raise KdxError(f"{kd!r} shares no seed with {', '.join(probed)}; train them with the same seeds")
-    data = _with_rows(data, frame, len(found.classes))
-    columns = ["difference", "null", "seeds", "epochs", "n"]
+    data = _with_rows(data, frame, len(found.classes)).assign(left_out=outside_ladder(found))
+    columns = ["difference", "null", "seeds", "epochs", "n", "left_out"]
     return data[["a", "b", "a_row", "b_row", "kd", "other", "includes", *columns]]
 
 
@@ -179,6 +180,8 @@ def _draw_conflict_differences(data: pd.DataFrame, width: Width = "page") -> Dra
     included = data.loc[data["includes"] != "", "includes"]
     if len(included):
         drawn += f" · † {included.iloc[0]}"
+    if told := without(data):
+        drawn += f" · {told}"
     return _matrices(
         data.assign(panel=panel, below=data["difference"], above=data["null"]), width, drawn,
         "difference of gradient cosines; red: KD opposes more, blue: less", limit,
@@ -189,10 +192,10 @@ conflict_differences = Figure(
     "conflict_differences",
     "Between which subtasks KD changes conflict",
     "The cosine of two subtasks' gradients (plain hard loss, trunk and experts, train probe set) under KD less that "
-    "under each other objective, paired by seed and epoch and averaged over both. Above the diagonal the same "
-    "difference of the nulls, whose cells show how far nothing but chance and the cut into subtasks move a pair. All "
-    "panels are on one scale, symmetric about 0, and in one order of classes. Only kd − kd_shuffled isolates class "
-    "structure; against label_smoothing and hard the difference includes temperature and softness.",
+    "under each other objective with its settings, paired by seed and epoch and averaged over both. Above the diagonal "
+    "the same difference of the nulls, whose cells show how far nothing but chance and the cut into subtasks move a "
+    "pair. All panels are on one scale, symmetric about 0, and in one order of classes. Only kd − kd_shuffled isolates "
+    "class structure; against label_smoothing and hard the difference includes temperature and softness.",
     _conflict_differences_data,
     _draw_conflict_differences,
 )

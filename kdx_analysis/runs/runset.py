@@ -246,8 +246,3 @@ def _order(run: Run) -> tuple[Any, ...]:
     place = ORDER.index(name) if name in ORDER else len(ORDER)
     plain_first = "vam" in run.info["config"], run.vam
     return ROLES.index(run.role), place, run.objective, plain_first, run.seed, run.id
-
-
-def objective_names(runs: Sequence[Run]) -> dict[str, str]:
-    """Label → name (rung of the ladder) of the objectives of ``runs``."""
-    return {run.objective: run.info["config"]["objective"]["name"] for run in runs if run.role != "teacher"}

@@ -20,6 +20,7 @@ from kdx_analysis.io import read_parquet
 from kdx_analysis.plots.figure import Format
 from kdx_analysis.plots.style import Width
 from kdx_analysis.runs import RunSet, t_interval
+from tests.report.conftest import write_study
 
 from .conftest import EPOCHS, Make, set_undefined
 from .legible import faults
@@ -138,15 +139,31 @@ def test_ladder_data_are_those_on_disk(study: RunSet) -> None:
 
 
 def test_a_rung_adds_what_missing_rungs_would_have(make: Make) -> None:
-    runs = make(("hard", "kd_flat", "kd", "kd T=1"), (0, 1))
+    runs = make(("hard", "label_smoothing", "kd_flat", "kd"), (0, 1))
     adds = plots.ladder.data(runs).drop_duplicates("objective").set_index("objective")["adds"]
     assert adds.to_dict() == {
-        "hard": "", "kd_flat": "temperature, loss scale, softness", "kd": "uneven softness, class structure",
-        "kd T=1": "",
+        "hard": "", "label_smoothing": "", "kd_flat": "temperature, loss scale, softness",
+        "kd": "uneven softness, class structure",
     }  # fmt: skip
     figure, _ = plots.ladder(runs)
     assert "not run: hard_T, kd_shuffled" in texts(figure)
-    assert "kd T=1: beside the ladder" in texts(figure)
+    assert "label_smoothing: beside the ladder" in texts(figure)
+
+
+def test_objectives_of_other_settings_are_left_out_and_named(tmp_path: Path) -> None:
+    at_one = [{"name": name, "T": 1} for name in ("kd_shuffled", "kd")]
+    runs = write_study(tmp_path, ["hard", "kd_flat", "kd", *at_one], seeds=2, roles=("explainer",), drawn=True)
+    out = "kd_shuffled T=1.0 and kd T=1.0"
+    data = plots.ladder.data(runs)
+    assert set(data["objective"]) == {"hard", "kd_flat", "kd"}
+    assert data["left_out"].unique().tolist() == [out]
+    assert f"left out, of other settings: {out}" in texts(plots.ladder.draw(data)[0])
+    for figure, other in ((plots.differences, "b"), (plots.conflict_differences, "other")):
+        data = figure.data(runs)
+        assert data[other].unique().tolist() == ["kd_flat", "hard"]
+        drawn, _ = figure.draw(data)
+        assert faults(drawn, "page") == []
+        assert f"left out, of other settings: {out}" in drawn.get_suptitle().replace("\n", " ")
 
 
 def test_ladder_draws_the_t_interval_and_none_with_one_seed(study: RunSet) -> None:

@@ -29,8 +29,8 @@ from kdx_analysis.plots.style import (
     styled,
     wrapped,
 )
-from kdx_analysis.runs import METRICS, Metric, RunSet, t_interval
-from kdx_analysis.runs.runset import objective_names
+from kdx_analysis.runs import METRICS, Metric, RunSet, ladders, t_interval
+from kdx_analysis.runs.numbers import listed
 
 _ADDS = {
     "hard_T": "temperature, loss scale",
@@ -59,13 +59,31 @@ def headlines_of(found: RunSet) -> pd.DataFrame:
     return frame[frame["attention"].isin(["", "effective"])]
 
 
+def outside_ladder(found: RunSet) -> str:
+    """The objectives that are not of the first ladder, in a list; '' where there are none."""
+    first = ladders(found)[0].values()
+    return listed([objective for objective in found.objectives if objective not in first])
+
+
+def without(data: pd.DataFrame) -> str:
+    """What a figure of the first ladder leaves out, in a few words; '' where nothing is."""
+    names = data["left_out"].iloc[0]
+    return plain(f"left out, of other settings: {names}") if names else ""
+
+
 def _ladder_data(runs: RunSet) -> pd.DataFrame:
-    """Columns metric, objective, rung ('' beside the ladder), adds, seed, split, value, null, n."""
+    """Columns metric, objective, rung ('' beside the ladder), adds, seed, split, value, null, n, left_out.
+
+    Of the first ladder; ``left_out`` names the objectives that do not share its settings.
+    """
     found = explainers(runs, comparable=True)
-    names = objective_names(found.runs)
-    rungs = {name: label for label, name in reversed(names.items()) if name in LADDER}
+    first = ladders(found)[0]
+    rungs = {name: label for name, label in first.items() if name in LADDER}
     if len(rungs) < 2:
-        raise KdxError(f"a ladder needs two of its rungs ({', '.join(LADDER)}); the runs hold {', '.join(names)}")
+        raise KdxError(
+            f"a ladder needs two of its rungs ({', '.join(LADDER)}) with the same settings; the runs hold "
+            f"{', '.join(found.objectives)}"
+        )
     adds, missed = {}, list[str]()
     for name in LADDER:
         missed.append(_ADDS.get(name, ""))
@@ -74,10 +92,11 @@ def _ladder_data(runs: RunSet) -> pd.DataFrame:
             missed.clear()
     lowest = next(name for name in LADDER if name in rungs)
     adds[rungs[lowest]] = ""
-    frame = headlines_of(found).copy()
+    frame = headlines_of(found)
+    frame = frame[frame["objective"].isin(first.values())].assign(left_out=outside_ladder(found))
     frame["rung"] = frame["objective"].map({label: name for name, label in rungs.items()}).fillna("")
     frame["adds"] = frame["objective"].map(adds).fillna("")
-    columns = ["metric", "objective", "rung", "adds", "seed", "split", "value", "null", "n"]
+    columns = ["metric", "objective", "rung", "adds", "seed", "split", "value", "null", "n", "left_out"]
     return frame[columns].reset_index(drop=True)
 
 
@@ -111,6 +130,8 @@ def _draw_ladder(data: pd.DataFrame, width: Width = "page") -> Drawn:
     missing = [name for name in LADDER if name not in set(names["rung"])]
     if missing:
         entries.append(Line2D([], [], linestyle="none", label=f"not run: {', '.join(missing)}"))
+    if told := without(data):
+        entries.append(Line2D([], [], linestyle="none", label=told))
     legend(figure, entries, None if apart else f"{n_equals(counts)} for each objective")
     return figure, axes
 
@@ -151,32 +172,37 @@ ladder = Figure(
 
 
 def against_kd(found: RunSet) -> tuple[str, dict[str, str]]:
-    """KD's label and, nearest control first, every other objective's with what kd − other includes beside knowledge.
+    """KD's label and, nearest control first, those of its ladder with what kd − other includes beside knowledge.
 
-    Raises KdxError where there is no KD, or nothing beside it.
+    Raises KdxError where there is no KD, or nothing that shares its settings.
     """
-    names = objective_names(found.runs)
-    kd = next((label for label, name in names.items() if name == "kd"), None)
-    if kd is None or len(names) < 2:
-        raise KdxError(f"differences need kd and another objective; the runs hold {', '.join(names)}")
-    order = {name: i for i, name in enumerate((*reversed(LADDER[1:]), "label_smoothing", "hard"))}
-    others = sorted((label for label in names if label != kd), key=lambda label: order[names[label]])
-    return kd, {other: _INCLUDES.get(names[other], "") for other in others}
+    first = ladders(found)[0]
+    if "kd" not in first or len(first) < 2:
+        raise KdxError(
+            f"differences need kd and another objective with its settings; the runs hold {', '.join(found.objectives)}"
+        )
+    others = [rung for rung in (*reversed(LADDER[1:-1]), "label_smoothing", "hard") if rung in first]
+    return first["kd"], {first[rung]: _INCLUDES.get(rung, "") for rung in others}
 
 
 def _differences_data(runs: RunSet) -> pd.DataFrame:
-    """Columns metric, a, b, includes, seed, difference (a − b, of one seed)."""
+    """Columns metric, a, b, includes, seed, difference (a − b, of one seed), left_out.
+
+    Of the first ladder; ``left_out`` names the objectives that do not share its settings.
+    """
     found = explainers(runs, comparable=True)
     kd, others = against_kd(found)
     frame = headlines_of(found)
     values = frame[frame["split"] != "val"].pivot(index=["metric", "seed"], columns="objective", values="value")
+    values = values.reindex(columns=[kd, *others])
     frames = [
         (values[kd] - values[other]).dropna().rename("difference").reset_index().assign(
             a=kd, b=other, includes=includes
         )
         for other, includes in others.items()
     ]  # fmt: skip
-    data = pd.concat(frames, ignore_index=True)[["metric", "a", "b", "includes", "seed", "difference"]]
+    data = pd.concat(frames, ignore_index=True).assign(left_out=outside_ladder(found))
+    data = data[["metric", "a", "b", "includes", "seed", "difference", "left_out"]]
     if data.empty:
         raise KdxError(f"{kd!r} shares no seed with {', '.join(others)}; train them with the same seeds")
     return data
@@ -220,17 +246,18 @@ def _draw_differences(data: pd.DataFrame, width: Width = "page") -> Drawn:
     if data.groupby(["metric", "b"])["seed"].nunique().max() == 1:
         drawn = "points: differences of one seed, which have no interval"
     note = "† " + includes[includes != ""].iloc[0] if (includes != "").any() else ""
-    heading(figure, " · ".join(filter(None, [drawn, note])))
+    heading(figure, " · ".join(filter(None, [drawn, note, without(data)])))
     return figure, axes
 
 
 differences = Figure(
     "differences",
     "Paired effects of KD, a forest plot: against every other objective, seed by seed",
-    "Paired difference kd − other on every headline metric: each seed's point, the mean (upright) and the 95 % "
-    "t-interval of the paired difference (none with one seed), not corrected for several comparisons. An interval that "
-    "holds the line at 0 tells no difference, given one teacher and split. Only kd − kd_shuffled isolates class "
-    "structure; against label_smoothing and hard the difference includes temperature and softness.",
+    "Paired difference kd − other, which shares its settings, on every headline metric: each seed's point, the mean "
+    "(upright) and the 95 % t-interval of the paired difference (none with one seed), not corrected for several "
+    "comparisons. An interval that holds the line at 0 tells no difference, given one teacher and split. Only kd − "
+    "kd_shuffled isolates class structure; against label_smoothing and hard the difference includes temperature "
+    "and softness.",
     _differences_data,
     _draw_differences,
 )

@@ -21,10 +21,16 @@ _RUN = ["run", "objective", "seed", "level"]
 
 
 def _ranked(frame: pd.DataFrame, by: str) -> pd.DataFrame:
-    """``frame`` of levels with several experts, with their rank by a column, 1 the largest, in every run and level."""
+    """``frame`` of levels with several experts, with their rank by a column, 1 the largest, in every run and level.
+
+    Experts of which the column is NaN have no rank and are left out.
+    """
     frame = frame[frame.groupby(_RUN)["expert"].transform("nunique") > 1]
     if frame.empty:
         raise KdxError("no level has several experts; give the explainers more experts")
+    frame = frame.dropna(subset=by)
+    if frame.empty:
+        raise KdxError("what experts are ranked by is defined of none of them; look at the runs' gradients")
     rank = frame.groupby(_RUN)[by].rank(ascending=False, method="first")
     return frame.assign(rank=rank.astype(int)).sort_values("rank", kind="stable")
 
@@ -122,6 +128,7 @@ def _contention_data(runs: RunSet) -> pd.DataFrame:
     """
     frame = explainers(runs, comparable=True).frame("contention_by_expert")
     frame = frame[(frame["split"] == "train") & (frame["term"] == "hard")]
+    frame = frame.assign(null_mean=frame["null_mean"].where(frame["value"].notna()))
     means = frame.groupby([*_RUN, "expert"], sort=False).agg(
         value=("value", "mean"), null=("null_mean", "mean"), epochs=("value", "count"), n=("n", "first")
     )

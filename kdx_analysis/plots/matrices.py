@@ -8,7 +8,7 @@ import seaborn as sns
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.plots.classes import clustered, name_classes, symmetric, unnamed
-from kdx_analysis.plots.comparisons import against_kd
+from kdx_analysis.plots.comparisons import against_kd, outside_ladder, without
 from kdx_analysis.plots.figure import Drawn, Figure, explainers
 from kdx_analysis.plots.style import (
     COLUMNS,
@@ -33,12 +33,12 @@ _MEANS = ["cosine", "null", "values", "undefined", "seeds", "epochs", "n"]
 
 
 def _cosines(found: RunSet) -> pd.DataFrame:
-    """Conflict records of the plain hard loss on the train probe set, over all levels."""
+    """Conflict records of the plain hard loss on the train probe set, over all levels; no null without its cosine."""
     frame = found.frame("conflict")
     frame = frame[(frame["split"] == "train") & (frame["term"] == "hard") & (frame["level"] == "all")]
     if not frame["cosine"].notna().any():
         raise KdxError("no cosine of the hard term on the train probe set is defined; look at the runs' gradients")
-    return frame
+    return frame.assign(null_mean=frame["null_mean"].where(frame["cosine"].notna()))
 
 
 def _with_rows(data: pd.DataFrame, frame: pd.DataFrame, K: int) -> pd.DataFrame:
@@ -136,10 +136,11 @@ conflict = Figure(
 
 
 def _conflict_differences_data(runs: RunSet) -> pd.DataFrame:
-    """Columns a, b (subtasks), a_row, b_row, kd, other, includes, difference, null, seeds, epochs, n; one row a pair.
+    """Columns a, b (subtasks), a_row, b_row, kd, other, includes, difference, null, seeds, epochs, n, left_out.
 
-    ``difference`` is kd − other of the cosine, paired by seed and epoch and then averaged over ``epochs`` and
-    ``seeds``; ``null`` the same of the nulls' means; n is probe images.
+    One row a pair. ``difference`` is kd − other of the cosine, paired by seed and epoch and then averaged over
+    ``epochs`` and ``seeds``; ``null`` the same of the nulls' means; n is probe images; ``left_out`` names the
+    objectives that do not share the first ladder's settings.
     """
     found = explainers(runs, comparable=True)
     kd, others = against_kd(found)
@@ -147,8 +148,11 @@ def _conflict_differences_data(runs: RunSet) -> pd.DataFrame:
     pair = ["a", "b", "a_index", "b_index"]
     keyed = frame.set_index(["seed", "epoch", *pair])[["objective", "cosine", "null_mean", "n"]]
     by_objective = dict(list(keyed.groupby("objective")))
+    probed = [other for other in others if other in by_objective]
+    if kd not in by_objective or not probed:
+        raise KdxError(f"conflict was not probed under {kd!r} and another objective; probe the explainers of both")
     tables = []
-    for other, includes in others.items():
+    for other in probed:
         sides = by_objective[kd].add_suffix("_kd"), by_objective[other].add_suffix("_other")
         both = sides[0].join(sides[1], how="inner").reset_index()
         both["difference"] = both["cosine_kd"] - both["cosine_other"]
@@ -157,12 +161,12 @@ def _conflict_differences_data(runs: RunSet) -> pd.DataFrame:
             difference=("difference", "mean"), null=("null", "mean"), seeds=("seed", "nunique"),
             epochs=("epoch", "nunique"), n=("n_kd", "first"),
         )  # fmt: skip
-        tables.append(means.reset_index().assign(kd=kd, other=other, includes=includes))
+        tables.append(means.reset_index().assign(kd=kd, other=other, includes=others[other]))
     data = pd.concat(tables, ignore_index=True)
     if not data["difference"].notna().any():
-        raise KdxError(f"{kd!r} shares no seed with {', '.join(others)}; train them with the same seeds")
-    data = _with_rows(data, frame, len(found.classes))
-    columns = ["difference", "null", "seeds", "epochs", "n"]
+        raise KdxError(f"{kd!r} shares no seed with {', '.join(probed)}; train them with the same seeds")
+    data = _with_rows(data, frame, len(found.classes)).assign(left_out=outside_ladder(found))
+    columns = ["difference", "null", "seeds", "epochs", "n", "left_out"]
     return data[["a", "b", "a_row", "b_row", "kd", "other", "includes", *columns]]
 
 
@@ -176,6 +180,8 @@ def _draw_conflict_differences(data: pd.DataFrame, width: Width = "page") -> Dra
     included = data.loc[data["includes"] != "", "includes"]
     if len(included):
         drawn += f" · † {included.iloc[0]}"
+    if told := without(data):
+        drawn += f" · {told}"
     return _matrices(
         data.assign(panel=panel, below=data["difference"], above=data["null"]), width, drawn,
         "difference of gradient cosines; red: KD opposes more, blue: less", limit,
@@ -186,10 +192,10 @@ conflict_differences = Figure(
     "conflict_differences",
     "Between which subtasks KD changes conflict",
     "The cosine of two subtasks' gradients (plain hard loss, trunk and experts, train probe set) under KD less that "
-    "under each other objective, paired by seed and epoch and averaged over both. Above the diagonal the same "
-    "difference of the nulls, whose cells show how far nothing but chance and the cut into subtasks move a pair. All "
-    "panels are on one scale, symmetric about 0, and in one order of classes. Only kd − kd_shuffled isolates class "
-    "structure; against label_smoothing and hard the difference includes temperature and softness.",
+    "under each other objective with its settings, paired by seed and epoch and averaged over both. Above the diagonal "
+    "the same difference of the nulls, whose cells show how far nothing but chance and the cut into subtasks move a "
+    "pair. All panels are on one scale, symmetric about 0, and in one order of classes. Only kd − kd_shuffled isolates "
+    "class structure; against label_smoothing and hard the difference includes temperature and softness.",
     _conflict_differences_data,
     _draw_conflict_differences,
 )

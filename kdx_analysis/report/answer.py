@@ -29,7 +29,7 @@ from kdx_analysis.report.findings import (
     contrasts,
     find,
 )
-from kdx_analysis.report.numbers import decimals_for, estimate, listed, number
+from kdx_analysis.report.numbers import decimals_for, estimate, listed, number, size_of_change
 from kdx_analysis.runs import METRIC, Paired
 
 ACCURACY_MARGIN = 0.02
@@ -121,7 +121,7 @@ def answer(
         rest_of_kd,
         tuple(filter(None, sentences)),
         _division(values, labels, found),
-        _cautions(values, labels),
+        _cautions(values, labels, main),
         found,
         confidence,
     )
@@ -216,7 +216,10 @@ def _all_alike(found: Sequence[Finding]) -> str:
 
 
 def _division(values: Mapping[str, pd.DataFrame], labels: Mapping[str, str], found: Sequence[Finding]) -> str:
-    """How KD − hard divides over the rungs between them, for the conflict figures in which it is decided."""
+    """How KD − hard divides over the rungs between them, for the conflict figures in which it is decided.
+
+    Left out of a figure where some rung lacks a seed that the decision rests on.
+    """
     rungs = [rung for rung in LADDER if rung in labels]
     total = [f for f in found if (f.contrast.a, f.contrast.b) == ("kd", "hard") and f.metric in CONFLICT]
     total = [f for f in total if f.effect and f.effect.n > 1]
@@ -233,36 +236,37 @@ def _division(values: Mapping[str, pd.DataFrame], labels: Mapping[str, str], fou
     sentences = []
     for finding in decided:
         table = values[finding.metric]
-        if not set(rungs) <= set(table.columns) or (common := table[rungs].dropna()).empty:
+        if finding.effect is None or not set(rungs) <= set(table.columns):
             continue
-        mean = common.mean()
-        decimals = decimals_for(finding.effect) if finding.effect else 3
+        common = table[rungs].dropna()
+        if len(common) != finding.effect.n:
+            continue
+        mean, decimals = common.mean(), decimals_for(finding.effect)
         parts = [f"{number(mean[c.a] - mean[c.b], decimals, signed=True)} {c.adds}" for c in steps]
         sentences.append(
-            f"{_title(finding)}, {number(mean['kd'] - mean['hard'], decimals, signed=True)}, is the sum of "
-            f"{listed(parts)}"
+            f"{_title(finding)}, {number(mean['kd'] - mean['hard'], decimals, signed=True)} in the mean over "
+            f"n = {len(common)} seeds, is the sum of {listed(parts)}"
         )
     if not sentences:
         return ""
-    return f"Of {total[0].contrast.title}: {'; '.join(sentences)} (means over the seeds that all of them have)."
+    return f"Of {total[0].contrast.title}: {'; '.join(sentences)}."
 
 
-def _cautions(values: Mapping[str, pd.DataFrame], labels: Mapping[str, str]) -> tuple[str, ...]:
-    cautions = []
+def _cautions(values: Mapping[str, pd.DataFrame], labels: Mapping[str, str], main: Contrast | None) -> tuple[str, ...]:
     accuracy = values.get("accuracy", pd.DataFrame())
-    if "hard" in accuracy.columns:
-        gaps = {rung: (accuracy[rung] - accuracy["hard"]).mean() for rung in labels if rung in accuracy.columns}
-        far = [
-            f"{labels[rung]} {number(100 * gap, 1, signed=True)}"
-            for rung, gap in gaps.items()
-            if abs(gap) > ACCURACY_MARGIN
-        ]
-        if far:
-            cautions.append(
-                f"The explainers differ in accuracy: {listed(far)} points from {labels['hard']}. Their conflict "
-                "figures compare networks that classify differently well, so a difference may be due to that."
-            )
-    return tuple(cautions)
+    pairs = [(rung, "hard") for rung in labels] + ([(main.a, main.b)] if main else [])
+    gaps = {(a, b): (accuracy[a] - accuracy[b]).mean() for a, b in pairs if {a, b} <= set(accuracy.columns)}
+    far = [
+        f"{labels[a]} {number(100 * gap, 1, signed=True)} points from {labels[b]}"
+        for (a, b), gap in gaps.items()
+        if abs(gap) > ACCURACY_MARGIN
+    ]
+    if not far:
+        return ()
+    return (
+        f"The explainers differ in accuracy: {listed(far)}. Their conflict figures compare networks that classify "
+        "differently well, so a difference may be due to that.",
+    )
 
 
 def _title(finding: Finding) -> str:
@@ -280,13 +284,9 @@ def _change(finding: Finding) -> str:
 
 
 def size(finding: Finding) -> str:
-    """The size of a change and its interval, both positive where it is decided."""
-    effect = finding.effect
-    assert effect is not None
-    sign = 1 if finding.verdict == RAISES else -1
-    low, high = sorted((sign * effect.low, sign * effect.high))
-    decimals = decimals_for(effect)
-    return f"{number(sign * effect.mean, decimals)} [{number(low, decimals)}, {number(high, decimals)}]"
+    """The size of a change and its interval, without sign."""
+    assert finding.effect is not None
+    return size_of_change(finding.effect)
 
 
 def _basis(found: Sequence[Finding]) -> str:

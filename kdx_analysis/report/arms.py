@@ -10,7 +10,7 @@ import pandas as pd
 from kdx_analysis.errors import AbsentError
 from kdx_analysis.report import health
 from kdx_analysis.report.findings import LOWERS, NO, ONE_SEED, RAISES, verdict
-from kdx_analysis.report.numbers import listed, number
+from kdx_analysis.report.numbers import estimate, listed, number, size_of_change
 from kdx_analysis.report.tables import teacher_accuracy
 from kdx_analysis.runs import METRIC, ArmContrast, Interval, Paired, RunSet, arm_contrasts, arms, bonferroni, t_interval
 
@@ -110,7 +110,10 @@ class ArmAnswer:
 
 
 def arm_answer(runs: RunSet) -> ArmAnswer:
-    """The answer on all students and objectives of ``runs``; KD's comes first. Raises AbsentError without two arms."""
+    """The answer on all students and objectives of ``runs``; KD's comes first.
+
+    Raises AbsentError without two arms that share a seed.
+    """
     found = arms(runs)
     contrasts = arm_contrasts(found)
     groups = [
@@ -130,7 +133,10 @@ def arm_answer(runs: RunSet) -> ArmAnswer:
         for arm, of_arm in members.group("vam").items()
         if "vam_entropy" in of_arm.runs[0].kinds
     )
-    first, *others = [table for table in tables if table.metric == "accuracy" and table.findings]
+    paired = [table for table in tables if table.metric == "accuracy" and table.findings]
+    if not paired:
+        raise AbsentError("the arms of VAM share no seed; train them with the same seeds")
+    first, *others = paired
     details = [_sentence(first, first.findings[1:]), *(_sentence(table, table.findings) for table in others)]
     return ArmAnswer(
         _opening(first, confidence),
@@ -187,11 +193,11 @@ def _gates(student: str, objective: str, arm: str, runs: RunSet) -> ArmGates:
 
 def _opening(table: ArmTable, confidence: float) -> str:
     found = table.findings[0]
-    subject, effect, size = found.contrast.adds, found.effect, _size(found)
+    subject, effect, size = found.contrast.adds, found.effect, estimate(found.effect, 2, signed=True)
     what = f"the test accuracy of {table.student} under {table.objective}"
     basis = f"{found.contrast.title}, {100 * confidence:.4g} % interval, n = {_counted(effect)}"
     if found.verdict in (LOWERS, RAISES):
-        return f"Yes: {subject} {found.verdict} {what} by {size} percentage points ({basis})."
+        return f"Yes: {subject} {found.verdict} {what} by {size_of_change(effect, 2)} percentage points ({basis})."
     if found.verdict == NO:
         return (
             f"No: {subject} makes no difference worth {100 * MARGIN:g} percentage points to {what}: {size} points "
@@ -205,7 +211,9 @@ def _opening(table: ArmTable, confidence: float) -> str:
 def _sentence(table: ArmTable, findings: Sequence[ArmFinding]) -> str:
     """The findings on one student under one objective; '' where there is none."""
     parts = [
-        f"{f.contrast.title} ({f.contrast.adds}) {_size(f)}, {f.verdict}, n = {_counted(f.effect)}" for f in findings
+        f"{f.contrast.title} ({f.contrast.adds}) {estimate(f.effect, 2, signed=True)}, {f.verdict}, "
+        f"n = {_counted(f.effect)}"
+        for f in findings
     ]
     return f"{table.student} under {table.objective}: {'; '.join(parts)}." if parts else ""
 
@@ -222,14 +230,6 @@ def _gate_sentence(gates: Sequence[ArmGates]) -> str:
         f"Under {gates[0].objective} the entropy H/ln M of VAM's gates, 1 at the start, ends at {alpha}; that of the "
         f"shares of flow at {share}, where the same weights at uniform attention have {uniform}."
     )
-
-
-def _size(found: ArmFinding) -> str:
-    effect = found.effect
-    mean = number(effect.mean, 2, signed=True)
-    if effect.n < 2:
-        return mean
-    return f"{mean} [{number(effect.low, 2, signed=True)}, {number(effect.high, 2, signed=True)}]"
 
 
 def _counted(effect: Paired) -> str:

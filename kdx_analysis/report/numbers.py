@@ -7,7 +7,7 @@ import re
 from kdx_analysis.runs import Interval
 from kdx_analysis.runs.numbers import MISSING, decimals_for, estimate, listed, number
 
-__all__ = ["MISSING", "decimals_for", "estimate", "latex", "listed", "number", "percent", "tied"]
+__all__ = ["MISSING", "decimals_for", "estimate", "latex", "listed", "number", "percent", "size_of_change", "tied"]
 
 
 def percent(interval: Interval | None) -> str:
@@ -16,6 +16,12 @@ def percent(interval: Interval | None) -> str:
         return MISSING
     mean = number(100 * interval.mean, 1)
     return mean if interval.n < 2 else f"{mean} [{number(100 * interval.low, 1)}, {number(100 * interval.high, 1)}]"
+
+
+def size_of_change(effect: Interval, decimals: int | None = None) -> str:
+    """What something is raised or lowered by, without sign, its interval the right way round."""
+    lowered = Interval(effect.n, -effect.mean, -effect.high, -effect.low)
+    return estimate(effect if effect.mean > 0 else lowered, decimals)
 
 
 def tied(text: str) -> str:

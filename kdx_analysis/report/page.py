@@ -24,7 +24,7 @@ from kdx_analysis.report import arms, cite, formats, health, numbers, provenance
 from kdx_analysis.report.answer import Answer
 from kdx_analysis.report.claims import Claim, claims
 from kdx_analysis.report.findings import LOWERS, RAISES, Finding
-from kdx_analysis.runs import METRIC, RunSet
+from kdx_analysis.runs import METRIC, RunSet, ladders
 
 PAGE, FIGURES, ANSWER, ARMS, TREES = "report.html", "figures", "answer.csv", "arms.csv", "trees.csv"
 EMBEDDED = 3_000_000  # bytes of figures in a page, as long as their PNGs allow
@@ -191,7 +191,7 @@ class Report:
         titles = {figure.name: re.split("[:,]", figure.title)[0] for figure in drawn}
         trainings = health.health(self.runs)
         script = _resource("report.js")
-        told = zip(self.answers, tables.ladders(self.runs), strict=True)
+        told = zip(self.answers, ladders(self.runs), strict=True)
         return _environment().get_template(template).render(
             answers=[
                 {"said": answer, "grid": _grid(answer), "claims": claims(answer, labels, titles)}
@@ -201,7 +201,7 @@ class Report:
             arms=self.arms,
             arms_file=ARMS,
             margin=100 * arms.MARGIN,
-            accuracy=tables.accuracy(arms.first_arm(self.runs)),
+            accuracy=tables.accuracy(arms.first_arm(self.runs)) if self.answers or not self.arms else [],
             teachers=tables.teacher_accuracy(self.runs),
             tested_images=tables.tested_images(self.runs),
             headlines=tables.headline_tables(self.runs),

@@ -1,44 +1,15 @@
-"""What the report reads off the runs: the ladders that they hold, and the tables of accuracy and headline figures."""
+"""What the report reads off the runs: the answers, and the tables of accuracy and headline figures."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 
-from kdx_analysis.config import LADDER
 from kdx_analysis.report.answer import Answer, answer
-from kdx_analysis.runs import METRIC, METRICS, Interval, Metric, Run, RunSet, t_interval
-
-_SETTINGS = ("decomposition", "positive_weight", "scale_to")
-_DISTILLATION = ("T", "lambda", "cut")
-
-
-def ladders(runs: RunSet) -> list[dict[str, str]]:
-    """For each KD objective of the explainers, rung → label of it and of the controls that share its settings.
-
-    Without a KD objective there is one ladder, of whatever else was run.
-    """
-    configs = {run.objective: run.info["config"]["objective"] for run in runs.filter(role="explainer")}
-    tops = [label for label, config in configs.items() if config["name"] == "kd"] or list(configs)[:1]
-    return [_ladder(configs, configs[top]) for top in tops]
-
-
-def _ladder(configs: Mapping[str, Mapping[str, Any]], top: Mapping[str, Any]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for label, config in configs.items():
-        name = config["name"]
-        settings: tuple[str, ...] = (
-            *_SETTINGS,
-            *(() if name in ("hard", "label_smoothing") else _DISTILLATION),
-        )
-        if name == top["name"]:
-            settings = tuple(top)
-        if all(config.get(key) == top.get(key) for key in settings):
-            found.setdefault(name, label)
-    return {rung: found[rung] for rung in (*LADDER, "label_smoothing") if rung in found}
+from kdx_analysis.report.numbers import number
+from kdx_analysis.runs import METRIC, METRICS, Interval, Metric, Run, RunSet, ladders, t_interval
 
 
 def answers(runs: RunSet) -> list[Answer]:
@@ -127,12 +98,12 @@ def tested_images(runs: RunSet) -> list[str]:
 
 @dataclass(frozen=True)
 class Headline:
-    """One metric under one objective: mean over seeds and mean null, by split."""
+    """One metric under one objective: mean over seeds and mean null, by split; ``n`` a dash where it is unknown."""
 
     objective: str
     values: Mapping[str, Interval]
     nulls: Mapping[str, float]
-    n: int
+    n: str
 
 
 @dataclass(frozen=True)
@@ -173,5 +144,5 @@ def _headline(objective: str, rows: pd.DataFrame) -> Headline:
         objective,
         {str(split): t_interval(group["value"].to_numpy()) for split, group in splits.items()},
         {str(split): float(group["null"].mean()) for split, group in splits.items()},
-        int(rows["n"].iloc[0]),
+        number(rows["n"].iloc[0], 0),
     )

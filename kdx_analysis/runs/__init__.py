@@ -6,6 +6,7 @@ from kdx_analysis.runs.comparison import Comparison
 from kdx_analysis.runs.directory import ROLES, Run, environment, run_id, write_run
 from kdx_analysis.runs.effects import Effect, effects
 from kdx_analysis.runs.headlines import METRIC, METRICS, Metric
+from kdx_analysis.runs.ladders import ladders
 from kdx_analysis.runs.runset import RunSet
 from kdx_analysis.runs.significance import (
     LEAST_SEEDS,
@@ -45,6 +46,7 @@ __all__ = [
     "environment",
     "holm",
     "interquartile_mean",
+    "ladders",
     "paired_difference",
     "paired_t_test",
     "permutation_test",

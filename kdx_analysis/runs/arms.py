@@ -39,7 +39,7 @@ def arm_contrasts(runs: RunSet) -> tuple[ArmContrast, ...]:
     Raises AbsentError if there are not two arms.
     """
     settings = {run.vam: _setting(run) for run in arms(runs)}
-    first, *others = settings
+    first, *others = sorted(settings, key=lambda arm: bool(settings[arm]))
     pairs = [(arm, first) for arm in others]
     pairs += [(a, b) for b in others for a in others if _adds_entropy_alone(settings[a], settings[b])]
     return tuple(ArmContrast(a, b, _adds(settings[a], settings[b])) for a, b in pairs)

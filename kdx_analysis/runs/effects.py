@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from kdx_analysis.errors import KdxError
 from kdx_analysis.runs.significance import LEAST_SEEDS, holm, paired_t_test
 from kdx_analysis.runs.statistics import Paired, bonferroni, paired_difference
 
@@ -31,14 +32,29 @@ class Effect:
 
 
 def by_seed(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per seed: the mean over the pairs of a seed, as of several objectives, that have every column."""
-    return table.dropna().groupby("seed").mean()
+    """One row per seed: the mean over its objectives, of the pairs that have every column.
+
+    Only seeds that have all objectives that occur are kept, so that all means are over the same ones.
+
+    Raises:
+        KdxError: no seed has all of them.
+    """
+    complete = table.dropna()
+    if complete.index.nlevels > 1 and len(complete):
+        objectives = complete.index.get_level_values("objective").unique()
+        held = complete.groupby("seed").size()
+        whole = held.index[held == len(objectives)]
+        if whole.empty:
+            raise KdxError(f"no seed has all of {', '.join(map(str, objectives))}; filter the runs by objective")
+        complete = complete[complete.index.isin(whole, level="seed")]
+    return complete.groupby("seed").mean()
 
 
 def effects(table: pd.DataFrame, against: Hashable, confidence: float = 0.95) -> tuple[Effect, ...]:
     """Every other column of ``table`` minus ``against``, with Bonferroni's intervals and Holm's p-values.
 
-    Columns that share no seed with ``against`` are left out, and not counted among the comparisons.
+    Columns that share no seed with ``against`` are left out, and not counted among the comparisons. Seeds count as in
+    :func:`by_seed`.
 
     Args:
         table: of :meth:`RunSet.values`, a metric of pairs (rows, keyed by seed) by values (columns).

@@ -141,6 +141,7 @@ def _conflict(run: Run) -> Iterator[dict[str, Any]]:
         tables.append(affinity.assign(term="hard", metric="affinity"))
     for table in tables:
         hard = table[(table["term"] == "hard") & table["metric"].isin(METRIC)]
+        hard = hard.assign(null_mean=hard["null_mean"].where(hard["value"].notna()))
         for (metric, split), rows in hard.groupby(["metric", "split"], sort=False):
             yield {
                 "metric": metric, "attention": "", "split": split, "value": rows["value"].mean(),

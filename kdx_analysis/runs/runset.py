@@ -182,8 +182,8 @@ class RunSet:
     def paired(self, metric: str, a: Any, b: Any, *, confidence: float = 0.95, **which: Any) -> Paired:
         """Difference a − b of ``metric`` over the seeds that both have, with its t-interval at ``confidence``.
 
-        ``which`` is as for :meth:`values`. Where a seed has several pairs, as one for each objective, its difference
-        is their mean: n counts seeds.
+        ``which`` is as for :meth:`values`. Where a seed has several pairs, one for each objective, its difference is
+        their mean: n counts seeds, of which those that lack an objective are left out. Raises KdxError if all do.
         """
         table = self.values(metric, **which)
         _check_values((a, b), which.get("by", "objective"), table.columns)
@@ -246,8 +246,3 @@ def _order(run: Run) -> tuple[Any, ...]:
     place = ORDER.index(name) if name in ORDER else len(ORDER)
     plain_first = "vam" in run.info["config"], run.vam
     return ROLES.index(run.role), place, run.objective, plain_first, run.seed, run.id
-
-
-def objective_names(runs: Sequence[Run]) -> dict[str, str]:
-    """Label → name (rung of the ladder) of the objectives of ``runs``."""
-    return {run.objective: run.info["config"]["objective"]["name"] for run in runs if run.role != "teacher"}

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from kdx_analysis.data.sources import CIFAR100_SUPERCLASSES
-from kdx_analysis.runs import RunSet, run_id, write_run
+from kdx_analysis.runs import Run, RunSet, run_id, write_run
 
 EPOCHS = (1, 2, 3)
 EXPERTS = (1, 3, 4)
@@ -89,6 +89,12 @@ def write_one(
         "selection": {"rule": "last", "split": "val", "epoch": EPOCHS[-1]},
     }  # fmt: skip
     write_run(path / id_, info, records)
+
+
+def set_undefined(run: Run, kind: str, column: str, query: str) -> None:
+    """Make one column NaN in the rows of a run's records, as it holds them, that a query chooses."""
+    table = run.record(kind)
+    table.loc[table.eval(query), column] = np.nan
 
 
 def made_records(seed: int, label: str, classes: Sequence[str]) -> dict[str, pd.DataFrame]:

@@ -15,7 +15,7 @@ from kdx_analysis.io import read_parquet, write_parquet
 from kdx_analysis.runs import RunSet
 from tests.planted_trees import EPOCH, random_tree, runs_with
 
-from .conftest import EPOCHS, EXPERTS
+from .conftest import EPOCHS, EXPERTS, Make, set_undefined
 
 
 def record(runs: RunSet, kind: str, objective: str, seed: int) -> pd.DataFrame:
@@ -52,6 +52,20 @@ def test_a_run_is_a_line_whatever_its_experts_are_numbered(study: RunSet) -> Non
     row = data.query("objective == 'kd' and seed == 2 and level == 3")
     assert row["whole"].unique() == pytest.approx(means.sum())
     assert row["whole_null"].unique() == pytest.approx(0.05 * EXPERTS[-1])
+
+
+def test_undefined_contention_has_no_rank_and_no_null(make: Make) -> None:
+    runs = make(("hard", "kd"), (0,))
+    hard, kd = runs.filter(role="explainer")
+    kd.record("contention_by_expert")["null_mean"] = kd.record("contention_by_expert")["epoch"]
+    set_undefined(kd, "contention_by_expert", "value", f"epoch == {EPOCHS[0]}")
+    data = plots.contention.data(runs)
+    assert (data.query("objective == 'kd'")["null"] == EPOCHS[-1]).all()
+    set_undefined(kd, "contention_by_expert", "value", "epoch > 0")
+    assert plots.contention.data(runs)["objective"].unique().tolist() == ["hard"]
+    set_undefined(hard, "contention_by_expert", "value", "epoch > 0")
+    with pytest.raises(KdxError, match="is defined of none of them"):
+        plots.contention(runs)
 
 
 def test_runs_without_what_is_drawn_are_named(tmp_path: Path) -> None:

@@ -20,8 +20,9 @@ from kdx_analysis.io import read_parquet
 from kdx_analysis.plots.figure import Format
 from kdx_analysis.plots.style import Width
 from kdx_analysis.runs import RunSet, t_interval
+from tests.report.conftest import write_study
 
-from .conftest import EPOCHS, Make
+from .conftest import EPOCHS, Make, set_undefined
 from .legible import faults
 
 OF_VAM = ("arms", "vam_attention", "vam_entropy")
@@ -138,15 +139,31 @@ def test_ladder_data_are_those_on_disk(study: RunSet) -> None:
 
 
 def test_a_rung_adds_what_missing_rungs_would_have(make: Make) -> None:
-    runs = make(("hard", "kd_flat", "kd", "kd T=1"), (0, 1))
+    runs = make(("hard", "label_smoothing", "kd_flat", "kd"), (0, 1))
     adds = plots.ladder.data(runs).drop_duplicates("objective").set_index("objective")["adds"]
     assert adds.to_dict() == {
-        "hard": "", "kd_flat": "temperature, loss scale, softness", "kd": "uneven softness, class structure",
-        "kd T=1": "",
+        "hard": "", "label_smoothing": "", "kd_flat": "temperature, loss scale, softness",
+        "kd": "uneven softness, class structure",
     }  # fmt: skip
     figure, _ = plots.ladder(runs)
     assert "not run: hard_T, kd_shuffled" in texts(figure)
-    assert "kd T=1: beside the ladder" in texts(figure)
+    assert "label_smoothing: beside the ladder" in texts(figure)
+
+
+def test_objectives_of_other_settings_are_left_out_and_named(tmp_path: Path) -> None:
+    at_one = [{"name": name, "T": 1} for name in ("kd_shuffled", "kd")]
+    runs = write_study(tmp_path, ["hard", "kd_flat", "kd", *at_one], seeds=2, roles=("explainer",), drawn=True)
+    out = "kd_shuffled T=1.0 and kd T=1.0"
+    data = plots.ladder.data(runs)
+    assert set(data["objective"]) == {"hard", "kd_flat", "kd"}
+    assert data["left_out"].unique().tolist() == [out]
+    assert f"left out, of other settings: {out}" in texts(plots.ladder.draw(data)[0])
+    for figure, other in ((plots.differences, "b"), (plots.conflict_differences, "other")):
+        data = figure.data(runs)
+        assert data[other].unique().tolist() == ["kd_flat", "hard"]
+        drawn, _ = figure.draw(data)
+        assert faults(drawn, "page") == []
+        assert f"left out, of other settings: {out}" in drawn.get_suptitle().replace("\n", " ")
 
 
 def test_ladder_draws_the_t_interval_and_none_with_one_seed(study: RunSet) -> None:
@@ -276,6 +293,31 @@ def test_differences_of_conflict_are_paired_by_seed_and_epoch(study: RunSet) -> 
     assert matrix[max(row["a_row"], row["b_row"]), min(row["a_row"], row["b_row"])] == pytest.approx(row["difference"])
     with pytest.raises(KdxError, match="need kd and another"):
         plots.conflict_differences(runs.filter(objective="hard"))
+
+
+def test_nulls_are_of_the_epochs_in_which_the_cosine_is_defined(make: Make) -> None:
+    runs = make(("hard", "kd"), (0,))
+    kd = runs.filter(role="explainer", objective="kd").runs[0]
+    disk = kd.record("conflict").query("split == 'train' and term == 'hard' and a == 'cat' and b == 'ship'")
+    null = disk.set_index("epoch")["null_mean"]
+    set_undefined(kd, "conflict", "cosine", f"epoch == {EPOCHS[0]}")
+    row = plots.conflict.data(runs).query("objective == 'kd' and a == 'cat' and b == 'ship'").iloc[0]
+    assert (row["undefined"], row["null"]) == (1, pytest.approx(null[EPOCHS[-1]]))
+    other = runs.filter(role="explainer", objective="hard").runs[0].record("conflict")
+    hard = other.query(f"split == 'train' and term == 'hard' and a == 'cat' and b == 'ship' and epoch == {EPOCHS[-1]}")
+    row = plots.conflict_differences.data(runs).query("a == 'cat' and b == 'ship'").iloc[0]
+    assert row["null"] == pytest.approx(null[EPOCHS[-1]] - hard["null_mean"].item())
+
+
+def test_differences_of_conflict_need_conflict_on_both_sides(make: Make) -> None:
+    runs = make(("hard", "kd_flat", "kd"), (0,))
+    hard, _, kd = (run.path / "records" / "conflict.parquet" for run in runs.filter(role="explainer"))
+    hard.unlink()
+    probed = RunSet.load(hard.parents[2])
+    assert plots.conflict_differences.data(probed)["other"].unique().tolist() == ["kd_flat"]
+    kd.unlink()
+    with pytest.raises(KdxError, match="conflict was not probed under 'kd' and another objective"):
+        plots.conflict_differences(RunSet.load(hard.parents[2]))
 
 
 def test_accuracy_against_conflict_is_ranked_over_all_runs(study: RunSet) -> None:

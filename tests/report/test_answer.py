@@ -213,9 +213,17 @@ def test_kd_minus_hard_is_divided_over_the_rungs():
     }
     divided = said({"severity": table(steps, 0.01)}).details[-1]
     assert divided == (
-        "Of kd − hard: conflict severity, −0.650, is the sum of −0.300 class structure, −0.050 unevenness, −0.200 "
-        "softness and −0.100 temperature and loss scale (means over the seeds that all of them have)."
+        "Of kd − hard: conflict severity, −0.650 in the mean over n = 3 seeds, is the sum of −0.300 class structure, "
+        "−0.050 unevenness, −0.200 softness and −0.100 temperature and loss scale."
     )
+
+
+def test_kd_minus_hard_is_not_divided_over_other_seeds_than_it_was_decided_on():
+    severity = table({"hard": 1.0, "kd_shuffled": 0.7, "kd": 0.35}, 0.01)
+    severity.loc[0, "kd_shuffled"] = np.nan
+    told = said({"severity": severity}, ("hard", "kd_shuffled", "kd"))
+    assert any("kd − hard" in detail and "lowers conflict severity" in detail for detail in told.details)
+    assert told.division == ""
 
 
 def test_an_undecided_effect_is_not_divided():
@@ -234,6 +242,13 @@ def test_unlike_accuracy_is_told_beside_the_answer():
     assert "hard_T −20.0 points from hard" in caution
     assert "kd" not in caution.split("points")[0].replace("hard_T", "")
     assert said(planted(0.5) | {"accuracy": table(levels(0.9, rest=0.9))}).cautions == ()
+
+
+@pytest.mark.parametrize("hard", [{}, {"hard": 0.9}])
+def test_unlike_accuracy_of_the_two_that_the_answer_compares_is_told(hard):
+    accuracy = table({**hard, "kd_shuffled": 0.885, "kd": 0.915})
+    (caution,) = said(planted(0.5) | {"accuracy": accuracy}, tuple(accuracy)).cautions
+    assert caution.startswith("The explainers differ in accuracy: kd +3.0 points from kd_shuffled. Their conflict")
 
 
 def test_unmeasured_conflict_gives_no_attribution():

@@ -21,8 +21,8 @@ def plus(*points: float) -> list[float]:
 @pytest.mark.parametrize(
     ("points", "opening"),
     [
-        ((1.0, 1.1, 0.9), "Yes: VAM raises {} by +1.00 [+0.75, +1.25] percentage points {}."),
-        ((-1.0, -1.1, -0.9), "Yes: VAM lowers {} by −1.00 [−1.25, −0.75] percentage points {}."),
+        ((1.0, 1.1, 0.9), "Yes: VAM raises {} by 1.00 [0.75, 1.25] percentage points {}."),
+        ((-1.0, -1.1, -0.9), "Yes: VAM lowers {} by 1.00 [0.75, 1.25] percentage points {}."),
         ((1.0, -1.0, 0.3), "Undecided: whether VAM changes {}; +0.10 [−2.42, +2.62] percentage points {}."),
         (
             (0.02, -0.02, 0),
@@ -64,6 +64,22 @@ def test_a_pair_of_which_one_run_is_missing_is_left_out_and_counted(tmp_path):
     (finding,) = arm_answer(runs).tables[0].findings
     assert finding.effect.n == 2
     assert finding.effect.mean == pytest.approx((10 + 18) / 2)
+
+
+def test_arms_that_share_no_seed_are_no_answer_and_the_page_stands(tmp_path, two_figures):
+    runs = write_arms(tmp_path, {"kd": {"plain": PLAIN, "vam": PLAIN}})
+    apart = RunSet.of(run for run in runs if run.role == "teacher" or (run.vam == "plain") == (run.seed == 0))
+    with pytest.raises(AbsentError, match="share no seed"):
+        arm_answer(apart)
+    assert "kdx-arms" not in Report(apart)._repr_html_()
+
+
+def test_arms_of_two_students_share_a_page(tmp_path, two_figures):
+    write_arms(tmp_path / "small", {"kd": {"plain": PLAIN, "vam": plus(1.0, 1.1, 0.9)}})
+    write_arms(tmp_path / "large", {"kd": {"plain": PLAIN, "vam": PLAIN}}, model="resnet20")
+    text = Report(RunSet.load(tmp_path))._repr_html_()
+    assert "of digits_student under kd multiclass" in text
+    assert "of resnet20 under kd multiclass" in text
 
 
 def test_the_gates_are_told_beside_those_of_uniform_attention(tmp_path):

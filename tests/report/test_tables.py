@@ -6,7 +6,8 @@ from scipy import stats
 
 from kdx_analysis.report.health import Health, health, summary
 from kdx_analysis.report.provenance import differing, provenance
-from kdx_analysis.report.tables import accuracy, answers, headline_tables, ladders, teacher_accuracy
+from kdx_analysis.report.tables import accuracy, answers, headline_tables, teacher_accuracy
+from kdx_analysis.runs import ladders
 
 
 def test_accuracy_is_that_of_the_records(write):
@@ -40,10 +41,18 @@ def test_headlines_stand_beside_their_nulls_on_train_and_validation(write):
     assert hard.objective == "hard"
     assert (hard.values["train"].mean, hard.values["val"].mean) == pytest.approx((0.2, 0.21))
     assert hard.nulls == pytest.approx({"train": 0.5, "val": 0.5})
-    assert hard.n == 6
+    assert hard.n == "6"
     kinds = {(t.metric.name, t.attention) for t in headline_tables(runs)}
     assert ("gate_entropy", "effective") in kinds
     assert ("gate_entropy", "alpha") in kinds
+
+
+def test_a_headline_on_an_unknown_number_of_images_has_a_dash_for_it(write):
+    runs = write(("kd",), seeds=1)
+    for run in runs.filter(role="explainer"):
+        run.record("contention")["n"] = math.nan
+    counts = {t.metric.name: t.rows[0].n for t in headline_tables(runs)}
+    assert (counts["contention"], counts["severity"]) == ("–", "6")
 
 
 def test_controls_belong_to_the_kd_of_their_settings(write):
@@ -53,6 +62,12 @@ def test_controls_belong_to_the_kd_of_their_settings(write):
         {"hard": "hard", "hard_T": "hard_T", "kd": "kd"},
         {"hard": "hard", "hard_T": "hard_T T=1.0", "kd": "kd T=1.0"},
     ]
+
+
+def test_without_kd_the_ladder_is_that_of_the_highest_control(write):
+    at_one = [{"name": name, "T": 1} for name in ("hard_T", "kd_flat")]
+    runs = write(["hard", "hard_T", *at_one], seeds=1)
+    assert ladders(runs) == [{"hard": "hard", "hard_T": "hard_T T=1.0", "kd_flat": "kd_flat T=1.0"}]
 
 
 def test_another_decomposition_is_no_control(write):

@@ -31,6 +31,11 @@ def test_the_arm_without_vam_is_the_reference_whatever_its_name(tmp_path):
     assert contrasts(tmp_path, {"a": VAMConfig(blocks=3), "without": None}) == [("a − without", "VAM")]
 
 
+def test_the_arm_without_vam_is_the_reference_where_the_first_objective_lacks_it(tmp_path):
+    runs = write_arms(tmp_path, {"hard": {"vam": [0.5]}, "kd": {"plain": [0.5], "vam": [0.5]}})
+    assert [contrast.title for contrast in arm_contrasts(runs)] == ["vam − plain"]
+
+
 def test_runs_of_no_two_arms(tmp_path):
     runs = write_arms(tmp_path, {"kd": {"plain": [0.5, 0.6]}})
     with pytest.raises(AbsentError, match="the 3 runs hold no two arms of VAM"):

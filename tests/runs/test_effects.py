@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from kdx_analysis.errors import KdxError
 from kdx_analysis.runs.effects import by_seed, effects
 
 
@@ -62,6 +63,17 @@ def test_several_pairs_of_a_seed_are_one():
     (effect,) = effects(values, "hard")
     assert effect.difference.n == 3
     assert effect.difference.mean == pytest.approx((values["vam"] - values["hard"]).mean())
+
+
+def test_a_seed_that_lacks_an_objective_does_not_shift_the_mean():
+    values = pd.concat({"kd": table(3, vam=0.1), "hard": table(3, vam=0.3)}, names=["objective"])
+    values.loc[("kd", 2), "vam"] = math.nan
+    (effect,) = effects(values, "hard")
+    expected = (values["vam"] - values["hard"]).drop(2, level="seed").mean()
+    assert (effect.difference.n, effect.difference.mean) == (2, pytest.approx(expected))
+    values.loc[("hard", [0, 1]), "vam"] = math.nan
+    with pytest.raises(KdxError, match="no seed has all of kd, hard; filter the runs by objective"):
+        by_seed(values)
 
 
 def test_the_same_difference_in_every_seed_decides_nothing():

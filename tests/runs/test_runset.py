@@ -5,6 +5,7 @@ import pytest
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.runs import Run, RunSet, write_run
+from tests.report.conftest import write_study
 
 
 def make(path, objective="kd", seed=0, accuracy=0.5, role="student", epochs=2, classes=("ant", "bee")) -> Run:
@@ -142,6 +143,15 @@ def test_classes_are_those_that_all_runs_share(tmp_path):
     make(tmp_path, seed=2, classes=("ant", "cat"))
     with pytest.raises(KdxError, match="2 different sets of classes"):
         _ = RunSet.load(tmp_path).classes
+
+
+def test_the_null_of_a_headline_is_of_the_epochs_in_which_it_is_defined(tmp_path):
+    (run,) = write_study(tmp_path, ("kd",), seeds=1, roles=("explainer",)).filter(role="explainer")
+    contention = run.record("contention")
+    contention["value"] = contention["null_mean"] = contention["epoch"].astype(float)
+    contention.loc[contention["epoch"] == 3, "value"] = math.nan
+    row = run.headlines.query("metric == 'modulation' and split == 'train'").iloc[0]
+    assert (row["value"], row["null"]) == (1.5, 1.5)
 
 
 def test_headlines_of_an_explainer(finished):

@@ -255,7 +255,7 @@ differences = Figure(
     "Paired effects of KD, a forest plot: against every other objective, seed by seed",
     "Paired difference kd − other, which shares its settings, on every headline metric: each seed's point, the mean "
     "(upright) and the 95 % t-interval of the paired difference (none with one seed), not corrected for several "
-    "comparisons. An interval that holds the line at 0 tells no difference, given one teacher and split. Only kd − "
+    "comparisons. An interval that holds the line at 0 tells no difference. Only kd − "
     "kd_shuffled isolates class structure; against label_smoothing and hard the difference includes temperature "
     "and softness.",
     _differences_data,

@@ -97,7 +97,11 @@ class Answer:
 def answer(
     values: Mapping[str, pd.DataFrame], labels: Mapping[str, str], nulls: Mapping[str, pd.DataFrame] | None = None
 ) -> Answer:
-    """The answer for one KD objective and its controls; arguments as for :func:`find`."""
+    """The answer for one KD objective and its controls.
+
+    Args:
+        values, labels, nulls: as for :func:`find`.
+    """
     found = find(values, labels, nulls)
     confidence = found[0].confidence if found else 0.95
     all_contrasts = contrasts(labels)

@@ -12,7 +12,7 @@ import pandas as pd
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.registry import unknown
-from kdx_analysis.runs.effects import effects
+from kdx_analysis.runs.effects import by_seed, effects
 from kdx_analysis.runs.grids import EMPTY, Cell, Grid
 from kdx_analysis.runs.headlines import METRIC, METRICS, preferred
 from kdx_analysis.runs.keys import NOT_SET, check_key, in_order, known_keys, value_of
@@ -176,8 +176,8 @@ def alike(groups: Sequence[str], intervals: Sequence[Interval]) -> list[int]:
 
 
 def over_seeds(table: pd.DataFrame, column: Hashable, confidence: float) -> Interval:
-    """Mean and interval of a column of :meth:`RunSet.values`; several pairs of a seed count once, by their mean."""
-    return t_interval(table[column].dropna().groupby("seed").mean().to_numpy(), confidence)
+    """Mean and interval of a column of :meth:`RunSet.values`, seeds counted as in :func:`by_seed`."""
+    return t_interval(by_seed(table[[column]])[column].to_numpy(), confidence)
 
 
 def conditions(runs: RunSet) -> str:

@@ -140,9 +140,7 @@ def attach(
     }
     chosen = _chosen(layers, where)
     if any(is_lazy(p) for p in model.parameters()):
-        raise KdxError(
-            f"{type(model).__name__} has lazy layers, whose shapes are unknown; run it on a batch first"
-        )
+        raise KdxError(f"{type(model).__name__} has lazy layers, whose shapes are unknown; run it on a batch first")
     parameters = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in gate_parameters(model))
     shapes = {path: _shape(layer) for path, layer in layers.items()}
     counts = {path: tuple(_count(C, blocks, channels) for C in shape[:2]) for path, shape in shapes.items()}

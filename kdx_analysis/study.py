@@ -264,6 +264,7 @@ class Study:
         *,
         jobs: int = 1,
         progress: Callable[[int], AbstractContextManager[Progress]] = no_progress,
+        report: bool = True,
     ) -> RunSet:
         """Train what is not done yet, probe it, and write the report to ``out/report``.
 
@@ -271,6 +272,7 @@ class Study:
             out: the study's directory; runs that are finished there are kept.
             jobs: runs trained side by side, in processes of their own.
             progress: makes, from the number of runs, a context manager that shows their epochs; none by default.
+            report: whether to write the report, most of whose time goes into its figures.
 
         Returns:
             All runs of the study, the teacher's among them.
@@ -288,7 +290,8 @@ class Study:
             train_steps(self, [teacher], teacher.path, 1, show)
             train_steps(self, others, teacher.path, jobs, show)
         runs = RunSet.of(Run.load(step.path) for step in steps)
-        Report(runs).save_html(out / "report")
+        if report:
+            Report(runs).save_html(out / "report")
         return runs
 
     def _teacher_with(self, weights: Path) -> nn.Module:

@@ -110,6 +110,15 @@ class recorded:  # noqa: N801
     def __exit__(self, *error) -> None: ...
 
 
+def test_a_study_may_leave_its_report_out(finished, monkeypatch):
+    written = []
+    monkeypatch.setattr("kdx_analysis.report.Report.save_html", lambda self, out: written.append(out))
+    toy_study().run(finished.out, report=False)
+    assert written == []
+    toy_study().run(finished.out)
+    assert written == [finished.out / "report"]
+
+
 def test_finished_runs_are_not_trained_again(finished, monkeypatch):
     before = files(finished.out)
     monkeypatch.setattr("kdx_analysis.execution.fit", None)

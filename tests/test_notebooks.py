@@ -18,7 +18,7 @@ SHORT = {
     "conflict": "EPOCHS, DRAWS = 2, 19",
     "knowledge": "EPOCHS, SEEDS, JOBS, IMAGES, OUT = 1, 1, 1, 3, 'out/ladder'",
     "own_model": "EPOCHS = 2",
-    "quickstart": "EPOCHS, SEEDS, JOBS, IMAGES = 1, 1, 1, 3",
+    "quickstart": "EPOCHS, STUDY_EPOCHS, SEEDS, JOBS, IMAGES = 1, 1, 1, 1, 3",
     "vam": "EPOCHS = 1",
 }
 SHARING = ("compare_runs", "knowledge")  # one study: the second finds the runs of the first

@@ -207,3 +207,7 @@ def test_folders_that_are_no_data_set(tmp_path):
     fill(tmp_path / "parts" / "train")
     with pytest.raises(KdxError, match=r"no test/CLASS"):
         load_dataset(tmp_path / "parts")
+
+
+def test_the_source_names_the_folder_and_not_where_it_lies(parts):
+    assert load_dataset(parts).source == f"image folder {parts.name}"

@@ -176,7 +176,7 @@ def test_half_precision_is_handled_and_kept(probe: str) -> None:
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a model on another device than its images needs a GPU")
 @pytest.mark.parametrize("probe", EVERY)
 def test_a_model_on_another_device_is_probed_there(probe: str) -> None:
     model = explainer()

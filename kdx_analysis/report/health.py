@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from kdx_analysis.runs import Run, RunSet
+from kdx_analysis.runs.headlines import last_level
 
 STILL_FALLING = 0.02
 
@@ -107,8 +108,8 @@ def summary(trainings: Sequence[Health]) -> list[str]:
     gated = [t for t in trainings if t.undefined_gates is not None]
     if gated:
         sentences.append(
-            f"{sum(t.undefined_gates or 0 for t in gated)} figures of separation and modulation are undefined (0/0) "
-            "and left out of the means over epochs, so that objectives may be averaged over different epochs."
+            f"{sum(t.undefined_gates or 0 for t in gated)} figures of separation and modulation are undefined (0/0); "
+            "objectives are compared over the epochs at which all of them are defined."
         )
     return sentences
 
@@ -177,5 +178,5 @@ def _dead(run: Run) -> float:
         & (table["metric"] == "dead_share")
         & (table["attention"] == "effective")
     ]
-    last = chosen[chosen["level"] == chosen["level"].max()]["value"]
+    last = chosen[chosen["level"] == last_level(run)]["value"]
     return float(last.iloc[0]) if len(last) else math.nan

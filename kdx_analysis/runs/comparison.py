@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from kdx_analysis.errors import KdxError
-from kdx_analysis.runs.effects import Effect, effects
+from kdx_analysis.runs.effects import Effect, effects_together
 from kdx_analysis.runs.grids import Cell, Grid, markdown_escaped
 from kdx_analysis.runs.headlines import METRIC
 from kdx_analysis.runs.keys import canonical, check_key, in_order, value_of
@@ -42,9 +42,10 @@ class Comparison:
 
     Attributes:
         by, against: the key, and its value that the others are compared with.
-        confidence: of the table's intervals, and of all differences of one metric together.
+        confidence: of each of the table's intervals, and of all differences together.
         table: mean, interval and n of every metric and value.
-        effects: metric → paired difference of every other value from ``against``.
+        effects: metric → paired difference of every other value from ``against``; their intervals hold together over
+            all metrics and values at ``confidence``.
         caption: of the effects: what the intervals and p-values are.
         notes: on controls, and on what else differs between the runs.
     """
@@ -61,8 +62,8 @@ class Comparison:
         """A row per metric and value.
 
         The columns of the table's cells, then against, difference, difference_low, difference_high,
-        difference_confidence, pairs (seeds that both have), correlation and p_holm, which are NaN (pairs 0) where
-        there are none.
+        difference_confidence, pairs (seeds that both have), difference_over (the epochs that its mean is over, and
+        what was left out), correlation and p_holm, which are NaN (pairs 0) where there are none.
         """
         found = {(name, effect.a): effect for name, several in self.effects.items() for effect in several}
         none = Paired(0, math.nan, math.nan, math.nan, (), math.nan)
@@ -73,8 +74,8 @@ class Comparison:
             d = effect.difference
             rows.append({
                 "against": self.against, "difference": d.mean, "difference_low": d.low, "difference_high": d.high,
-                "difference_confidence": effect.confidence, "pairs": d.n, "correlation": d.correlation,
-                "p_holm": effect.p,
+                "difference_confidence": effect.confidence, "pairs": d.n, "difference_over": str(d.coverage),
+                "correlation": d.correlation, "p_holm": effect.p,
             })  # fmt: skip
         return pd.concat([self.table.to_frame(), pd.DataFrame(rows)], axis=1)
 
@@ -164,10 +165,8 @@ def compare(
     metrics = measured(chosen, metric)
     axes = (by, METRIC_AXIS) if len(values) >= len(metrics) else (METRIC_AXIS, by)  # the longer side runs down
     table = make_table(chosen, *axes, metrics, role, reference, confidence)
-    found = {}
-    for name in metrics:
-        held = chosen.values(name, by=by, role=chosen.runs[0].role)
-        found[name] = effects(held, reference, confidence) if reference in held.columns else ()
+    tables = {name: chosen.by_epoch(name, by=by, role=chosen.runs[0].role) for name in metrics}
+    found = effects_together(tables, reference, confidence, {name: METRIC[name].pairs_make for name in metrics})
     notes = [*_uncompared(table, by, reference, found), *_on_controls(chosen, by), _differing(chosen, by)]
     caption = _caption(found, reference, confidence, conditions(chosen))
     return Comparison(by, reference, confidence, table, found, caption, tuple(notes))
@@ -177,13 +176,15 @@ def _caption(found: Mapping[str, Sequence[Effect]], against: Hashable, confidenc
     n = [effect.difference.n for several in found.values() for effect in several]
     tested = [count for count in n if count >= LEAST_SEEDS]
     interval = (
-        f"mean and t-interval, Bonferroni-corrected to hold at {100 * confidence:.4g} % for all comparisons of one "
-        "metric at once"
+        f"mean and t-interval, Bonferroni-corrected to hold at {100 * confidence:.4g} % for all {len(n)} comparisons at "
+        "once"
     )
     sentences = [
         f"Paired differences from {against} over the n seeds that both have: "
         f"{interval if max(n, default=0) > 1 else 'mean'}{given}.",
         ONE_SEED if 1 in n else "",
+        "Figures of several epochs are compared epoch by epoch, over those at which both sides are defined."
+        if any(effect.difference.coverage.probed for several in found.values() for effect in several) else "",
         "p: paired t-tests, adjusted by Holm over the same comparisons; they rest on normal differences."
         if tested else "",
         f"No p-value over seeds is given below n = {LEAST_SEEDS}." if len(tested) < len(n) or not n else "",
@@ -202,6 +203,10 @@ def _uncompared(
         compared = {against, *(effect.a for effect in found[str(name)])}
         if missing := [str(value) for value in cells[by] if value not in compared]:
             yield f"No seed in common with {against} in {METRIC[str(name)].title}, so not compared: {listed(missing)}."
+    for name, several in found.items():
+        for effect in several:
+            if not effect.difference.coverage.complete:
+                yield f"{METRIC[name].title}, {effect.a} − {effect.b}: over {effect.difference.coverage}."
 
 
 def _on_controls(runs: RunSet, by: str) -> Iterator[str]:

@@ -21,7 +21,7 @@ from kdx_analysis.config import digest
 from kdx_analysis.errors import KdxError
 from kdx_analysis.io import read_json, read_parquet, staged_directory, write_json, write_parquet
 from kdx_analysis.models.tree import Tree
-from kdx_analysis.runs.headlines import headlines
+from kdx_analysis.runs.headlines import headlines, per_epoch
 from kdx_analysis.training.checkpoints import save_weights
 
 FORMAT = 1
@@ -115,14 +115,19 @@ class Run:
 
     @cached_property
     def headlines(self) -> pd.DataFrame:
-        """Its headline figures: columns metric, attention ('' where it does not matter), split, value, null, n.
+        """Its headline figures: columns metric, attention ('' where it does not matter), split, value, null, n, ….
 
         ``null`` is NaN where there is none. ``n`` is the number of test images for accuracy and agreement, of gates for
         gate entropy, of subtasks for specialisation, of probe images for the rest. Conflict figures are of the plain
-        hard loss, the same for every objective, and means over the probed epochs; epochs where a figure is undefined
-        are left out.
+        hard loss, the same for every objective, and means over ``epochs`` of the ``probed`` ones: those at which the
+        figure is defined, its null over the same. ``undefined`` counts the pairs of subtasks that could not go in.
         """
         return headlines(self)
+
+    @cached_property
+    def per_epoch(self) -> pd.DataFrame:
+        """What :attr:`headlines` are means of: metric, attention, split, epoch, value, null, undefined, n."""
+        return per_epoch(self)
 
     @cached_property
     def tree(self) -> Tree:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.runs.significance import LEAST_SEEDS, holm, paired_t_test
-from kdx_analysis.runs.statistics import Paired, bonferroni, paired_difference
+from kdx_analysis.runs.statistics import Coverage, Paired, bonferroni, paired_difference
+
+Reduction = Literal["mean", "median"]
 
 
 @dataclass(frozen=True)
@@ -31,42 +34,172 @@ class Effect:
     p: float
 
 
-def by_seed(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per seed: the mean over its objectives, of the pairs that have every column.
+def common(table: pd.DataFrame) -> pd.Series:
+    """Which rows of ``table`` are defined for every column that is defined anywhere in the same seed and objective.
 
-    Only seeds that have all objectives that occur are kept, so that all means are over the same ones.
+    A column without any value there, as of a run that is missing, asks nothing.
+    """
+    held = table.notna()
+    if "epoch" not in table.index.names:
+        return pd.Series(True, index=table.index)
+    present = held.groupby([name for name in table.index.names if name in ("objective", "seed")], sort=False)
+    return (held | ~present.transform("any")).all(axis=1)
+
+
+def over_epochs(table: pd.DataFrame, over_pairs: Reduction = "mean") -> pd.DataFrame:
+    """Means over epochs of what pairs of subtasks make in each, ``over_pairs``; NaN are left out."""
+    for level, reduction in (("pair", over_pairs), ("epoch", "mean")):
+        names = list(table.index.names)
+        if level in names:
+            table = table.groupby([name for name in names if name != level], sort=False).agg(reduction)
+    return table
+
+
+def by_seed(table: pd.DataFrame, over_pairs: Reduction = "mean") -> pd.DataFrame:
+    """One row per seed, from the rows in which every column is defined.
+
+    Pairs of subtasks are reduced within an epoch, epochs are averaged within an objective, objectives within a seed,
+    so that all columns of a seed are over the same of each. Only seeds that have all objectives that occur are kept.
+
+    Args:
+        table: of :meth:`RunSet.values` or :meth:`RunSet.by_epoch`: rows keyed by seed and, where there are several, by
+            objective, epoch and pair.
+        over_pairs: how pairs of subtasks make a figure, ``mean`` or ``median``.
 
     Raises:
-        KdxError: no seed has all of them.
+        KdxError: no seed has all objectives.
     """
-    complete = table.dropna()
-    if complete.index.nlevels > 1 and len(complete):
-        objectives = complete.index.get_level_values("objective").unique()
-        held = complete.groupby("seed").size()
-        whole = held.index[held == len(objectives)]
-        if whole.empty:
-            raise KdxError(f"no seed has all of {', '.join(map(str, objectives))}; filter the runs by objective")
-        complete = complete[complete.index.isin(whole, level="seed")]
-    return complete.groupby("seed").mean()
+    complete = over_epochs(table.dropna(), over_pairs)
+    if "objective" not in complete.index.names or complete.empty:
+        return complete
+    objectives = complete.index.get_level_values("objective").unique()
+    held = complete.groupby("seed").size()
+    whole = held.index[held == len(objectives)]
+    if whole.empty:
+        raise KdxError(f"no seed has all of {', '.join(map(str, objectives))}; filter the runs by objective")
+    return complete[complete.index.isin(whole, level="seed")].groupby("seed").mean()
 
 
-def effects(table: pd.DataFrame, against: Hashable, confidence: float = 0.95) -> tuple[Effect, ...]:
+def coverage(table: pd.DataFrame, columns: Sequence[Hashable], rows_taken: pd.Series | None = None) -> Coverage:
+    """How many of the epochs, seeds and pairs of subtasks in ``table`` have all of ``columns``.
+
+    Rows as for :func:`by_seed`, of which ``rows_taken``, by default all, went into the figure; seeds in which none of
+    the columns has a value are not counted.
+    """
+    names = list(table.index.names)
+    if "epoch" not in names:
+        return Coverage()
+    held = table[list(columns)].notna()
+    by_epoch, by_run = ([name for name in names if name not in left] for left in (("pair",), ("pair", "epoch")))
+    whole = held.all(axis=1) if rows_taken is None else held.all(axis=1) & rows_taken
+    rows = pd.DataFrame({"whole": whole, "any": held.any(axis=1)})
+    epochs = rows.groupby(by_epoch, sort=False).any()
+    counted = epochs.groupby(by_run, sort=False).agg(whole=("whole", "sum"), any=("any", "any"), probed=("any", "size"))
+    counted = counted[counted["any"]]
+    compared = counted[counted["whole"] > 0]
+    pairs_left_out = 0
+    if "pair" in names:
+        at_compared = rows["whole"].groupby(by_epoch, sort=False).transform("any")
+        pairs_left_out = int((at_compared & ~rows["whole"]).sum())
+    return Coverage(
+        tuple(compared["whole"].astype(int)), tuple(compared["probed"]), len(counted) - len(compared), pairs_left_out
+    )
+
+
+def paired(
+    table: pd.DataFrame, a: Hashable, b: Hashable, confidence: float = 0.95, over_pairs: Reduction = "mean"
+) -> Paired | None:
+    """Difference a − b of two columns over seeds, each seed's over what both have; None where no seed has both.
+
+    Args:
+        table, over_pairs: as for :func:`by_seed`.
+        confidence: of the t-interval.
+
+    >>> rows = pd.MultiIndex.from_product([[0, 1], [1, 9]], names=["seed", "epoch"])
+    >>> table = pd.DataFrame({"kd": [0.1, 0.5, 0.2, 0.6], "hard": [np.nan, 0.4, np.nan, 0.4]}, index=rows)
+    >>> found = paired(table, "kd", "hard")
+    >>> round(found.mean, 3), str(found.coverage)
+    (0.15, '1 of 2 epochs')
+    """
+    if not {a, b} <= set(table.columns):
+        return None
+    both = by_seed(table[[a, b]], over_pairs)
+    if both.empty:
+        return None
+    difference = paired_difference(both[a].to_numpy(), both[b].to_numpy(), confidence)
+    return replace(difference, coverage=coverage(table, [a, b]))
+
+
+def comparisons(table: pd.DataFrame, against: Hashable, over_pairs: Reduction = "mean") -> int:
+    """The number of columns of ``table`` that share a seed with ``against``."""
+    return len(_compared(table, against, over_pairs))
+
+
+def effects(
+    table: pd.DataFrame,
+    against: Hashable,
+    confidence: float = 0.95,
+    *,
+    family: int | None = None,
+    over_pairs: Reduction = "mean",
+) -> tuple[Effect, ...]:
     """Every other column of ``table`` minus ``against``, with Bonferroni's intervals and Holm's p-values.
 
     Columns that share no seed with ``against`` are left out, and not counted among the comparisons. Seeds count as in
     :func:`by_seed`.
 
     Args:
-        table: of :meth:`RunSet.values`, a metric of pairs (rows, keyed by seed) by values (columns).
+        table, over_pairs: as for :func:`by_seed`; columns are the values compared.
         against: the column that the others are compared with.
         confidence: of all intervals together.
+        family: the number of comparisons that are shown together; by default those of this table.
     """
-    pairs = {a: by_seed(table[[a, against]]) for a in table.columns if a != against}
-    pairs = {a: both for a, both in pairs.items() if len(both)}
-    each = bonferroni(len(pairs), confidence)
-    found = [paired_difference(both[a].to_numpy(), both[against].to_numpy(), each) for a, both in pairs.items()]
-    p = holm([paired_t_test(d.differences) if d.n >= LEAST_SEEDS else np.nan for d in found])
-    return tuple(
-        Effect(a, against, difference, each, float(p_holm))
-        for a, difference, p_holm in zip(pairs, found, p, strict=True)
-    )
+    if family is None:
+        family = comparisons(table, against, over_pairs)
+    return _adjusted(_effects(table, against, bonferroni(family, confidence), over_pairs))
+
+
+def effects_together(
+    tables: Mapping[str, pd.DataFrame],
+    against: Hashable,
+    confidence: float = 0.95,
+    over_pairs: Mapping[str, Reduction] | None = None,
+) -> dict[str, tuple[Effect, ...]]:
+    """:func:`effects` of several metrics, whose intervals hold together over all metrics and comparisons.
+
+    Holm's p-values are over all of them too.
+
+    Args:
+        tables: metric → its table; one without the column ``against`` has no effects.
+        against, confidence: as for :func:`effects`.
+        over_pairs: metric → how its pairs of subtasks are reduced; by default their mean.
+    """
+    reductions = {name: (over_pairs or {}).get(name, "mean") for name in tables}
+    compared = {name: table for name, table in tables.items() if against in table.columns}
+    family = sum(comparisons(table, against, reductions[name]) for name, table in compared.items())
+    each = bonferroni(family, confidence)
+    raw = {name: _effects(table, against, each, reductions[name]) for name, table in compared.items()}
+    adjusted = iter(_adjusted([effect for several in raw.values() for effect in several]))
+    return {name: tuple(next(adjusted) for _ in raw.get(name, ())) for name in tables}
+
+
+def _compared(table: pd.DataFrame, against: Hashable, over_pairs: Reduction) -> list[Hashable]:
+    others = [a for a in table.columns if a != against]
+    return [a for a in others if not by_seed(table[[a, against]], over_pairs).empty]
+
+
+def _effects(table: pd.DataFrame, against: Hashable, confidence: float, over_pairs: Reduction) -> list[Effect]:
+    """With p-values that are not adjusted."""
+    rows = []
+    for a in _compared(table, against, over_pairs):
+        difference = paired(table, a, against, confidence, over_pairs)
+        assert difference is not None
+        p = paired_t_test(difference.differences) if difference.n >= LEAST_SEEDS else np.nan
+        rows.append(Effect(a, against, difference, confidence, p))
+    return rows
+
+
+def _adjusted(rows: Sequence[Effect]) -> tuple[Effect, ...]:
+    """With Holm's p-values over all ``rows``."""
+    p = holm([effect.p for effect in rows])
+    return tuple(replace(effect, p=float(adjusted)) for effect, adjusted in zip(rows, p, strict=True))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,10 +16,10 @@ from kdx_analysis.errors import KdxError
 from kdx_analysis.registry import unknown
 from kdx_analysis.runs.comparison import Comparison, compare
 from kdx_analysis.runs.directory import INFO, ROLES, Run
-from kdx_analysis.runs.effects import by_seed
-from kdx_analysis.runs.headlines import METRIC, preferred
+from kdx_analysis.runs.effects import common, over_epochs, paired
+from kdx_analysis.runs.headlines import METRIC, per_pair, preferred
 from kdx_analysis.runs.keys import canonical, check_key, differing, in_order, places, value_of
-from kdx_analysis.runs.statistics import Paired, paired_difference
+from kdx_analysis.runs.statistics import Paired
 from kdx_analysis.runs.tables import Table, make_table
 
 ORDER = (*LADDER[:1], "label_smoothing", *LADDER[1:])
@@ -123,16 +122,25 @@ class RunSet:
         return self._keyed(frames)
 
     def to_frame(self) -> pd.DataFrame:
-        """Headline figures of all runs: the keys, then metric, attention, split, value, null, n."""
-        return self._headlines.reset_index(drop=True)
+        """Headline figures of all runs: the keys, then what :attr:`Run.headlines` holds.
+
+        Each is the mean over its run's own epochs. Figures that are set against each other are taken over common ones:
+        see :meth:`values` and :meth:`paired`.
+        """
+        self._some()
+        return self._keyed([run.headlines.assign(**run.keys) for run in self.runs])
 
     @cached_property
-    def _headlines(self) -> pd.DataFrame:
-        """Indexed by the number of each row's run."""
+    def _per_epoch(self) -> pd.DataFrame:
+        """What headline figures are means of, indexed by the number of each row's run."""
+        self._some()
+        tables = [run.per_epoch for run in self.runs]
+        numbers = np.repeat(np.arange(len(self)), [len(table) for table in tables])
+        return pd.concat(tables, ignore_index=True).set_axis(numbers)
+
+    def _some(self) -> None:
         if not self.runs:
             raise KdxError("there is no run to take figures from; loosen the filter")
-        tables = [run.headlines.assign(**run.keys) for run in self.runs]
-        return self._keyed(tables).set_axis(np.repeat(np.arange(len(self)), [len(table) for table in tables]))
 
     def _keyed(self, frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
         frame = pd.concat(frames, ignore_index=True)
@@ -146,7 +154,9 @@ class RunSet:
         """One headline figure as a table of what is compared: pairs (rows) by the values of ``by`` (columns).
 
         A row holds runs that share their seed and, where the runs compared have several, their objective. Other
-        differences between runs of one column are refused rather than averaged over.
+        differences between runs of one column are refused rather than averaged over. A figure of several epochs is the
+        mean over those at which it is defined for every run of the row that has it at all, so that a row may be read
+        across; where there is no such epoch it is NaN. :meth:`by_epoch` has every epoch.
 
         Args:
             metric: one of METRIC.
@@ -154,41 +164,97 @@ class RunSet:
             role: of the runs; where ``by`` is 'role', all but teachers are compared.
             split, attention: by default those that headlines rest on: train for conflict, test for accuracy,
                 effective attention for gates.
-            of: the figure itself, or its null.
+            of: the figure itself, or its null, over the same epochs.
 
         Raises:
             KdxError: an unknown name, or two runs for one cell, with the configuration keys in which they differ.
         """
+        which = {"by": by, "role": role, "split": split, "attention": attention}
+        values = self.by_epoch(metric, **which)
+        chosen = values if of == "value" else self.by_epoch(metric, **which, of=of)
+        return over_epochs(chosen.where(common(values), axis=0), METRIC[metric].pairs_make)
+
+    def by_epoch(
+        self, metric: str, *, by: str = "objective", role: str = "explainer", split: str | None = None,
+        attention: str | None = None, of: Literal["value", "null"] = "value",
+    ) -> pd.DataFrame:  # fmt: skip
+        """:meth:`values` epoch by epoch: rows are keyed by seed, epoch and, where there are several, objective.
+
+        A cell is NaN where a run has no such figure, or where it is undefined, as 0/0. An epoch is its place among the
+        probed ones (1, 2, …) where all runs were probed equally often, else its number; a figure of the selected epoch
+        has the place 1. Where a figure of pairs of subtasks lacks some of them in any run, rows are keyed by pair too,
+        so that runs can be compared on the pairs that they share.
+        """
         if metric not in METRIC:
             raise unknown("headline figure", metric, METRIC)
         check_key(self.runs, by)
-        frame = self._headlines
-        of_role = frame["role"] != "teacher" if by == "role" else frame["role"] == role
+        frame = self._per_epoch
+        roles = np.array([run.role for run in self.runs], dtype=object)[frame.index]
+        of_role = roles != "teacher" if by == "role" else roles == role
         chosen = frame[of_role & (frame["metric"] == metric)]
         for column, wanted in (("split", split), ("attention", attention)):
             chosen = chosen[chosen[column] == (preferred(set(chosen[column])) if wanted is None else wanted)]
-        values = chosen[of].to_numpy()
-        rows = places([self.runs[place] for place in chosen.index], by)
+        if METRIC[metric].over_pairs and (chosen["undefined"] > 0).any():
+            chosen = self._by_pair(chosen, metric)
+        return self._crossed(chosen, by, of)
+
+    def _by_pair(self, chosen: pd.DataFrame, metric: str) -> pd.DataFrame:
+        """Rows of ``chosen``, one an epoch, as one a pair of subtasks; they stay as they are without records of pairs.
+
+        A pair's null is that of the epoch.
+        """
+        tables = []
+        for number, rows in chosen.groupby(level=0, sort=False):
+            pairs = per_pair(self.runs[int(str(number))], metric)
+            if pairs.empty:
+                return chosen
+            merged = rows.drop(columns="value").merge(pairs, on=["split", "epoch"], how="left")
+            tables.append(merged.set_axis([number] * len(merged)))
+        return pd.concat(tables)
+
+    def _crossed(self, chosen: pd.DataFrame, by: str, of: str) -> pd.DataFrame:
+        """The column ``of`` of the runs' rows, in the places that :func:`places` gives the runs."""
+        numbers = list(dict.fromkeys(chosen.index))
+        rows = places([self.runs[number] for number in numbers], by)
         objectives = in_order(shared.objective for shared in rows)
         order = sorted(rows, key=lambda shared: (objectives.index(shared.objective), shared.seed))
-        index = pd.MultiIndex.from_arrays([[s.objective for s in order], [s.seed for s in order]])
+        epochs = _epoch_keys(chosen)
+        cells = [
+            chosen.loc[[numbers[place]]].assign(
+                objective=shared.objective, seed=shared.seed, column=column, epoch=epochs[numbers[place]]
+            )
+            for shared in order
+            for column, place in rows[shared].items()
+        ]
         columns = in_order(column for row in rows.values() for column in row)
+        keys = ["objective", "seed", "epoch", *(["pair"] if "pair" in chosen else [])]
+        if not cells:
+            empty = pd.MultiIndex.from_arrays([[]] * len(keys), names=keys)
+            return pd.DataFrame(index=empty.droplevel("objective"), columns=pd.Index([], name=by), dtype=float)
+        long = pd.concat(cells, ignore_index=True)
+        index = pd.MultiIndex.from_frame(long[keys].drop_duplicates())
         table = pd.DataFrame(
-            [[values[rows[s][c]] if c in rows[s] else math.nan for c in columns] for s in order],
-            index=index.set_names(["objective", "seed"]), columns=pd.Index(columns, name=by), dtype=float,
-        )  # fmt: skip
+            {column: long[long["column"] == column].set_index(keys)[of].reindex(index) for column in columns}, dtype=float
+        )
+        table.columns = pd.Index(columns, name=by)
         return table if len(objectives) > 1 else table.droplevel("objective")
 
     def paired(self, metric: str, a: Any, b: Any, *, confidence: float = 0.95, **which: Any) -> Paired:
         """Difference a − b of ``metric`` over the seeds that both have, with its t-interval at ``confidence``.
 
-        ``which`` is as for :meth:`values`. Where a seed has several pairs, one for each objective, its difference is
-        their mean: n counts seeds, of which those that lack an objective are left out. Raises KdxError if all do.
+        A figure of several epochs is compared epoch by epoch, over those at which both are defined, and then averaged;
+        ``coverage`` of the result says over how many. ``which`` is as for :meth:`values`. Where a seed has several
+        pairs, one for each objective, its difference is their mean: n counts seeds, of which those that lack an
+        objective are left out. Raises KdxError if all do, or if no seed has both.
         """
-        table = self.values(metric, **which)
+        table = self.by_epoch(metric, **which)
         _check_values((a, b), which.get("by", "objective"), table.columns)
-        both = by_seed(table[[a, b]])
-        return paired_difference(both[a].to_numpy(), both[b].to_numpy(), confidence)
+        found = paired(table, a, b, confidence, METRIC[metric].pairs_make)
+        if found is None:
+            raise KdxError(
+                f"{metric} of {a} and {b} can't be paired: no seed has both, at an epoch at which both are defined"
+            )
+        return found
 
     def table(
         self, rows: str = "objective", columns: str = "metric", metric: str | Sequence[str] | None = None, *,
@@ -196,9 +262,11 @@ class RunSet:
     ) -> Table:  # fmt: skip
         """Mean over seeds, Student-t interval and n of every cell, as DataFrame, Markdown, CSV and LaTeX.
 
-        Bold is what paired differences decide, with Bonferroni's correction over the m comparisons of a cell's
-        neighbours of one metric (t-intervals at 1 − 0.05/m; method, §7): with ``against`` every value that differs
-        from it, without it the one value, if any, that is better than each of the others.
+        Bold is what paired differences decide, with Bonferroni's correction over the m comparisons of the whole table,
+        all metrics together (t-intervals at 1 − 0.05/m; method, §7): with ``against`` every value that differs from
+        it, without it the one value, if any, that is better than each of the others. Figures of several epochs are
+        compared epoch by epoch, over those at which both are defined; a cell is the mean over the epochs at which all
+        runs of its seed are, and its ``over`` says how many those are.
 
         Args:
             rows, columns: two keys of runs or of the configuration, or one and 'metric'. What is compared are the
@@ -206,7 +274,7 @@ class RunSet:
             metric: one or several of METRIC; by default all that the runs hold.
             role: of the runs; by default explainers, else students, else trees. Both keys' runs where one is 'role'.
             against: the value of the key that others are compared with.
-            confidence: of the intervals, and of all comparisons of one metric together.
+            confidence: of each interval, and of all comparisons together.
 
         Raises:
             KdxError: an unknown name, no run of the role, several metrics where none of the keys is 'metric', or two
@@ -220,8 +288,8 @@ class RunSet:
     ) -> Comparison:  # fmt: skip
         """Every value of ``by``, its paired difference from ``against`` over seeds, and what else differs.
 
-        Intervals of differences are Bonferroni's over the comparisons of one metric; from six seeds on p-values of
-        paired t-tests stand beside them, adjusted by Holm, and below none.
+        Intervals of differences are Bonferroni's over all comparisons shown, of all metrics; from six seeds on p-values
+        of paired t-tests stand beside them, adjusted by Holm over the same, and below none.
 
         Args:
             metric, role, confidence: as for :meth:`table`.
@@ -232,6 +300,14 @@ class RunSet:
             KdxError: an unknown name, no run of the role, fewer than two values, or two runs for one seed of a cell.
         """
         return compare(self, metric, by, against, role, confidence)
+
+
+def _epoch_keys(chosen: pd.DataFrame) -> dict[int, np.ndarray]:
+    """For every run's rows the epoch by its place where all were probed equally often, else by its number."""
+    epochs = {number: rows["epoch"].to_numpy() for number, rows in chosen.groupby(level=0, sort=False)}
+    if len({len(np.unique(each)) for each in epochs.values()}) > 1:
+        return {int(str(number)): each for number, each in epochs.items()}
+    return {int(str(number)): 1 + np.unique(each, return_inverse=True)[1] for number, each in epochs.items()}
 
 
 def _check_values(wanted: Iterable[Any], by: str, valid: Iterable[Any]) -> None:

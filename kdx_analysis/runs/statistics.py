@@ -12,6 +12,54 @@ from kdx_analysis.errors import KdxError
 
 
 @dataclass(frozen=True)
+class Coverage:
+    """What a mean over epochs rests on, and what could not go into it.
+
+    Attributes:
+        epochs: for every seed, the number of epochs that its value or difference is a mean over.
+        probed: for every seed, the number of epochs at which it was probed.
+        seeds_left_out: seeds that have no epoch at which both sides are defined.
+        pairs_left_out: values of pairs of subtasks, over all seeds and epochs, that are undefined on one side or both.
+    """
+
+    epochs: tuple[int, ...] = ()
+    probed: tuple[int, ...] = ()
+    seeds_left_out: int = 0
+    pairs_left_out: int = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing was left out."""
+        return self.epochs == self.probed and not self.seeds_left_out and not self.pairs_left_out
+
+    def __str__(self) -> str:
+        """As ``3 of 4 epochs``; '' for what is measured once.
+
+        >>> print(Coverage((3, 4, 4), (4, 4, 4), pairs_left_out=2))
+        3 to 4 of 4 epochs, 2 pairs of subtasks left out
+        """
+        parts = []
+        if max(self.probed, default=1) > 1:
+            counts, probed = (_span(each) for each in (self.epochs, self.probed))
+            parts.append(f"{probed} epochs" if self.epochs == self.probed else f"{counts} of {probed} epochs")
+            if self.seeds_left_out:
+                total = len(self.probed) + self.seeds_left_out
+                parts.append(f"{self.seeds_left_out} of {total} seeds left out")
+        if self.pairs_left_out:
+            parts.append(f"{_counted(self.pairs_left_out, 'pair')} of subtasks left out")
+        return ", ".join(parts)
+
+
+def _span(counts: Sequence[int]) -> str:
+    """``4``, or ``3 to 4`` where they differ; ``no`` for none."""
+    return " to ".join(map(str, dict.fromkeys((min(counts), max(counts))))) if counts else "no"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+@dataclass(frozen=True)
 class Interval:
     """A mean over ``n`` seeds with its Student-t interval; ``low`` and ``high`` are NaN for n = 1."""
 
@@ -28,10 +76,19 @@ class Interval:
 
 @dataclass(frozen=True)
 class Paired(Interval):
-    """Mean difference of pairs; ``correlation`` of the two sides (NaN below n = 3 or without variance)."""
+    """Mean difference of pairs.
+
+    Attributes:
+        differences: one a pair.
+        correlation: of the two sides; NaN below n = 3 or without variance.
+        levels: the means of the two sides, over the same pairs and the same epochs as the difference.
+        coverage: what went into the difference of each pair.
+    """
 
     differences: tuple[float, ...]
     correlation: float
+    levels: tuple[float, float] = (float("nan"), float("nan"))
+    coverage: Coverage = Coverage()
 
 
 def t_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95) -> Interval:
@@ -65,7 +122,9 @@ def paired_difference(
     interval = t_interval(x - y, confidence)
     varied = len(x) > 2 and x.std() > 0 and y.std() > 0
     correlation = float(np.corrcoef(x, y)[0, 1]) if varied else float("nan")
-    return Paired(interval.n, interval.mean, interval.low, interval.high, tuple((x - y).tolist()), correlation)
+    levels = float(x.mean()), float(y.mean())
+    differences = tuple((x - y).tolist())
+    return Paired(interval.n, interval.mean, interval.low, interval.high, differences, correlation, levels)
 
 
 def bonferroni(comparisons: int, confidence: float = 0.95) -> float:

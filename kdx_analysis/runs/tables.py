@@ -12,9 +12,9 @@ import pandas as pd
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.registry import unknown
-from kdx_analysis.runs.effects import by_seed, effects
+from kdx_analysis.runs.effects import by_seed, common, comparisons, coverage, effects
 from kdx_analysis.runs.grids import EMPTY, Cell, Grid
-from kdx_analysis.runs.headlines import METRIC, METRICS, preferred
+from kdx_analysis.runs.headlines import METRIC, METRICS, Metric, preferred
 from kdx_analysis.runs.keys import NOT_SET, check_key, in_order, known_keys, value_of
 from kdx_analysis.runs.numbers import decimals_for, listed, number
 from kdx_analysis.runs.statistics import Interval, t_interval
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 METRIC_AXIS = "metric"
 ONE_SEED = "With n = 1 there is no interval and nothing is decided."
-_FIGURES = ("split", "attention", "mean", "low", "high", "confidence", "n", "null", "bold")
+_FIGURES = ("split", "attention", "mean", "low", "high", "confidence", "n", "over", "null", "bold")
 _COMPARED = ("explainer", "student", "tree")
 
 
@@ -34,8 +34,8 @@ class Table:
 
     Attributes:
         rows, columns: the keys that are crossed; one may be 'metric'.
-        cells: a row per cell: the value of either key, metric, split, attention, mean, low, high, confidence, n, null,
-            bold.
+        cells: a row per cell: the value of either key, metric, split, attention, mean, low, high, confidence, n, over
+            (the epochs that the mean is over, and what was left out), null, bold.
         holds: what the cells hold, in sentences.
         rule: by which they are bold; '' where there is no interval.
     """
@@ -111,14 +111,18 @@ def make_table(
         raise KdxError(f"a table of {by!r} by {across!r} shows one metric, not {listed(metrics)}; name one")
     values = in_order(value_of(run, by) for run in chosen)
     reference = None if against is None else value_among(against, values, by)
-    parts = []
-    for name in metrics:
-        groups = {name: chosen} if across == METRIC_AXIS else chosen.group(across)
-        for other, group in groups.items():
-            if by not in known_keys(group):
-                continue
-            part = _part(group, name, by, reference, confidence)
-            parts.append(part.assign(**{across: other, METRIC_AXIS: name}))
+    groups = [
+        (other, group, name)
+        for name in metrics
+        for other, group in ({name: chosen} if across == METRIC_AXIS else chosen.group(across)).items()
+        if by in known_keys(group)
+    ]
+    figures = [_figures(group, name, by) for _, group, name in groups]
+    family = sum(_comparisons(table, METRIC[name], reference) for table, (_, _, name) in zip(figures, groups, strict=True))
+    parts = [
+        _part(group, table, name, by, reference, confidence, family).assign(**{across: other, METRIC_AXIS: name})
+        for table, (other, group, name) in zip(figures, groups, strict=True)
+    ]
     keys = dict.fromkeys((rows, columns, METRIC_AXIS))
     cells = pd.concat(parts, ignore_index=True)
     cells = cells[[*keys, *(column for column in cells.columns if column not in keys)]]
@@ -207,13 +211,33 @@ def pooled(runs: RunSet, by: str) -> str:
     return f"A seed's runs under {listed(objectives)} count once, by their mean."
 
 
-def _part(runs: RunSet, metric: str, by: str, against: Hashable | None, confidence: float) -> pd.DataFrame:
+def _figures(runs: RunSet, metric: str, by: str) -> pd.DataFrame:
+    """One metric of one group of runs, epoch by epoch; values of ``by`` without any are left out."""
+    roles = {run.role for run in runs}
+    role = next(iter(roles)) if len(roles) == 1 else "explainer"
+    return runs.by_epoch(metric, by=by, role=role).dropna(axis=1, how="all")
+
+
+def _comparisons(table: pd.DataFrame, metric: Metric, against: Hashable | None) -> int:
+    """How many comparisons the bold face of one metric's cells rests on.
+
+    Without ``against`` a value is bold where it beats every other. That one of k values does so by chance takes one of
+    k to win k − 1 comparisons on the same side, so k − 1 of them are corrected for.
+    """
+    if against is not None:
+        return comparisons(table, against, metric.pairs_make) if against in table.columns else 0
+    return max(0, len(table.columns) - 1)
+
+
+def _part(
+    runs: RunSet, table: pd.DataFrame, metric: str, by: str, against: Hashable | None, confidence: float, family: int
+) -> pd.DataFrame:
     """One metric of one group of runs: a row per value of ``by``."""
     roles = {run.role for run in runs}
     role = next(iter(roles)) if len(roles) == 1 else "explainer"
     values, nulls = (runs.values(metric, by=by, role=role, of=of) for of in ("value", "null"))
     values = values.dropna(axis=1, how="all")
-    bold = _bold(values, metric, against, confidence)
+    bold = _bold(table, METRIC[metric], against, confidence, family)
     frame = runs.to_frame().query("metric == @metric")
     looked = {column: preferred(set(frame[column])) for column in ("split", "attention")}
     rows = []
@@ -223,22 +247,26 @@ def _part(runs: RunSet, metric: str, by: str, against: Hashable | None, confiden
         rows.append({
             by: value, **looked, "mean": interval.mean, "low": interval.low, "high": interval.high,
             "confidence": confidence, "n": interval.n, "null": null, "bold": value in bold,
+            "over": str(coverage(table, [value], common(table))),
         })  # fmt: skip
     return pd.DataFrame(rows, columns=[by, *_FIGURES])
 
 
-def _bold(values: pd.DataFrame, metric: str, against: Hashable | None, confidence: float) -> set[Hashable]:
+def _bold(
+    table: pd.DataFrame, metric: Metric, against: Hashable | None, confidence: float, family: int
+) -> set[Hashable]:
     """The columns that differ from ``against``; without it the one that is better than every other, if one is."""
+    options: dict[str, Any] = {"family": family, "over_pairs": metric.pairs_make}
     if against is not None:
-        if against not in values.columns:
+        if against not in table.columns:
             return set()
-        return {effect.a for effect in effects(values, against, confidence) if effect.difference.excludes_zero}
-    sign = {"higher": 1, "lower": -1, "": math.nan}[METRIC[metric].better]
+        return {effect.a for effect in effects(table, against, confidence, **options) if effect.difference.excludes_zero}
+    sign = {"higher": 1, "lower": -1, "": math.nan}[metric.better]
     best = set[Hashable]()
-    for value in values.columns:
-        others = effects(values, value, confidence)
+    for value in table.columns:
+        others = effects(table, value, confidence, **options)
         lost = [e.difference.excludes_zero and sign * e.difference.mean < 0 for e in others]
-        if len(lost) == len(values.columns) - 1 and lost and all(lost):
+        if len(lost) == len(table.columns) - 1 and lost and all(lost):
             best.add(value)
     return best
 
@@ -251,7 +279,8 @@ def _shown(cells: pd.DataFrame) -> list[Cell]:
     for cell, interval, places in zip(records, intervals, decimals, strict=True):
         ends = f"[{number(interval.low, places)}, {number(interval.high, places)}]" if interval.n > 1 else ""
         null = "" if math.isnan(cell["null"]) else f", null {number(cell['null'], places)}"
-        details = (ends, f"n = {interval.n}{null}")
+        part = f", {cell['over']}" if " of " in cell["over"] else ""
+        details = (ends, f"n = {interval.n}{part}{null}")
         shown.append(Cell(number(interval.mean, places), details, cell["bold"]))
     return shown
 
@@ -285,7 +314,7 @@ def _epochs(cells: pd.DataFrame, runs: RunSet) -> str:
 
 
 def _rule(cells: pd.DataFrame, against: Hashable | None, confidence: float) -> str:
-    each = f"t-interval, Bonferroni-corrected to hold at {100 * confidence:.4g} % for all comparisons with it at once"
+    each = f"t-interval, Bonferroni-corrected to hold at {100 * confidence:.4g} % for all comparisons shown at once"
     if against is not None:
         return f"Bold: differs from {against}, that is the paired difference's {each}, excludes 0"
     metrics = [METRIC[name] for name in in_order(cells[METRIC_AXIS])]

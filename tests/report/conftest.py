@@ -130,7 +130,7 @@ def _metrics(values: Mapping[str, float], seed: int) -> pd.DataFrame:
 def _probed(values: Mapping[str, float], classes: Sequence[str]) -> dict[str, pd.DataFrame]:
     K = len(classes)
     gates = [
-        {"epoch": epoch, "of": of, "level": 2, "attention": attention, "metric": metric,
+        {"epoch": epoch, "of": of, "level": 3 if of == "gates" else 2, "attention": attention, "metric": metric,
          "value": values.get(name, 0.3), "initial": 0.9, "n": K, "tau": 1.0}
         for epoch in EPOCHS
         for attention in ("alpha", "effective")

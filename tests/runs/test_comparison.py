@@ -19,6 +19,7 @@ from tests.runs import latex
 KIND = {"accuracy": "metrics", "contention": "contention", "gate_entropy": "gate_summary"}
 ASKED = list(KIND)
 RUNGS = ("hard", "kd_flat", "kd_shuffled", "kd")
+COMPARISONS = len(ASKED) * (len(RUNGS) - 1)
 
 
 def planted(seeds: int) -> dict[str, dict[str, list[float]]]:
@@ -68,9 +69,9 @@ def from_disk(runs: RunSet, metric: str) -> pd.DataFrame:
 @pytest.mark.parametrize("seeds", [5, 10])
 def test_every_number_is_that_of_the_parquet_files(studies, seeds):
     frame = studies[seeds].compare(ASKED, against="kd_shuffled").to_frame().set_index(["metric", "objective"])
+    p = {}
     for metric in ASKED:
         values = from_disk(studies[seeds], metric)
-        p = {}
         for objective in RUNGS:
             row, own = frame.loc[metric, objective], values[objective]
             interval = stats.t.interval(0.95, seeds - 1, own.mean(), stats.sem(own))
@@ -80,16 +81,16 @@ def test_every_number_is_that_of_the_parquet_files(studies, seeds):
                 assert not row["bold"]
                 continue
             test = stats.ttest_rel(own, values["kd_shuffled"])
-            low, high = test.confidence_interval(1 - 0.05 / 3)
+            low, high = test.confidence_interval(1 - 0.05 / COMPARISONS)
             told = [row["difference"], row["difference_low"], row["difference_high"]]
             assert told == pytest.approx([(own - values["kd_shuffled"]).mean(), low, high])
             assert row["bold"] == (low > 0 or high < 0)
             assert row["pairs"] == seeds
-            p[objective] = test.pvalue
-        order = sorted(p, key=p.__getitem__)
-        adjusted = np.maximum.accumulate([min(1, (3 - i) * p[o]) for i, o in enumerate(order)])
-        told = [frame.loc[(metric, objective), "p_holm"] for objective in order]
-        assert told == (pytest.approx(adjusted) if seeds == 10 else pytest.approx([math.nan] * 3, nan_ok=True))
+            p[metric, objective] = test.pvalue
+    order = sorted(p, key=p.__getitem__)
+    adjusted = np.maximum.accumulate([min(1, (COMPARISONS - i) * p[place]) for i, place in enumerate(order)])
+    told = [frame.loc[place, "p_holm"] for place in order]
+    assert told == (pytest.approx(adjusted) if seeds == 10 else pytest.approx([math.nan] * COMPARISONS, nan_ok=True))
     assert set(frame["bold"]) == {True, False}
 
 
@@ -105,7 +106,7 @@ def test_the_latex_tables_hold_the_numbers_of_the_parquet_files(studies, seeds, 
             assert float(text) == pytest.approx(values[objective].mean(), abs=0.51 * 10 ** -len(text.partition(".")[2]))
             decided = False
             if seeds > 1 and objective != "hard":
-                interval = stats.ttest_rel(values[objective], values["hard"]).confidence_interval(1 - 0.05 / 3)
+                interval = stats.ttest_rel(values[objective], values["hard"]).confidence_interval(1 - 0.05 / COMPARISONS)
                 decided = interval.low > 0 or interval.high < 0
             assert (r"\textbf" in shown[objective][i]) == decided
     assert len(effects) == 1 + 3 * 3
@@ -116,7 +117,7 @@ def test_the_latex_tables_hold_the_numbers_of_the_parquet_files(studies, seeds, 
         values = from_disk(studies[seeds], metric)
         told = [float(number.replace("−", "-")) for number in re.findall(r"[+−]?\d+\.\d+", text)]
         d = values[a] - values[b]
-        interval = stats.ttest_1samp(d, 0).confidence_interval(1 - 0.05 / 3) if seeds > 1 else ()
+        interval = stats.ttest_1samp(d, 0).confidence_interval(1 - 0.05 / COMPARISONS) if seeds > 1 else ()
         assert told == pytest.approx([d.mean(), *interval], abs=0.0051)
         assert int(n) == seeds
     assert latex.compiles(source, tmp_path)
@@ -253,7 +254,7 @@ def test_a_table_bolds_what_is_better_than_every_other(studies):
             others = [o for o in RUNGS if o != best]
             sign = 1 if metric == "accuracy" else -1
             ends = [
-                stats.ttest_rel(sign * values[best], sign * values[o]).confidence_interval(1 - 0.05 / 3) for o in others
+                stats.ttest_rel(sign * values[best], sign * values[o]).confidence_interval(1 - 0.05 / COMPARISONS) for o in others
             ]
             lead = best if all(interval.low > 0 for interval in ends) else None
         assert [o for o in RUNGS if cells[metric, o]] == ([lead] if lead else [])

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from kdx_analysis.report.answer import MEANS, Answer, size
-from kdx_analysis.report.findings import ASKED, LOWERS, NO, ONE_SEED, RAISES, UNDECIDED, Finding
+from kdx_analysis.report.answer import Answer, change
+from kdx_analysis.report.findings import ASKED, NO, ONE_SEED, UNDECIDED, Finding
 from kdx_analysis.report.numbers import decimals_for, estimate, latex, number
 from kdx_analysis.runs import METRIC
 
@@ -37,13 +37,16 @@ class Claim:
 def claims(answer: Answer, labels: Mapping[str, str], drawn: Collection[str]) -> list[Claim]:
     """KD against its nearest control on every metric asked about, then whatever else is decided.
 
+    Every interval is corrected over all metrics and contrasts, so the chance that any of the sentences is false is at
+    most 5 %.
+
     Args:
         labels: rung → the objective's label, as of :func:`answer`.
         drawn: names of the figures that the report shows.
     """
     measured = [f for f in answer.findings if f.metric in ASKED and f.effect is not None]
     first = [f for f in measured if f.contrast.attributes and f.contrast == answer.findings[0].contrast]
-    decided = [f for f in measured if f not in first and f.verdict in (LOWERS, RAISES)]
+    decided = [f for f in measured if f not in first and f.quotable.changed]
     return [
         Claim(
             _sentence(finding, labels),
@@ -58,14 +61,15 @@ def _sentence(finding: Finding, labels: Mapping[str, str]) -> str:
     contrast, effect, title = finding.contrast, finding.effect, METRIC[finding.metric].title
     assert effect is not None
     a, b = labels[contrast.a], labels[contrast.b]
-    interval = f"{100 * finding.confidence:.4g} % t-interval of the paired difference, n = {effect.n} seeds"
+    over = f", {effect.coverage}" if str(effect.coverage) else ""
+    interval = f"{100 * finding.confidence:.4g} % t-interval of the paired difference, n = {effect.n} seeds{over}"
     signed = estimate(effect, signed=True)
-    if finding.verdict in (LOWERS, RAISES):
-        meaning = MEANS[finding.metric][finding.verdict == RAISES]
-        claim = f"{a} {finding.verdict} {title} by {size(finding)} against {b} ({interval}): {meaning}"
-        if finding.beyond_null:
+    if finding.quotable.changed:
+        claim = f"{a} {change(finding, finding.quotable, b)} ({interval}): {finding.meaning()}"
+        if finding.quotable.beyond_null:
             return f"{claim}."
-        return f"{claim}, but not beyond its null: above that {a} − {b} is {estimate(finding.excess, signed=True)}."
+        excess = estimate(finding.quotable.excess, signed=True)
+        return f"{claim}, but not beyond its null: above that {a} − {b} is {excess}."
     if finding.verdict == NO:
         margin = number(finding.margin, decimals_for(effect))
         return (

@@ -11,7 +11,8 @@ import pandas as pd
 
 from kdx_analysis.config import LADDER
 from kdx_analysis.report.numbers import listed
-from kdx_analysis.runs import METRICS, Paired, paired_difference
+from kdx_analysis.runs import METRIC, METRICS, Paired, bonferroni
+from kdx_analysis.runs.effects import by_seed, paired
 
 CONFLICT = tuple(metric.name for metric in METRICS if metric.conflict)
 ASKED = (*CONFLICT, "gate_entropy")
@@ -43,25 +44,25 @@ class Contrast:
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One metric under one contrast.
+class Decision:
+    """What the interval of one metric under one contrast decides, at one confidence.
 
     Attributes:
-        effect: paired difference a − b with its interval at ``confidence``; None if no seed has both.
-        margin: a tenth of the metric's mean size under hard labels; NaN if hard was not run or the metric not
-            asked about.
+        effect: paired difference a − b with its interval; None if no seed has both.
+        excess: the paired difference of what the metric has above its null; None where no seed has a null in both.
+        confidence: of both intervals.
         verdict: lowers, raises, no difference, undecided, one seed, not measured; '' for metrics not asked about.
-        excess: the paired difference of what the metric has above its null, at the same confidence; None where no seed
-            has a null in both.
     """
 
-    metric: str
-    contrast: Contrast
     effect: Paired | None
+    excess: Paired | None
     confidence: float
-    margin: float
     verdict: str
-    excess: Paired | None = None
+
+    @property
+    def changed(self) -> bool:
+        """Whether it lowers or raises the metric."""
+        return self.verdict in (LOWERS, RAISES)
 
     @property
     def beyond_null(self) -> bool:
@@ -69,6 +70,47 @@ class Finding:
         if self.excess is None or self.effect is None:
             return True
         return self.excess.excludes_zero and self.excess.mean * self.effect.mean > 0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One metric under one contrast.
+
+    Attributes:
+        margin: a tenth of the metric's mean size under hard labels; NaN if hard was not run or the metric not
+            asked about.
+        quotable: what is decided at 95 % over all metrics and contrasts together, so that every such sentence of a
+            report may be quoted beside the others.
+        alone: what this contrast decides by itself, at 95 % over the metrics asked about. It is the answer to a
+            question that was asked beforehand; of many contrasts it is exploratory.
+    """
+
+    metric: str
+    contrast: Contrast
+    margin: float
+    quotable: Decision
+    alone: Decision
+
+    @property
+    def effect(self) -> Paired | None:
+        """Paired difference a − b with the interval that may be quoted; None if no seed has both."""
+        return self.quotable.effect
+
+    @property
+    def confidence(self) -> float:
+        """Of the interval that may be quoted."""
+        return self.quotable.confidence
+
+    @property
+    def verdict(self) -> str:
+        """What may be quoted."""
+        return self.quotable.verdict
+
+    def meaning(self) -> str:
+        """What the change of the metric means, in words."""
+        assert self.effect is not None
+        after, before = self.effect.levels
+        return METRIC[self.metric].meaning(before, after)
 
 
 def contrasts(labels: Mapping[str, str]) -> tuple[Contrast, ...]:
@@ -123,32 +165,49 @@ def verdict(effect: Paired | None, margin: float) -> str:
 def find(
     values: Mapping[str, pd.DataFrame], labels: Mapping[str, str], nulls: Mapping[str, pd.DataFrame] | None = None
 ) -> tuple[Finding, ...]:
-    """Every metric under every contrast, at confidence 1 − 0.05/m over the m metrics asked about that were measured.
+    """Every metric under every contrast.
+
+    With m metrics asked about that were measured, and k comparisons of them under all contrasts, intervals are at
+    1 − 0.05/k where they may be quoted and at 1 − 0.05/m where a contrast stands alone.
 
     Args:
-        values: metric → its value, seeds (rows) by rungs (columns); NaN or no column where not measured.
+        values: metric → its value by rungs (columns), one row a seed, or as :meth:`RunSet.by_epoch` has them; NaN or no
+            column where not measured. A difference is over the epochs at which both sides are defined.
         labels: as for :func:`contrasts`.
-        nulls: conflict metric → its null, as ``values``.
+        nulls: metric → its null, as ``values``.
     """
     asked = [metric for metric in ASKED if metric in values and values[metric].notna().to_numpy().any()]
-    confidence = 1 - 0.05 / max(1, len(asked))
-    found = []
+    measured = []
     for metric in (*asked, *(metric for metric in values if metric not in ASKED)):
-        table = values[metric]
-        hard = table["hard"].mean() if "hard" in table.columns else math.nan
-        margin = MARGIN_SHARE * abs(float(hard)) if metric in asked else math.nan
+        above = _above_null(values[metric], (nulls or {}).get(metric))
         for contrast in contrasts(labels):
-            effect = _paired(table, contrast, confidence)
-            decided = verdict(effect, margin) if metric in asked else ""
-            excess = _paired(table - nulls[metric], contrast, confidence) if nulls and metric in nulls else None
-            found.append(Finding(metric, contrast, effect, confidence, margin, decided, excess))
+            sides, reduction = (contrast.a, contrast.b), METRIC[metric].pairs_make
+            effect = paired(values[metric], *sides, over_pairs=reduction)
+            excess = None if above is None else paired(above, *sides, over_pairs=reduction)
+            measured.append((metric, contrast, effect, excess))
+    compared = sum(effect is not None and metric in asked for metric, _, effect, _ in measured)
+    together, alone = (bonferroni(family) for family in (max(compared, len(asked)), len(asked)))
+    margins = {metric: _margin(values[metric], metric) for metric in asked}
+    found = []
+    for metric, contrast, effect, excess in measured:
+        margin = margins.get(metric, math.nan)
+        decisions = (_decision(metric, effect, excess, margin, confidence) for confidence in (together, alone))
+        found.append(Finding(metric, contrast, margin, *decisions))
     return tuple(found)
 
 
-def _paired(table: pd.DataFrame, contrast: Contrast, confidence: float) -> Paired | None:
-    if not {contrast.a, contrast.b} <= set(table.columns):
-        return None
-    both = table[[contrast.a, contrast.b]].dropna()
-    if both.empty:
-        return None
-    return paired_difference(both[contrast.a].to_numpy(), both[contrast.b].to_numpy(), confidence)
+def _above_null(table: pd.DataFrame, null: pd.DataFrame | None) -> pd.DataFrame | None:
+    return None if null is None or not null.notna().to_numpy().any() else table - null
+
+
+def _margin(table: pd.DataFrame, metric: str) -> float:
+    if "hard" not in table.columns:
+        return math.nan
+    return MARGIN_SHARE * abs(float(by_seed(table[["hard"]], METRIC[metric].pairs_make)["hard"].mean()))
+
+
+def _decision(
+    metric: str, effect: Paired | None, excess: Paired | None, margin: float, confidence: float
+) -> Decision:
+    effect, excess = (None if each is None else each.at(confidence) for each in (effect, excess))
+    return Decision(effect, excess, confidence, verdict(effect, margin) if metric in ASKED else "")

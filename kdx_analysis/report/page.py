@@ -23,7 +23,7 @@ from kdx_analysis.io import staged_file, write_text
 from kdx_analysis.report import arms, cite, formats, health, numbers, provenance, tables, trees
 from kdx_analysis.report.answer import Answer
 from kdx_analysis.report.claims import Claim, claims
-from kdx_analysis.report.findings import LOWERS, RAISES, Finding
+from kdx_analysis.report.findings import LOWERS, RAISES, Decision, Finding
 from kdx_analysis.runs import METRIC, RunSet, ladders
 
 PAGE, FIGURES, ANSWER, ARMS, TREES = "report.html", "figures", "answer.csv", "arms.csv", "trees.csv"
@@ -266,7 +266,7 @@ def _grid(answer: Answer) -> dict[str, Any]:
     return {"contrasts": contrasts, "rows": rows}
 
 
-def _decided(finding: Finding | Claim | arms.ArmFinding) -> bool:
+def _decided(finding: Finding | Decision | Claim | arms.ArmFinding) -> bool:
     return finding.verdict in (LOWERS, RAISES)
 
 

@@ -9,15 +9,16 @@ import pandas as pd
 
 from kdx_analysis.report.answer import Answer, answer
 from kdx_analysis.report.numbers import number
-from kdx_analysis.runs import METRIC, METRICS, Interval, Metric, Run, RunSet, ladders, t_interval
+from kdx_analysis.runs import METRICS, Interval, Metric, Run, RunSet, ladders, t_interval
+from kdx_analysis.runs.effects import common, coverage
 
 
 def answers(runs: RunSet) -> list[Answer]:
     """One answer per KD objective that explainers were trained under, over all headline metrics."""
     if not len(runs.filter(role="explainer")):
         return []
-    tables = {metric.name: runs.values(metric.name) for metric in METRICS}
-    nulls = {metric.name: runs.values(metric.name, of="null") for metric in METRICS if metric.conflict}
+    tables = {metric.name: runs.by_epoch(metric.name) for metric in METRICS}
+    nulls = {metric.name: runs.by_epoch(metric.name, of="null") for metric in METRICS}
     found = []
     for labels in ladders(runs):
         rungs = {label: rung for rung, label in labels.items()}
@@ -98,11 +99,15 @@ def tested_images(runs: RunSet) -> list[str]:
 
 @dataclass(frozen=True)
 class Headline:
-    """One metric under one objective: mean over seeds and mean null, by split; ``n`` a dash where it is unknown."""
+    """One metric under one objective: mean over seeds and mean null, by split; ``n`` a dash where it is unknown.
+
+    Means are over the epochs at which all objectives are defined; ``over`` says how many of how many, by split.
+    """
 
     objective: str
     values: Mapping[str, Interval]
     nulls: Mapping[str, float]
+    over: Mapping[str, str]
     n: str
 
 
@@ -121,28 +126,53 @@ def headline_tables(runs: RunSet) -> list[HeadlineTable]:
     Of the explainers, or of all but teachers where there is none, as among models trained elsewhere.
     """
     explainers = runs.filter(role="explainer")
-    others = RunSet.of(run for run in runs if run.role != "teacher")
-    frame = (explainers if len(explainers) else others).to_frame()
+    role = "explainer" if len(explainers) else "student"
+    shown = explainers if len(explainers) else RunSet.of(run for run in runs if run.role != "teacher")
+    frame = shown.to_frame()
     frame = frame[~frame["metric"].isin(["accuracy", "agreement"])].dropna(subset="value")
     found = []
-    for name in METRIC:
-        of_metric = frame[frame["metric"] == name]
+    for metric in METRICS:
+        of_metric = frame[frame["metric"] == metric.name]
         for attention in sorted(of_metric["attention"].unique(), reverse=True):
             chosen = of_metric[of_metric["attention"] == attention]
+            sides = {
+                split: _side(shown, metric, role, split, attention) for split in dict.fromkeys(map(str, chosen["split"]))
+            }
             rows = [
-                _headline(objective, chosen[chosen["objective"] == objective])
+                _headline(objective, chosen[chosen["objective"] == objective], sides)
                 for objective in runs.objectives
                 if (chosen["objective"] == objective).any()
             ]
-            found.append(HeadlineTable(METRIC[name], attention, tuple(rows)))
+            found.append(HeadlineTable(metric, attention, tuple(rows)))
     return found
 
 
-def _headline(objective: str, rows: pd.DataFrame) -> Headline:
-    splits = dict(list(rows.groupby("split")))
+@dataclass(frozen=True)
+class _Side:
+    """One metric on one split: seeds by objectives, its null, and the epochs behind each objective."""
+
+    values: pd.DataFrame
+    nulls: pd.DataFrame
+    over: Mapping[str, str]
+
+
+def _side(runs: RunSet, metric: Metric, role: str, split: str, attention: str) -> _Side:
+    which = {"role": role, "split": split, "attention": attention}
+    by_epoch = runs.by_epoch(metric.name, **which)
+    over = {str(o): str(coverage(by_epoch, [o], common(by_epoch))) for o in by_epoch.columns}
+    return _Side(runs.values(metric.name, **which), runs.values(metric.name, **which, of="null"), over)
+
+
+def _headline(objective: str, rows: pd.DataFrame, sides: Mapping[str, _Side]) -> Headline:
+    held = {
+        split: side
+        for split, side in sides.items()
+        if objective in side.values.columns and side.values[objective].notna().any()
+    }
     return Headline(
         objective,
-        {str(split): t_interval(group["value"].to_numpy()) for split, group in splits.items()},
-        {str(split): float(group["null"].mean()) for split, group in splits.items()},
+        {split: t_interval(side.values[objective].to_numpy()) for split, side in held.items()},
+        {split: float(side.nulls[objective].mean()) for split, side in held.items()},
+        {split: side.over[objective] for split, side in held.items()},
         number(rows["n"].iloc[0], 0),
     )

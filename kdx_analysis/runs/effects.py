@@ -40,7 +40,7 @@ def common(table: pd.DataFrame) -> pd.Series:
     A column without any value there, as of a run that is missing, asks nothing.
     """
     held = table.notna()
-    if "epoch" not in table.index.names:
+    if "epoch" not in table.index.names or table.empty:
         return pd.Series(True, index=table.index)
     present = held.groupby([name for name in table.index.names if name in ("objective", "seed")], sort=False)
     return (held | ~present.transform("any")).all(axis=1)
@@ -90,19 +90,17 @@ def coverage(table: pd.DataFrame, columns: Sequence[Hashable], rows_taken: pd.Se
     if "epoch" not in names:
         return Coverage()
     held = table[list(columns)].notna()
-    by_epoch, by_run = ([name for name in names if name not in left] for left in (("pair",), ("pair", "epoch")))
     whole = held.all(axis=1) if rows_taken is None else held.all(axis=1) & rows_taken
-    rows = pd.DataFrame({"whole": whole, "any": held.any(axis=1)})
-    epochs = rows.groupby(by_epoch, sort=False).any()
-    counted = epochs.groupby(by_run, sort=False).agg(whole=("whole", "sum"), any=("any", "any"), probed=("any", "size"))
-    counted = counted[counted["any"]]
-    compared = counted[counted["whole"] > 0]
+    by_epoch, by_run = ([name for name in names if name not in inner] for inner in (("pair",), ("pair", "epoch")))
+    at_epoch = whole.groupby(by_epoch, sort=False).any()
+    taken, probed = (getattr(at_epoch.groupby(by_run, sort=False), count)() for count in ("sum", "size"))
+    there = held.any(axis=1).groupby(by_run, sort=False).any()
+    compared = there & (taken > 0)
     pairs_left_out = 0
     if "pair" in names:
-        at_compared = rows["whole"].groupby(by_epoch, sort=False).transform("any")
-        pairs_left_out = int((at_compared & ~rows["whole"]).sum())
+        pairs_left_out = int((whole.groupby(by_epoch, sort=False).transform("any") & ~whole).sum())
     return Coverage(
-        tuple(compared["whole"].astype(int)), tuple(compared["probed"]), len(counted) - len(compared), pairs_left_out
+        tuple(taken[compared].astype(int)), tuple(probed[compared]), int((there & ~compared).sum()), pairs_left_out
     )
 
 
@@ -123,11 +121,13 @@ def paired(
     """
     if not {a, b} <= set(table.columns):
         return None
-    both = by_seed(table[[a, b]], over_pairs)
-    if both.empty:
+    sides = table[a].to_numpy(), table[b].to_numpy()
+    if table.index.nlevels > 1:
+        both = by_seed(table[[a, b]], over_pairs)
+        sides = both[a].to_numpy(), both[b].to_numpy()
+    if np.isnan(sides[0] - sides[1]).all():
         return None
-    difference = paired_difference(both[a].to_numpy(), both[b].to_numpy(), confidence)
-    return replace(difference, coverage=coverage(table, [a, b]))
+    return replace(paired_difference(*sides, confidence), coverage=coverage(table, [a, b]))
 
 
 def comparisons(table: pd.DataFrame, against: Hashable, over_pairs: Reduction = "mean") -> int:

@@ -172,7 +172,8 @@ class RunSet:
         which = {"by": by, "role": role, "split": split, "attention": attention}
         values = self.by_epoch(metric, **which)
         chosen = values if of == "value" else self.by_epoch(metric, **which, of=of)
-        return over_epochs(chosen.where(common(values), axis=0), METRIC[metric].pairs_make)
+        shared = chosen.mul(common(values).map({True: 1.0, False: np.nan}), axis=0)
+        return over_epochs(shared, METRIC[metric].pairs_make)
 
     def by_epoch(
         self, metric: str, *, by: str = "objective", role: str = "explainer", split: str | None = None,
@@ -217,27 +218,21 @@ class RunSet:
         numbers = list(dict.fromkeys(chosen.index))
         rows = places([self.runs[number] for number in numbers], by)
         objectives = in_order(shared.objective for shared in rows)
-        order = sorted(rows, key=lambda shared: (objectives.index(shared.objective), shared.seed))
-        epochs = _epoch_keys(chosen)
-        cells = [
-            chosen.loc[[numbers[place]]].assign(
-                objective=shared.objective, seed=shared.seed, column=column, epoch=epochs[numbers[place]]
-            )
-            for shared in order
-            for column, place in rows[shared].items()
-        ]
         columns = in_order(column for row in rows.values() for column in row)
         keys = ["objective", "seed", "epoch", *(["pair"] if "pair" in chosen else [])]
-        if not cells:
-            empty = pd.MultiIndex.from_arrays([[]] * len(keys), names=keys)
-            return pd.DataFrame(index=empty.droplevel("objective"), columns=pd.Index([], name=by), dtype=float)
-        long = pd.concat(cells, ignore_index=True)
-        index = pd.MultiIndex.from_frame(long[keys].drop_duplicates())
-        table = pd.DataFrame(
-            {column: long[long["column"] == column].set_index(keys)[of].reindex(index) for column in columns}, dtype=float
-        )
+        at = {
+            numbers[place]: (objectives.index(shared.objective), shared.seed, columns.index(column))
+            for shared, row in rows.items()
+            for column, place in row.items()
+        }
+        placed = pd.DataFrame([at[number] for number in chosen.index], columns=["objective", "seed", "column"])
+        long = placed.assign(epoch=_epoch_keys(chosen), value=chosen[of].to_numpy(dtype=float))
+        long = long.assign(pair=chosen["pair"].to_numpy()) if "pair" in chosen else long
+        table = long.set_index([*keys, "column"])["value"].unstack("column").reindex(columns=range(len(columns)))
         table.columns = pd.Index(columns, name=by)
-        return table if len(objectives) > 1 else table.droplevel("objective")
+        if len(objectives) < 2:
+            return table.droplevel("objective")
+        return table.rename(index=dict(enumerate(objectives)), level="objective")
 
     def paired(self, metric: str, a: Any, b: Any, *, confidence: float = 0.95, **which: Any) -> Paired:
         """Difference a − b of ``metric`` over the seeds that both have, with its t-interval at ``confidence``.
@@ -302,12 +297,12 @@ class RunSet:
         return compare(self, metric, by, against, role, confidence)
 
 
-def _epoch_keys(chosen: pd.DataFrame) -> dict[int, np.ndarray]:
-    """For every run's rows the epoch by its place where all were probed equally often, else by its number."""
-    epochs = {number: rows["epoch"].to_numpy() for number, rows in chosen.groupby(level=0, sort=False)}
-    if len({len(np.unique(each)) for each in epochs.values()}) > 1:
-        return {int(str(number)): each for number, each in epochs.items()}
-    return {int(str(number)): 1 + np.unique(each, return_inverse=True)[1] for number, each in epochs.items()}
+def _epoch_keys(chosen: pd.DataFrame) -> np.ndarray:
+    """The epoch of every row by its place in its run where all runs were probed equally often, else by its number."""
+    by_run = chosen["epoch"].groupby(level=0, sort=False)
+    if by_run.nunique().nunique() > 1:
+        return chosen["epoch"].to_numpy()
+    return by_run.rank("dense").astype(int).to_numpy()
 
 
 def _check_values(wanted: Iterable[Any], by: str, valid: Iterable[Any]) -> None:

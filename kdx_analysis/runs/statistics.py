@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from scipy import stats
@@ -90,6 +91,11 @@ class Paired(Interval):
     levels: tuple[float, float] = (float("nan"), float("nan"))
     coverage: Coverage = Coverage()
 
+    def at(self, confidence: float) -> Paired:
+        """The same differences with their t-interval at another ``confidence``."""
+        interval = t_interval(self.differences, confidence)
+        return replace(self, low=interval.low, high=interval.high)
+
 
 def t_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95) -> Interval:
     """Mean ± t_{n−1} s/√n. Values that are NaN are left out; raises KdxError if none is left.
@@ -103,8 +109,14 @@ def t_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95) -
         raise KdxError("no value to average; all are missing")
     if len(x) == 1:
         return Interval(1, float(x[0]), float("nan"), float("nan"))
-    half = stats.t.ppf((1 + confidence) / 2, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))
+    half = _quantile(confidence, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))
     return Interval(len(x), float(x.mean()), float(x.mean() - half), float(x.mean() + half))
+
+
+@lru_cache(maxsize=1024)
+def _quantile(confidence: float, degrees: int) -> float:
+    """t of a two-sided interval; SciPy takes longer to find it than all else of an interval."""
+    return float(stats.t.ppf((1 + confidence) / 2, degrees))
 
 
 def paired_difference(

@@ -107,7 +107,7 @@ def test_undecided():
     opening = said(planted(1.0, noise=0.2, severity=1.02)).opening
     assert opening.startswith(
         "Undecided: whether the teacher's knowledge of the classes changes the conflict between subtasks. No interval "
-        "of kd − kd_shuffled settles it (99.17 % intervals, n = 3 seeds): undecided for conflict rate,"
+        "of kd − kd_shuffled shows a change (99.17 % intervals, n = 3 seeds): undecided for conflict rate,"
     )
     assert not re.search(r"\b(lowers|raises|changes conflict)\b", opening)
 
@@ -213,8 +213,9 @@ def test_kd_minus_hard_is_divided_over_the_rungs():
     }
     divided = said({"severity": table(steps, 0.01)}).details[-1]
     assert divided == (
-        "Of kd − hard: conflict severity, −0.650 in the mean over n = 3 seeds, is the sum of −0.300 class structure, "
-        "−0.050 unevenness, −0.200 softness and −0.100 temperature and loss scale."
+        "Of kd − hard: conflict severity, −0.650 in the mean over n = 3 seeds, is the sum of −0.300 [−0.322, −0.278] "
+        "class structure, −0.050 [−0.050, −0.050] unevenness, −0.200 [−0.200, −0.200] softness and −0.100 [−0.100, "
+        "−0.100] temperature and loss scale."
     )
 
 

@@ -1,11 +1,10 @@
 import math
-from dataclasses import replace
 
 import pytest
 
 from kdx_analysis.report.answer import Answer
 from kdx_analysis.report.claims import claims
-from kdx_analysis.report.findings import LOWERS, NO, NOT_MEASURED, ONE_SEED, RAISES, UNDECIDED, Contrast, Finding
+from kdx_analysis.report.findings import LOWERS, NO, NOT_MEASURED, ONE_SEED, RAISES, UNDECIDED, Contrast, Decision, Finding
 from kdx_analysis.runs import Paired
 
 LABELS = {"hard": "hard", "kd_shuffled": "kd_shuffled T=1.0", "kd": "kd T=1.0"}
@@ -13,9 +12,10 @@ MAIN = Contrast("kd", "kd_shuffled", "kd T=1.0 − kd_shuffled T=1.0", "class st
 ALL = Contrast("kd", "hard", "kd T=1.0 − hard", "all of KD")
 
 
-def finding(verdict, mean=-0.25, half=0.05, contrast=MAIN, metric="severity", n=3):
-    effect = Paired(n, mean, mean - half, mean + half, (mean,) * n, 0.5)
-    return Finding(metric, contrast, None if verdict == NOT_MEASURED else effect, 0.99, 0.03, verdict)
+def finding(verdict, mean=-0.25, half=0.05, contrast=MAIN, metric="severity", n=3, excess=None):
+    effect = Paired(n, mean, mean - half, mean + half, (mean,) * n, 0.5, (1 + mean, 1))
+    decision = Decision(None if verdict == NOT_MEASURED else effect, excess, 0.99, verdict)
+    return Finding(metric, contrast, 0.03, decision, decision)
 
 
 def claimed(*findings, drawn=("ladder", "differences", "entropy")):
@@ -36,7 +36,7 @@ def claimed(*findings, drawn=("ladder", "differences", "entropy")):
             "the paired difference, n = 3 seeds): more conflict.",
         ),
         (
-            replace(finding(RAISES, 0.25), excess=Paired(3, 0.01, -0.3, 0.32, (0.01,) * 3, 0.5)),
+            finding(RAISES, 0.25, excess=Paired(3, 0.01, -0.3, 0.32, (0.01,) * 3, 0.5)),
             "kd T=1.0 raises conflict severity by 0.250 [0.200, 0.300] against kd_shuffled T=1.0 (99 % t-interval of "
             "the paired difference, n = 3 seeds): more conflict, but not beyond its null: above that kd T=1.0 − "
             "kd_shuffled T=1.0 is +0.01 [−0.30, +0.32].",

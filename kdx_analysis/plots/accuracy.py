@@ -31,20 +31,23 @@ _FEWEST = 4
 
 
 def _accuracy_data(runs: RunSet) -> pd.DataFrame:
-    """Columns metric, objective, seed, accuracy, value, null, n (probe images), and of a metric over its ``runs``
-    rho (Spearman's, NaN below four runs), null_low, null_high (accuracies dealt anew to the runs), draws.
-    """  # fmt: skip
+    """Columns metric, objective, seed, accuracy, value, null, n (probe images), epochs, probed, and a metric's.
+
+    A value is the mean over the ``epochs`` of the ``probed`` ones at which all objectives of the seed are defined. Of a
+    metric: rho (Spearman's over its ``runs``, NaN below four), null_low, null_high (accuracies dealt anew), draws.
+    """
     frame = headlines_of(explainers(runs, comparable=True))
     frame = frame[frame["split"] != "val"]
-    accuracy = frame[frame["metric"] == "accuracy"].set_index("run")["value"]
+    run = ["objective", "seed"]
+    accuracy = frame[frame["metric"] == "accuracy"].set_index(run)["value"].rename("accuracy")
     conflict = [metric.name for metric in METRICS if metric.conflict]
-    data = frame[frame["metric"].isin(conflict)].assign(accuracy=frame["run"].map(accuracy))
+    data = frame[frame["metric"].isin(conflict)].join(accuracy, on=run)
     data = data.dropna(subset=["value", "accuracy"])
     if data.empty:
         raise KdxError("no run holds both test accuracy and conflict; give explainers of a study that was probed")
     parts = [data[data["metric"] == metric] for metric in conflict]
     data = pd.concat([part.assign(**_likeness(part)) for part in parts if len(part)], ignore_index=True)
-    columns = ["metric", "objective", "seed", "accuracy", "value", "null", "n"]
+    columns = ["metric", "objective", "seed", "accuracy", "value", "null", "n", "epochs", "probed"]
     return data[[*columns, "rho", "null_low", "null_high", "draws", "runs"]]
 
 

@@ -30,6 +30,7 @@ from kdx_analysis.plots.style import (
     wrapped,
 )
 from kdx_analysis.runs import METRICS, Metric, RunSet, ladders, t_interval
+from kdx_analysis.runs.effects import by_seed, common, coverage
 from kdx_analysis.runs.numbers import listed
 
 _ADDS = {
@@ -54,9 +55,25 @@ _HEIGHT: dict[Width, float] = {"column": 1.35, "page": 1.8}
 
 
 def headlines_of(found: RunSet) -> pd.DataFrame:
-    """Headline figures of explainers, those of gates for effective attention."""
-    frame = found.to_frame()
-    return frame[frame["attention"].isin(["", "effective"])]
+    """Headline figures of explainers, those of gates for effective attention, objective by objective.
+
+    Columns metric, split, objective, seed, value, null, n, epochs (that the mean is over), probed (so many): a seed's
+    objectives are taken over the epochs at which all of them are defined.
+    """
+    own = found.to_frame()
+    own = own[own["attention"].isin(["", "effective"])]
+    tables = []
+    for (metric, split), rows in own.groupby(["metric", "split"], sort=False):
+        name, where = str(metric), str(split)
+        by_epoch, values = found.by_epoch(name, split=where), found.values(name, split=where)
+        nulls = found.values(name, split=where, of="null")
+        defined = by_epoch[common(by_epoch)].notna().groupby(["seed", "epoch"]).any()
+        taken = defined.groupby("seed").sum().reindex(values.index, fill_value=0)
+        columns = {"value": values, "null": nulls, "epochs": taken}
+        long = pd.DataFrame({name: table.stack(future_stack=True) for name, table in columns.items()}).reset_index()
+        counts = rows[["objective", "seed", "n", "probed"]]
+        tables.append(counts.merge(long, on=["objective", "seed"], how="left").assign(metric=name, split=where))
+    return pd.concat(tables, ignore_index=True)
 
 
 def outside_ladder(found: RunSet) -> str:
@@ -72,9 +89,10 @@ def without(data: pd.DataFrame) -> str:
 
 
 def _ladder_data(runs: RunSet) -> pd.DataFrame:
-    """Columns metric, objective, rung ('' beside the ladder), adds, seed, split, value, null, n, left_out.
+    """Columns metric, objective, rung ('' beside the ladder), adds, seed, split, value, null, n, epochs, probed, ….
 
-    Of the first ladder; ``left_out`` names the objectives that do not share its settings.
+    Of the first ladder, whose objectives are taken over the ``epochs`` of the ``probed`` ones at which all of them are
+    defined in a seed; ``left_out`` names the objectives that do not share its settings.
     """
     found = explainers(runs, comparable=True)
     first = ladders(found)[0]
@@ -92,12 +110,11 @@ def _ladder_data(runs: RunSet) -> pd.DataFrame:
             missed.clear()
     lowest = next(name for name in LADDER if name in rungs)
     adds[rungs[lowest]] = ""
-    frame = headlines_of(found)
-    frame = frame[frame["objective"].isin(first.values())].assign(left_out=outside_ladder(found))
+    frame = headlines_of(found.filter(objective=list(first.values()))).assign(left_out=outside_ladder(found))
     frame["rung"] = frame["objective"].map({label: name for name, label in rungs.items()}).fillna("")
     frame["adds"] = frame["objective"].map(adds).fillna("")
-    columns = ["metric", "objective", "rung", "adds", "seed", "split", "value", "null", "n", "left_out"]
-    return frame[columns].reset_index(drop=True)
+    columns = ["metric", "objective", "rung", "adds", "seed", "split", "value", "null", "n", "epochs", "probed"]
+    return frame[[*columns, "left_out"]].reset_index(drop=True)
 
 
 @styled
@@ -130,8 +147,7 @@ def _draw_ladder(data: pd.DataFrame, width: Width = "page") -> Drawn:
     missing = [name for name in LADDER if name not in set(names["rung"])]
     if missing:
         entries.append(Line2D([], [], linestyle="none", label=f"not run: {', '.join(missing)}"))
-    if told := without(data):
-        entries.append(Line2D([], [], linestyle="none", label=told))
+    entries += [Line2D([], [], linestyle="none", label=told) for told in (without(data), _epochs(data)) if told]
     legend(figure, entries, None if apart else f"{n_equals(counts)} for each objective")
     return figure, axes
 
@@ -165,7 +181,8 @@ ladder = Figure(
     "Every headline metric of the explainers along the ladder of controls, each rung adding one thing: every seed's "
     "point, thin lines joining a seed's points, the mean and its 95 % t-interval (none with one seed). Dashed: the "
     "null, for gates the run's initial gates at the same τ, for conflict the residuals permuted over samples. Conflict "
-    "is that of the plain hard loss on the train probe set, with the validation probe set paler beside it.",
+    "is that of the plain hard loss on the train probe set, with the validation probe set paler beside it; its figures "
+    "are means over the probed epochs at which all objectives of the seed are defined.",
     _ladder_data,
     _draw_ladder,
 )
@@ -186,26 +203,35 @@ def against_kd(found: RunSet) -> tuple[str, dict[str, str]]:
 
 
 def _differences_data(runs: RunSet) -> pd.DataFrame:
-    """Columns metric, a, b, includes, seed, difference (a − b, of one seed), left_out.
+    """Columns metric, a, b, includes, seed, difference (a − b, of one seed), epochs, probed, left_out.
 
-    Of the first ladder; ``left_out`` names the objectives that do not share its settings.
+    Of the first ladder. A difference is the mean over the ``epochs`` of the ``probed`` ones at which both are defined;
+    ``left_out`` names the objectives that do not share the ladder's settings.
     """
     found = explainers(runs, comparable=True)
     kd, others = against_kd(found)
-    frame = headlines_of(found)
-    values = frame[frame["split"] != "val"].pivot(index=["metric", "seed"], columns="objective", values="value")
-    values = values.reindex(columns=[kd, *others])
-    frames = [
-        (values[kd] - values[other]).dropna().rename("difference").reset_index().assign(
-            a=kd, b=other, includes=includes
-        )
-        for other, includes in others.items()
-    ]  # fmt: skip
-    data = pd.concat(frames, ignore_index=True).assign(left_out=outside_ladder(found))
-    data = data[["metric", "a", "b", "includes", "seed", "difference", "left_out"]]
+    rows = []
+    for metric in METRICS:
+        table = found.by_epoch(metric.name)
+        for other, includes in others.items():
+            if not {kd, other} <= set(table.columns):
+                continue
+            pairs = by_seed(table[[kd, other]], metric.pairs_make)
+            over = coverage(table, [kd, other])
+            for seed, epochs, probed in zip(pairs.index, over.epochs, over.probed, strict=True):
+                rows.append({
+                    "metric": metric.name, "a": kd, "b": other, "includes": includes, "seed": seed,
+                    "difference": pairs.loc[seed, kd] - pairs.loc[seed, other], "epochs": epochs, "probed": probed,
+                })  # fmt: skip
+    data = pd.DataFrame(rows).assign(left_out=outside_ladder(found))
     if data.empty:
         raise KdxError(f"{kd!r} shares no seed with {', '.join(others)}; train them with the same seeds")
     return data
+
+
+def _epochs(data: pd.DataFrame) -> str:
+    """What a figure says where some means are not over all probed epochs; '' where all are."""
+    return "some means are not over all probed epochs: see the data" if (data["epochs"] < data["probed"]).any() else ""
 
 
 @styled
@@ -243,10 +269,12 @@ def _draw_differences(data: pd.DataFrame, width: Width = "page") -> Drawn:
         ax.set_xlabel(wrapped(unit, wide))
         ax.xaxis.set_major_locator(MaxNLocator(columns))
     drawn = "points: differences of one seed · upright: their mean · line: its 95 % t-interval"
+    intervals = int((data.groupby(["metric", "b"])["seed"].nunique() > 1).sum())
+    chance = f"exploratory: of {intervals} such intervals {0.05 * intervals:.1f} leave out 0 by chance"
     if data.groupby(["metric", "b"])["seed"].nunique().max() == 1:
-        drawn = "points: differences of one seed, which have no interval"
+        drawn, chance = "points: differences of one seed, which have no interval", ""
     note = "† " + includes[includes != ""].iloc[0] if (includes != "").any() else ""
-    heading(figure, " · ".join(filter(None, [drawn, note, without(data)])))
+    heading(figure, " · ".join(filter(None, [drawn, chance, _epochs(data), note, without(data)])))
     return figure, axes
 
 
@@ -255,9 +283,9 @@ differences = Figure(
     "Paired effects of KD, a forest plot: against every other objective, seed by seed",
     "Paired difference kd − other, which shares its settings, on every headline metric: each seed's point, the mean "
     "(upright) and the 95 % t-interval of the paired difference (none with one seed), not corrected for several "
-    "comparisons. An interval that holds the line at 0 tells no difference. Only kd − "
-    "kd_shuffled isolates class structure; against label_smoothing and hard the difference includes temperature "
-    "and softness.",
+    "comparisons, so exploratory. Figures of several epochs are compared epoch by epoch, over those at which both are "
+    "defined. An interval that holds the line at 0 tells no difference. Only kd − kd_shuffled isolates class "
+    "structure; against label_smoothing and hard the difference includes temperature and softness.",
     _differences_data,
     _draw_differences,
 )

@@ -38,6 +38,7 @@ COLUMNS = (
     "verdict", "excess", "excess_low", "excess_high", "alone_low", "alone_high", "alone_confidence", "alone_verdict",
 )  # fmt: skip
 
+
 @dataclass(frozen=True)
 class Answer:
     """What the data say.
@@ -250,8 +251,8 @@ def _division(values: Mapping[str, pd.DataFrame], labels: Mapping[str, str], fin
     beyond = [f for f in decided if f.alone.beyond_null]
     if not beyond:
         return (
-            f"{title} is beyond its null in no conflict figure, so there is no effect on which subtasks are in conflict "
-            "to divide between knowledge of the classes and the rest."
+            f"{title} is beyond its null in no conflict figure, so there is no effect on which subtasks are in "
+            "conflict to divide between knowledge of the classes and the rest."
         )
     parts = [_divided(f, values[f.metric], rungs, labels) for f in beyond]
     return f"Of {title}: {'; '.join(filter(None, parts))}." if any(parts) else ""
@@ -271,7 +272,9 @@ def _divided(finding: Finding, table: pd.DataFrame, rungs: Sequence[str], labels
     whole = paired(shared, "kd", "hard", finding.alone.confidence)
     assert whole is not None
     decimals = decimals_for(whole)
-    parts = [f"{estimate(effect, decimals, signed=True)} {step.adds}" for effect, step in zip(effects, steps, strict=True)]
+    parts = [
+        f"{estimate(effect, decimals, signed=True)} {step.adds}" for effect, step in zip(effects, steps, strict=True)
+    ]
     over = str(coverage(table, rungs))
     return (
         f"{_title(finding)}, {number(whole.mean, decimals, signed=True)} in the mean over n = {whole.n} seeds"
@@ -324,11 +327,14 @@ def change(finding: Finding, decision: Decision, against: str = "") -> str:
 
 
 def _basis(findings: Sequence[Finding]) -> str:
-    """Confidence, seeds and, where some were left out, epochs of these findings."""
+    """Confidence, seeds and epochs of these findings."""
     counts = sorted({f.effect.n for f in findings if f.effect})
     n = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    partial = [
-        f"{_title(f)} over {f.effect.coverage}" for f in findings if f.effect and not f.effect.coverage.complete
-    ]
-    told = f"; {listed(partial)}" if partial else ""
-    return f"{100 * findings[0].alone.confidence:.4g} % intervals, n = {n} seeds{told}"
+    covered: dict[str, list[str]] = {}
+    for finding in findings:
+        if finding.effect and str(finding.effect.coverage):
+            covered.setdefault(str(finding.effect.coverage), []).append(_title(finding))
+    epochs = [f"{over} for {listed(titles)}" for over, titles in covered.items()]
+    if len(epochs) == 1 and len(next(iter(covered.values()))) == len(findings):
+        epochs = list(covered)
+    return f"{100 * findings[0].alone.confidence:.4g} % intervals, {'; '.join([f'n = {n} seeds', *epochs])}"

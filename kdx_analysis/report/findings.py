@@ -206,8 +206,6 @@ def _margin(table: pd.DataFrame, metric: str) -> float:
     return MARGIN_SHARE * abs(float(by_seed(table[["hard"]], METRIC[metric].pairs_make)["hard"].mean()))
 
 
-def _decision(
-    metric: str, effect: Paired | None, excess: Paired | None, margin: float, confidence: float
-) -> Decision:
+def _decision(metric: str, effect: Paired | None, excess: Paired | None, margin: float, confidence: float) -> Decision:
     effect, excess = (None if each is None else each.at(confidence) for each in (effect, excess))
     return Decision(effect, excess, confidence, verdict(effect, margin) if metric in ASKED else "")

@@ -176,7 +176,12 @@ class Report:
 
     def _confidences(self) -> dict[str, float]:
         """What the intervals of paired differences are corrected over, and their confidence."""
-        found = {"the metrics asked about": self.answers[0].confidence} if self.answers else {}
+        found = {}
+        if self.answers:
+            findings = self.answers[0].findings
+            together = findings[0].confidence if findings else self.answers[0].confidence
+            found["all metrics and contrasts, for claims"] = together
+            found["the metrics asked about, for one contrast alone"] = self.answers[0].confidence
         if self.arms is not None:
             found["all differences between arms of VAM"] = self.arms.confidence
         return found
@@ -197,6 +202,7 @@ class Report:
                 {"said": answer, "grid": _grid(answer), "claims": claims(answer, labels, titles)}
                 for answer, labels in told
             ],
+            by_chance=_by_chance,
             answer_file=ANSWER,
             arms=self.arms,
             arms_file=ARMS,
@@ -264,6 +270,16 @@ def _grid(answer: Answer) -> dict[str, Any]:
     cells = {(finding.metric, finding.contrast): finding for finding in answer.findings}
     rows = [(METRIC[metric], [cells[metric, contrast] for contrast in contrasts]) for metric in metrics]
     return {"contrasts": contrasts, "rows": rows}
+
+
+def _by_chance(answer: Answer) -> str:
+    """What chance alone would decide, beside what is exploratory."""
+    if not answer.compared:
+        return ""
+    return (
+        f"Of {answer.compared} comparisons at {100 * answer.confidence:.4g} % each, "
+        f"{numbers.number(answer.by_chance, 2)} would come out decided on average if nothing differed."
+    )
 
 
 def _decided(finding: Finding | Decision | Claim | arms.ArmFinding) -> bool:

@@ -135,9 +135,8 @@ def headline_tables(runs: RunSet) -> list[HeadlineTable]:
         of_metric = frame[frame["metric"] == metric.name]
         for attention in sorted(of_metric["attention"].unique(), reverse=True):
             chosen = of_metric[of_metric["attention"] == attention]
-            sides = {
-                split: _side(shown, metric, role, split, attention) for split in dict.fromkeys(map(str, chosen["split"]))
-            }
+            splits = dict.fromkeys(map(str, chosen["split"]))
+            sides = {split: _side(shown, metric.name, role, split, attention) for split in splits}
             rows = [
                 _headline(objective, chosen[chosen["objective"] == objective], sides)
                 for objective in runs.objectives
@@ -156,11 +155,12 @@ class _Side:
     over: Mapping[str, str]
 
 
-def _side(runs: RunSet, metric: Metric, role: str, split: str, attention: str) -> _Side:
-    which = {"role": role, "split": split, "attention": attention}
-    by_epoch = runs.by_epoch(metric.name, **which)
+def _side(runs: RunSet, metric: str, role: str, split: str, attention: str) -> _Side:
+    by_epoch = runs.by_epoch(metric, role=role, split=split, attention=attention)
     over = {str(o): str(coverage(by_epoch, [o], common(by_epoch))) for o in by_epoch.columns}
-    return _Side(runs.values(metric.name, **which), runs.values(metric.name, **which, of="null"), over)
+    values = runs.values(metric, role=role, split=split, attention=attention)
+    nulls = runs.values(metric, role=role, split=split, attention=attention, of="null")
+    return _Side(values, nulls, over)
 
 
 def _headline(objective: str, rows: pd.DataFrame, sides: Mapping[str, _Side]) -> Headline:

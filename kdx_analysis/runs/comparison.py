@@ -118,7 +118,8 @@ class Comparison:
     def _text(self) -> Grid:
         found = [(name, effect) for name, several in self.effects.items() for effect in several]
         told = {(name, effect.a): cells for (name, effect), cells in zip(found, self._told(found), strict=True)}
-        head = ["metric", self.by, "mean", "n", "null", *self._head(f"minus {self.against}")]
+        over = ["over"] if self._shown[2] else []
+        head = ["metric", self.by, "mean", "n", *over, "null", *self._head(f"minus {self.against}")]
         cells: list[dict[str, Any]] = self.table.to_frame().to_dict("records")  # type: ignore[assignment]
         means = [Interval(cell["n"], cell["mean"], cell["low"], cell["high"]) for cell in cells]
         metrics = [cell[METRIC_AXIS] for cell in cells]
@@ -129,13 +130,21 @@ class Comparison:
             labels.append((title, str(cell[self.by])))
             null = "" if math.isnan(cell["null"]) else number(cell["null"], decimals)
             effect = told.get((name, cell[self.by]), [Cell("")] * len(self._head("")))
-            rows.append((Cell(estimate(mean, decimals)), Cell(str(mean.n)), Cell(null), *effect))
+            epochs = [Cell(cell["over"])] if self._shown[2] else []
+            rows.append((Cell(estimate(mean, decimals)), Cell(str(mean.n)), *epochs, Cell(null), *effect))
         return Grid(tuple(map(Cell, head)), tuple(labels), tuple(rows), "")
 
     def _head(self, difference: str) -> list[str]:
-        """Titles of what is told of an effect; p only where some comparison has six seeds."""
-        n = [effect.difference.n for several in self.effects.values() for effect in several]
-        return [difference, "n", *(["p (Holm)"] if max(n, default=0) >= LEAST_SEEDS else [])]
+        """Titles of what is told of an effect."""
+        titles = (difference, "n", "over", "p (Holm)")
+        return [title for title, shown in zip(titles, self._shown, strict=True) if shown]
+
+    @property
+    def _shown(self) -> tuple[bool, bool, bool, bool]:
+        """Which columns an effect has: its epochs only where there are several, p only where there are six seeds."""
+        differences = [effect.difference for several in self.effects.values() for effect in several]
+        epochs = any(str(difference.coverage) for difference in differences)
+        return True, True, epochs, max((difference.n for difference in differences), default=0) >= LEAST_SEEDS
 
     def _told(self, found: Sequence[tuple[str, Effect]]) -> list[list[Cell]]:
         decimals = alike([name for name, _ in found], [effect.difference for _, effect in found])
@@ -143,7 +152,8 @@ class Comparison:
         for (_, effect), places in zip(found, decimals, strict=True):
             d = effect.difference
             difference = Cell(estimate(d, places, signed=True), bold=d.excludes_zero)
-            cells.append([difference, Cell(str(d.n)), Cell(_p_value(effect.p))][: len(self._head(""))])
+            row = [difference, Cell(str(d.n)), Cell(str(d.coverage)), Cell(_p_value(effect.p))]
+            cells.append([cell for cell, shown in zip(row, self._shown, strict=True) if shown])
         return cells
 
 
@@ -176,8 +186,8 @@ def _caption(found: Mapping[str, Sequence[Effect]], against: Hashable, confidenc
     n = [effect.difference.n for several in found.values() for effect in several]
     tested = [count for count in n if count >= LEAST_SEEDS]
     interval = (
-        f"mean and t-interval, Bonferroni-corrected to hold at {100 * confidence:.4g} % for all {len(n)} comparisons at "
-        "once"
+        f"mean and t-interval, Bonferroni-corrected to hold at {100 * confidence:.4g} % for all {len(n)} comparisons "
+        "at once"
     )
     sentences = [
         f"Paired differences from {against} over the n seeds that both have: "
@@ -203,10 +213,6 @@ def _uncompared(
         compared = {against, *(effect.a for effect in found[str(name)])}
         if missing := [str(value) for value in cells[by] if value not in compared]:
             yield f"No seed in common with {against} in {METRIC[str(name)].title}, so not compared: {listed(missing)}."
-    for name, several in found.items():
-        for effect in several:
-            if not effect.difference.coverage.complete:
-                yield f"{METRIC[name].title}, {effect.a} − {effect.b}: over {effect.difference.coverage}."
 
 
 def _on_controls(runs: RunSet, by: str) -> Iterator[str]:

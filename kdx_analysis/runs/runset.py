@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -169,9 +169,8 @@ class RunSet:
         Raises:
             KdxError: an unknown name, or two runs for one cell, with the configuration keys in which they differ.
         """
-        which = {"by": by, "role": role, "split": split, "attention": attention}
-        values = self.by_epoch(metric, **which)
-        chosen = values if of == "value" else self.by_epoch(metric, **which, of=of)
+        read = partial(self.by_epoch, metric, by=by, role=role, split=split, attention=attention)
+        values, chosen = read(), read(of=of)
         shared = chosen.mul(common(values).map({True: 1.0, False: np.nan}), axis=0)
         return over_epochs(shared, METRIC[metric].pairs_make)
 

@@ -118,7 +118,9 @@ def make_table(
         if by in known_keys(group)
     ]
     figures = [_figures(group, name, by) for _, group, name in groups]
-    family = sum(_comparisons(table, METRIC[name], reference) for table, (_, _, name) in zip(figures, groups, strict=True))
+    family = sum(
+        _comparisons(table, METRIC[name], reference) for table, (_, _, name) in zip(figures, groups, strict=True)
+    )
     parts = [
         _part(group, table, name, by, reference, confidence, family).assign(**{across: other, METRIC_AXIS: name})
         for table, (other, group, name) in zip(figures, groups, strict=True)
@@ -260,7 +262,9 @@ def _bold(
     if against is not None:
         if against not in table.columns:
             return set()
-        return {effect.a for effect in effects(table, against, confidence, **options) if effect.difference.excludes_zero}
+        return {
+            effect.a for effect in effects(table, against, confidence, **options) if effect.difference.excludes_zero
+        }
     sign = {"higher": 1, "lower": -1, "": math.nan}[metric.better]
     best = set[Hashable]()
     for value in table.columns:
@@ -279,8 +283,8 @@ def _shown(cells: pd.DataFrame) -> list[Cell]:
     for cell, interval, places in zip(records, intervals, decimals, strict=True):
         ends = f"[{number(interval.low, places)}, {number(interval.high, places)}]" if interval.n > 1 else ""
         null = "" if math.isnan(cell["null"]) else f", null {number(cell['null'], places)}"
-        part = f", {cell['over']}" if " of " in cell["over"] else ""
-        details = (ends, f"n = {interval.n}{part}{null}")
+        over = f", {cell['over']}" if cell["over"] else ""
+        details = (ends, f"n = {interval.n}{over}{null}")
         shown.append(Cell(number(interval.mean, places), details, cell["bold"]))
     return shown
 

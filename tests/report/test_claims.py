@@ -4,7 +4,17 @@ import pytest
 
 from kdx_analysis.report.answer import Answer
 from kdx_analysis.report.claims import claims
-from kdx_analysis.report.findings import LOWERS, NO, NOT_MEASURED, ONE_SEED, RAISES, UNDECIDED, Contrast, Decision, Finding
+from kdx_analysis.report.findings import (
+    LOWERS,
+    NO,
+    NOT_MEASURED,
+    ONE_SEED,
+    RAISES,
+    UNDECIDED,
+    Contrast,
+    Decision,
+    Finding,
+)
 from kdx_analysis.runs import Paired
 
 LABELS = {"hard": "hard", "kd_shuffled": "kd_shuffled T=1.0", "kd": "kd T=1.0"}

@@ -106,7 +106,9 @@ def test_the_latex_tables_hold_the_numbers_of_the_parquet_files(studies, seeds, 
             assert float(text) == pytest.approx(values[objective].mean(), abs=0.51 * 10 ** -len(text.partition(".")[2]))
             decided = False
             if seeds > 1 and objective != "hard":
-                interval = stats.ttest_rel(values[objective], values["hard"]).confidence_interval(1 - 0.05 / COMPARISONS)
+                interval = stats.ttest_rel(values[objective], values["hard"]).confidence_interval(
+                    1 - 0.05 / COMPARISONS
+                )
                 decided = interval.low > 0 or interval.high < 0
             assert (r"\textbf" in shown[objective][i]) == decided
     assert len(effects) == 1 + 3 * 3
@@ -254,7 +256,8 @@ def test_a_table_bolds_what_is_better_than_every_other(studies):
             others = [o for o in RUNGS if o != best]
             sign = 1 if metric == "accuracy" else -1
             ends = [
-                stats.ttest_rel(sign * values[best], sign * values[o]).confidence_interval(1 - 0.05 / COMPARISONS) for o in others
+                stats.ttest_rel(sign * values[best], sign * values[o]).confidence_interval(1 - 0.05 / COMPARISONS)
+                for o in others
             ]
             lead = best if all(interval.low > 0 for interval in ends) else None
         assert [o for o in RUNGS if cells[metric, o]] == ([lead] if lead else [])

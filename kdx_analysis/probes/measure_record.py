@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import pandas as pd
 
 from kdx_analysis.errors import KdxError
+from kdx_analysis.pairing import common
 from kdx_analysis.probes.contract import TableRecord
 from kdx_analysis.probes.faithfulness import Faithfulness
 from kdx_analysis.probes.records import ConflictRecord, GateRecord
@@ -31,7 +32,7 @@ class MeasureRecord(TableRecord):
 
     Attributes:
         table: one row a model and measure: run, the measure's keys (of, level, attention, metric or measure), value,
-            null_…, n.
+            null_…, n; of conflict also probes (that the value and its null are means over) and probed.
     """
 
     FILES: ClassVar = {"table": "measures"}
@@ -40,9 +41,16 @@ class MeasureRecord(TableRecord):
 
     @classmethod
     def of(cls, records: Mapping[str, GateRecord | Faithfulness | ConflictRecord]) -> MeasureRecord:
-        """The measures of records of one kind, by the name of their run. Raises KdxError for none, or several kinds."""
+        """The measures of records of one kind, by the name of their run.
+
+        Records of conflict that hold equally many probes are taken over the probes at which a measure is defined in all
+        of them, others each over its own. Raises KdxError for none, or several kinds.
+        """
         if len({type(record) for record in records.values()}) != 1:
             raise KdxError("give one record or more, all of one kind: gates, conflict or faithfulness")
+        conflicts = {run: record for run, record in records.items() if isinstance(record, ConflictRecord)}
+        if conflicts:
+            return cls(_over_probes(conflicts))
         return cls(pd.concat([_measures(r).assign(run=run) for run, r in records.items()], ignore_index=True))
 
     @property
@@ -85,8 +93,21 @@ class MeasureRecord(TableRecord):
 def _measures(record: GateRecord | Faithfulness | ConflictRecord) -> pd.DataFrame:
     if isinstance(record, GateRecord):
         return record.summary()
-    if isinstance(record, Faithfulness):
-        return record.agreement
-    keys = [key for key in _KEYS if key in record.summary]
-    means = record.summary.groupby(keys, sort=False).mean(numeric_only=True)  # a run counts once, however often probed
-    return means.drop(columns="probe").reset_index()
+    assert isinstance(record, Faithfulness)
+    return record.agreement
+
+
+def _over_probes(records: Mapping[str, ConflictRecord]) -> pd.DataFrame:
+    """Every run's means over probes: a run counts once, however often it was probed."""
+    table = pd.concat([record.summary.assign(run=run) for run, record in records.items()], ignore_index=True)
+    keys = [key for key in _KEYS if key in table]
+    taken = table["value"].notna()
+    if len({record.probes for record in records.values()}) == 1:
+        by_probe = table.set_index([*keys, "probe", "run"])["value"].unstack("run")
+        shared = common(by_probe, keys)
+        taken &= shared.loc[pd.MultiIndex.from_frame(table[[*keys, "probe"]])].to_numpy()
+    by_run = [*keys, "run"]
+    probed = table.groupby(by_run, sort=False).size().rename("probed")
+    means = table[taken].drop(columns="probe").groupby(by_run, sort=False).mean(numeric_only=True)
+    probes = table[taken].groupby(by_run, sort=False).size().reindex(probed.index, fill_value=0).rename("probes")
+    return means.reindex(probed.index).join([probes, probed]).reset_index()

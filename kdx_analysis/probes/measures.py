@@ -193,12 +193,17 @@ def with_undefined(table: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
 
 
 def mean_over_epochs(affinity: pd.DataFrame) -> pd.DataFrame:
-    """Recorded affinities averaged over ``epochs`` of them: split, metric, a, b, …, value, undefined, null_mean, …."""
+    """Recorded affinities averaged over epochs: split, metric, a, b, …, value, undefined, null_mean, epochs, probed.
+
+    A value and its null are means over the same ``epochs`` of the ``probed`` ones: those at which the value is defined.
+    """
     keys = ["split", "metric", "a", "b", "a_index", "b_index", "null_draws", "eta", "n"]
-    return affinity.groupby(keys, sort=False).agg(
-        value=("value", "mean"), undefined=("undefined", "sum"), null_mean=("null_mean", "mean"),
-        epochs=("epoch", "nunique"),
-    ).reset_index()  # fmt: skip
+    table = affinity.assign(null_mean=affinity["null_mean"].where(affinity["value"].notna()))
+    grouped = table.groupby(keys, sort=False)
+    means = grouped[["value", "null_mean"]].mean()
+    means["undefined"] = grouped["undefined"].sum()
+    means["epochs"], means["probed"] = grouped["value"].count(), grouped["epoch"].nunique()
+    return means.reset_index()
 
 
 def beside_null(metric: str, values: Tensor) -> dict[str, Any]:

@@ -60,9 +60,13 @@ class ConflictRecord(TableRecord):
     def to_frame(self) -> pd.DataFrame:
         """Means over probes: level, a, b, a_index, b_index, cosine, null_mean, magnitude_similarity, values, undefined.
 
-        ``values`` are the probes that went into the cosine, ``undefined`` those in which a gradient was zero.
+        ``values`` are the probes that went into the cosine and all else of its row, ``undefined`` those in which a
+        gradient was zero.
         """
-        groups = self.pairs.groupby(["level", "a", "b", "a_index", "b_index"], sort=False)
+        defined = self.pairs["cosine"].notna()
+        columns = ["null_mean", "magnitude_similarity"]
+        pairs = self.pairs.assign(**{name: self.pairs[name].where(defined) for name in columns})
+        groups = pairs.groupby(["level", "a", "b", "a_index", "b_index"], sort=False)
         table = groups.agg(
             cosine=("cosine", "mean"), null_mean=("null_mean", "mean"),
             magnitude_similarity=("magnitude_similarity", "mean"), values=("cosine", "count"),
@@ -93,8 +97,12 @@ class ConflictRecord(TableRecord):
         return conflict_record(self, ax)
 
     def _repr_html_(self) -> str:
-        grouped = self.summary.groupby(["level", "metric"], sort=False)
-        table = grouped[["value", "null_mean", "null_low", "null_high"]].mean().join(grouped["undefined"].sum())
+        columns = ["value", "null_mean", "null_low", "null_high"]
+        defined = self.summary["value"].notna()
+        summary = self.summary.assign(**{name: self.summary[name].where(defined) for name in columns})
+        grouped = summary.groupby(["level", "metric"], sort=False)
+        table = grouped[columns].mean().join(grouped["value"].count().rename("probes"))
+        table = table.join(grouped["undefined"].sum())
         n = sorted(set(self.summary["n"]))
         said = f"{self.probes} probes, n = {', '.join(map(str, n))} images; null: residuals permuted over samples"
         return f"<p>Conflict: {said}.</p>{table.reset_index().to_html(index=False, float_format='{:.3f}'.format)}"

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from kdx_analysis import pairing
 from kdx_analysis.errors import KdxError
 from kdx_analysis.runs.significance import LEAST_SEEDS, holm, paired_t_test
 from kdx_analysis.runs.statistics import Coverage, Paired, bonferroni, paired_difference
@@ -35,15 +36,11 @@ class Effect:
 
 
 def common(table: pd.DataFrame) -> pd.Series:
-    """Which rows of ``table`` are defined for every column that is defined anywhere in the same seed and objective.
-
-    A column without any value there, as of a run that is missing, asks nothing.
-    """
-    held = table.notna()
-    if "epoch" not in table.index.names or table.empty:
+    """Which rows of ``table`` are defined for every column that is defined anywhere in the same seed and objective."""
+    names = [name for name in table.index.names if name in ("objective", "seed")]
+    if "epoch" not in table.index.names:
         return pd.Series(True, index=table.index)
-    present = held.groupby([name for name in table.index.names if name in ("objective", "seed")], sort=False)
-    return (held | ~present.transform("any")).all(axis=1)
+    return pairing.common(table, names)
 
 
 def over_epochs(table: pd.DataFrame, over_pairs: Reduction = "mean") -> pd.DataFrame:

@@ -309,7 +309,7 @@ def test_validation_says_by_its_exit_code_whether_the_yardsticks_hold(kdx, tmp_p
         return {(y.name, y.planted): (middle + error, 1) for y, middle in middles.items()}
 
     monkeypatch.setattr("kdx_analysis.probes.validation.measure", measure)
-    ended, out, err = kdx("validate", "--seeds", 3, "--out", "found.csv")
+    ended, out, err = kdx("validate", "planted", "--seeds", 3, "--out", "found.csv")
     assert (ended, err) == (code, "")
     assert "yardsticks hold over 3 seeds" in out
     assert len(pd.read_csv(tmp_path / "found.csv")) == 3 * len(YARDSTICKS)

@@ -118,18 +118,17 @@ def paired(
     """
     if not {a, b} <= set(table.columns):
         return None
-    sides = table[a].to_numpy(), table[b].to_numpy()
-    if table.index.nlevels > 1:
-        both = by_seed(table[[a, b]], over_pairs)
-        sides = both[a].to_numpy(), both[b].to_numpy()
-    if np.isnan(sides[0] - sides[1]).all():
+    both = table if table.index.nlevels == 1 else by_seed(table[[a, b]], over_pairs)
+    values = both.to_numpy()  # columns of a frame one by one take longer than all else
+    x, y = (values[:, both.columns.get_loc(side)] for side in (a, b))
+    if np.isnan(x - y).all():
         return None
-    return replace(paired_difference(*sides, confidence), coverage=coverage(table, [a, b]))
+    return replace(paired_difference(x, y, confidence), coverage=coverage(table, [a, b]))
 
 
 def comparisons(table: pd.DataFrame, against: Hashable, over_pairs: Reduction = "mean") -> int:
     """The number of columns of ``table`` that share a seed with ``against``."""
-    return len(_compared(table, against, over_pairs))
+    return len(_differences(table, against, over_pairs))
 
 
 def effects(
@@ -151,9 +150,9 @@ def effects(
         confidence: of all intervals together.
         family: the number of comparisons that are shown together; by default those of this table.
     """
-    if family is None:
-        family = comparisons(table, against, over_pairs)
-    return _adjusted(_effects(table, against, bonferroni(family, confidence), over_pairs))
+    differences = _differences(table, against, over_pairs)
+    each = bonferroni(len(differences) if family is None else family, confidence)
+    return _effects(differences, against, each)
 
 
 def effects_together(
@@ -171,32 +170,25 @@ def effects_together(
         against, confidence: as for :func:`effects`.
         over_pairs: metric → how its pairs of subtasks are reduced; by default their mean.
     """
-    reductions = {name: (over_pairs or {}).get(name, "mean") for name in tables}
-    compared = {name: table for name, table in tables.items() if against in table.columns}
-    family = sum(comparisons(table, against, reductions[name]) for name, table in compared.items())
-    each = bonferroni(family, confidence)
-    raw = {name: _effects(table, against, each, reductions[name]) for name, table in compared.items()}
-    adjusted = iter(_adjusted([effect for several in raw.values() for effect in several]))
-    return {name: tuple(next(adjusted) for _ in raw.get(name, ())) for name in tables}
+    reductions = over_pairs or {}
+    differences = {name: _differences(table, against, reductions.get(name, "mean")) for name, table in tables.items()}
+    pooled = [difference for several in differences.values() for difference in several]
+    found = iter(_effects(pooled, against, bonferroni(len(pooled), confidence)))
+    return {name: tuple(next(found) for _ in several) for name, several in differences.items()}
 
 
-def _compared(table: pd.DataFrame, against: Hashable, over_pairs: Reduction) -> list[Hashable]:
-    others = [a for a in table.columns if a != against]
-    return [a for a in others if not by_seed(table[[a, against]], over_pairs).empty]
+def _differences(table: pd.DataFrame, against: Hashable, over_pairs: Reduction) -> list[tuple[Hashable, Paired]]:
+    """Every column that shares a seed with ``against``, less that."""
+    pairs = ((a, paired(table, a, against, over_pairs=over_pairs)) for a in table.columns if a != against)
+    return [(a, difference) for a, difference in pairs if difference is not None]
 
 
-def _effects(table: pd.DataFrame, against: Hashable, confidence: float, over_pairs: Reduction) -> list[Effect]:
-    """With p-values that are not adjusted."""
-    rows = []
-    for a in _compared(table, against, over_pairs):
-        difference = paired(table, a, against, confidence, over_pairs)
-        assert difference is not None
-        p = paired_t_test(difference.differences) if difference.n >= LEAST_SEEDS else np.nan
-        rows.append(Effect(a, against, difference, confidence, p))
-    return rows
-
-
-def _adjusted(rows: Sequence[Effect]) -> tuple[Effect, ...]:
-    """With Holm's p-values over all ``rows``."""
-    p = holm([effect.p for effect in rows])
-    return tuple(replace(effect, p=float(adjusted)) for effect, adjusted in zip(rows, p, strict=True))
+def _effects(
+    differences: Sequence[tuple[Hashable, Paired]], against: Hashable, confidence: float
+) -> tuple[Effect, ...]:
+    """With intervals at ``confidence`` and Holm's p-values over all of them."""
+    tested = [paired_t_test(d.differences) if d.n >= LEAST_SEEDS else np.nan for _, d in differences]
+    return tuple(
+        Effect(a, against, difference.at(confidence), confidence, float(p))
+        for (a, difference), p in zip(differences, holm(tested), strict=True)
+    )

@@ -53,6 +53,11 @@ class Outcome:
         """How many yardsticks hold."""
         return f"{self.part}: {sum(row.passed for row in self.rows)} of {len(self.rows)} yardsticks hold"
 
+    @property
+    def measures(self) -> pd.DataFrame:
+        """As :meth:`to_frame`."""
+        return self.to_frame()
+
     def to_frame(self) -> pd.DataFrame:
         """One row a yardstick: part, yardstick, on, value, wanted, n, passed, note."""
         frame = pd.DataFrame(self.rows)

@@ -5,6 +5,8 @@ import pandas as pd
 import pytest
 
 from kdx_analysis.report.answer import answer
+from kdx_analysis.runs import METRIC
+from kdx_analysis.validation.nothing import null_studies
 
 LADDER = ("hard", "label_smoothing", "hard_T", "kd_flat", "kd_shuffled", "kd")
 CONFLICT = ("conflict_rate", "severity", "contention", "separation", "modulation")
@@ -266,3 +268,91 @@ def test_the_table_holds_every_finding():
     assert row["low"] < -0.5 < row["high"] < 0
     assert row["verdict"] == "lowers"
     assert row["n"] == 3
+
+
+def moved(metric, before, after):
+    """The sentence on one metric that KD moves from its control's level to another."""
+    values = planted(1.0) | {metric: table(levels(after, rest=before), 0.001)}
+    return said(values).opening
+
+
+@pytest.mark.parametrize(
+    ("metric", "before", "after", "words"),
+    [
+        ("modulation", 0.1, 0.4, "it matters more which subtask goes where"),
+        ("modulation", 0.4, 0.1, "it matters less which subtask goes where"),
+        ("modulation", -0.1, -0.4, "put conflicting subtasks together, further beyond what a random assignment would do"),
+        ("modulation", -0.4, -0.1, "put conflicting subtasks together, but less far beyond what a random assignment"),
+        ("modulation", -0.4, 0.2, "below 0 gates put conflicting subtasks together, above 0 they keep them apart"),
+        ("modulation", 0.2, -0.4, "below 0 gates put conflicting subtasks together, above 0 they keep them apart"),
+        ("separation", 0.4, 0.1, "gates keep conflicts less apart"),
+        ("separation", -0.1, -0.4, "gates make more conflict than uniform gates would, and more of it"),
+        ("separation", -0.4, 0.4, "below 0 gates make more conflict than uniform gates would, above 0 they keep"),
+        ("contention", 0.4, 0.1, "less conflict"),
+    ],
+)
+def test_what_a_change_means_depends_on_the_sign_of_its_levels(metric, before, after, words):
+    opening = moved(metric, before, after)
+    assert words in opening
+    assert "raises" in opening if after > before else "lowers" in opening
+    if metric != "contention":
+        assert re.search(rf"from {before:.4f} to {after:.4f} ".replace("-", "−"), opening)
+
+
+def test_every_metric_that_is_asked_about_has_words_for_its_changes():
+    for name in (*CONFLICT, "gate_entropy"):
+        assert all(METRIC[name].words)
+        assert not METRIC[name].signed or (all(METRIC[name].below) and METRIC[name].across)
+
+
+def test_an_effect_that_is_not_beyond_its_null_is_not_divided():
+    steps = {"hard": 1.0, "label_smoothing": 1.0, "hard_T": 0.9, "kd_flat": 0.7, "kd_shuffled": 0.65, "kd": 0.35}
+    values = {"severity": table(steps, 0.01)}
+    nulls = {"severity": values["severity"] - 0.1}
+    divided = answer(values, {rung: rung for rung in LADDER}, nulls).division
+    assert divided.startswith("kd − hard is beyond its null in no conflict figure")
+    assert "class structure" not in divided
+    beyond = answer(values, {rung: rung for rung in LADDER}, {"severity": table(levels(0.5, rest=0.5))}).division
+    assert "class structure" in beyond
+
+
+def test_the_gates_entropy_is_asked_its_null_too():
+    values = planted(1.0, gate_entropy=0.4)
+    nulls = {"gate_entropy": values["gate_entropy"] + 0.1}
+    sentence = next(s for s in answer(values, {rung: rung for rung in LADDER}, nulls).contrasts if "gate entropy" in s)
+    assert "(sharper gates, but not beyond its null)" in sentence
+
+
+def test_undecided_says_no_interval_shows_a_change_even_where_some_settle_the_matter():
+    values = planted(1.0, noise=0.2) | {"modulation": table(levels(1.0), 0.001)}
+    opening = said(values).opening
+    assert "settles it" not in opening
+    assert "No interval of kd − kd_shuffled shows a change" in opening
+
+
+def test_claims_hold_together_over_metrics_and_contrasts():
+    told = said(planted(1.0))
+    assert told.compared == 6 * 7
+    assert {round(f.confidence, 9) for f in told.findings} == {round(1 - 0.05 / 42, 9)}
+    assert told.confidence == pytest.approx(1 - 0.05 / 6)
+    assert told.by_chance == pytest.approx(42 * 0.05 / 6)
+
+
+def test_few_studies_without_any_effect_have_a_false_sentence():
+    labels = {rung: rung for rung in LADDER}
+    findings = [answer(values, labels).findings for values in null_studies(100, 3)]
+    false = [any(f.verdict in ("lowers", "raises") for f in found) for found in findings]
+    alone = [any(f.alone.changed for f in found) for found in findings]
+    assert np.mean(false) <= 0.08
+    assert np.mean(alone) > 0.1
+
+
+def test_means_are_over_the_epochs_that_both_sides_have():
+    rows = pd.MultiIndex.from_product([range(3), (1, 9, 16)], names=["seed", "epoch"])
+    level = np.tile([0.0, 0.4, 0.8], 3)
+    table = pd.DataFrame({rung: level for rung in LADDER}, index=rows)
+    table.loc[(slice(None), 1), "kd_shuffled"] = np.nan
+    found = answer({"separation": table}, {rung: rung for rung in LADDER}).findings[0]
+    assert found.effect.differences == (0, 0, 0)
+    assert str(found.effect.coverage) == "2 of 3 epochs"
+    assert answer({"separation": table}, {rung: rung for rung in LADDER}).to_frame()["over"][0] == "2 of 3 epochs"

@@ -133,7 +133,7 @@ def test_what_cannot_be_attributed_is_refused(images: Tensor) -> None:
 
 
 def test_an_attribution_that_only_sees_the_image_is_flagged(images: Tensor) -> None:
-    found = randomisation(lambda model: images[:, 0], explainer(), draws=2, shifts=19)
+    found = randomisation(lambda model: images[:, 0], explainer(), draws=2, shifts=39)
     assert found.survives
     assert found.to_frame()["value"].tolist() == pytest.approx([1, 1])
     assert "FLAGGED" in str(found)
@@ -157,7 +157,7 @@ def test_flat_maps_are_counted_and_refused_where_nothing_is_left(images: Tensor)
     model = explainer()
     maps = images[:, 0].clone()
     maps[0] = 1
-    found = randomisation(lambda m: maps, model, draws=2, shifts=9).to_frame()
+    found = randomisation(lambda m: maps, model, draws=2, shifts=39).to_frame()
     assert found["undefined"].tolist() == [2, 2]
     assert found["n"].tolist() == [8, 8]
     assert not found.isna().any().any()

@@ -161,16 +161,3 @@ def test_contention_by_expert_by_hand() -> None:
     torch.testing.assert_close(conflict.contention_by_expert(grams), torch.tensor([0.5, 0.0, 1.0]) / 4)
     assert conflict.contention_inside(grams).item() == pytest.approx(1.5 / 4)
     assert conflict.contention_by_expert(torch.zeros(2, 3, 3)).isnan().all()
-
-
-def test_permutation_p_by_hand() -> None:
-    draws = torch.tensor([[0.1, 0.5, torch.nan], [0.0, 0.6, 0.0], [0.1, 0.7, 0.0], [0.2, torch.nan, 0.0]])
-    p = conflict.permutation_p(draws)
-    torch.testing.assert_close(p, torch.tensor([3 / 4, 2 / 4, torch.nan]), equal_nan=True)
-    assert conflict.permutation_p(draws[:1, :1]).item() == 1
-
-
-def test_permutation_p_of_exchangeable_draws_is_uniform() -> None:
-    p = conflict.permutation_p(torch.rand(20, 20_000, generator=torch.Generator().manual_seed(0)))
-    for q in (0.05, 0.25, 0.5):
-        assert (p <= q + 1e-6).double().mean().item() == pytest.approx(q, abs=0.01)

@@ -150,7 +150,7 @@ def test_measures_by_hand() -> None:
 @pytest.mark.parametrize("gates", ["parameter", "input"])
 def test_tables_hold_numbers_alone_and_survive_parquet(gates: str, labels: Tensor, tmp_path: Path) -> None:
     images = torch.randn(B, 1, 8, 8, dtype=torch.float64)
-    found = ablate(small(gates), images, labels, ["a", "b", "c"], permutations=19)
+    found = ablate(small(gates), images, labels, ["a", "b", "c"], permutations=39)
     assert not found.to_frame().isna().any().any()
     assert not found.agreement.isna().any().any()
     found.save(tmp_path)
@@ -195,7 +195,7 @@ def test_what_batches_do_not_tell_is_not_merged(labels: Tensor) -> None:
 
 def test_two_classes_and_a_single_expert_on_a_level(labels: Tensor) -> None:
     images = torch.randn(B, 1, 8, 8, dtype=torch.float64)
-    found = ablate(small(experts=[1, 2, 2], classes=2), images, labels % 2, permutations=19)
+    found = ablate(small(experts=[1, 2, 2], classes=2), images, labels % 2, permutations=39)
     assert sorted(set(found.agreement["level"])) == [3, 4]
     assert not found.agreement.isna().any().any()
     alone = ablate(small(experts=1), images, labels)

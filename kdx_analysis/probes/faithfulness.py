@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -64,6 +64,25 @@ def rank_correlation(
     moved = y[rows.unsqueeze(2), columns.unsqueeze(1)]
     value = (x * y).sum() / norm if norm > 0 else torch.tensor(torch.nan)
     return float(value), (x * moved).sum(dim=(1, 2)) / norm
+
+
+def related(
+    mass: Float[Tensor, "K N"], table: Float[Tensor, "K N"], permutations: int, seed: int
+) -> dict[str, float | str]:
+    """Rank correlation of an ablation's table with pathway mass, beside its null and with what it says.
+
+    The columns of :attr:`Faithfulness.agreement` from value on.
+    """
+    K, N = table.shape
+    generator = torch.Generator().manual_seed(seed)
+    rows, columns = (torch.rand(permutations, n, generator=generator).argsort(dim=1) for n in (K, N))
+    value, draws = rank_correlation(mass, table, rows, columns)
+    _, subtasks = rank_correlation(mass, table, rows, torch.arange(N).expand(permutations, N))
+    p, p_subtasks = (float(null.p_value(value, drawn, "greater")) for drawn in (draws, subtasks))
+    return {
+        "value": value, **null.beside_one(draws), "p": p, "p_subtasks": p_subtasks, "null_draws": permutations,
+        "n": K * N, "says": verdict(value, draws),
+    }  # fmt: skip
 
 
 def verdict(value: float, draws: Float[Tensor, " R"]) -> str:
@@ -186,7 +205,12 @@ class Faithfulness(Record):
         and value is NaN.
         """
         rows = [
-            {"level": of.level, "attention": attention, "measure": measure, **self._correlated(of, attention, measure)}
+            {
+                "level": of.level,
+                "attention": attention,
+                "measure": measure,
+                **related(getattr(of, attention), getattr(of, measure), self.permutations, self.seed),
+            }
             for of in self.levels
             if of.drop.shape[1] > 1
             for attention in ("alpha", "effective")
@@ -241,19 +265,6 @@ class Faithfulness(Record):
         table = self.agreement.style.hide(axis="index").format(precision=3, escape="html")
         said = "<br>".join(html.escape(line) for line in str(self).splitlines())
         return f"<p>{said}</p>{table.to_html()}"
-
-    def _correlated(self, of: LevelAblation, attention: str, measure: str) -> dict[str, Any]:
-        K, N = of.drop.shape
-        generator = torch.Generator().manual_seed(self.seed)
-        rows, columns = (torch.rand(self.permutations, n, generator=generator).argsort(dim=1) for n in (K, N))
-        mass, table = getattr(of, attention), getattr(of, measure)
-        value, draws = rank_correlation(mass, table, rows, columns)
-        _, subtasks = rank_correlation(mass, table, rows, torch.arange(N).expand(self.permutations, N))
-        p, p_subtasks = (float(null.p_value(value, drawn, "greater")) for drawn in (draws, subtasks))
-        return {
-            "value": value, **null.beside_one(draws), "p": p, "p_subtasks": p_subtasks,
-            "null_draws": self.permutations, "n": K * N, "says": verdict(value, draws),
-        }  # fmt: skip
 
 
 def ablate(

@@ -262,7 +262,7 @@ class Faithfulness(Record):
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        table = self.agreement.style.hide(axis="index").format(precision=3, escape="html")
+        table = self.agreement.style.hide(axis="index").format(precision=3, na_rep="–", escape="html")
         said = "<br>".join(html.escape(line) for line in str(self).splitlines())
         return f"<p>{said}</p>{table.to_html()}"
 

@@ -98,8 +98,11 @@ class ConflictRecord(TableRecord):
         grouped = self.summary.groupby(["level", "metric"], sort=False)
         table = grouped[["value", "null_mean", "null_low", "null_high"]].mean().join(grouped["undefined"].sum())
         n = sorted(set(self.summary["n"]))
+        ranged = table["null_low"].notna().any()
         said = f"{self.probes} probes, n = {', '.join(map(str, n))} images; null: residuals permuted over samples"
-        return f"<p>Conflict: {said}.</p>{table.reset_index().to_html(index=False, float_format='{:.3f}'.format)}"
+        said = said if ranged else f"{said}, {null.NO_RANGE}"
+        shown = table.reset_index().to_html(index=False, float_format="{:.3f}".format, na_rep="–")
+        return f"<p>Conflict: {said}.</p>{shown}"
 
 
 def conflict_of(
@@ -267,7 +270,7 @@ class GateRecord(Record):
         return gate_record(self, ax)
 
     def _repr_html_(self) -> str:
-        table = self.summary().to_html(index=False, float_format="{:.3f}".format)
+        table = self.summary().to_html(index=False, float_format="{:.3f}".format, na_rep="–")
         return f"<p>Gates at τ = {self.temperature:.3g} on {len(self.labels)} images, beside random gates.</p>{table}"
 
 

@@ -134,7 +134,7 @@ class Randomisation(Record):
         return f"{verdict}; {found}; bound {self.bound}, n = {', '.join(map(str, rows['n']))} maps"
 
     def _repr_html_(self) -> str:
-        table = self.to_frame().style.hide(axis="index").format(precision=3, escape="html")
+        table = self.to_frame().style.hide(axis="index").format(precision=3, na_rep="–", escape="html")
         return str(table.set_caption(str(self).partition(";")[0]).to_html())
 
 

@@ -161,3 +161,14 @@ def test_contention_by_expert_by_hand() -> None:
     torch.testing.assert_close(conflict.contention_by_expert(grams), torch.tensor([0.5, 0.0, 1.0]) / 4)
     assert conflict.contention_inside(grams).item() == pytest.approx(1.5 / 4)
     assert conflict.contention_by_expert(torch.zeros(2, 3, 3)).isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_modulation_counts_orders_of_like_gates_as_ties_in_any_precision(dtype: torch.dtype) -> None:
+    """Gates that are all alike give the same C in every order, so p is 1 however the sums are rounded."""
+    ungated = random_ungated().to(dtype)
+    alike = torch.tensor([0.3, 0.6, 0.1], dtype=dtype).expand(ungated.shape[-1], -1)[:, : len(ungated)].contiguous()
+    value, p = conflict.modulation(ungated, alike, 199, torch.Generator().manual_seed(0))
+    assert p == 1
+    assert value.dtype == dtype
+    assert value.item() == pytest.approx(0, abs=1e-6)

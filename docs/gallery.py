@@ -23,7 +23,7 @@ FOLDER = Path(__file__).parent / "figures"
 SUBTASK, DPI, COLOURS = 3, 110, 128
 LADDER = (
     "objectives=[hard, hard_T, kd_flat, kd_shuffled, kd]", "seeds=[0, 1, 2]", "training.epochs=10",
-    "teacher.training.epochs=10", "probes.null_draws=19",
+    "teacher.training.epochs=10", "probes.null_draws=39",
 )  # fmt: skip
 VAM = (
     "objectives=[{name: hard, decomposition: multiclass}, {name: kd, decomposition: multiclass}]",
@@ -61,7 +61,7 @@ def of_one_explainer(runs: kdx.RunSet) -> dict[str, matplotlib.figure.Figure]:
         "ablation": probes.ablate(model, images, labels, classes),
         "attribution": probes.integrated_gradients(model, shown, SUBTASK),
         "conductance": probes.conductance(model, shown, SUBTASK, level=len(model.experts)),
-        "conflict_record": probes.conflict_of(model, images, labels, classes=classes, null_draws=19),
+        "conflict_record": probes.conflict_of(model, images, labels, classes=classes, null_draws=39),
         "faithfulness": probes.explain(model, images, labels, SUBTASK, classes),
         "gate_record": probes.gates_of(model, images, labels, classes),
         "randomisation": probes.randomisation(maps, model, draws=3),

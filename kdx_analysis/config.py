@@ -217,8 +217,9 @@ class ProbeConfig(_Config):
     """When and on what the probes look.
 
     ``per_class`` images of every class from train, and as many from validation; conflict at ``checkpoints``
-    epochs spread from the first to the last; ``null_draws`` permutations for each null; ``max_memory`` bytes for
-    the gradients that are held at once.
+    epochs spread from the first to the last; ``null_draws`` permutations for each null, whose mean they give and,
+    from 39 on, a range that one more draw falls into with 95 %; ``max_memory`` bytes for the gradients that are held at
+    once. Affinity's null is of 2 draws, its mean alone.
     """
 
     per_class: Count = 20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from kdx_analysis import null
 from kdx_analysis.config import ObjectiveConfig
 from kdx_analysis.errors import KdxError
 from kdx_analysis.io import write_parquet
@@ -171,8 +173,9 @@ def write_probe(probed: Probed, out: Path, classes: Sequence[str]) -> list[Path]
 def side_by_side(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """Measures of the plain hard loss and of faithfulness by split, one row a level and metric.
 
-    Each is ``value [null range]``; of faithfulness it is the rank correlation of ablation with pathways of A, of
-    affinity that of the final weights alone, and apart from it the mean over the run's probed epochs.
+    Each is ``value [null range]``, or says that there is no range; of faithfulness it is the rank correlation of
+    ablation with pathways of A, of affinity that of the final weights alone, and apart from it the mean over the run's
+    probed epochs.
     """
     parts = []
     for kind in ("conflict_summary", "contention", "affinity", "output_conflict"):
@@ -184,15 +187,23 @@ def side_by_side(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
         table = tables["faithfulness_agreement"].query("attention == 'effective'")
         parts.append(table.assign(of="faithfulness", level=table["level"].astype(str), metric=table["measure"]))
     table = pd.concat(parts, ignore_index=True)
-    table["shown"] = [
-        f"{v:.3f} [{low:.3f}, {high:.3f}]" for v, low, high in table[["value", "null_low", "null_high"]].to_numpy()
-    ]
+    table["shown"] = [_beside_range(*row) for row in table[["value", "null_low", "null_high"]].to_numpy()]
     if THROUGH_TRAINING in tables:
         mean = tables[THROUGH_TRAINING].query("a == ''")
-        shown = [f"{v:.3f} [null's mean {null:.3f}]" for v, null in mean[["value", "null_mean"]].to_numpy()]
+        shown = [f"{v:.3f} [null's mean {nulled:.3f}]" for v, nulled in mean[["value", "null_mean"]].to_numpy()]
         table = pd.concat([table, mean.assign(of=THROUGH_TRAINING, level="", shown=shown)], ignore_index=True)
     keys = ["of", "level", "metric"]
     return table.pivot_table(index=keys, columns="split", values="shown", aggfunc="first", sort=False).reset_index()
+
+
+def _beside_range(value: float, low: float, high: float) -> str:
+    if math.isnan(value):
+        return "undefined"
+    return (
+        f"{value:.3f} [{null.NO_RANGE}]"
+        if math.isnan(low) or math.isnan(high)
+        else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+    )
 
 
 def _probe_images(study: Study, split: str) -> tuple[Tensor, Tensor]:

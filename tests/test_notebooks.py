@@ -15,7 +15,7 @@ from tests.report.conftest import quick_figures
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 SHORT = {
     "compare_runs": "EPOCHS, SEEDS, JOBS, IMAGES, OUT = 1, 1, 1, 3, 'out/ladder'",
-    "conflict": "EPOCHS, DRAWS = 2, 19",
+    "conflict": "EPOCHS, DRAWS = 2, 39",
     "knowledge": "EPOCHS, SEEDS, JOBS, IMAGES, OUT = 1, 1, 1, 3, 'out/ladder'",
     "own_model": "EPOCHS = 2",
     "quickstart": "EPOCHS, STUDY_EPOCHS, SEEDS, JOBS, IMAGES = 1, 1, 1, 1, 3",

@@ -63,6 +63,16 @@ def test_affinity_of_the_final_weights_stands_beside_its_mean_over_training(prob
     assert "[null's mean" in shown.loc[("affinity_through_training", "median_affinity"), "val"]
 
 
+def test_where_there_is_no_range_it_is_said(probed) -> None:
+    """The toy study draws 19 of conflict's null; affinity of the final weights 39."""
+    shown = probing.side_by_side(probed[1].tables).set_index("of")[["train", "val"]].stack()
+    assert not shown.str.contains("nan").any()
+    conflict = shown["conflict_summary"][shown["conflict_summary"] != "undefined"]
+    assert len(conflict)
+    assert conflict.str.endswith(" [no range below 39 draws]").all()
+    assert shown["affinity"].str.fullmatch(r"-?[\d.]+ \[-?[\d.]+, -?[\d.]+\]").all()
+
+
 def test_records_and_figures_are_written(probed, tmp_path) -> None:
     run, found = probed
     figures = probing.write_probe(found, tmp_path, run.classes)

@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
+from kdx_analysis import null
 from kdx_analysis.errors import KdxError
 from kdx_analysis.plots.comparisons import UNITS, headlines_of
 from kdx_analysis.plots.figure import Drawn, Figure, explainers
@@ -52,15 +53,15 @@ def _accuracy_data(runs: RunSet) -> pd.DataFrame:
 
 
 def _likeness(runs: pd.DataFrame) -> dict[str, float]:
-    """Spearman's ρ of conflict and accuracy over runs, and the central 95 % of it with accuracies dealt anew."""
+    """Spearman's ρ of conflict and accuracy over runs, and what holds it with 95 % if accuracies are dealt anew."""
     x, y = stats.rankdata(runs["value"]), stats.rankdata(runs["accuracy"])
     n = len(runs)
     if n < _FEWEST or np.ptp(x) == 0 or np.ptp(y) == 0:
         return {"rho": np.nan, "null_low": np.nan, "null_high": np.nan, "draws": 0, "runs": n}
     dealt = np.random.default_rng(0).permuted(np.tile(y, (_DRAWS, 1)), axis=1)
-    null = (dealt - dealt.mean()) @ (x - x.mean()) / (n * x.std() * y.std())
-    low, high = np.quantile(null, [0.025, 0.975])
-    return {"rho": float(np.corrcoef(x, y)[0, 1]), "null_low": low, "null_high": high, "draws": _DRAWS, "runs": n}
+    beside = null.beside_one((dealt - dealt.mean()) @ (x - x.mean()) / (n * x.std() * y.std()))
+    ends = {end: beside[end] for end in ("null_low", "null_high")}
+    return {"rho": float(np.corrcoef(x, y)[0, 1]), **ends, "draws": _DRAWS, "runs": n}
 
 
 @styled
@@ -80,7 +81,7 @@ def _draw_accuracy(data: pd.DataFrame, width: Width = "page") -> Drawn:
         found = (
             "ρ: not below four runs" if first["runs"] < _FEWEST
             else "ρ undefined: one side is flat" if np.isnan(first["rho"])
-            else f"ρ = {signed(first['rho'])}; null {signed(first['null_low'])} to {signed(first['null_high'])}"
+            else f"ρ = {signed(first['rho'])}; {null.shown(first['null_low'], first['null_high'], signed)}"
         )  # fmt: skip
         unit, of_range = UNITS[metric.name]
         wide = figure.get_figwidth() / columns - 0.5
@@ -96,9 +97,9 @@ accuracy_conflict = Figure(
     "accuracy_conflict",
     "Does less conflict go with more accuracy?",
     "Test accuracy of every explainer against its conflict (plain hard loss, train probe set, mean over probed "
-    "epochs), every run a point. ρ is Spearman's rank correlation over all runs, with the central 95 % of it when "
-    "accuracies are dealt anew to the runs; none below four runs. Runs of one objective are alike in more than their "
-    "conflict, so a correlation over several objectives is no effect of conflict on accuracy.",
+    "epochs), every run a point. ρ is Spearman's rank correlation over all runs, with the range that "
+    "holds it with 95 % if accuracies are dealt anew to the runs; none below four runs. Runs of one objective are "
+    "alike in more than their conflict, so a correlation over several objectives is no effect of conflict on accuracy.",
     _accuracy_data,
     _draw_accuracy,
 )

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from torch import Tensor
 
+from kdx_analysis import null
 from kdx_analysis.errors import KdxError
 from kdx_analysis.plots.style import GREY, INK, LIGHT, counted, drawing, panels, plain, styled
 from kdx_analysis.probes.attribution import Attribution, Conductance
@@ -96,14 +97,17 @@ def randomisation(record: Randomisation, ax: Axes | None = None) -> tuple[matplo
     for x, row in enumerate(table.to_dict("records")):
         values = record.similarity[row["measure"]].flatten().numpy()
         values = values[~np.isnan(values)]
-        ax.fill_between([x - 0.35, x + 0.35], row["null_low"], row["null_high"], color=LIGHT, linewidth=0)
+        if not np.isnan(row["null_low"]):
+            ax.fill_between([x - 0.35, x + 0.35], row["null_low"], row["null_high"], color=LIGHT, linewidth=0)
         ax.plot(np.linspace(x - 0.2, x + 0.2, len(values)), values, ".", color=GREY, markersize=3)
         ax.plot([x - 0.35, x + 0.35], [row["value"]] * 2, color=INK)
     ax.axhline(record.bound, color=GREY, linestyle="--", linewidth=0.8)
     ax.set_xticks(range(len(record.similarity)), [f"{name} values" for name in record.similarity])
     ax.set(ylim=(-1.05, 1.05), ylabel="rank correlation with\nthe map under random weights")
     n = counted(table["n"], "map")
-    ax.set_title(f"{'survives' if record.survives else 'does not survive'} random weights\n(n = {n}; grey: null)")
+    undecided = "undecided under" if table["undecided"].any() else "does not survive"
+    beside = "grey: null" if table["null_low"].notna().all() else null.NO_RANGE
+    ax.set_title(f"{'survives' if record.survives else undecided} random weights\n(n = {n}; {beside})")
     return figure, np.array([ax])
 
 
@@ -158,7 +162,7 @@ def _scatter(ax: Axes, record: Faithfulness, of: LevelAblation) -> None:
     ]
     found = (
         "ρ undefined: one side is flat" if np.isnan(row["value"])
-        else f"ρ = {row['value']:.2f}, n = {row['n']}\nnull {row['null_low']:.2f} to {row['null_high']:.2f}, "
+        else f"ρ = {row['value']:.2f}, n = {row['n']}\n{null.shown(row['null_low'], row['null_high'])}, "
         f"p = {row['p']:.2g}"
     )  # fmt: skip
     ax.set(xlim=(-0.04, 1.04), xlabel="pathway mass of A", title=f"level {of.level}: {row['says']}\n{found}")

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
+from kdx_analysis import null
 from kdx_analysis.plots.classes import name_classes
 from kdx_analysis.plots.style import GREY, INK, drawing, heading, legend, panels, plain, styled
 
@@ -92,7 +93,7 @@ def gate_matrices(heads: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.nda
 
 @styled
 def measures(data: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.ndarray]:
-    """Every measure with the 95 % range of its null (grey bars), a row each; columns name, split, value, null_…."""
+    """Every measure with the range of its null (grey bars), a row each; columns name, split, value, null_…."""
     names = list(dict.fromkeys(data["name"]))
     figure = drawing("page", 0.9 + 0.2 * len(names))
     ax = figure.subplots()
@@ -102,12 +103,13 @@ def measures(data: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.ndarray]:
         of = data[data["split"] == split].drop_duplicates("name").set_index("name").reindex(names)
         y = np.arange(len(names)) + 0.18 * (i - (len(splits) - 1) / 2)
         marker, face = _SPLITS[split]
-        ax.hlines(y, of["null_low"], of["null_high"], color=GREY, alpha=0.35, linewidth=4)
+        ranged = of["null_low"].notna().to_numpy() & of["null_high"].notna().to_numpy()
+        ax.hlines(y[ranged], of["null_low"][ranged], of["null_high"][ranged], color=GREY, alpha=0.35, linewidth=4)
         shown += ax.plot(of["value"], y, marker, color=INK, markerfacecolor=face, markersize=4, label=split)
     ax.axvline(0, color=GREY, linewidth=0.6)
     ax.set_yticks(range(len(names)), [plain(name) for name in names])
     ax.set_ylim(len(names) - 0.5, -0.5)
-    ax.set_xlabel("value; grey: central 95 % of its null")
+    ax.set_xlabel(f"value; {null.legend(data.loc[data['value'].notna(), 'null_low'])}")
     legend(figure, shown)
     return figure, np.array([ax])
 

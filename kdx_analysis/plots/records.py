@@ -7,6 +7,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 
+from kdx_analysis import null
 from kdx_analysis.plots.style import GREY, LIGHT, drawing, plain, styled
 from kdx_analysis.probes.measure_record import MeasureRecord
 from kdx_analysis.probes.records import ConflictRecord, GateRecord
@@ -58,12 +59,13 @@ def measure_record(record: MeasureRecord, ax: Axes | None = None) -> tuple[matpl
     rows = list(table.groupby(keys, sort=False))
     figure, ax = _canvas(ax, 0.9 + 0.2 * len(rows))
     for y, (_, of) in enumerate(rows):
-        ax.hlines([y] * len(of), of["null_low"], of["null_high"], color=LIGHT, linewidth=5, alpha=0.6)
+        ranged = of.dropna(subset=["null_low", "null_high"])
+        ax.hlines([y] * len(ranged), ranged["null_low"], ranged["null_high"], color=LIGHT, linewidth=5, alpha=0.6)
         ax.plot(of["value"], y + np.linspace(-0.2, 0.2, len(of)), "o", color="#0072B2", markersize=3)
     names = [", ".join(_named(keys, key if isinstance(key, tuple) else (key,))) for key, _ in rows]
     ax.axvline(0, color=GREY, linewidth=0.6)
     ax.set_yticks(range(len(rows)), [plain(name) for name in names])
-    ax.set(ylim=(len(rows) - 0.5, -0.5), xlabel="value; grey: central 95 % of its null")
+    ax.set(ylim=(len(rows) - 0.5, -0.5), xlabel=f"value; {null.legend(table.loc[table['value'].notna(), 'null_low'])}")
     undefined = int(table["value"].isna().sum())
     left_out = f", {undefined} undefined value{'s' * (undefined > 1)} left out" if undefined else ""
     ax.set_title(f"n = {table['run'].nunique()} runs{left_out}", loc="left")

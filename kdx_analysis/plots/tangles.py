@@ -8,6 +8,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 
+from kdx_analysis import null
 from kdx_analysis.errors import KdxError
 from kdx_analysis.plots.classes import LINE, pitch, routed_clusters, shortened, unnamed
 from kdx_analysis.plots.comparisons import against_kd
@@ -134,8 +135,8 @@ def _draw_pair(ax: Axes, data: pd.DataFrame, wide: float, step: int) -> None:
     first = data.iloc[0]
     found = (
         "cophenetic correlation undefined: a tree groups nothing" if np.isnan(first["correlation"])
-        else f"cophenetic correlation {signed(first['correlation'])}, null {signed(first['null_low'])} to "
-        f"{signed(first['null_high'])}"
+        else f"cophenetic correlation {signed(first['correlation'])}, "
+        f"{null.shown(first['null_low'], first['null_high'], signed)}"
     )  # fmt: skip
     ax.set_title(wrapped(plain(first["pair"]), wide), fontweight="bold", loc="left")
     ax.set_xlabel(wrapped(found, wide), loc="left", color=GREY)
@@ -152,8 +153,8 @@ tanglegram = Figure(
     "to itself and change their grey from one expert of the left tree to the next; the right tree's leaves are turned, "
     "as far as it allows, to follow the left one's. Edges are as thick as the share of subtasks that pass them; the "
     "trunks are outermost, experts are numbered within their level. Below: the cophenetic correlation of the two trees "
-    "and the central 95 % of its null, leaves permuted. The first panel says how much of what the others show another "
-    "seed does too.",
+    "and the range that holds it with 95 % if leaves are permuted. The first panel says how much of what the others "
+    "show another seed does too.",
     _tangle_data,
     _draw_tangle,
 )

@@ -347,7 +347,7 @@ tree_agreement = Figure(
     "that likeness counts by degrees. Above, runs of one objective that differ in the seed; "
     "below, runs of two objectives with the same seed (they begin with the same weights and gates) and runs that "
     "share neither. Pairs of few runs are not independent, so there is no interval. Grey: the null of the same trees "
-    "with the subtasks of each permuted over its leaves, mean and the central 95 % of draws for one pair. A tree is a "
+    "with the subtasks of each permuted over its leaves, mean and 95 % of draws for one pair. A tree is a "
     "property of its objective only where the points above are more alike than grey and than those that share neither.",
     _agreement_data,
     _draw_agreement,

@@ -10,6 +10,7 @@ from beartype import beartype
 from jaxtyping import Float, jaxtyped
 from torch import Tensor, nn
 
+from kdx_analysis import null
 from kdx_analysis.errors import KdxError
 from kdx_analysis.probes import measures
 from kdx_analysis.probes.gradients import (
@@ -25,7 +26,7 @@ from kdx_analysis.probes.gradients import (
 from kdx_analysis.probes.one_vs_rest import OneVsRest
 
 ETA = 0.01
-NULL_DRAWS = 19
+NULL_DRAWS = null.LEAST_DRAWS
 
 
 @jaxtyped(typechecker=beartype)
@@ -114,7 +115,7 @@ def affinity_of(
     Args:
         model, images, labels, classes, margins, groups, seed, max_memory: as for
             :func:`kdx_analysis.probes.records.conflict_of`, whose errors it raises.
-        eta, null_draws: as for :func:`subtask_affinity`; at least one draw.
+        eta, null_draws: as for :func:`subtask_affinity`; at least one draw, and below 39 the null has no range.
 
     Returns:
         The columns of :func:`kdx_analysis.probes.measures.affinity_table`, eta and n, the number of images.

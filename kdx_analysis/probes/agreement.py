@@ -18,6 +18,8 @@ from jaxtyping import Float, Int, jaxtyped
 from scipy.stats import rankdata
 from torch import Tensor
 
+from kdx_analysis import null
+
 MIN_CLASSES = 5
 
 
@@ -25,9 +27,9 @@ MIN_CLASSES = 5
 class Mantel:
     """Correlation of two tables over pairs of classes, and its null: classes permuted in one of them.
 
-    ``p`` is one-sided, for a correlation above 0; NaN below 5 classes and where a table is flat. ``draws`` are the
-    permutations: all K! where they are no more than were asked for (then p counts the own order among them), else
-    random ones, p = (1 + #{null ≥ own})/(1 + draws).
+    ``p`` is one-sided, for a correlation above 0: (1 + #{null ≥ value})/(1 + draws). p and null are NaN below 5 classes
+    and where a table is flat, and null_low and null_high also below 39 ``draws``. These are the permutations: all
+    K! − 1 other orders of the classes if they are no more than were asked for, which makes p exact, else random ones.
     """
 
     value: float
@@ -63,19 +65,19 @@ def mantel(
         square = np.zeros((K, K))
         square[a, b] = square[b, a] = values
         scored.append(square)
-    own = float(scored[0][a, b] @ scored[1][a, b])
+    value = float(scored[0][a, b] @ scored[1][a, b])
     if K < MIN_CLASSES:
-        return Mantel(own, math.nan, math.nan, math.nan, math.nan, 0, len(a))
-    exact = math.factorial(K) <= permutations
-    if exact:
-        orders = np.array(list(all_orders(range(K))))
+        return Mantel(value, math.nan, math.nan, math.nan, math.nan, 0, len(a))
+    if math.factorial(K) - 1 <= permutations:
+        orders = np.array(list(all_orders(range(K)))[1:])  # the first is the classes' own
     else:
         orders = torch.rand(permutations, K, generator=generator).argsort(dim=1).numpy()
-    null = scored[0][orders[:, a], orders[:, b]] @ scored[1][a, b]
-    above = int((null >= own - 1e-12).sum())
-    p = above / len(orders) if exact else (1 + above) / (1 + len(orders))
-    low, high = np.quantile(null, [0.025, 0.975]).tolist()
-    return Mantel(own, p, float(null.mean()), low, high, len(orders), len(a))
+    draws = scored[0][orders[:, a], orders[:, b]] @ scored[1][a, b]
+    beside = null.beside_one(draws)
+    return Mantel(
+        value, float(null.p_value(value, draws, "greater")), beside["null_mean"], beside["null_low"],
+        beside["null_high"], len(orders), len(a),
+    )  # fmt: skip
 
 
 @jaxtyped(typechecker=beartype)

@@ -10,6 +10,8 @@ from beartype import beartype
 from jaxtyping import Bool, Float, Shaped, jaxtyped
 from torch import Tensor
 
+from kdx_analysis import null
+
 
 @jaxtyped(typechecker=beartype)
 def cosine(gram: Float[Tensor, "*draws K K"]) -> Float[Tensor, "*draws K K"]:
@@ -106,30 +108,17 @@ def modulation(
     Above 0 it matters *which* subtask goes where, beyond how sparse the gates are; gates that are all alike and
     K = 2 give 0, 0/0 is NaN. p = (1 + #{C_π ≤ C})/(1 + R), R the number of ``permutations``.
     """
+    kind = ungated.dtype
+    ungated, gates = ungated.double(), gates.double()  # in float32 the same gates in another order differ beyond ties
     K = gates.shape[0]
     order = torch.rand(permutations, K, generator=generator).argsort(dim=1).to(gates.device)
     permuted = torch.cat([contention(ungated, q) for q in gates[order].split(_at_once(ungated))])
     own = contention(ungated, gates)
-    tolerance = 1e-6 * own.abs()  # the same gates in another order sum to the same only up to rounding
-    p = float((1 + (permuted <= own + tolerance).sum()) / (1 + permutations))
-    value = bounded_difference(permuted.mean(), own)
+    p = float(null.p_value(own.cpu(), permuted.cpu(), "less"))
+    value = bounded_difference(permuted.mean(), own).to(kind)
     if value.isnan():
         return value, torch.nan
     return (torch.zeros_like(value), 1.0) if K == 2 else (value, p)  # two that swap places meet in the same experts
-
-
-@jaxtyped(typechecker=beartype)
-def permutation_p(draws: Float[Tensor, " draws *axes"]) -> Float[Tensor, "*axes"]:
-    """p = (1 + #{null ≤ own})/(1 + R), in (0, 1]: small where a value lies below its null; NaN for NaN.
-
-    Under the null p ≤ q with a chance of at most q, and of exactly q where q(1 + R) is whole and values never tie.
-
-    Args:
-        draws: the own value first, then R draws of its null; NaN draws count as if they were not above it.
-    """
-    own, null = draws[0], draws[1:]
-    p = (1 + (~(null > own)).sum(dim=0)).to(own.dtype) / len(draws)
-    return torch.where(own.isnan(), torch.nan, p)
 
 
 @jaxtyped(typechecker=beartype)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,7 @@ from jaxtyping import Float, Int, jaxtyped
 from scipy.stats import rankdata
 from torch import Tensor
 
+from kdx_analysis import null
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, Tree
 from kdx_analysis.probes import gates
@@ -63,6 +64,36 @@ def rank_correlation(
     moved = y[rows.unsqueeze(2), columns.unsqueeze(1)]
     value = (x * y).sum() / norm if norm > 0 else torch.tensor(torch.nan)
     return float(value), (x * moved).sum(dim=(1, 2)) / norm
+
+
+def related(
+    mass: Float[Tensor, "K N"], table: Float[Tensor, "K N"], permutations: int, seed: int
+) -> dict[str, float | str]:
+    """Rank correlation of an ablation's table with pathway mass, beside its null and with what it says.
+
+    The columns of :attr:`Faithfulness.agreement` from value on.
+    """
+    K, N = table.shape
+    generator = torch.Generator().manual_seed(seed)
+    rows, columns = (torch.rand(permutations, n, generator=generator).argsort(dim=1) for n in (K, N))
+    value, draws = rank_correlation(mass, table, rows, columns)
+    _, subtasks = rank_correlation(mass, table, rows, torch.arange(N).expand(permutations, N))
+    p, p_subtasks = (float(null.p_value(value, drawn, "greater")) for drawn in (draws, subtasks))
+    return {
+        "value": value, **null.beside_one(draws), "p": p, "p_subtasks": p_subtasks, "null_draws": permutations,
+        "n": K * N, "says": verdict(value, draws),
+    }  # fmt: skip
+
+
+def verdict(value: float, draws: Float[Tensor, " R"]) -> str:
+    """What a rank correlation says beside R draws of its null, in the words of :attr:`Faithfulness.agreement`."""
+    if math.isnan(value):
+        return "undefined"
+    if null.p_value(value, draws, "greater") <= ALPHA:
+        return "agree"
+    if len(draws) < null.LEAST_DRAWS:
+        return "undecided"
+    return "opposed" if null.p_value(value, draws, "less") <= ALPHA / 2 else "no relation found"
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,17 +200,23 @@ class Faithfulness(Record):
 
         Columns: level, attention, measure, value (Spearman's ρ), null_mean, null_low, null_high, null_undefined, p,
         p_subtasks (both one-sided, upwards), null_draws, n (entries), says. ``says`` is ``agree`` (p ≤ 0.05),
-        ``opposed`` (below the null's range), ``no relation found``, or ``undefined``, where one of the tables is flat
+        ``opposed`` (p downwards ≤ 0.025: below the null's range), ``no relation found``, ``undecided``, where p > 0.05
+        and below 39 ``permutations`` there is no range to be below, or ``undefined``, where one of the tables is flat
         and value is NaN.
         """
         rows = [
-            {"level": of.level, "attention": attention, "measure": measure, **self._correlated(of, attention, measure)}
+            {
+                "level": of.level,
+                "attention": attention,
+                "measure": measure,
+                **related(getattr(of, attention), getattr(of, measure), self.permutations, self.seed),
+            }
             for of in self.levels
             if of.drop.shape[1] > 1
             for attention in ("alpha", "effective")
             for measure in ("drop", "change")
         ]
-        columns = ["value", *gates.NULL, "p", "p_subtasks", "null_draws", "n", "says"]
+        columns = ["value", *null.COLUMNS, "p", "p_subtasks", "null_draws", "n", "says"]
         return pd.DataFrame(rows, columns=["level", "attention", "measure", *columns])
 
     @property
@@ -216,8 +253,8 @@ class Faithfulness(Record):
             level = row["level"]
             found = "undefined, as one of the tables is flat"
             if row["says"] != "undefined":
-                null = f"null {row['null_low']:.2f} to {row['null_high']:.2f}"
-                found = f"ρ = {row['value']:.2f} ({null}, p = {row['p']:.3g}, n = {row['n']}), {row['says']}"
+                beside = null.shown(row["null_low"], row["null_high"])
+                found = f"ρ = {row['value']:.2f} ({beside}, p = {row['p']:.3g}, n = {row['n']}), {row['says']}"
             lines.append(
                 f"Level {level}: drop against pathway mass of A, {found}; for {apart.get(level, 0)} of "
                 f"{len(self.classes)} subtasks the strongest expert is not the one whose ablation costs most."
@@ -225,30 +262,9 @@ class Faithfulness(Record):
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        table = self.agreement.style.hide(axis="index").format(precision=3, escape="html")
+        table = self.agreement.style.hide(axis="index").format(precision=3, na_rep="–", escape="html")
         said = "<br>".join(html.escape(line) for line in str(self).splitlines())
         return f"<p>{said}</p>{table.to_html()}"
-
-    def _correlated(self, of: LevelAblation, attention: str, measure: str) -> dict[str, Any]:
-        K, N = of.drop.shape
-        generator = torch.Generator().manual_seed(self.seed)
-        rows, columns = (torch.rand(self.permutations, n, generator=generator).argsort(dim=1) for n in (K, N))
-        mass, table = getattr(of, attention), getattr(of, measure)
-        value, null = rank_correlation(mass, table, rows, columns)
-        _, subtasks = rank_correlation(mass, table, rows, torch.arange(N).expand(self.permutations, N))
-        p, p_subtasks = (float((1 + (draws >= value - 1e-9).sum()) / (1 + len(draws))) for draws in (null, subtasks))
-        spread = gates.quantiles(null)
-        if math.isnan(value):
-            p = p_subtasks = math.nan
-            says = "undefined"
-        elif p <= ALPHA:
-            says = "agree"
-        else:
-            says = "opposed" if value < spread["null_low"] else "no relation found"
-        return {
-            "value": value, **spread, "p": p, "p_subtasks": p_subtasks, "null_draws": self.permutations, "n": K * N,
-            "says": says,
-        }  # fmt: skip
 
 
 def ablate(
@@ -269,7 +285,7 @@ def ablate(
         labels: classes of the images, B.
         classes: the subtasks' names; by default their numbers.
         baseline: ablated features are zero, or their mean over ``images``.
-        permutations: draws of the null.
+        permutations: draws of the null; below 39 it has no range.
         seed: of them.
 
     Raises:

@@ -7,7 +7,7 @@ what does not change when experts are permuted may be averaged over runs: everyt
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,6 @@ from kdx_analysis.errors import KdxError
 from kdx_analysis.models import gates
 
 DEAD_BELOW = 0.01
-NULL = ("null_mean", "null_low", "null_high", "null_undefined")
 
 Summary = dict[tuple[str, int, str], tuple[Tensor, int]]
 
@@ -206,16 +205,3 @@ def check_features(features: Sequence[Tensor]) -> None:
     for level, of in enumerate(features, 1):
         if not of.isfinite().all():
             raise KdxError(f"features on level {level} are not finite; did the run diverge?")
-
-
-def quantiles(values: Tensor) -> Mapping[str, float]:
-    """Mean and central 95 % range over draws, as the columns null_mean, null_low, null_high.
-
-    Draws that are NaN are left out and counted, as null_undefined.
-    """
-    valid = values[~values.isnan()].double()
-    low = mean = high = math.nan
-    if len(valid):
-        low, high = torch.quantile(valid, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-        mean = float(valid.mean())
-    return dict(zip(NULL, (mean, low, high, len(values) - len(valid)), strict=True))

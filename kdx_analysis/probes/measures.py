@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from kdx_analysis import null
 from kdx_analysis.probes import conflict, gates, outputs
 from kdx_analysis.probes.agreement import mantel
 from kdx_analysis.probes.gradients import Grams
@@ -48,7 +49,7 @@ def conflict_tables(grams: Grams, classes: Sequence[str]) -> tuple[pd.DataFrame,
         cosines, alike = conflict.cosine(gram), conflict.upper(conflict.magnitude_similarity(gram))
         pairs = conflict.upper(cosines)
         table = pd.DataFrame({
-            "level": level, **pair_columns(classes), "cosine": pairs[0].numpy(), **quantile_columns(pairs[1:]),
+            "level": level, **pair_columns(classes), "cosine": pairs[0].numpy(), **null.beside(pairs[1:]),
             "magnitude_similarity": alike[0].numpy(),
         })  # fmt: skip
         tables.append(with_undefined(table, ["cosine", "magnitude_similarity"]))
@@ -111,7 +112,7 @@ def expert_contention_table(grams: Grams) -> pd.DataFrame:
         if inside.shape[1] > 1:
             values = conflict.contention_by_expert(inside.double().cpu())
             rows += [{"level": level, "expert": i, **_value_and_null(values[:, i])} for i in range(values.shape[1])]
-    return pd.DataFrame(rows, columns=["level", "expert", "value", "null_mean", "null_low", "null_high"])
+    return pd.DataFrame(rows, columns=["level", "expert", "value", *null.COLUMNS])
 
 
 def output_table(margins: Tensor, classes: Sequence[str], draws: int, seed: int) -> pd.DataFrame:
@@ -129,7 +130,7 @@ def output_table(margins: Tensor, classes: Sequence[str], draws: int, seed: int)
         ]
     )
     both = conflict.upper(outputs.claimed_by_both(claims))
-    columns = {"value": both[0].numpy(), **quantile_columns(both[1:])}
+    columns = {"value": both[0].numpy(), **null.beside(both[1:])}
     pairs = pd.DataFrame({"metric": "claimed_by_both", **pair_columns(classes), **columns})
     return pd.concat([whole, pairs], ignore_index=True).assign(null_draws=draws, n=len(margins))
 
@@ -180,7 +181,7 @@ def affinity_table(affinities: Tensor, classes: Sequence[str]) -> pd.DataFrame:
     ]).assign(a="", b="", a_index=-1, b_index=-1, undefined=int(undefined[0].sum()))  # fmt: skip
     pairs = pd.DataFrame({
         "metric": "affinity", "a": names[a], "b": names[b], "a_index": a, "b_index": b, "value": chosen[0].numpy(),
-        "undefined": undefined[0].int().numpy(), **quantile_columns(chosen[1:]),
+        "undefined": undefined[0].int().numpy(), **null.beside(chosen[1:]),
     })  # fmt: skip
     return pd.concat([pairs, whole], ignore_index=True).assign(null_draws=len(chosen) - 1)
 
@@ -211,12 +212,5 @@ def beside_null(metric: str, values: Tensor) -> dict[str, Any]:
     return {"metric": metric, **_value_and_null(values)}
 
 
-def quantile_columns(null: Tensor) -> dict[str, np.ndarray]:
-    """Mean and central 95 % range over draws of a null, draws×P, as columns of P; NaN are left out and counted."""
-    low, high = torch.nanquantile(null, torch.tensor([0.025, 0.975], dtype=null.dtype), dim=0)
-    values = (null.nanmean(dim=0), low, high, null.isnan().sum(dim=0))
-    return {name: value.numpy() for name, value in zip(gates.NULL, values, strict=True)}
-
-
 def _value_and_null(values: Tensor) -> dict[str, float]:
-    return {"value": float(values[0]), **gates.quantiles(values[1:])}
+    return {"value": float(values[0]), **null.beside_one(values[1:])}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from kdx_analysis import null
 from kdx_analysis.config import ObjectiveConfig, ProbeConfig
 from kdx_analysis.data import Dataset, Split
 from kdx_analysis.models import HME, Trace
@@ -34,8 +36,9 @@ from kdx_analysis.probes.gradients import (
 from kdx_analysis.training import Epoch, predict
 
 SPLITS = ("train", "val")
-AFFINITY_DRAWS = 2
-_GATE_SUMMARY = ["of", "level", "attention", "metric", "value", "initial", *gates.NULL, "null_draws", "n", "tau"]
+AFFINITY_DRAWS = 2  # K forward passes each: 39 at every checkpoint would add more time than the training takes
+RANDOM_INPUT_GATES = 39  # at most, since each costs a summary of every sample after every epoch
+_GATE_SUMMARY = ["of", "level", "attention", "metric", "value", "initial", *null.COLUMNS, "null_draws", "n", "tau"]
 _VALUES = ("alpha", "effective", "distance", "value", "initial")
 
 
@@ -72,17 +75,37 @@ def recording_cost(
     return conflicts + affinity_cost(model, images, num_classes, affinity_draws, **options)
 
 
+@dataclass(frozen=True, eq=False)
+class Initial:
+    """An explainer before training, on the first probe set: what untrained gates are to be seen beside.
+
+    A of initial or random logits takes these spreads, not those of trained experts, in which trained logits would be
+    missing: where experts are rescaled at equal outputs and equal A, the null so stays as it is.
+
+    Attributes:
+        gates: its own.
+        spreads: s of every level's experts, each N_l.
+        read: features of every level averaged over positions, which is what gates that read the input read.
+    """
+
+    gates: nn.ModuleList
+    spreads: list[Tensor]
+    read: list[Tensor]
+
+
 class ExplainerProbe:
     """Records an explainer's gates after every epoch and its subtasks' conflicts at some.
 
     Tables (``tables()``), each keyed by epoch; levels count from the trunk, 1, and L + 1 are the heads. ``undefined``
     in each counts the NaN among a row's values, or the pairs that could not go into it, and ``null_undefined``, beside
-    null_high wherever there is a null, its draws that could not:
+    null_high wherever there is a null, its draws that could not. Below 39 draws of a null, as of affinity's, its
+    null_low and null_high are NaN:
 
     - ``gates``: level, child, child_index, parent, alpha, effective (NaN where none of the parents' features vary over
       the images), tau.
     - ``gate_summary``: of, level, attention, metric, value, initial (the run's initial logits at the same τ),
-      null_mean, null_low, null_high (random gates at the same τ), null_draws, n, tau.
+      null_mean, null_low, null_high (random gates at the same τ), null_draws, n, tau. A of initial and random logits
+      is that of the initial model's spreads.
     - ``pathways``: level, subtask, subtask_index, expert, alpha, effective.
     - ``gates_by_class`` at the probed epochs and ``gates_by_sample`` at the last of them, of gates that read the
       input (whose ``gates`` and ``pathways`` are means over the train probe set): level, id, true_class, child,
@@ -117,7 +140,8 @@ class ExplainerProbe:
         epochs: of the training.
         teacher: logits are taken from it once; None for runs without one.
         splits: that probe sets are drawn from; gates are those on the first.
-        affinity_draws: of affinity's null; by default few, since each is K forward passes.
+        affinity_draws: of affinity's null; by default 2, which give its mean and no range, since each is K forward
+            passes at every checkpoint. :func:`affinity_of` draws 39.
     """
 
     def __init__(
@@ -135,7 +159,6 @@ class ExplainerProbe:
         self.affinity_draws = affinity_draws
         self.conflict_epochs = checkpoints(epochs, config.checkpoints)
         model = in_full(model)
-        self.initial = copy.deepcopy(model.gates)
         self.sets = {name: data.probe_set(name, config.per_class, config.seed) for name in splits}
         self.main = splits[0]
         self.margins = margins_of(objective)
@@ -144,6 +167,7 @@ class ExplainerProbe:
         self.random_gates = _untrained(model, config) if model.input_gated else []
         own = [gate.logits for gate in model.gates if isinstance(gate, ParameterGate)]
         self.random = gates.random_logits(own, config.null_draws, generator)
+        self.initial = None if model.hard else self._initial(model)
         self._frames: defaultdict[str, list[pd.DataFrame]] = defaultdict(list)
 
     @property
@@ -181,6 +205,15 @@ class ExplainerProbe:
         images = self.sets[split].images
         return self.data.normalise(images.take(torch.arange(len(self.sets[split]))))
 
+    def _initial(self, model: HME) -> Initial:
+        with undisturbed(model), torch.no_grad():
+            features = model.trace(self._images(self.main)).features
+        return Initial(
+            gates=copy.deepcopy(model.gates),
+            spreads=[gating.spread(level.float()).double().cpu() for level in features],
+            read=[level.mean(dim=2 if level.ndim == 4 else (3, 4), keepdim=True) for level in features],
+        )
+
     def _logits(self, teacher: nn.Module | None, split: Split) -> Tensor | None:
         if teacher is None:
             return None
@@ -194,13 +227,11 @@ class ExplainerProbe:
         labels = self.sets[self.main].labels.cpu()
         spreads = [gating.spread(features.float()).double().cpu() for features in trace.features]
 
-        def both(drawn: Sequence[Tensor]) -> dict[str, list[Tensor]]:
-            alpha = [rows.detach().double().cpu() for rows in drawn]
-            return {"alpha": alpha, "effective": gates.effective(alpha, spreads)}
-
-        present, initial = both(trace.attention), both(model.gated_by(self.initial, trace.features))
-        null = [both(drawn) for drawn in self._random(model, trace)]
-        draws = self.config.null_draws if not model.input_gated else len(null)
+        assert self.initial is not None
+        present = _both(trace.attention, spreads)
+        initial = _both(model.gated_by(self.initial.gates, self.initial.read), self.initial.spreads)
+        drawn = [_both(attention, self.initial.spreads) for attention in self._random(model, self.initial)]
+        draws = self.config.null_draws if not model.input_gated else len(drawn)
         for level, (alpha, effective) in enumerate(zip(*map(gates.averaged, present.values()), strict=True), 2):
             heads = level == len(model.experts) + 1
             self._add("gates", epoch, {
@@ -226,21 +257,21 @@ class ExplainerProbe:
         rows_: list[dict[str, Any]] = []
         for kind, attention in present.items():
             own, untrained = self._summary(model, attention, labels), self._summary(model, initial[kind], labels)
-            random = [self._summary(model, drawn[kind], labels, shuffles=1) for drawn in null]
+            random = [self._summary(model, one[kind], labels, shuffles=1) for one in drawn]
             for (of, level, metric), (value, n) in own.items():
                 rows_.append({
                     "of": of, "level": level, "attention": kind, "metric": metric, "value": float(value),
                     "initial": float(untrained[of, level, metric][0]),
-                    **gates.quantiles(torch.stack([drawn[of, level, metric][0] for drawn in random])),
+                    **null.beside_one(torch.stack([one[of, level, metric][0] for one in random]).flatten()),
                     "null_draws": draws, "n": n, "tau": tau,
                 })  # fmt: skip
         self._add("gate_summary", epoch, dict(pd.DataFrame(rows_, columns=_GATE_SUMMARY)))
         return paths
 
-    def _random(self, model: HME, trace: Trace) -> list[list[Tensor]]:
+    def _random(self, model: HME, initial: Initial) -> list[list[Tensor]]:
         """Attention of untrained gates: one list, all draws in front; of gates that read the input, one list a draw."""
         if model.input_gated:
-            return [model.gated_by(drawn, trace.features) for drawn in self.random_gates]
+            return [model.gated_by(drawn, initial.read) for drawn in self.random_gates]
         drawn = model.attention(self.random)
         drawn[0] = drawn[0].expand(self.config.null_draws, -1, -1)
         return [drawn]
@@ -353,9 +384,15 @@ class ExplainerProbe:
         return {term: residuals(losses[term], margins) for term in terms_of(self.objective.config)}
 
 
+def _both(attention: Sequence[Tensor], spreads: Sequence[Tensor]) -> dict[str, list[Tensor]]:
+    """α, and A of experts with these ``spreads``."""
+    alpha = [rows.detach().double().cpu() for rows in attention]
+    return {"alpha": alpha, "effective": gates.effective(alpha, spreads)}
+
+
 def _untrained(model: HME, config: ProbeConfig) -> list[nn.ModuleList]:
-    """Copies of the gates with weights drawn anew; 19 at most, since each costs a summary of every sample."""
-    drawn = [copy.deepcopy(model.gates) for _ in range(min(config.null_draws, 19))]
+    """Copies of the gates with weights drawn anew."""
+    drawn = [copy.deepcopy(model.gates) for _ in range(min(config.null_draws, RANDOM_INPUT_GATES))]
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         for gates_ in drawn:

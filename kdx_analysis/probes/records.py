@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from kdx_analysis import null
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, Trace
 from kdx_analysis.models import gates as gating
@@ -42,7 +43,8 @@ class ConflictRecord(TableRecord):
 
     Attributes:
         pairs: one row a probe, level and pair: probe, level, a, b, a_index, b_index, cosine, null_mean, null_low,
-            null_high, null_undefined, magnitude_similarity, undefined, null_draws, n.
+            null_high (a range that holds one more draw of the null with 95 %, NaN below 39), null_undefined,
+            magnitude_similarity, undefined, null_draws, n.
         summary: one row a probe, level and metric: probe, level, pairs, undefined, metric, value, null_…, null_draws,
             n; of an explainer whose gates are parameters also separation and modulation, on its last level.
     """
@@ -104,8 +106,11 @@ class ConflictRecord(TableRecord):
         table = grouped[columns].mean().join(grouped["value"].count().rename("probes"))
         table = table.join(grouped["undefined"].sum())
         n = sorted(set(self.summary["n"]))
+        ranged = table["null_low"].notna().any()
         said = f"{self.probes} probes, n = {', '.join(map(str, n))} images; null: residuals permuted over samples"
-        return f"<p>Conflict: {said}.</p>{table.reset_index().to_html(index=False, float_format='{:.3f}'.format)}"
+        said = said if ranged else f"{said}, {null.NO_RANGE}"
+        shown = table.reset_index().to_html(index=False, float_format="{:.3f}".format, na_rep="–")
+        return f"<p>Conflict: {said}.</p>{shown}"
 
 
 def conflict_of(
@@ -134,7 +139,7 @@ def conflict_of(
         margins: outputs → margins (B×K → B×K); by default an explainer's outputs themselves and of other models the
             one-vs-rest margins of their logits.
         groups: of a model that is no explainer: paths of the modules of each level.
-        null_draws: permutations of the residuals over samples; 19 or more.
+        null_draws: permutations of the residuals over samples; 19 or more, and below 39 the null has no range.
         permutations: of the gates over subtasks, for modulation.
         seed: of both.
         max_memory: bytes, as for :func:`subtask_grams`.
@@ -229,8 +234,11 @@ class GateRecord(Record):
         """Every gate metric of α and A beside random gates at the same τ.
 
         Columns: of, level, attention, metric, value, undefined, null_mean, null_low, null_high, null_undefined,
-        null_draws, n. The null are gates with logits uniform in [0, 1), cut to ``top_k``, and the record's spreads.
-        Gates that read the input have none here, which is what null_draws = 0 says: their random gates take the images
+        null_draws, n. The null are gates with logits uniform in [0, 1), cut to ``top_k``, of experts whose features
+        spread alike, so that its A is its α: random logits beside trained spreads would give another null where experts
+        are rescaled at equal outputs and equal A, and what the spreads were before training is not known here
+        (:class:`ExplainerProbe` takes them from the initial model). Below 39 draws it has no range. Gates that read
+        the input have none here, which is what null_draws = 0 says: their random gates take the images
         (:class:`ExplainerProbe` draws them). Their specialisation has its shuffled null subtracted.
         """
         generator = torch.Generator().manual_seed(seed)
@@ -238,16 +246,15 @@ class GateRecord(Record):
         drawn = [] if input_gated else gates.random_logits(self.alpha, null_draws, generator)
         drawn = [w if self.top_k is None else gating.strongest(w, self.top_k) for w in drawn]
         drawn = [gating.attention(w, self.temperature) for w in drawn]
-        null = {"alpha": drawn, "effective": gates.effective(drawn, self.spreads) if drawn else []}
+        random = gates.summarise(drawn) if drawn else {}
         rows = []
         for kind, own in (("alpha", self.alpha), ("effective", self.effective)):
             found = gates.summarise_samples(own, self.labels, generator) if input_gated else gates.summarise(own)
-            random = gates.summarise(null[kind]) if drawn else {}
             for (of, level, metric), (value, n) in found.items():
                 spread = random.get((of, level, metric), (torch.empty(0), 0))[0]
                 keys = {"of": of, "level": level, "attention": kind, "metric": metric, "value": float(value)}
-                rows.append({**keys, **gates.quantiles(spread), "null_draws": len(spread), "n": n})
-        columns = ["of", "level", "attention", "metric", "value", *gates.NULL, "null_draws", "n"]
+                rows.append({**keys, **null.beside_one(spread), "null_draws": len(spread), "n": n})
+        columns = ["of", "level", "attention", "metric", "value", *null.COLUMNS, "null_draws", "n"]
         return measures.with_undefined(pd.DataFrame(rows, columns=columns), ["value"])
 
     def merge(self, *others: GateRecord) -> GateRecord:
@@ -271,7 +278,7 @@ class GateRecord(Record):
         return gate_record(self, ax)
 
     def _repr_html_(self) -> str:
-        table = self.summary().to_html(index=False, float_format="{:.3f}".format)
+        table = self.summary().to_html(index=False, float_format="{:.3f}".format, na_rep="–")
         return f"<p>Gates at τ = {self.temperature:.3g} on {len(self.labels)} images, beside random gates.</p>{table}"
 
 

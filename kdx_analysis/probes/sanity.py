@@ -6,6 +6,7 @@ Adebayo et al. 2018, Sanity Checks for Saliency Maps, arXiv 1810.03292.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from jaxtyping import Float, jaxtyped
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
+from kdx_analysis import null
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME
 from kdx_analysis.models.gates import ParameterGate
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BOUND = 0.5
+ALPHA = 0.05
 MEASURES: dict[str, Callable[[Tensor], Tensor]] = {"signed": lambda maps: maps, "absolute": torch.abs}
 
 
@@ -79,26 +82,30 @@ class Randomisation(Record):
     bound: float = BOUND
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a measure: value (mean ρ), null_mean, null_low, null_high, bound, undefined, n, survives.
+        """One row a measure: value (mean ρ), null_…, null_draws, bound, undefined, n, survives, undecided.
 
         n maps of images under random weights went into the mean, ``undefined`` more were flat. ``survives``: value is
-        above both the bound and the null's range, so the attribution tells of the image, not of the model.
+        above both the bound and the null's range (p upwards ≤ 0.025), so the attribution tells of the image, not of the
+        model. ``undecided``: it is above the bound, and below 39 shifts the null has no range.
         """
         rows: list[dict[str, Any]] = []
         for measure, values in self.similarity.items():
             undefined = int(values.isnan().sum())
             value = float(values.nanmean())
-            low, high = torch.quantile(self.null[measure], torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+            draws = self.null[measure]
+            beside = null.beside_one(draws)
+            above, ranged = value > self.bound, not math.isnan(beside["null_high"])
+            beyond = bool(null.p_value(value, draws, "greater") <= ALPHA / 2)
             rows.append({
-                "measure": measure, "value": value, "null_mean": float(self.null[measure].mean()), "null_low": low,
-                "null_high": high, "null_draws": len(self.null[measure]), "bound": self.bound, "undefined": undefined,
-                "n": values.numel() - undefined, "survives": value > max(self.bound, high),
+                "measure": measure, "value": value, **beside, "null_draws": len(draws), "bound": self.bound,
+                "undefined": undefined, "n": values.numel() - undefined, "survives": above and ranged and beyond,
+                "undecided": above and not ranged,
             })  # fmt: skip
         return pd.DataFrame(rows)
 
     @property
     def survives(self) -> bool:
-        """Whether the attribution is flagged: by either measure it outlives the weights."""
+        """Whether the attribution is flagged: by either measure it is shown to outlive the weights."""
         return bool(self.to_frame()["survives"].any())
 
     def plot(self, ax: Axes | None = None) -> tuple[Figure, np.ndarray]:
@@ -110,7 +117,7 @@ class Randomisation(Record):
     def __str__(self) -> str:
         rows = self.to_frame()
         found = ", ".join(
-            f"{r['measure']} ρ = {r['value']:.2f} (null {r['null_low']:.2f} to {r['null_high']:.2f})"
+            f"{r['measure']} ρ = {r['value']:.2f} ({null.shown(r['null_low'], r['null_high'])})"
             for r in rows.to_dict("records")
         )
         outlive = set(rows.loc[rows["survives"], "measure"])
@@ -120,12 +127,14 @@ class Randomisation(Record):
             verdict = (
                 "FLAGGED: where the attribution is strong survives random weights, so only its signs may be trusted"
             )
+        elif rows["undecided"].any():
+            verdict = "undecided: the attribution outlives random weights by the bound, but its null has no range"
         else:
             verdict = "the attribution does not survive random weights"
         return f"{verdict}; {found}; bound {self.bound}, n = {', '.join(map(str, rows['n']))} maps"
 
     def _repr_html_(self) -> str:
-        table = self.to_frame().style.hide(axis="index").format(precision=3, escape="html")
+        table = self.to_frame().style.hide(axis="index").format(precision=3, na_rep="–", escape="html")
         return str(table.set_caption(str(self).partition(";")[0]).to_html())
 
 
@@ -141,7 +150,7 @@ def randomisation(
         attribute: from a model to its maps, B×H×W, always of the same images and subtask.
         model: left as it was found.
         draws: of random weights.
-        shifts: of the null.
+        shifts: of the null; below 39 it has no range, and nothing is flagged.
         seed: of both.
 
     Raises:
@@ -157,15 +166,15 @@ def randomisation(
         raise KdxError(f"maps of {H}×{W} have no pixels to rank; attribute a level with larger features")
     generator = torch.Generator().manual_seed(seed)
     offsets = torch.randint(1, H * W, (shifts,), generator=generator)
-    similarity, null = {}, {}
+    similarity, shifted = {}, {}
     for name, measure in MEASURES.items():
         a, b = measure(own), measure(others)
         similarity[name] = torch.stack([map_similarity(a, one) for one in b])
         if similarity[name].isnan().all():
             raise KdxError("the attribution is flat on every image, or is so with random weights; nothing to compare")
         moved = [b.roll((int(o) // W, int(o) % W), dims=(2, 3)) for o in offsets]
-        null[name] = torch.stack([torch.stack([map_similarity(a, one) for one in m]).nanmean() for m in moved])
-    return Randomisation(similarity, null)
+        shifted[name] = torch.stack([torch.stack([map_similarity(a, one) for one in m]).nanmean() for m in moved])
+    return Randomisation(similarity, shifted)
 
 
 def _maps(maps: Tensor) -> Tensor:

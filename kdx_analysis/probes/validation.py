@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from kdx_analysis import null
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import gates as gating
 from kdx_analysis.probes import conflict, gates
@@ -195,7 +196,7 @@ def _pairs(seed: int) -> Measures:
         )
         grams = _grams(planted, NULL_DRAWS)
         cosines = conflict.cosine(grams.total())
-        p = conflict.permutation_p(cosines)
+        p = torch.from_numpy(null.p_value(cosines[0], cosines[1:], "less"))
         n = SUBTASKS * (SUBTASKS - 1) // 2
         if snr:
             table[AUROC, on] = planted.auroc(-cosines[0]), n

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from kdx_analysis import null
 from kdx_analysis.plots.figure import explainers
 from kdx_analysis.report.numbers import listed, number
 from kdx_analysis.runs import RunSet, TreePairs, deal_objectives, tree_pairs
@@ -44,8 +45,8 @@ def _clades(pairs: TreePairs) -> str:
     parts = [
         f"{_GROUPS[group]} share {number(100 * (1 - values.mean()), 0)} % of their clades "
         f"(Robinson–Foulds distance {number(values.mean(), 2)}, n = {_counted(values)}; "
-        f"random leaf order {number(100 * (1 - null.mean()), 0)} %)"
-        for group, (values, null) in held.items()
+        f"random leaf order {number(100 * (1 - draws.mean()), 0)} %)"
+        for group, (values, draws) in held.items()
         if len(values)
     ]
     return f"{_sentence(parts)} A clade is the group of subtasks under an expert." if parts else ""
@@ -54,8 +55,8 @@ def _clades(pairs: TreePairs) -> str:
 def _correlations(pairs: TreePairs) -> str:
     held = {group: pairs.of(CORRELATION, group) for group in _GROUPS}
     parts = [
-        f"for {_GROUPS[group]} {number(values.mean(), 2)} (n = {_counted(values)}; random leaf order {_range(null)})"
-        for group, (values, null) in held.items()
+        f"for {_GROUPS[group]} {number(values.mean(), 2)} (n = {_counted(values)}; random leaf order {_range(draws)})"
+        for group, (values, draws) in held.items()
         if len(values)
     ]
     return f"Of the levels at which subtasks part, the mean cophenetic correlation is {listed(parts)}." if parts else ""
@@ -63,7 +64,7 @@ def _correlations(pairs: TreePairs) -> str:
 
 def _verdict(pairs: TreePairs, runs: RunSet) -> str:
     found = explainers(runs)
-    values, null = pairs.of(CORRELATION, OBJECTIVE)
+    values, draws = pairs.of(CORRELATION, OBJECTIVE)
     if not (pairs.table["shared"] == OBJECTIVE).any():
         return "Undecidable: whether the tree is a property of the objective, as no objective was run with two seeds."
     if not len(values):
@@ -71,7 +72,7 @@ def _verdict(pairs: TreePairs, runs: RunSet) -> str:
             "Undecidable: whether the tree is a property of the objective, as no two trees of one objective both part "
             "their subtasks on more than one level."
         )
-    if (1 + (null >= values.mean() - 1e-12).sum()) / (1 + len(null)) > _RARE:
+    if null.p_value(values.mean(), draws, "greater") > _RARE:
         return (
             "The tree is not shown to be a property of the objective: under another seed the same objective gives a "
             "tree that is not clearly more alike than random leaf order makes it."
@@ -105,7 +106,8 @@ def _counted(values: np.ndarray) -> str:
     return f"{len(values)} pair{'' if len(values) == 1 else 's'}"
 
 
-def _range(null: np.ndarray) -> str:
-    """The mean of a group under random leaf order, and the central 95 % of its draws."""
-    low, high = np.quantile(null, [0.025, 0.975])
-    return f"{number(null.mean(), 2)}, 95 % of draws {number(low, 2)} to {number(high, 2)}"
+def _range(draws: np.ndarray) -> str:
+    """The mean of a group under random leaf order, and the range that holds one more draw with 95 %."""
+    beside = null.beside_one(draws)
+    low, high = (number(beside[end], 2) for end in ("null_low", "null_high"))
+    return f"{number(beside['null_mean'], 2)}, 95 % of draws {low} to {high}"

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from kdx_analysis import null
 from kdx_analysis.models.tree import Tree
 from kdx_analysis.models.tree.compare import clade_distance, permuted
 from kdx_analysis.runs.directory import Run
@@ -28,8 +29,8 @@ class TreePairs:
     Attributes:
         table: two rows per pair, of the measures robinson_foulds (in [0, 1], 0 the same clades) and
             cophenetic_correlation (in [−1, 1]): measure, run_a, run_b, objective_a, objective_b, seed_a, seed_b,
-            shared (objective, seed or neither), value (NaN where undefined), null_mean, null_low, null_high
-            (central 95 %), draws.
+            shared (objective, seed or neither), value (NaN where undefined), null_mean, null_low, null_high (what
+            holds one more draw with 95 %), null_undefined, draws.
         null: draws×rows, the same once the leaves of every tree are permuted, each tree's on its own.
     """
 
@@ -54,17 +55,16 @@ def tree_pairs(explainers: Iterable[Run]) -> TreePairs:
         runs[0].tree.robinson_foulds(run.tree)  # refuses other classes
     generator = torch.Generator().manual_seed(0)
     values = _likeness([run.tree for run in runs])
-    null = np.array([_likeness([permuted(run.tree, generator) for run in runs]) for _ in range(_NULL_DRAWS)])
+    draws = np.array([_likeness([permuted(run.tree, generator) for run in runs]) for _ in range(_NULL_DRAWS)])
     table = pd.DataFrame({
         "measure": np.repeat([DISTANCE, CORRELATION], len(pairs)),
         "run_a": [a.id for a, _ in pairs] * 2, "run_b": [b.id for _, b in pairs] * 2,
         "objective_a": [a.objective for a, _ in pairs] * 2, "objective_b": [b.objective for _, b in pairs] * 2,
         "seed_a": [a.seed for a, _ in pairs] * 2, "seed_b": [b.seed for _, b in pairs] * 2,
         "shared": [_shared(a, b) for a, b in pairs] * 2,
-        "value": values, "null_mean": null.mean(axis=0),
+        "value": values, **null.beside(draws),
     })  # fmt: skip
-    table["null_low"], table["null_high"] = np.quantile(null, [0.025, 0.975], axis=0)
-    return TreePairs(table.assign(draws=_NULL_DRAWS), null)
+    return TreePairs(table.assign(draws=_NULL_DRAWS), draws)
 
 
 def _likeness(trees: Sequence[Tree]) -> np.ndarray:
@@ -118,15 +118,17 @@ def deal_objectives(table: pd.DataFrame) -> Dealt:
     blocks = [objectives[runs["seed"] == seed] for seed in runs["seed"].unique()]
     count = prod(factorial(len(block)) for block in blocks[1:])
     exact = count <= _MOST_DEALINGS
-    observed = within(objectives)
-    dealings = _all_dealings(blocks) if exact else _some_dealings(blocks)
-    alike = sum(within(labels) >= observed - 1e-12 for labels in dealings)
-    return Dealt(alike, count, True) if exact else Dealt(alike + 1, _MOST_DEALINGS + 1, False)
+    others = _other_dealings(blocks) if exact else _some_dealings(blocks)
+    draws = np.array([within(labels) for labels in others])
+    alike = 1 + int(null.as_extreme(within(objectives), draws, "greater").sum())
+    return Dealt(alike, 1 + len(draws), exact)
 
 
-def _all_dealings(blocks: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
-    """The labels of all runs, seed by seed; those of the first stay, as only who goes with whom counts."""
-    for rest in product(*(permutations(block) for block in blocks[1:])):
+def _other_dealings(blocks: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+    """All labels of the runs but their own, seed by seed; the first seed's stay, as only who goes with whom counts."""
+    dealings = product(*(permutations(block) for block in blocks[1:]))
+    next(dealings)  # that which was observed
+    for rest in dealings:
         yield np.concatenate([blocks[0], *map(np.array, rest)])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import matplotlib as mpl
@@ -17,6 +18,7 @@ from scipy import stats
 from kdx_analysis import plots
 from kdx_analysis.errors import KdxError
 from kdx_analysis.io import read_parquet
+from kdx_analysis.plots import probed
 from kdx_analysis.plots.figure import Format
 from kdx_analysis.plots.style import Width
 from kdx_analysis.runs import RunSet, t_interval
@@ -333,3 +335,22 @@ def test_accuracy_against_conflict_is_ranked_over_all_runs(study: RunSet) -> Non
     few = plots.accuracy_conflict.data(study.filter(objective="kd"))
     assert few["rho"].isna().all()
     assert "not below four runs" in plots.accuracy_conflict.draw(few)[1][0].get_xlabel()
+
+
+@pytest.mark.parametrize(
+    ("lows", "said"),
+    [
+        ([0.1, 0.2], "value; grey: 95 % of its null"),
+        ([0.1, math.nan], "value; grey: 95 % of its null, where it has a range (from 39 draws)"),
+        ([math.nan] * 2, "value; no null has a range (from 39 draws)"),
+    ],
+)
+def test_a_null_without_a_range_is_left_out_and_said_to_have_none(lows: list[float], said: str) -> None:
+    data = pd.DataFrame(
+        {"name": ["conflict rate", "severity"], "split": "train", "value": [0.3, 0.1], "null_low": lows}
+    )
+    figure, (ax,) = probed.measures(data.assign(null_high=data["null_low"] + 0.5))
+    bars = [path for lines in ax.collections for path in lines.get_paths()]
+    assert len(bars) == sum(not math.isnan(low) for low in lows)
+    assert ax.get_xlabel() == said
+    plt.close(figure)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 
@@ -13,6 +14,7 @@ from torch import nn
 
 from kdx_analysis import _compat  # noqa: F401  # isort: split
 from kdx_analysis.models import HME, build_model
+from kdx_analysis.null import LEAST_DRAWS
 
 K = 5
 
@@ -75,12 +77,33 @@ def check_left_as_found(model: HME, call: Callable[[], object], fails: bool, mon
     assert torch.equal(torch.get_rng_state(), rng)
 
 
+def rescaled(model: HME, factor: float) -> HME:
+    """A copy of a convolutional explainer with the same outputs and the same A, whose α is another.
+
+    Features of the last level's first expert times ``factor``, its logits less τ ln ``factor``, and what the heads so
+    get less of (Σ_j α_kj/c_j) given back by their weights.
+    """
+    copied = copy.deepcopy(model)
+    norm = [module for module in copied.levels[-1].modules() if isinstance(module, nn.BatchNorm2d)][-1]
+    width = norm.num_features // model.experts[-1]
+    before = model.attention()[-1].detach()
+    with torch.no_grad():
+        for parameter in (norm.weight, norm.bias):
+            parameter[:width] *= factor
+        copied.gates[-1].logits[:, 0] -= model.temperature * math.log(factor)
+        kept = before.sum(dim=1) - before[:, 0] * (1 - 1 / factor)
+        copied.heads.weight *= kept.unsqueeze(1)
+    return copied
+
+
 def check_no_silent_nan(table: pd.DataFrame) -> None:
     """Every NaN in a table of a probe is counted beside it, or its row says that there was nothing to draw from."""
     for row in table.to_dict("records"):
         unknown = {name for name, value in row.items() if isinstance(value, float) and math.isnan(value)}
         if row.get("null_draws") == 0 or row.get("null_undefined", 0) == row.get("null_draws"):
             unknown -= {"null_mean", "null_low", "null_high", "p"}
+        if row.get("null_draws", 0) - row.get("null_undefined", 0) < LEAST_DRAWS:
+            unknown -= {"null_low", "null_high"}
         if row.get("metric", "modulation") != "modulation":
             unknown -= {"p"}  # only modulation has one
         if row.get("undefined", 0) or row.get("says") == "undefined":

@@ -1,5 +1,6 @@
 import copy
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, build_model
 from kdx_analysis.probes import conductance, grad_cam, integrated_gradients, randomisation, randomised
 from kdx_analysis.probes.attribution import _patches
+from kdx_analysis.probes.sanity import Randomisation
 
 from ..planted_explainers import by_halves
 from .subjects import check_left_as_found, explainer
@@ -133,10 +135,35 @@ def test_what_cannot_be_attributed_is_refused(images: Tensor) -> None:
 
 
 def test_an_attribution_that_only_sees_the_image_is_flagged(images: Tensor) -> None:
-    found = randomisation(lambda model: images[:, 0], explainer(), draws=2, shifts=19)
+    found = randomisation(lambda model: images[:, 0], explainer(), draws=2, shifts=39)
     assert found.survives
     assert found.to_frame()["value"].tolist() == pytest.approx([1, 1])
     assert "FLAGGED" in str(found)
+
+
+def test_below_39_shifts_nothing_is_flagged_and_the_check_says_so(images: Tensor) -> None:
+    found = randomisation(lambda model: images[:, 0], explainer(), draws=2, shifts=38)
+    assert not found.survives
+    assert found.to_frame()["undecided"].all()
+    assert "undecided" in str(found)
+    assert "no range below 39 draws" in str(found)
+    assert "nan" not in str(found) + found._repr_html_()
+    figure, (ax,) = found.plot()
+    assert "undecided" in ax.get_title()
+    assert "no range below 39 draws" in ax.get_title()
+    plt.close(figure)
+    rho = {"signed": torch.full((1, 2), 0.2, dtype=torch.float64)}
+    below = Randomisation(rho, {"signed": torch.zeros(9, dtype=torch.float64)})  # the bound alone decides
+    assert "does not survive" in str(below)
+
+
+def test_surviving_takes_more_than_the_highest_of_39_shifts() -> None:
+    shifts = torch.linspace(-0.8, 0.8, 39, dtype=torch.float64)
+    survives = {
+        value: Randomisation({"signed": torch.tensor([[value]], dtype=torch.float64)}, {"signed": shifts}).survives
+        for value in (0.79, 0.8, 0.81)
+    }
+    assert survives == {0.79: False, 0.8: False, 0.81: True}
 
 
 def test_an_attribution_of_the_weights_is_flagged_only_where_the_image_decides(images: Tensor) -> None:
@@ -157,7 +184,7 @@ def test_flat_maps_are_counted_and_refused_where_nothing_is_left(images: Tensor)
     model = explainer()
     maps = images[:, 0].clone()
     maps[0] = 1
-    found = randomisation(lambda m: maps, model, draws=2, shifts=9).to_frame()
+    found = randomisation(lambda m: maps, model, draws=2, shifts=39).to_frame()
     assert found["undefined"].tolist() == [2, 2]
     assert found["n"].tolist() == [8, 8]
     assert not found.isna().any().any()

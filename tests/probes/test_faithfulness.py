@@ -1,6 +1,8 @@
 import copy
+import math
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME
 from kdx_analysis.probes import Faithfulness, ablate, explain
-from kdx_analysis.probes.faithfulness import change_sums, drop_sums, rank_correlation
+from kdx_analysis.probes.faithfulness import change_sums, drop_sums, rank_correlation, related, verdict
 
 from ..planted_explainers import explainer, passing, scaling
 from .subjects import check_left_as_found, small
@@ -140,6 +142,46 @@ def test_unrelated_tables_are_called_related_as_often_as_the_level_says() -> Non
     assert 0.01 <= hits / tables <= 0.09
 
 
+@pytest.mark.parametrize(
+    ("value", "draws", "says"),
+    [
+        (0.9, 39, "agree"),
+        (-0.9, 39, "opposed"),
+        (-0.9, 38, "undecided"),
+        (0.0, 38, "undecided"),
+        (0.9, 38, "agree"),
+        (0.0, 999, "no relation found"),
+        (math.nan, 999, "undefined"),
+    ],
+)
+def test_opposed_needs_a_range_to_be_below(value: float, draws: int, says: str) -> None:
+    assert verdict(value, torch.linspace(-0.5, 0.5, draws, dtype=torch.float64)) == says
+
+
+def test_what_ties_with_its_null_but_for_rounding_is_not_opposed_to_it() -> None:
+    draws = torch.full((99,), -0.3, dtype=torch.float64)
+    assert verdict(-0.1 * 3, draws) == verdict(math.nextafter(-0.3, -1), draws) == "no relation found"
+
+
+def test_opposed_is_said_of_one_in_forty_unrelated_tables() -> None:
+    """And never where there is no range; agreement of one in twenty."""
+    tables = torch.rand(1500, 2, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    said = [related(mass, table, 39, i)["says"] for i, (mass, table) in enumerate(tables)]
+    assert said.count("opposed") / 1500 == pytest.approx(0.025, abs=0.0125)
+    assert said.count("agree") / 1500 == pytest.approx(0.05, abs=0.017)
+
+
+def test_a_missing_range_is_said(labels: Tensor) -> None:
+    found = ablate(small(), torch.randn(B, 1, 8, 8, dtype=torch.float64), labels, permutations=19)
+    assert found.agreement[["null_low", "null_high"]].isna().all(axis=None)
+    assert found.agreement["null_mean"].notna().all()
+    assert "no range below 39 draws, p = " in str(found)
+    assert "nan" not in str(found).lower() + found._repr_html_().lower()
+    figure, axes = found.plot()
+    assert all("no range below 39 draws" in ax.get_title() for ax in axes)
+    plt.close(figure)
+
+
 def test_measures_by_hand() -> None:
     differences = torch.tensor([[[1.0], [2.0]], [[-3.0], [4.0]], [[5.0], [-6.0]]])  # B×K×1
     labels = torch.tensor([0, 1, 0])
@@ -150,7 +192,7 @@ def test_measures_by_hand() -> None:
 @pytest.mark.parametrize("gates", ["parameter", "input"])
 def test_tables_hold_numbers_alone_and_survive_parquet(gates: str, labels: Tensor, tmp_path: Path) -> None:
     images = torch.randn(B, 1, 8, 8, dtype=torch.float64)
-    found = ablate(small(gates), images, labels, ["a", "b", "c"], permutations=19)
+    found = ablate(small(gates), images, labels, ["a", "b", "c"], permutations=39)
     assert not found.to_frame().isna().any().any()
     assert not found.agreement.isna().any().any()
     found.save(tmp_path)
@@ -195,7 +237,7 @@ def test_what_batches_do_not_tell_is_not_merged(labels: Tensor) -> None:
 
 def test_two_classes_and_a_single_expert_on_a_level(labels: Tensor) -> None:
     images = torch.randn(B, 1, 8, 8, dtype=torch.float64)
-    found = ablate(small(experts=[1, 2, 2], classes=2), images, labels % 2, permutations=19)
+    found = ablate(small(experts=[1, 2, 2], classes=2), images, labels % 2, permutations=39)
     assert sorted(set(found.agreement["level"])) == [3, 4]
     assert not found.agreement.isna().any().any()
     alone = ablate(small(experts=1), images, labels)

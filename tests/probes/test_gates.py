@@ -82,14 +82,6 @@ def test_random_gates_are_those_of_an_untrained_explainer() -> None:
     assert drawn[1].mean().item() == pytest.approx(0.5, abs=0.02)
 
 
-def test_quantiles_of_a_null_leave_out_undefined_draws() -> None:
-    got = gates.quantiles(torch.tensor([1.0, 2.0, 3.0, torch.nan]))
-    assert got["null_mean"] == 2
-    assert got["null_undefined"] == 1
-    assert got["null_low"] == pytest.approx(1.05)
-    assert math.isnan(gates.quantiles(torch.tensor([torch.nan]))["null_mean"])
-
-
 @pytest.mark.parametrize("n", [5, 20, 100])
 def test_specialisation_of_sampled_routings_is_zero_where_nothing_is_routed(n) -> None:
     """Hard routings drawn alike for all subtasks: plug-in mutual information is above 0, the shuffled null takes it."""

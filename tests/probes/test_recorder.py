@@ -1,5 +1,6 @@
 """The recorder's tables say what the model does, row by row, and name it rightly."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -20,8 +21,9 @@ from kdx_analysis.probes.affinity import ETA, affinity_of
 from kdx_analysis.probes.gradients import subtask_grams, undisturbed
 from kdx_analysis.probes.recorder import AFFINITY_DRAWS, checkpoints, recording_cost
 from kdx_analysis.training import Epoch
+from tests.probes.subjects import rescaled
 
-EPOCHS, DRAWS = 3, 19
+EPOCHS, DRAWS = 3, 39
 CONFIG = ProbeConfig(per_class=3, checkpoints=2, null_draws=DRAWS, permutations=39)
 
 
@@ -102,7 +104,7 @@ def test_gate_summary_stands_beside_the_initial_gates_at_the_same_temperature(re
     model, probe, tables = recorded
     row = at_end(tables["gate_summary"], level=5, attention="alpha", metric="entropy_share").iloc[0]
     assert row["value"] == pytest.approx(gating.entropy_share(model.attention()[-1]).mean().item(), rel=1e-6)
-    initial = gating.attention(probe.initial[-1].logits.detach(), 0.5)
+    initial = gating.attention(probe.initial.gates[-1].logits.detach(), 0.5)
     assert row["initial"] == pytest.approx(gating.entropy_share(initial).mean().item(), rel=1e-6)
     assert row["null_low"] <= row["null_mean"] <= row["null_high"]
     assert (row["n"], row["null_draws"], row["tau"]) == (10, DRAWS, 0.5)
@@ -110,6 +112,46 @@ def test_gate_summary_stands_beside_the_initial_gates_at_the_same_temperature(re
     specialised = at_end(tables["gate_summary"], level=4, attention="alpha", metric="specialisation").iloc[0]
     expected = gates.specialisation(model.attention()[-1].detach())
     assert specialised["value"] == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_rescaled_experts_have_the_same_null(data) -> None:
+    """The same function and the same A: initial and random gates beside them must not move either."""
+    initial = explainer()
+    trained = copy.deepcopy(initial)
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    trained.temperature = 0.5
+    x, _ = images(data, "train")
+    with undisturbed(trained), torch.no_grad():
+        torch.testing.assert_close(rescaled(trained, 20.0)(x), trained(x))
+    tables = []
+    for model in (trained, rescaled(trained, 20.0)):
+        probe = ExplainerProbe(initial, data, ObjectiveConfig(name="hard"), CONFIG, 9)
+        probe(Epoch(2, 9, 0.0, 0.0, 0.5, None), model)
+        tables.append(probe.tables()["gate_summary"].query("attention == 'effective'"))
+    pd.testing.assert_frame_equal(*tables, rtol=1e-5)
+    assert not tables[0].isna().any(axis=None)
+
+
+@pytest.mark.parametrize("gates_", ["parameter", "input"])
+def test_initial_and_random_gates_stand_on_the_initial_model(data, gates_) -> None:
+    """Whatever training does to weights and gates, at one temperature what it began from is the same."""
+    torch.manual_seed(0)
+    model = HME.from_student(build_model("digits_student", 10, 1), 10, 3, gates=gates_)
+    probe = ExplainerProbe(model, data, ObjectiveConfig(name="hard"), CONFIG, 9)
+    columns = ["initial", "null_mean", "null_low", "null_high", "null_undefined", "null_draws"]
+    for epoch in (2, 3):
+        probe(Epoch(epoch, 9, 0.0, 0.0, 1.0, None), model)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    before, after = (of.reset_index(drop=True) for _, of in probe.tables()["gate_summary"].groupby("epoch"))
+    pd.testing.assert_frame_equal(before[columns], after[columns])
+    np.testing.assert_allclose(before["value"], before["initial"], rtol=1e-5, atol=1e-6)  # before any training
+    assert (before["null_draws"] == DRAWS).all()
+    assert (before["null_undefined"] == 0).all()
+    assert not np.allclose(before["value"], after["value"], rtol=1e-2)
 
 
 def test_conflict_is_recorded_at_the_checkpoints_on_both_probe_sets_for_all_terms(recorded) -> None:
@@ -273,6 +315,7 @@ def test_affinity_is_recorded_at_the_checkpoints_beside_its_null(recorded, data,
     assert set(table["epoch"]) == {1, 3}
     assert set(table["eta"]) == {ETA}
     assert set(table["null_draws"]) == {AFFINITY_DRAWS}
+    assert table[["null_low", "null_high"]].isna().all(axis=None)  # two draws have a mean and no range
     x, y = images(data, split)
     expected = affinity_of(model, x, y, classes=data.classes, null_draws=AFFINITY_DRAWS, seed=CONFIG.seed)
     rows = at_end(table, split=split).drop(columns=["epoch", "split"]).reset_index(drop=True)
@@ -331,15 +374,15 @@ def test_input_gates_are_averaged_over_samples_and_their_pathways_composed_per_s
     torch.manual_seed(0)
     model = HME.from_student(build_model("digits_student", 10, 1), 10, 3, gates="input")
     probe = ExplainerProbe(model, data, ObjectiveConfig(name="hard"), CONFIG, 1)
-    with torch.no_grad():
+    x, y = images(data, "train")
+    with undisturbed(model), torch.no_grad():
+        untrained = model.trace(x).attention
         for gate in model.gates:
             gate.out.weight.mul_(20)
     probe(Epoch(1, 1, 0.0, 0.0, 1.0, None), model)
     tables = probe.tables()
-    x, y = images(data, "train")
     with undisturbed(model), torch.no_grad():
         attention = [a.double() for a in model.trace(x).attention]
-        untrained = model.gated_by(probe.initial, model.trace(x).features)
     heads = tables["gates"].query("level == 5").pivot(index="child_index", columns="parent", values="alpha")
     np.testing.assert_allclose(heads, attention[3].mean(dim=0), rtol=1e-6)
     sevens = tables["gates_by_class"].query("level == 5 and true_class == '7'")

@@ -9,6 +9,7 @@ from kdx_analysis.models import HME, build_model
 from kdx_analysis.models import gates as gating
 from kdx_analysis.probes import conflict_of, gates, gates_of, measures, subtask_grams
 from kdx_analysis.probes.records import ConflictRecord, GateRecord
+from tests.probes.subjects import rescaled
 
 K = 4
 LABELS = torch.arange(12) % K
@@ -26,7 +27,7 @@ def explainer(how: str = "parameter", seed: int = 0) -> HME:
 
 
 def probed(model: nn.Module, **options: object) -> ConflictRecord:
-    return conflict_of(model, pictures(), LABELS, null_draws=19, permutations=19, **options)
+    return conflict_of(model, pictures(), LABELS, null_draws=39, permutations=19, **options)
 
 
 @pytest.mark.parametrize("how", ["parameter", "input"])
@@ -154,6 +155,20 @@ def test_a_null_that_there_is_not_is_said_not_to_be() -> None:
     assert (table["null_draws"] == 0).all()
     assert table["null_mean"].isna().all()
     assert (table["null_undefined"] == 0).all()
+
+
+def test_rescaled_experts_have_the_same_null() -> None:
+    """The same function, the same A, another α: the null beside A stays, as that beside α does."""
+    model = explainer().eval()
+    moved = rescaled(model, 0.05)
+    with torch.no_grad():
+        torch.testing.assert_close(moved(pictures()), model(pictures()))
+    before, after = (gates_of(one, pictures(), LABELS).summary() for one in (model, moved))
+    effective = before["attention"] == "effective"
+    pd.testing.assert_frame_equal(before[effective], after[effective], rtol=1e-5)
+    nulls = ["null_mean", "null_low", "null_high"]
+    pd.testing.assert_frame_equal(before[nulls], after[nulls])
+    assert not torch.allclose(model.attention()[-1], moved.attention()[-1], atol=0.05)
 
 
 @pytest.mark.parametrize("top_k", [None, 1, 2])

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdx_analysis import null
 from kdx_analysis.errors import KdxError
 from kdx_analysis.registry import unknown
 
@@ -21,7 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BesideNull:
-    """A comparison and its null: mean and central 95 % range of ``permutations`` permuted trees, and p."""
+    """A comparison and its null, ``permutations`` permuted trees.
+
+    Their mean, the range that holds one more of them with 95 % (NaN below 39 ``permutations``), and the one-sided p of
+    trees that are more alike than permuted ones.
+    """
 
     measure: str
     value: float
@@ -63,10 +68,10 @@ def purity(tree: Tree, superclasses: Mapping[str, Sequence[str]]) -> float:
     return largest.total() / len(tree.classes)
 
 
-_MEASURES: dict[str, tuple[Callable[[Tree, Any], float], int]] = {  # with the sign that makes more alike greater
-    "robinson_foulds": (robinson_foulds, -1),
-    "cophenetic_correlation": (cophenetic_correlation, 1),
-    "purity": (purity, 1),
+_MEASURES: dict[str, tuple[Callable[[Tree, Any], float], null.Side]] = {  # and on which side trees are more alike
+    "robinson_foulds": (robinson_foulds, "less"),
+    "cophenetic_correlation": (cophenetic_correlation, "greater"),
+    "purity": (purity, "greater"),
 }
 
 
@@ -75,14 +80,14 @@ def beside_null(tree: Tree, measure: str, other: Any, permutations: int, generat
         raise unknown("comparison of trees", measure, _MEASURES)
     if permutations < 1:
         raise KdxError(f"{permutations} permutations make no null; take 99 or more")
-    compare, sign = _MEASURES[measure]
+    compare, side = _MEASURES[measure]
     value = compare(tree, other)
     if math.isnan(value):
         return BesideNull(measure, value, math.nan, math.nan, math.nan, math.nan, permutations)
-    null = np.array([compare(permuted(tree, generator), other) for _ in range(permutations)])
-    alike = int((sign * null >= sign * value - 1e-12).sum())
-    low, high = np.quantile(null, [0.025, 0.975]).tolist()
-    return BesideNull(measure, value, float(null.mean()), low, high, (1 + alike) / (1 + permutations), permutations)
+    draws = np.array([compare(permuted(tree, generator), other) for _ in range(permutations)])
+    beside = null.beside_one(draws)
+    p = float(null.p_value(value, draws, side))
+    return BesideNull(measure, value, beside["null_mean"], beside["null_low"], beside["null_high"], p, permutations)
 
 
 def permuted(tree: Tree, generator: torch.Generator) -> Tree:

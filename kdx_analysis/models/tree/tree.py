@@ -217,7 +217,7 @@ class Tree:
     def null(self, measure: str, other: Any, permutations: int, generator: torch.Generator) -> BesideNull:
         """A comparison beside its null, in which this tree's subtasks are permuted over its leaves.
 
-        p = (1 + #{permuted at least as alike}) / (1 + permutations).
+        p = (1 + #{permuted at least as alike}) / (1 + permutations); the null has no range below 39 ``permutations``.
 
         Args:
             measure: ``robinson_foulds``, ``cophenetic_correlation`` or ``purity``.

@@ -14,7 +14,7 @@ from kdx_analysis.models import HME, StagedNet, Trace
 from kdx_analysis.models.splitting.stages import MAX_STAGES, find_stages
 from kdx_analysis.probes.layer_rules import Rule, rule_of
 from kdx_analysis.probes.sharing import shared_modules
-from kdx_analysis.probes.subject import undisturbed, unwrapped, usable
+from kdx_analysis.probes.subject import WRAPPERS, undisturbed, unwrapped, usable
 from kdx_analysis.probes.subtasks import answer
 from kdx_analysis.registry import unknown
 
@@ -107,7 +107,7 @@ class Parts:
         layers = [
             Layer(path, module, level, rule_of(module), 1)
             for level, paths in enumerate(groups)
-            for path, module in _own_modules(model, [path.removeprefix(prefix) for path in paths])
+            for path, module in _own_modules(model, paths)
         ]
         _refuse_shared(layers)
         return cls(model, prefix, margins, (1,) * len(groups), tuple(layers), False, num_classes)
@@ -127,6 +127,8 @@ def _own_modules(model: nn.Module, paths: Sequence[str]) -> Iterator[tuple[str, 
     if not paths:
         raise KdxError("groups= holds a level without modules; name those with parameters that make it up")
     for path in paths:
+        while path not in known and path.startswith(WRAPPERS):
+            path = path.partition(".")[2]
         if path not in known:
             raise unknown("module", path, [name for name in known if name])
         module = known[path]

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from kdx_analysis.errors import KdxError
 
 M = TypeVar("M", bound=nn.Module)
+WRAPPERS = ("module.", "_orig_mod.")  # what data parallelism and torch.compile put before the names of parameters
 
 
 def unwrapped(model: nn.Module) -> tuple[nn.Module, str]:

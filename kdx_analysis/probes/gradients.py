@@ -30,9 +30,6 @@ __all__ = [
     "undisturbed", "with_null",
 ]  # fmt: skip
 
-# Up to so many sets of residuals, a backward pass for each of them and each subtask is quicker than gradients of every
-# sample.
-PLAIN_SETS = 2
 # Values of the sums that are in float64 at once; small gradients' squares are smaller than float32 knows.
 _IN_DOUBLE = 2**22
 
@@ -219,8 +216,9 @@ def probing_cost(
         ways = {(layer.rule is None, parts.ungated and layer.level == last) for layer in chunk}
         ends = len({on_top for _, on_top in ways})
         forwards += passes
-        backwards += passes * (num_classes * (ends * sets if sets <= PLAIN_SETS else len(ways)))
-        backwards += passes * ends * (sets > PLAIN_SETS)  # plain autograd's, against which the others are held
+        plain = _plain_is_quicker(chunk, sets)
+        backwards += passes * num_classes * (ends if plain else len(ways))
+        backwards += passes * ends * (not plain)  # plain autograd's, against which the others are held
         held = max(held, each * sum(layer.size for layer in chunk))
     return Cost(forwards, backwards, batch, sets * num_classes * sum(layer.size for layer in parts.layers), held)
 
@@ -259,7 +257,7 @@ def _summed(
         for layer in layers:
             for parameter in layer.parameters.values():
                 parameter.requires_grad_()  # frozen ones are probed as well
-        if len(residuals) > PLAIN_SETS:
+        if not _plain_is_quicker(layers, len(residuals)):
             sums |= _by_samples(parts, layers, images, residuals, max_memory)
             unruled = [dataclasses.replace(layer, rule=None) for layer in layers if layer.rule is not None]
             again = [layer for layer in unruled if layer.name not in sums]
@@ -267,6 +265,15 @@ def _summed(
         if left := [layer for layer in layers if layer.name not in sums]:
             sums |= _plainly(parts, left, images, residuals, max_memory)
     return [sums[layer.name] for layer in layers]
+
+
+def _plain_is_quicker(layers: Sequence[Layer], sets: int) -> bool:
+    """Whether to take a backward pass for every subtask: with one set of residuals, unless convolutions are grouped.
+
+    Then gradients of single samples take 1.1 to 2.4 times as long; of grouped convolutions, as experts are, PyTorch's
+    own take longer on a CPU.
+    """
+    return sets == 1 and not any(getattr(layer.module, "groups", 1) > 1 for layer in layers)
 
 
 def _by_samples(

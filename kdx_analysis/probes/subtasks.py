@@ -56,7 +56,7 @@ class OneVsRest:
         expected = len(classes) if classes is not None else int(labels.max()) + 1 if labels.numel() else None
         answers = asked(model, images, expected)
         if margins is None and not isinstance(model, HME):
-            check_logits(answers)
+            check_logits(finite(answers))
             margins = one_vs_rest_margins
         own = answers if margins is None else margins(answers)
         names, labels = subtasks(own, labels.to(images.device), classes)
@@ -149,7 +149,8 @@ def _tensors(given: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def check_logits(outputs: Tensor) -> None:
-    """KdxError if a model's outputs are probabilities, which one-vs-rest margins can't be taken of."""
+    """KdxError if a model's outputs are of one class or probabilities, of which there are no one-vs-rest margins."""
+    _check_several(outputs)
     if probabilities(outputs):
         raise KdxError(
             f"the model's outputs look like probabilities ({float(outputs.min()):.3g} to {float(outputs.max()):.3g}), "
@@ -165,9 +166,7 @@ def pictures(images: Any) -> Tensor:
         raise KdxError("images of different sizes can't be one batch; resize them to one size, as B×C×H×W")
     images = _tensor("images", images)
     if images.ndim != 4 or not len(images) or not images.is_floating_point():
-        hint = (
-            "" if images.is_floating_point() else "; of integers: divide by 255, then subtract mean and divide by std"
-        )
+        hint = "" if images.is_floating_point() else "; divide pixels by 255, subtract the mean, divide by std"
         raise KdxError(
             f"images of shape {tuple(images.shape)} and {images.dtype} should be normalised, B×C×H×W, B ≥ 1{hint}"
         )
@@ -237,11 +236,15 @@ def finite(margins: Tensor) -> Tensor:
 def subtasks(margins: Tensor, labels: Tensor, classes: Sequence[str] | None) -> tuple[tuple[str, ...], Tensor]:
     """Names and int64 labels, unless margins are not finite or not of two classes or more, or a class has no image."""
     names = named(classes, finite(margins).shape[1])
-    if len(names) < 2:
+    _check_several(margins)
+    labels = labelled(margins, labels, len(names))
+    check_classes(labels, names)
+    return names, labels
+
+
+def _check_several(outputs: Tensor) -> None:
+    if outputs.shape[1] < 2:
         raise KdxError(
             "a model of one class has no pairs to compare; give one of two classes or more (where one logit z stands "
             "for two classes, let the model give the columns 0 and z)"
         )
-    labels = labelled(margins, labels, len(names))
-    check_classes(labels, names)
-    return names, labels

@@ -13,17 +13,9 @@ from torch import Tensor, nn
 from kdx_analysis import null
 from kdx_analysis.errors import KdxError
 from kdx_analysis.probes import measures
-from kdx_analysis.probes.gradients import (
-    Cost,
-    in_full,
-    not_finite,
-    probing_cost,
-    residuals,
-    subtask_gradients,
-    undisturbed,
-    with_null,
-)
-from kdx_analysis.probes.one_vs_rest import OneVsRest
+from kdx_analysis.probes.gradients import Cost, probing_cost, residuals, subtask_gradients, with_null
+from kdx_analysis.probes.subject import in_full, undisturbed, unwrapped, usable
+from kdx_analysis.probes.subtasks import Asked, OneVsRest, not_finite
 
 ETA = 0.01
 NULL_DRAWS = null.LEAST_DRAWS
@@ -35,6 +27,7 @@ def affinity(before: Float[Tensor, " K"], after: Float[Tensor, "*draws K K"]) ->
     return 1 - after / before
 
 
+@torch.inference_mode(False)
 def subtask_affinity(
     model: nn.Module,
     images: Tensor,
@@ -67,15 +60,17 @@ def subtask_affinity(
     """
     if not eta > 0:
         raise KdxError(f"a step of length eta = {eta} shows nothing; take one above 0")
-    model = in_full(model)
-    images = images.to(next(model.parameters()))
+    model = in_full(unwrapped(usable(model))[0])
+    images = images.to(next(model.parameters()), copy=images.is_inference())
+    asked = Asked(model)
 
     def losses(parameters: dict[str, Tensor]) -> Tensor:
-        outputs = torch.func.functional_call(model, parameters, (images,))
+        named = {f"model.{name}": parameter for name, parameter in parameters.items()}
+        outputs = torch.func.functional_call(asked, named, (images,))
         return loss(outputs if margins is None else margins(outputs)).mean(dim=0)
 
     with undisturbed(model), torch.no_grad():
-        outputs = model(images)
+        outputs = asked(images)
         own = outputs if margins is None else margins(outputs)
         before = losses({})
         if culprits := not_finite(before.unsqueeze(0)):
@@ -95,6 +90,7 @@ def subtask_affinity(
     return affinity(before, torch.stack(after).unflatten(0, (len(sets), -1)))
 
 
+@torch.inference_mode(False)
 def affinity_of(
     model: nn.Module,
     images: Tensor,

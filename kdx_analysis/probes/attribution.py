@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME
 from kdx_analysis.models.heads import TokenPool
-from kdx_analysis.probes.checks import finite
 from kdx_analysis.probes.contract import Record
-from kdx_analysis.probes.gradients import in_full
+from kdx_analysis.probes.proof import check_fixed_function
+from kdx_analysis.probes.subject import in_full, unwrapped, usable
+from kdx_analysis.probes.subtasks import Asked, asked, finite, pictures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -120,6 +121,7 @@ class Conductance(Record):
         return as_html(self.plot()[0])
 
 
+@torch.inference_mode(False)
 def integrated_gradients(
     model: nn.Module,
     images: Tensor,
@@ -148,7 +150,7 @@ def integrated_gradients(
     working, images, subtasks = prepare(model, images, subtask)
     start = _baseline(baseline, images)
     with _only(working, through):
-        values, delta = captum().IntegratedGradients(working).attribute(
+        values, delta = captum().IntegratedGradients(Asked(working)).attribute(
             images, start, target=subtasks, n_steps=steps, internal_batch_size=max(AT_ONCE, len(images)),
             return_convergence_delta=True,
         )  # fmt: skip
@@ -163,6 +165,7 @@ def integrated_gradients(
     )
 
 
+@torch.inference_mode(False)
 def grad_cam(
     model: HME, images: Tensor, subtask: int | Tensor, *, level: int | None = None, expert: int | None = None
 ) -> Attribution:
@@ -196,7 +199,7 @@ def grad_cam(
 
     handle = site.register_forward_hook(through_channels)
     try:
-        weighted = captum().LayerGradCam(working, channels).attribute(images, subtasks, attr_dim_summation=False)
+        weighted = captum().LayerGradCam(Asked(working), channels).attribute(images, subtasks, attr_dim_summation=False)
     finally:
         handle.remove()
     apart = weighted.unflatten(1, (N, -1)).sum(dim=2)
@@ -206,6 +209,7 @@ def grad_cam(
     return Attribution("Grad-CAM", subtasks.cpu(), place, images.cpu(), _kept(maps, "Grad-CAM"), None)
 
 
+@torch.inference_mode(False)
 def conductance(
     model: HME,
     images: Tensor,
@@ -220,7 +224,7 @@ def conductance(
     Arguments and errors as for :func:`integrated_gradients`; the sum over steps is a plain one, so it takes more.
     """
     working, images, subtasks = prepare(model, images, subtask)
-    values, delta = captum().LayerConductance(working, _site(working, level)).attribute(
+    values, delta = captum().LayerConductance(Asked(working), _site(working, level)).attribute(
         images, _baseline(baseline, images), target=subtasks, n_steps=steps,
         internal_batch_size=max(AT_ONCE, len(images)), return_convergence_delta=True,
     )  # fmt: skip
@@ -237,7 +241,7 @@ def captum() -> Any:
 
 def working_copy(model: nn.Module) -> nn.Module:
     """A copy in eval mode that asks for no gradients of its own, in float32 where the model is in half precision."""
-    return in_full(copy.deepcopy(model).eval().requires_grad_(False))
+    return in_full(copy.deepcopy(unwrapped(usable(model))[0]).eval().requires_grad_(False))
 
 
 def prepare(model: nn.Module, images: Tensor, subtask: int | Tensor) -> tuple[nn.Module, Tensor, Tensor]:
@@ -245,8 +249,8 @@ def prepare(model: nn.Module, images: Tensor, subtask: int | Tensor) -> tuple[nn
     working, images = working_copy(model), checked(model, images)
     like = next(working.parameters())
     images = images.to(like)
-    with torch.no_grad():
-        margins = finite(working(images))
+    margins = finite(asked(working, images))
+    check_fixed_function(working, images)
     subtasks = torch.as_tensor(subtask, device=images.device)
     K = margins.shape[-1]
     if subtasks.shape not in ((), (len(images),)) or subtasks.is_floating_point():
@@ -257,14 +261,10 @@ def prepare(model: nn.Module, images: Tensor, subtask: int | Tensor) -> tuple[nn
 
 
 def checked(model: nn.Module, images: Tensor) -> Tensor:
-    """``images`` if they are a batch of finite ones, and ``model`` has parameters to lie somewhere; else KdxError."""
-    if images.ndim != 4 or not len(images) or not images.is_floating_point():
-        raise KdxError(f"images of shape {tuple(images.shape)} and {images.dtype} should be normalised, B×C×H×W, B ≥ 1")
-    if not images.isfinite().all():
-        raise KdxError("images hold values that are not finite; look at how they are normalised")
+    """``images`` as one finite batch, if ``model`` has parameters to lie somewhere; else KdxError."""
     if next(model.parameters(), None) is None:
         raise KdxError(f"{type(model).__name__} has no parameters, so there is nothing to explain")
-    return images
+    return pictures(images)
 
 
 def experts_of(model: nn.Module) -> tuple[int, ...]:

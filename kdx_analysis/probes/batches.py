@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from kdx_analysis.errors import KdxError
-from kdx_analysis.probes.checks import finite, labelled
-from kdx_analysis.probes.gradients import undisturbed
 from kdx_analysis.probes.records import ConflictRecord, conflict_of
+from kdx_analysis.probes.subject import in_full, unwrapped, usable
+from kdx_analysis.probes.subtasks import asked, finite, labelled, pictures
 from kdx_analysis.training.checkpoints import fingerprint
 
 
@@ -43,14 +43,15 @@ class ConflictProbe:
         self.images: list[Tensor] = []
         self.labels: list[Tensor] = []
 
+    @torch.inference_mode(False)
     def update(self, images: Tensor, labels: Tensor) -> None:
         """Add normalised images, B×C×H×W, and their classes, B; a batch need not hold every class.
 
         Raises KdxError for images and labels that don't belong together and outputs that are not finite; then nothing
         is added.
         """
-        with undisturbed(self.model), torch.no_grad():
-            outputs = finite(self.model(images.to(next(self.model.parameters(), images))))
+        images, model = pictures(images), in_full(unwrapped(usable(self.model))[0])
+        outputs = finite(asked(model, images.to(next(model.parameters(), images))))
         labels = labelled(images, labels, outputs.shape[1])
         self.images.append(images.detach().to(self.device, copy=True))  # a loader may use its buffers again
         self.labels.append(labels.to(self.device, copy=True))

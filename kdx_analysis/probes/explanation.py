@@ -14,9 +14,10 @@ from torch import Tensor
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME
 from kdx_analysis.probes.attribution import Attribution, as_html, conductance, experts_of, integrated_gradients
-from kdx_analysis.probes.checks import check_classes, labelled, named
 from kdx_analysis.probes.contract import Record
 from kdx_analysis.probes.faithfulness import Baseline, Faithfulness, ablate
+from kdx_analysis.probes.subject import unwrapped
+from kdx_analysis.probes.subtasks import check_classes, integers, labelled, named, pictures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,6 +68,7 @@ class Explanation(Record):
         return as_html(self.plot()[0])
 
 
+@torch.inference_mode(False)
 def explain(
     model: HME,
     images: Tensor,
@@ -88,7 +90,9 @@ def explain(
 
     Raises KdxError as :func:`ablate` does, and for a class without images.
     """
+    model = unwrapped(model)[0]  # type: ignore[assignment]
     experts_of(model)
+    images, labels = pictures(images), integers(labels)
     names = named(classes, model.num_classes)
     if not 0 <= subtask < len(names):
         raise KdxError(f"subtask = {subtask} should lie in 0 to {len(names) - 1}")

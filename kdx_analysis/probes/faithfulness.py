@@ -27,9 +27,11 @@ from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, Tree
 from kdx_analysis.probes import gates
 from kdx_analysis.probes.attribution import AT_ONCE, captum, checked, experts_of, replaced, working_copy
-from kdx_analysis.probes.checks import check_classes, finite, labelled, named
 from kdx_analysis.probes.contract import Record, added
+from kdx_analysis.probes.proof import check_fixed_function
 from kdx_analysis.probes.records import GateRecord
+from kdx_analysis.probes.subject import unwrapped
+from kdx_analysis.probes.subtasks import Asked, check_classes, finite, integers, labelled, named
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -267,6 +269,7 @@ class Faithfulness(Record):
         return f"<p>{said}</p>{table.to_html()}"
 
 
+@torch.inference_mode(False)
 def ablate(
     model: HME,
     images: Tensor,
@@ -294,12 +297,14 @@ def ablate(
     """
     if baseline not in get_args(Baseline):
         raise KdxError(f"baseline = {baseline!r} should be one of {', '.join(get_args(Baseline))}")
+    model = unwrapped(model)[0]  # type: ignore[assignment]
     experts_of(model)
-    checked(model, images)
-    names, labels = named(classes, model.num_classes), labelled(images, labels.detach().cpu(), model.num_classes)
+    images, labels = checked(model, images), integers(labels).cpu()
+    names, labels = named(classes, model.num_classes), labelled(images, labels, model.num_classes)
     working = working_copy(model)
     assert isinstance(working, HME)
     images = images.to(next(working.parameters()))
+    check_fixed_function(working, images)
     with torch.no_grad():
         trace = working.trace(images)
     finite(trace.margins)
@@ -333,4 +338,4 @@ class _Ablated:
             return torch.where(kept, features, self.stand_in)
 
         with replaced(self.model, self.level, switch):
-            return torch.cat([self.model(chunk) for chunk in self.images.split(AT_ONCE)])
+            return torch.cat([Asked(self.model)(chunk) for chunk in self.images.split(AT_ONCE)])

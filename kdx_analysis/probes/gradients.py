@@ -10,12 +10,9 @@ quadratic form, (B·K)²·D: more, as long as R is below B·K (2,000 for 200 ima
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +20,18 @@ from torch import Tensor, nn
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME
 from kdx_analysis.probes.parts import Layer, Parts
-from kdx_analysis.probes.per_sample import per_sample
+from kdx_analysis.probes.per_sample import Pass
+from kdx_analysis.probes.proof import agree, check_fixed_function, check_margins
+from kdx_analysis.probes.subject import in_full, undisturbed
+from kdx_analysis.probes.subtasks import not_finite
 
-M = TypeVar("M", bound=nn.Module)
+__all__ = [
+    "Cost", "Grams", "in_full", "not_finite", "probing_cost", "residuals", "subtask_gradients", "subtask_grams",
+    "undisturbed", "with_null",
+]  # fmt: skip
+
+# Values of the sums that are in float64 at once; small gradients' squares are smaller than float32 knows.
+_IN_DOUBLE = 2**22
 
 
 @dataclass(frozen=True)
@@ -80,31 +86,7 @@ def with_null(residual: Tensor, draws: int, seed: int) -> Tensor:
     return torch.stack([residual, *(residual[order.to(residual.device)] for order in orders)])
 
 
-@contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Eval mode and full precision inside the body; every module's own mode is restored, also when the body raises."""
-    modes = [(module, module.training) for module in model.modules()]
-    device = next((p.device.type for p in model.parameters()), "cpu")
-    model.eval()
-    try:
-        with torch.autocast(device, enabled=False):
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def in_full(model: M) -> M:
-    """The model, or a float32 copy of one in half precision, in which gradients' angles are too coarse."""
-    halves = any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters())
-    return copy.deepcopy(model).float() if halves else model
-
-
-def not_finite(values: Tensor) -> list[int]:
-    """Subtasks, along the last axis, of which a value is NaN or infinite."""
-    return (~values.isfinite()).flatten(0, -2).any(dim=0).nonzero().flatten().tolist()
-
-
+@torch.inference_mode(False)
 def subtask_grams(
     model: nn.Module,
     images: Tensor,
@@ -127,21 +109,33 @@ def subtask_grams(
             by default its :func:`module_groups`.
         max_memory: bytes for the summed gradients held at once; less means more backward passes.
 
+    What the sums rest on is proved each time: that the model is a fixed function of each image alone, by its outputs on
+    the halves of the set, and that gradients of single samples add up to plain autograd's, by a set of residuals drawn
+    at random. Layers for which they don't are taken by torch.func, and where that doesn't do either by plain autograd,
+    with a backward pass for every set and subtask.
+
     Raises:
         KdxError: a gradient that is not finite, named by level and subtask; images and residuals that don't belong
-            together; a model in half precision.
+            together; a model in half precision, one whose outputs are no logits B×K, and one that is random or computes
+            an image's outputs from other images, named by module.
     """
-    parts = Parts.of(model, margins, groups, images)
+    parts = _proved(model, images, residuals, margins, groups)
+    images, residuals = _ordinary(images), _ordinary(residuals)
     R, _, K = residuals.shape
     grams = [residuals.new_zeros(R, n, K, K, dtype=torch.float64) for n in parts.experts]
     for chunk in _chunks(parts.layers, R * K * residuals.element_size(), max_memory):
-        for layer, total in zip(chunk, _summed(parts, chunk, images, residuals, max_memory), strict=True):
-            g = total.double().unflatten(2, (layer.experts, -1)).transpose(1, 2)  # small gradients' squares are smaller
-            grams[layer.level] += g @ g.transpose(-1, -2)
-    alpha = model.attention()[-1].detach().double() if isinstance(model, HME) and parts.ungated else None
+        for layer, total in _summed(parts, chunk, images, residuals, max_memory):
+            at_once = max(1, _IN_DOUBLE // (K * layer.size))
+            for draws in torch.arange(R).split(at_once):
+                g = total[draws].double().unflatten(2, (layer.experts, -1)).transpose(1, 2)
+                grams[layer.level][draws] += g @ g.mT
+        for level in sorted({layer.level for layer in chunk}):
+            _check_finite(grams[level].diagonal(dim1=-2, dim2=-1), level)
+    alpha = parts.model.attention()[-1].detach().double() if isinstance(parts.model, HME) and parts.ungated else None
     return Grams(tuple(grams), alpha)
 
 
+@torch.inference_mode(False)
 def subtask_gradients(
     model: nn.Module,
     images: Tensor,
@@ -153,13 +147,16 @@ def subtask_gradients(
 ) -> dict[str, Tensor]:
     """The gradients that :func:`subtask_grams` takes products of: parameter's name → R×K×(its shape).
 
-    All are held at once, R·K·D numbers, whatever ``max_memory``, which bounds what is held beside them. Raises
-    KdxError as it does.
+    All are held at once, R·K·D numbers, whatever ``max_memory``, which bounds what is held beside them. Proves and
+    raises as it does.
     """
-    parts = dataclasses.replace(Parts.of(model, margins, groups, images), ungated=False)
-    sums = _summed(parts, parts.layers, images, residuals, max_memory)
-    found = [layer.apart(total) for layer, total in zip(parts.layers, sums, strict=True)]
-    return {name: gradient for layer in found for name, gradient in layer.items()}
+    parts = dataclasses.replace(_proved(model, images, residuals, margins, groups), ungated=False)
+    found: dict[str, Tensor] = {}
+    for layer, total in _summed(parts, parts.layers, _ordinary(images), _ordinary(residuals), max_memory):
+        # In float64, since the square of a large float32 overflows.
+        _check_finite(torch.linalg.vector_norm(total, dim=2, dtype=torch.float64), layer.level)
+        found |= {f"{parts.prefix}{name}": gradient for name, gradient in layer.apart(total).items()}
+    return found
 
 
 @dataclass(frozen=True)
@@ -210,37 +207,129 @@ def probing_cost(
 
     Layers that don't fit in ``max_memory`` together take passes of their own; nothing is computed here.
     """
-    parts = Parts.of(model, margins, groups, images)
+    parts = Parts.of(model, margins, groups, images, num_classes)
     each = sets * num_classes * images.element_size()
-    forwards = backwards = held = batch = 0
+    forwards, backwards, held, batch = 2, 0, 0, len(images)  # the proof's: the whole set and its halves
+    last = len(parts.experts) - 1
     for chunk in _chunks(parts.layers, each, max_memory):
-        size = min(len(images), _samples_at_once(max_memory, images, chunk))
-        passes = -(-len(images) // size)
-        last = len(parts.experts) - 1
+        passes = -(-len(images) // _samples_at_once(max_memory, images, chunk))
         ways = {(layer.rule is None, parts.ungated and layer.level == last) for layer in chunk}
+        ends = len({on_top for _, on_top in ways})
         forwards += passes
-        backwards += passes * num_classes * len(ways)
-        held, batch = max(held, each * sum(layer.size for layer in chunk)), max(batch, size)
+        plain = _plain_is_quicker(chunk, sets)
+        backwards += passes * num_classes * (ends if plain else len(ways))
+        backwards += passes * ends * (not plain)  # plain autograd's, against which the others are held
+        held = max(held, each * sum(layer.size for layer in chunk))
     return Cost(forwards, backwards, batch, sets * num_classes * sum(layer.size for layer in parts.layers), held)
 
 
-def _summed(parts: Parts, layers: Sequence[Layer], images: Tensor, residuals: Tensor, max_memory: int) -> list[Tensor]:
-    """Σ_b r_bk ∂m_bk/∂θ of each layer, R×K×size: the one thing that is added up over samples."""
+def _proved(
+    model: nn.Module,
+    images: Tensor,
+    residuals: Tensor,
+    margins: Callable[[Tensor], Tensor] | None,
+    groups: Sequence[Sequence[str]] | None,
+) -> Parts:
+    """The model's parts, once images and residuals fit and it is seen to be a fixed function of each image alone."""
     if residuals.ndim != 3 or len(images) != residuals.shape[1] or not len(images):
         raise KdxError(f"residuals of shape {tuple(residuals.shape)} don't fit {len(images)} images")
-    R, B, K = residuals.shape
-    sums = [residuals.new_zeros(R, K, layer.size) for layer in layers]
+    images = _ordinary(images)
+    parts = Parts.of(model, margins, groups, images, residuals.shape[2])
+    outputs = check_fixed_function(parts.model, images, residuals.shape[2])
+    check_margins(margins, outputs)
+    return parts
+
+
+def _ordinary(tensor: Tensor) -> Tensor:
+    """``tensor``, or a copy that can have gradients of one made under torch.inference_mode()."""
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+def _summed(
+    parts: Parts, layers: Sequence[Layer], images: Tensor, residuals: Tensor, max_memory: int
+) -> list[tuple[Layer, Tensor]]:
+    """Σ_b r_bk ∂m_bk/∂θ of each layer, R×K×size: the one thing that is added up over samples.
+
+    A layer comes back without its rule where that gave other sums than plain autograd, and the others' order with it.
+    """
+    sums: dict[str, tuple[Layer, Tensor]] = {}
     with undisturbed(parts.model), torch.enable_grad():
-        for rows in torch.arange(B).split(_samples_at_once(max_memory, images, layers)):
-            for k, add in per_sample(parts, layers, images[rows], K):
-                for total, gradients in zip(sums, add, strict=True):
-                    total[:, k] += residuals[:, rows, k] @ gradients
-    for layer, total in zip(layers, sums, strict=True):
-        if culprits := not_finite(total.transpose(1, 2)):
-            raise KdxError(
-                f"gradients on level {layer.level + 1} are not finite (subtasks {culprits}); did the run diverge?"
-            )
-    return sums
+        for layer in layers:
+            for parameter in layer.parameters.values():
+                parameter.requires_grad_()  # frozen ones are probed as well
+        if not _plain_is_quicker(layers, len(residuals)):
+            sums |= _by_samples(parts, layers, images, residuals, max_memory)
+            unruled = [dataclasses.replace(layer, rule=None) for layer in layers if layer.rule is not None]
+            again = [layer for layer in unruled if layer.name not in sums]
+            sums |= _by_samples(parts, again, images, residuals, max_memory) if again else {}
+        if left := [layer for layer in layers if layer.name not in sums]:
+            sums |= _plainly(parts, left, images, residuals, max_memory)
+    return [sums[layer.name] for layer in layers]
+
+
+def _plain_is_quicker(layers: Sequence[Layer], sets: int) -> bool:
+    """Whether to take a backward pass for every subtask: with one set of residuals, unless convolutions are grouped.
+
+    Then gradients of single samples take 1.1 to 2.4 times as long; of grouped convolutions, as experts are, PyTorch's
+    own take longer on a CPU.
+    """
+    return sets == 1 and not any(getattr(layer.module, "groups", 1) > 1 for layer in layers)
+
+
+def _by_samples(
+    parts: Parts, layers: Sequence[Layer], images: Tensor, residuals: Tensor, max_memory: int
+) -> dict[str, tuple[Layer, Tensor]]:
+    """The sums from gradients of single samples, of those layers alone for which plain autograd agrees.
+
+    They are compared in one more set of residuals, drawn at random for every sample and subtask: no error of a layer
+    cancels in it, and it takes one plain backward pass for all subtasks.
+    """
+    R, B, K = residuals.shape
+    generator = torch.Generator().manual_seed(0)  # so that a probe gives the same numbers again
+    drawn = torch.randn(1, B, K, generator=generator, dtype=residuals.dtype).to(residuals.device)
+    residuals = torch.cat([residuals, drawn])
+    sums = {layer.name: residuals.new_zeros(R + 1, K, layer.size) for layer in layers}
+    plain: dict[str, list[Tensor]] = {}
+    for rows in torch.arange(B).split(_samples_at_once(max_memory, images, layers)):
+        forward = Pass(parts, layers, images[rows], K)
+        for name, own in forward.plain(drawn[0, rows]).items():
+            plain[name] = [a + b for a, b in zip(plain[name], own, strict=True)] if name in plain else own
+        for k, gradients in forward.per_sample():
+            for layer, by_sample in zip(layers, gradients, strict=True):
+                if by_sample is None:
+                    sums.pop(layer.name, None)
+                elif layer.name in sums:
+                    sums[layer.name][:, k] += residuals[:, rows, k] @ by_sample
+    proofs = {
+        layer.name: list(layer.apart(sums[layer.name][-1:].sum(dim=1, keepdim=True)).values())
+        for layer in layers
+        if layer.name in sums
+    }
+    right = agree(layers, proofs, plain)
+    return {layer.name: (layer, sums[layer.name][:-1]) for layer in layers if layer.name in right}
+
+
+def _plainly(
+    parts: Parts, layers: Sequence[Layer], images: Tensor, residuals: Tensor, max_memory: int
+) -> dict[str, tuple[Layer, Tensor]]:
+    """The sums by plain autograd, a backward pass for every set and subtask."""
+    R, B, K = residuals.shape
+    layers = [dataclasses.replace(layer, rule=None) for layer in layers]
+    sums = {layer.name: residuals.new_zeros(R, K, layer.size) for layer in layers}
+    for rows in torch.arange(B).split(_samples_at_once(max_memory, images, ())):
+        forward = Pass(parts, layers, images[rows], K)
+        for k in range(K):
+            for draw in range(R):
+                found = forward.plain_of(k, residuals[draw, rows, k])
+                for layer in layers:
+                    sums[layer.name][draw, k] += layer.joined(found[layer.name])
+    return {layer.name: (layer, sums[layer.name]) for layer in layers}
+
+
+def _check_finite(sizes: Tensor, level: int) -> None:
+    """KdxError if the size of a gradient on ``level`` (from 0), …×K, is not finite, and so the gradient."""
+    if culprits := not_finite(sizes):
+        raise KdxError(f"gradients on level {level + 1} are not finite (subtasks {culprits}); did the run diverge?")
 
 
 def _chunks(layers: Sequence[Layer], bytes_each: int, max_memory: int) -> Iterator[list[Layer]]:

@@ -58,10 +58,12 @@ _RULES: dict[type[nn.Module], Rule] = {
 def rule_of(module: nn.Module) -> Rule | None:
     """The rule for a module that computes what PyTorch's layer of its kind does, in the cases that it knows.
 
-    There is none where ``weight`` is computed from other parameters, as by VAM, pruning or weight norm.
+    There is none where ``weight`` is computed from other parameters, as by VAM, pruning or weight norm: reading such a
+    ``module.weight`` would compute it, and in train mode update what it is computed with.
     """
-    own = dict(module.named_parameters(recurse=False))
-    if not own.keys() <= {"weight", "bias"} or own.get("weight") is not getattr(module, "weight", None):
+    own = {name for name, p in module._parameters.items() if p is not None}
+    computed = {"weight", "bias"} & (vars(module).keys() | set(getattr(module, "parametrizations", ())))
+    if not own <= {"weight", "bias"} or "weight" not in own or computed:
         return None
     for kind, rule in _RULES.items():
         if isinstance(module, kind) and type(module).forward is kind.forward:

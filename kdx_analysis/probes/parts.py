@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, StagedNet, Trace
 from kdx_analysis.models.splitting.stages import MAX_STAGES, find_stages
 from kdx_analysis.probes.layer_rules import Rule, rule_of
+from kdx_analysis.probes.sharing import shared_modules
+from kdx_analysis.probes.subject import WRAPPERS, undisturbed, unwrapped, usable
+from kdx_analysis.probes.subtasks import answer
+from kdx_analysis.registry import unknown
 
 
 @dataclass(frozen=True)
@@ -44,22 +49,35 @@ class Layer:
         named = zip(parameters.items(), pieces, strict=True)
         return {name: piece.flatten(2).unflatten(2, p.shape) for (name, p), piece in named}
 
+    def joined(self, gradients: Sequence[Tensor]) -> Tensor:
+        """Of each parameter its gradients, *×(its shape), in the order that a layer without a rule has, *×size."""
+        pieces = []
+        for gradient, parameter in zip(gradients, self.parameters.values(), strict=True):
+            flat = gradient.reshape(*gradient.shape[: gradient.ndim - parameter.ndim], self.experts, -1)
+            pieces.append(flat)
+        return torch.cat(pieces, dim=-1).flatten(-2)
+
 
 @dataclass(frozen=True)
 class Parts:
     """A model as the probe sees it: levels, and the layers on them.
 
     Attributes:
+        model: without the wrappers of torch.compile and data parallelism.
+        prefix: of its names in the model that was given.
         experts: N_l of each level.
         layers: every module with parameters of its own on them.
         ungated: whether the last level is to hold gradients without the gates' factor.
+        num_classes: K, by which outputs are told from other tensors that the model gives beside them.
     """
 
     model: nn.Module
+    prefix: str
     margins: Callable[[Tensor], Tensor] | None
     experts: tuple[int, ...]
     layers: tuple[Layer, ...]
     ungated: bool
+    num_classes: int | None
 
     @classmethod
     def of(
@@ -68,7 +86,9 @@ class Parts:
         margins: Callable[[Tensor], Tensor] | None,
         groups: Sequence[Sequence[str]] | None,
         images: Tensor,
+        num_classes: int | None = None,
     ) -> Parts:
+        model, prefix = unwrapped(usable(model))
         halves = sorted({str(p.dtype) for p in model.parameters() if p.dtype not in (torch.float32, torch.float64)})
         if halves:
             raise KdxError(f"gradients in {', '.join(halves)} are too coarse for their angles; probe model.float()")
@@ -81,34 +101,59 @@ class Parts:
                 if any(True for _ in module.parameters(recurse=False))
             ]
             _refuse_shared(layers)
-            return cls(model, margins, model.experts, tuple(layers), margins is None and not model.input_gated)
-        groups = module_groups(model, image_shape=images.shape[1:]) if groups is None else groups
-        if empty := [path for paths in groups for path in paths if not [*model.get_submodule(path).parameters(False)]]:
-            raise KdxError(f"{empty[0]!r} holds no parameters of its own; name the modules inside it that do")
+            ungated = margins is None and not model.input_gated
+            return cls(model, prefix, margins, model.experts, tuple(layers), ungated, num_classes)
+        groups = _groups(model, None, images.shape[1:], images, num_classes) if groups is None else groups
         layers = [
-            Layer(path, module := model.get_submodule(path), level, rule_of(module), 1)
+            Layer(path, module, level, rule_of(module), 1)
             for level, paths in enumerate(groups)
-            for path in paths
+            for path, module in _own_modules(model, paths)
         ]
         _refuse_shared(layers)
-        return cls(model, margins, (1,) * len(groups), tuple(layers), False)
+        return cls(model, prefix, margins, (1,) * len(groups), tuple(layers), False, num_classes)
 
     def outputs(self, images: Tensor) -> tuple[Tensor, Trace | None]:
         """Margins that losses are about, B×K, and an explainer's trace."""
+        images = images.clone()  # a model may work in place
         trace = self.model.trace(images) if isinstance(self.model, HME) else None
         given = self.model(images) if trace is None else trace.margins
+        given = answer(given, len(images), self.num_classes)
         return given if self.margins is None else self.margins(given), trace
+
+
+def _own_modules(model: nn.Module, paths: Sequence[str]) -> Iterator[tuple[str, nn.Module]]:
+    """The modules at ``paths``, each with the parametrisations that compute its weights."""
+    known = dict(model.named_modules())
+    if not paths:
+        raise KdxError("groups= holds a level without modules; name those with parameters that make it up")
+    for path in paths:
+        while path not in known and path.startswith(WRAPPERS):
+            path = path.partition(".")[2]
+        if path not in known:
+            raise unknown("module", path, [name for name in known if name])
+        module = known[path]
+        lists = module.parametrizations.values() if parametrize.is_parametrized(module) else ()
+        inside = [name for name, part in known.items() if any(part is own for own in lists)]
+        with_own = [p for p in (path, *inside) if any(True for _ in known[p].parameters(recurse=False))]
+        if not with_own:
+            raise KdxError(f"{path!r} holds no parameters of its own; name the modules inside it that do")
+        yield from ((name, known[name]) for name in with_own if name == path or name not in paths)
 
 
 def _refuse_shared(layers: Sequence[Layer]) -> None:
     owners: dict[int, str] = {}
+    if not layers:
+        raise KdxError("groups= names no level; give each level's modules, as groups=[['conv1'], ['conv2']]")
     for layer in layers:
         for name, parameter in layer.parameters.items():
-            first = owners.setdefault(id(parameter), name)
-            if first != name:
+            if id(parameter) not in owners:
+                owners[id(parameter)] = name
+            elif owners[id(parameter)] == name:
+                raise KdxError(f"groups= names {layer.name!r} twice; a module stands on one level, once")
+            else:
                 raise KdxError(
-                    f"{first!r} and {name!r} are one parameter, whose gradient belongs to both; give one of them "
-                    "a copy of it to probe the model"
+                    f"{owners[id(parameter)]!r} and {name!r} are one parameter, whose gradient belongs to both; give "
+                    "one of them a copy of it to probe the model"
                 )
 
 
@@ -117,18 +162,43 @@ def module_groups(
 ) -> tuple[tuple[str, ...], ...]:
     """Paths of a model's modules with parameters of their own, by stage; its classifier is left out.
 
-    The stages are those that an explainer of the model would have; where they can't be found, and are not declared,
-    all make up one group, without the last module that has parameters. Raises KdxError if none is left.
+    The stages are those that an explainer of the model would have. Where they can't be found, and are not declared, all
+    modules of which a parameter serves two outputs or more make up one group: a classifier's rows serve one each.
+
+    Args:
+        model: images → B×K; left as it is found.
+        stages: module paths, as for ``HME.from_student``.
+        image_shape: C×H×W; by default the first common one that fits.
+
+    Raises:
+        KdxError: no module serves two outputs, or that can't be found out; name the modules as ``groups=``.
+    """
+    model, prefix = unwrapped(usable(model))
+    groups = _groups(model, stages, image_shape, None, None)
+    return tuple(tuple(f"{prefix}{path}" for path in paths) for paths in groups)
+
+
+def _groups(
+    model: nn.Module,
+    stages: Sequence[str] | None,
+    shape: Sequence[int] | None,
+    images: Tensor | None,
+    num_classes: int | None,
+) -> tuple[tuple[str, ...], ...]:
+    """:func:`module_groups` of a model without wrappers, where stages can't be found from ``images``, if there are any.
+
+    ``num_classes`` tells its outputs from other tensors that it gives.
     """
     if stages is None and isinstance(model, StagedNet):
         stages = [f"stages.{i}" for i in range(len(model.stages))][-MAX_STAGES:]
     modules = {path: module for path, module in model.named_modules() if any(True for _ in module.parameters(False))}
     try:
-        found = find_stages(model, stages, image_shape)
+        with undisturbed(model):  # a layer traced in train mode may update its buffers
+            found = find_stages(model, stages, shape)
     except KdxError:
         if stages is not None:
             raise
-        groups: tuple[tuple[str, ...], ...] = (tuple(modules)[:-1],)
+        groups: tuple[tuple[str, ...], ...] = (shared_modules(model, shape, images, num_classes),)
     else:
         owned = [{id(p) for p in part.parameters()} for part in (found.trunk, *found.body)]
         groups = tuple(
@@ -136,5 +206,8 @@ def module_groups(
             for ids in owned
         )
     if not all(groups):
-        raise KdxError(f"{type(model).__name__} has no parameters before its classifier, so subtasks share nothing")
+        raise KdxError(
+            f"{type(model).__name__} has no parameters before its classifier, so subtasks share nothing; if they do, "
+            "name the modules as groups="
+        )
     return groups

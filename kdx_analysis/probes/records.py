@@ -21,10 +21,11 @@ from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, Trace
 from kdx_analysis.models import gates as gating
 from kdx_analysis.probes import gates, measures
-from kdx_analysis.probes.checks import labelled, named
 from kdx_analysis.probes.contract import Record, TableRecord, added
-from kdx_analysis.probes.gradients import in_full, residuals, subtask_grams, undisturbed, with_null
-from kdx_analysis.probes.one_vs_rest import OneVsRest
+from kdx_analysis.probes.gradients import residuals, subtask_grams, with_null
+from kdx_analysis.probes.proof import check_fixed_function
+from kdx_analysis.probes.subject import in_full, undisturbed, unwrapped, usable
+from kdx_analysis.probes.subtasks import OneVsRest, labelled, named, pictures
 from kdx_analysis.training.checkpoints import fingerprint
 
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ class ConflictRecord(TableRecord):
         return f"<p>Conflict: {said}.</p>{shown}"
 
 
+@torch.inference_mode(False)
 def conflict_of(
     model: nn.Module,
     images: Tensor,
@@ -282,17 +284,20 @@ class GateRecord(Record):
         return f"<p>Gates at τ = {self.temperature:.3g} on {len(self.labels)} images, beside random gates.</p>{table}"
 
 
+@torch.inference_mode(False)
 def gates_of(model: HME, images: Tensor, labels: Tensor, classes: Sequence[str] | None = None) -> GateRecord:
     """The gates of an explainer on a batch of images, B×C×H×W, with their true classes, B.
 
     One in half precision is probed as a float32 copy. Raises KdxError for a model without gates, labels that are not B,
     names that are not K, and features that are not finite.
     """
-    if not isinstance(model, HME):
-        raise KdxError(f"{type(model).__name__} has no gates; make an explainer of it with HME.from_student")
-    names = named(classes, model.num_classes)
-    labels = labelled(images, labels, model.num_classes)
-    model = in_full(model)
+    inside = in_full(unwrapped(usable(model))[0])
+    if not isinstance(inside, HME):
+        raise KdxError(f"{type(inside).__name__} has no gates; make an explainer of it with HME.from_student")
+    names, images = named(classes, inside.num_classes), pictures(images)
+    labels = labelled(images, labels, inside.num_classes)
+    model, images = inside, images.to(next(inside.parameters()))
+    check_fixed_function(model, images)
     with undisturbed(model), torch.no_grad():
-        trace = model.trace(images.to(next(model.parameters())))
+        trace = model.trace(images.clone())
     return GateRecord.of(model, trace, labels, names)

@@ -138,6 +138,7 @@ class Randomisation(Record):
         return str(table.set_caption(str(self).partition(";")[0]).to_html())
 
 
+@torch.inference_mode(False)
 def randomisation(
     attribute: Callable[[nn.Module], Tensor], model: nn.Module, *, draws: int = 5, shifts: int = 99, seed: int = 0
 ) -> Randomisation:

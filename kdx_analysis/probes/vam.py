@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from kdx_analysis.config import ProbeConfig
 from kdx_analysis.data import Dataset
 from kdx_analysis.models import gates, vam
-from kdx_analysis.probes.gradients import undisturbed
 from kdx_analysis.probes.measures import with_undefined
+from kdx_analysis.probes.subject import undisturbed
 from kdx_analysis.training import Epoch
 
 

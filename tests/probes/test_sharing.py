@@ -1,0 +1,102 @@
+"""Shared modules are found by what they do, not by the order in which they were registered."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdx_analysis.errors import KdxError
+from kdx_analysis.probes import conflict_of, module_groups
+
+
+class Untraceable(nn.Module):
+    """Two convolutions and a classifier, registered in some order; ``end`` is applied to the logits."""
+
+    def __init__(self, first: bool, classes: int = 4, end: str = "") -> None:
+        super().__init__()
+        self.end = end
+        if first:
+            self.fc = nn.Linear(16, classes)
+        self.c1, self.c2 = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 16, 3, 2, 1)
+        if not first:
+            self.fc = nn.Linear(16, classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        assert x.shape[1] == 3
+        return torch.relu(self.c2(torch.relu(self.c1(x)))).mean((2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.fc(self.features(x))
+        return F.log_softmax(logits, dim=1) if self.end == "log" else logits
+
+
+def test_the_order_of_registration_changes_nothing() -> None:
+    assert module_groups(Untraceable(False)) == module_groups(Untraceable(True)) == (("c1", "c2"),)
+    torch.manual_seed(0)
+    one, other = Untraceable(False), Untraceable(True)
+    other.load_state_dict(one.state_dict())
+    images, labels = torch.randn(24, 3, 8, 8), torch.arange(24) % 4
+    tables = [conflict_of(model, images, labels, null_draws=19).pairs["cosine"] for model in (one, other)]
+    assert (tables[0] == tables[1]).all()
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10, 37])
+@pytest.mark.parametrize("first", [False, True])
+def test_any_number_of_classes(first: bool, classes: int) -> None:
+    assert module_groups(Untraceable(first, classes), image_shape=(3, 8, 8)) == (("c1", "c2"),)
+
+
+@pytest.mark.parametrize("classes", [4, 5, 10])
+def test_log_probabilities_have_the_classifier_of_their_logits(classes: int) -> None:
+    assert module_groups(Untraceable(True, classes, "log")) == (("c1", "c2"),)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_log_probabilities_of_few_classes_are_refused(classes: int) -> None:
+    with pytest.raises(KdxError, match=r"can't be found out; name the modules .* as groups="):
+        module_groups(Untraceable(True, classes, "log"))
+
+
+class Heads(Untraceable):
+    """A shared hidden layer, a head a class, and one that no output reads."""
+
+    def __init__(self) -> None:
+        super().__init__(True)
+        self.heads = nn.ModuleList([nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 1)) for _ in range(4)])
+        self.idle, self.hidden = nn.Linear(16, 4), nn.Linear(16, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.idle(self.features(x))
+        hidden = torch.tanh(self.hidden(self.features(x)))
+        return torch.cat([head(hidden) for head in self.heads], dim=1)
+
+
+def test_a_hidden_layer_is_shared_and_heads_of_one_class_and_unused_ones_are_not() -> None:
+    assert module_groups(Heads()) == (("c1", "c2", "hidden"),)
+
+
+def test_zeros_of_initialisation_hide_nothing() -> None:
+    model = Untraceable(True)
+    nn.init.zeros_(model.fc.weight)
+    nn.init.zeros_(model.c2.weight)
+    assert module_groups(model) == (("c1", "c2"),)
+
+
+def test_nothing_is_touched() -> None:
+    model = Untraceable(True).train()
+    before, rng = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
+    module_groups(model)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert model.training
+
+
+def test_what_cannot_be_run_is_refused_naming_groups() -> None:
+    class Impossible(Untraceable):
+        def forward(self, x: Tensor) -> Tensor:
+            raise ValueError("no image is good enough")
+
+    with pytest.raises(KdxError, match=r"no image is good enough.*groups="):
+        module_groups(Impossible(True))
+    with pytest.raises(KdxError, match=r"share nothing.*groups="):
+        module_groups(nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), image_shape=(3, 2, 2))

@@ -11,6 +11,7 @@ from jaxtyping import Float, jaxtyped
 from torch import Tensor, nn
 
 from kdx_analysis.errors import KdxError
+from kdx_analysis.models import HME
 from kdx_analysis.probes import measures
 from kdx_analysis.probes.gradients import (
     Cost,
@@ -67,6 +68,8 @@ def subtask_affinity(
     if not eta > 0:
         raise KdxError(f"a step of length eta = {eta} shows nothing; take one above 0")
     model = in_full(model)
+    if margins is None and isinstance(model, HME):
+        model = model.giving_margins()
     images = images.to(next(model.parameters()))
 
     def losses(parameters: dict[str, Tensor]) -> Tensor:

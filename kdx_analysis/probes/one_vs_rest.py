@@ -20,7 +20,7 @@ class OneVsRest:
     """A classifier on a probe set, and the plain hard loss of its K subtasks.
 
     Attributes:
-        model: the model, or a float32 copy of one in half precision.
+        model: the model, or a float32 copy of one in half precision; an explainer gives its margins.
         images: on the model's device, B×C×H×W.
         margins: outputs → margins; None where outputs are margins.
         outputs: the margins, B×K.
@@ -47,7 +47,9 @@ class OneVsRest:
         """Arguments and errors as of :func:`kdx_analysis.probes.conflict_of`."""
         model = in_full(model)
         images = images.to(next(model.parameters(), images))
-        if margins is None and not isinstance(model, HME):
+        if margins is None and isinstance(model, HME):
+            model = model.giving_margins()
+        elif margins is None:
             margins = one_vs_rest_margins
         with undisturbed(model), torch.no_grad():
             outputs = model(images)

@@ -95,9 +95,11 @@ class Parts:
 
     def outputs(self, images: Tensor) -> tuple[Tensor, Trace | None]:
         """Margins that losses are about, B×K, and an explainer's trace."""
-        trace = self.model.trace(images) if isinstance(self.model, HME) else None
-        given = self.model(images) if trace is None else trace.margins
-        return given if self.margins is None else self.margins(given), trace
+        if not isinstance(self.model, HME):
+            given = self.model(images)
+            return given if self.margins is None else self.margins(given), None
+        trace = self.model.trace(images)
+        return trace.margins if self.margins is None else self.margins(self.model.outputs(trace)), trace
 
 
 def _refuse_shared(layers: Sequence[Layer]) -> None:

@@ -49,7 +49,7 @@ class Ingredients(Protocol):
 
     def teacher(self, path: Path) -> nn.Module: ...
 
-    def build(self, role: str, vam: VAMConfig | None = None) -> nn.Module: ...
+    def build(self, role: str, vam: VAMConfig | None = None, decomposition: str = "binary") -> nn.Module: ...
 
 
 @dataclass(frozen=True)
@@ -218,10 +218,10 @@ def _train_on(
             gated = study.config.explainer
             vam = study.config.arms[step.vam] if step.role == "student" else None
             if step.explainer is not None:
-                model, grown_from = _tree(study, step.explainer)
+                model, grown_from = _tree(study, step.explainer, step.objective.decomposition)
                 records["tree"] = tree_record(model.tree(data.classes))
             else:
-                model = study.build(step.role, vam)
+                model = study.build(step.role, vam, step.objective.decomposition)
             if isinstance(model, HME):
                 probe = ExplainerProbe(
                     model.to(fabric.device), data.to(fabric.device), step.objective, study.config.probes,
@@ -270,10 +270,10 @@ def _points(epoch: Epoch) -> dict[str, float]:
     return {**epoch.scores, **{name: value for name, value in gates.items() if value is not None}}
 
 
-def _tree(study: Ingredients, run: Path) -> tuple[HME, dict[str, Any]]:
+def _tree(study: Ingredients, run: Path, decomposition: str) -> tuple[HME, dict[str, Any]]:
     """The tree of the explainer of a ``run``, and what the tree's own run tells of it."""
     config = study.config
-    explainer = study.build("explainer")
+    explainer = study.build("explainer", decomposition=decomposition)
     assert isinstance(explainer, HME)
     assert config.explainer.phase2 is not None
     load_weights(run / WEIGHTS, explainer)

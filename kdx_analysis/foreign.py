@@ -113,6 +113,8 @@ def _built(model: str | nn.Module, data: Dataset) -> nn.Module:
 
 def _teacher(teacher: str | Path | nn.Module, data: Dataset) -> nn.Module:
     if isinstance(teacher, nn.Module):
+        check_fits(teacher, data.shape, data.num_classes)
+        check_teacher(teacher, data)
         return teacher
     name, at, path = str(teacher).partition("@")
     if not at:

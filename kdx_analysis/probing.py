@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from kdx_analysis.config import ObjectiveConfig
 from kdx_analysis.errors import KdxError
 from kdx_analysis.io import write_parquet
 from kdx_analysis.models import HME
+from kdx_analysis.models.heads import scores_of
 from kdx_analysis.objectives import one_vs_rest_margins
 from kdx_analysis.plots import save
 from kdx_analysis.plots.probed import THROUGH_TRAINING, probed_figures
@@ -66,12 +68,13 @@ def study_of(run: Run, data_dir: str | Path | None = None) -> tuple[Study, Path]
 def model_of(run: Run, study: Study) -> tuple[nn.Module, nn.Module]:
     """A run's model with its weights, and as it was before training (an explainer's null rests on that)."""
     with reproducible(run.seed, study.config.training.threads):
-        initial = study.build("explainer" if run.role == "tree" else run.role)
+        initial = study.build("explainer" if run.role == "tree" else run.role, decomposition=run.info["decomposition"])
     if run.role == "tree":
         assert isinstance(initial, HME)
         initial = initial.harden(_parents(run, initial)).pruned()
     with reproducible(run.seed, study.config.training.threads):
-        model = study.build(run.role) if run.role != "tree" else initial
+        decomposition = run.info["decomposition"]
+        model = initial if run.role == "tree" else study.build(run.role, decomposition=decomposition)
     load_weights(run.path / WEIGHTS, model)
     if study.config.training_of(run.role).channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -102,7 +105,7 @@ def probe_run(run: Run, study: Study, teacher: Path, splits: Sequence[str] = SPL
                     next(iter(explanations.values())).subtask if explanations else _in_conflict(tables["conflict"])
                 )
                 images, labels = _probe_images(study, split)
-                explanations[split] = explain(model, images, labels, subtask, study.dataset.classes)
+                explanations[split] = explain(_asked(model, run), images, labels, subtask, study.dataset.classes)
                 ablation = explanations[split].ablation
                 tables |= {"faithfulness": ablation.to_frame(), "faithfulness_agreement": ablation.agreement}
             for kind, table in tables.items():
@@ -223,6 +226,22 @@ def _objective(run: Run) -> ObjectiveConfig:
 def _margins(run: Run) -> Callable[[Tensor], Tensor]:
     """From a run's outputs to the margins of its subtasks."""
     return (lambda outputs: outputs) if run.info["decomposition"] == "binary" else one_vs_rest_margins
+
+
+def _asked(explainer: HME, run: Run) -> HME:
+    """The explainer with the margins of the run's subtasks: of a multiclass run, the one-vs-rest ones of its scores."""
+    if run.info["decomposition"] == "binary":
+        return explainer
+    copied = copy.deepcopy(explainer)
+    copied.heads = nn.Sequential(copied.heads, _ScoresAgainstRest())
+    return copied.giving_margins()
+
+
+class _ScoresAgainstRest(nn.Module):
+    """From logits of heads to the one-vs-rest margins of their multi-class scores, B×K."""
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return one_vs_rest_margins(scores_of(logits))
 
 
 def _parents(run: Run, explainer: HME) -> list[Tensor]:

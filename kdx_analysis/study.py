@@ -170,10 +170,11 @@ class Study:
         """A copy of the study's teacher; ``path`` is the directory of its run, if the study trained it."""
         return self._teacher_with(path / WEIGHTS) if self.given_teacher is None else copy.deepcopy(self.given_teacher)
 
-    def build(self, role: str, vam: VAMConfig | None = None) -> nn.Module:
+    def build(self, role: str, vam: VAMConfig | None = None, decomposition: str = "binary") -> nn.Module:
         """A model of this ``role`` (teacher, student, explainer), weights drawn anew from torch's random state.
 
-        A student has VAM as ``vam`` sets it, or none.
+        A student has VAM as ``vam`` sets it, or none. An explainer of the preset whose ``decomposition`` is multiclass
+        gives the released code's scores; any other gives margins.
 
         Raises KdxError for a student whose weights can't be, or that can't be split.
         """
@@ -189,7 +190,8 @@ class Study:
         chosen = self.config.explainer
         if chosen.preset == "learn_to_branch":
             experts = (chosen.experts,) * 3 if isinstance(chosen.experts, int) else chosen.experts
-            return learn_to_branch(K, chosen.form, experts, channels, gumbel=chosen.gumbel)
+            multiclass = decomposition == "multiclass"
+            return learn_to_branch(K, chosen.form, experts, channels, gumbel=chosen.gumbel, multiclass=multiclass)
         return HME.from_student(
             student, K, image_shape=self.dataset.shape, **chosen.model_dump(include=set(_STRUCTURE))
         )

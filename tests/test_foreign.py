@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from kdx_analysis.config import ProbeConfig
 from kdx_analysis.data import Dataset
@@ -107,13 +108,24 @@ REFUSED = {
     "no seed": ({"keys": {"seed": None}}, r"model.safetensors does not say its seed"),
     "gates": ({"keys": {"role": "explainer"}}, r"weights can be a student's or a teacher's"),
     "a decomposition that is none": ({"keys": {"decomposition": "ternary"}}, r"it must be multiclass or binary"),
+    "a teacher of probabilities": (
+        {"teacher": nn.Sequential(toys.RowTeacher(), nn.Sigmoid())},
+        r"the teacher gives probabilities, not logits",
+    ),
+    "a model of probabilities": (
+        {"model": nn.Sequential(build_model("digits_student", 3, 1), nn.Softmax(dim=1)), "weights": "wrapped.pt"},
+        r"the model of wrapped.pt gives probabilities, not logits",
+    ),
     "no file": ({"weights": "none.pt"}, "cannot load weights from 'none.pt'"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_can_not_be_is_refused_and_nothing_written(given, tmp_path, case):
+def test_what_can_not_be_is_refused_and_nothing_written(given, tmp_path, monkeypatch, case):
     options, message = REFUSED[case]
+    monkeypatch.chdir(tmp_path)
+    if case == "a model of probabilities":
+        torch.save(options["model"].state_dict(), "wrapped.pt")
     with pytest.raises(KdxError, match=message):
         given(**options)
     assert not (tmp_path / "out").exists()

@@ -384,6 +384,15 @@ def test_a_teacher_of_another_study_is_taken_by_the_path_of_its_run(finished, tm
     assert fingerprint(weights.given_teacher) == fingerprint(study.given_teacher)
 
 
+@pytest.mark.parametrize(("end", "off"), [(torch.nn.Softmax(dim=1), "softmax"), (torch.nn.Sigmoid(), "sigmoid")])
+def test_a_teacher_of_probabilities_is_refused_before_training(tmp_path, end, off):
+    study = toy_study(teacher=torch.nn.Sequential(toys.RowTeacher(), end), objectives=("kd",), seeds=1)
+    with pytest.raises(KdxError, match=f"the teacher gives probabilities, not logits: .* take the {off} off its end"):
+        study.run(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    toy_study(teacher=torch.nn.Sequential(toys.RowTeacher(), torch.nn.LogSoftmax(dim=1))).check()
+
+
 def test_a_path_that_holds_no_teacher(tmp_path):
     with pytest.raises(KdxError, match="holds no readable run"):
         toy_study(teacher=tmp_path)

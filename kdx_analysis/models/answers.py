@@ -1,27 +1,70 @@
-"""What a classifier's outputs say of themselves."""
+"""What a classifier answers: logits, or probabilities, which no objective here takes for logits."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor
 
-# A softmax of 1,000 classes in bfloat16 misses 1 by a few thousandths.
-_SUM = 1e-2
-# Logits that happen to lie in [0, 1] are those of a network before training and differ by little.
+from kdx_analysis.errors import KdxError
+
+# A softmax rounded to bfloat16, the coarsest precision, gives rows whose sum is off by up to 2⁻⁸.
+_TOLERANCE = 2**-8
+# Logits of an untrained model may all lie in [0, 1] too; only values that span half of it are taken for a sigmoid's.
 _SPREAD = 0.5
+_SAID = {
+    "softmax": "every row of its outputs sums to 1, as a softmax's do: take the softmax off its end, or wrap it so "
+    "that it returns their logarithm",
+    "percentages": "every row of its outputs sums to 100: take the softmax and the factor off its end, or wrap it so "
+    "that it returns the logarithm of outputs / 100",
+    "sigmoid": "all its outputs lie in [0, 1], as a sigmoid's do: take the sigmoid off its end, or wrap it so that it "
+    "returns log(p / (1 − p))",
+}
 
 
 def probabilities(outputs: Tensor) -> bool:
-    """Whether outputs, B×K, can only be probabilities: a softmax or a sigmoid stands at the model's end.
+    """Whether outputs, B×K, are probabilities rather than logits.
 
-    All lie in [0, 1], and every row adds up to 1 or they spread over half of that range. Log-probabilities are not
-    meant: they serve as logits.
+    They are where no value is below 0 and every row sums to 1 (a softmax's), or to 100 (in percent); or where all
+    values lie in [0, 1] and span ½ of it or more (a sigmoid's). Where every row holds one value alone they pass for
+    logits, since equal logits have the same softmax; and so do logarithms of a softmax, whose softmax is that of the
+    logits. What is not finite is no probability.
 
-    >>> import torch
-    >>> logits = torch.tensor([[2.0, -1.0, 0.5], [0.1, 0.2, 0.3]])
-    >>> probabilities(logits.softmax(dim=1)), probabilities(logits), probabilities(logits.log_softmax(dim=1))
-    (True, False, False)
+    >>> logits = torch.tensor([[4.0, 0.0, -1.0], [0.5, 3.0, 0.0]])
+    >>> [probabilities(x) for x in (logits.softmax(dim=1), 100 * logits.softmax(dim=1), logits.sigmoid())]
+    [True, True, True]
+    >>> [probabilities(x) for x in (logits, logits / 100 + 0.5, logits.log_softmax(dim=1))]
+    [False, False, False]
     """
-    if not len(outputs) or not bool(((outputs >= 0) & (outputs <= 1)).all()):
-        return False
-    sums = outputs.double().sum(dim=1)
-    return bool(((sums - 1).abs() <= _SUM).all()) or float(outputs.max() - outputs.min()) >= _SPREAD
+    return _kind(outputs) is not None
+
+
+def check_logits(outputs: Tensor, num_classes: int, who: str) -> None:
+    """Raise KdxError, with what to do, where ``outputs`` can't be the logits that ``who`` gave for some images.
+
+    That is, for another shape than B×K, values that are not finite, and probabilities.
+    """
+    if outputs.ndim != 2 or outputs.shape[1] != num_classes:
+        raise KdxError(
+            f"{who} gives outputs of shape {'×'.join(map(str, outputs.shape)) or 'a number'}, wanted "
+            f"{len(outputs) if outputs.ndim else 1}×{num_classes}: wrap it so that it returns one logit a class"
+        )
+    if wrong := int((~outputs.isfinite()).any(dim=1).sum()):
+        raise KdxError(
+            f"the outputs of {who} are not finite on {wrong} of {len(outputs)} images: look at its weights and its "
+            "precision, and where it ends in log(softmax(…)) take log_softmax"
+        )
+    if (kind := _kind(outputs)) is not None:
+        raise KdxError(f"{who} gives probabilities, not logits: {_SAID[kind]}")
+
+
+def _kind(outputs: Tensor) -> Literal["softmax", "percentages", "sigmoid"] | None:
+    values = outputs.detach().cpu().double()
+    if not values.numel() or not (values >= 0).all() or (values == values[:, :1]).all():
+        return None
+    sums = values.sum(dim=1)
+    if ((sums - 1).abs() <= _TOLERANCE).all():
+        return "softmax"
+    if ((sums / 100 - 1).abs() <= _TOLERANCE).all():
+        return "percentages"
+    return "sigmoid" if values.max() <= 1 and values.max() - values.min() >= _SPREAD else None

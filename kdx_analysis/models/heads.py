@@ -7,6 +7,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def margins_of(logits: Tensor) -> Tensor:
+    """m_k, B×K, of what heads give: a subtask's only logit (B×K), or z_k1 − z_k0 of its two (B×K×2).
+
+    >>> margins_of(torch.tensor([[[1.0, 3.0], [2.0, -1.0]]]))
+    tensor([[ 2., -3.]])
+    """
+    return logits if logits.ndim == 2 else logits[..., 1] - logits[..., 0]
+
+
+def scores_of(logits: Tensor) -> Tensor:
+    """The released code's multi-class scores, B×K: a subtask's only logit, or the larger of its two.
+
+    >>> scores_of(torch.tensor([[[1.0, 3.0], [2.0, -1.0]]]))
+    tensor([[3., 2.]])
+    """
+    return logits if logits.ndim == 2 else logits.amax(dim=-1)
+
+
 class GridPool(nn.Module):
     """Averages over a ``pool`` × ``pool`` grid: B×N×C×H×W to B×N×(C·pool²)."""
 
@@ -31,7 +49,7 @@ class TokenPool(nn.Module):
 
 
 class LinearHeads(nn.Module):
-    """K binary classifiers, linear on gated inputs: B×K×D to margins m_k, B×K."""
+    """K binary classifiers, linear on gated inputs: B×K×D to one logit each, the margins m_k, B×K."""
 
     def __init__(self, num_classes: int, width: int) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import gates as attending
 from kdx_analysis.models.gates import FixedGate, InputGate, ParameterGate, sampled, strongest
-from kdx_analysis.models.heads import GridPool, LinearHeads, TokenPool
+from kdx_analysis.models.heads import GridPool, LinearHeads, TokenPool, margins_of, scores_of
 from kdx_analysis.models.redraw import draw_anew
 from kdx_analysis.models.splitting.experts import Level
 from kdx_analysis.models.splitting.split import Budget, Split, split_student, with_heads
@@ -33,7 +33,8 @@ class Trace:
             trunk, N_1 = 1.
         pooled: the last level's features as the heads read them, B×N_L×D.
         inputs: every subtask's gated input, B×K×D.
-        margins: m_k, B×K.
+        margins: m_k, B×K: a subtask's only logit, or z_k1 − z_k0 where heads have two.
+        scores: the released code's multi-class scores, B×K: the only logit, or the larger of two.
         attention: α^l for l = 2…L+1, N_l×N_{l−1} (the last K×N_L); of input gates, B×N_l×N_{l−1}.
     """
 
@@ -41,6 +42,7 @@ class Trace:
     pooled: Tensor
     inputs: Tensor
     margins: Tensor
+    scores: Tensor
     attention: tuple[Tensor, ...]
 
 
@@ -49,18 +51,20 @@ class HME(nn.Module):
 
     The input of expert i on level l is Σ_j α^l_ij F_j^{l−1}, the input of subtask k's head Σ_j α^{L+1}_kj F_j^L.
     What heads read of the features is linear in them, as gates are, so it is taken before they are mixed. Calling the
-    model gives the margins m_k (B×K); the multi-class prediction is argmax_k m_k.
+    model gives the margins m_k (B×K), whose argmax over k is the multi-class prediction.
 
     Args:
         trunk: image → B×C_1×H×W, shared by all experts (tokens: B×T×D).
         levels: the levels above it.
-        heads: gated inputs B×K×D → B×K.
+        heads: gated inputs B×K×D → one logit a subtask, B×K, or two, B×K×2.
         readout: a level's features → what heads read of them, B×N×… → B×N×D.
         num_classes: K, the number of binary subtasks.
         gates: ``parameter``, one logit per child and parent, or ``input``, a small network on the pooled features.
         widths: channels of the experts' features on levels 2…L, which ``input`` gates read.
         top_k: every child draws from its strongest ``top_k`` parents only; None: from all.
         gumbel: Gumbel noise on the logits in train mode.
+        multiclass: calling the model gives the multi-class scores on which the released code's K-way softmax is
+            trained, in place of the margins; with one logit a subtask they are the same.
     """
 
     tau: Tensor
@@ -77,6 +81,7 @@ class HME(nn.Module):
         widths: Sequence[int] = (),
         top_k: int | None = None,
         gumbel: bool = False,
+        multiclass: bool = False,
     ) -> None:
         super().__init__()
         if not levels:
@@ -87,7 +92,7 @@ class HME(nn.Module):
             raise KdxError(f"top_k = {top_k} should be 1 or more, or None for all parents")
         self.num_classes = num_classes
         self.experts = (1, *(level.experts for level in levels))
-        self.top_k, self.gumbel = top_k, gumbel
+        self.top_k, self.gumbel, self.multiclass = top_k, gumbel, multiclass
         self.split: Split | None = None
         self.trunk = trunk
         self.levels = nn.ModuleList(levels)
@@ -162,7 +167,9 @@ class HME(nn.Module):
 
         Form, K, experts and channels are found in names and shapes; its 7×7 stem, which its network does not use, is
         left out. τ is not in it: set ``temperature`` to 5/epoch. Calling the explainer gives the multi-class scores
-        of that code. Raises KdxError where tensors are missing, unexpected or of another shape, naming them.
+        of that code (``multiclass``); probes ask its margins, as of any explainer.
+
+        Raises KdxError where tensors are missing, unexpected or of another shape, naming them.
         """
         from kdx_analysis.models.learn_to_branch import Released
 
@@ -225,11 +232,24 @@ class HME(nn.Module):
                 x = _mix(features[-1], alphas[-1], gate)
         pooled = self.readout(features[-1])
         inputs = _mix(pooled, alphas[-1], self.gates[-1])
-        return Trace(tuple(features), pooled, inputs, self.heads(inputs), tuple(alphas))
+        logits = self.heads(inputs)
+        return Trace(tuple(features), pooled, inputs, margins_of(logits), scores_of(logits), tuple(alphas))
+
+    def outputs(self, trace: Trace) -> Tensor:
+        """What calling the model gives, of a trace: the margins, or of the multi-class form the scores, B×K."""
+        return trace.scores if self.multiclass else trace.margins
 
     def forward(self, images: Tensor) -> Tensor:
-        """The margins m_k, B×K."""
-        return self.trace(images).margins
+        """The margins m_k, B×K; of the multi-class form the scores."""
+        return self.outputs(self.trace(images))
+
+    def giving_margins(self) -> HME:
+        """The explainer, or where its call gives scores one of the very same modules whose call gives margins."""
+        if not self.multiclass:
+            return self
+        shared = copy.copy(self)
+        shared.multiclass = False
+        return shared
 
     def harden(self, attention: Sequence[Tensor] | None = None) -> HME:
         """A copy whose every gate is fixed to the parent of its largest attention.

@@ -1,7 +1,8 @@
 """The network of KDExplainer's released code (after Learning to Branch, Guo et al., ICML 2020), and its checkpoints.
 
-It has no trunk: experts of the first level read the image. Its outputs are the multi-class scores that its K-way
-softmax is trained on, whichever form its heads have, so nothing in it is binary. The code takes log softmax(W/0.5)
+It has no trunk: experts of the first level read the image. The code trains a K-way softmax on multi-class scores,
+whichever form its heads have, so nothing in it is binary; here that is the multi-class form of the explainer, whose
+call gives those scores, and otherwise its call gives the margins m_k. The code takes log softmax(W/0.5)
 and softmaxes that again at t = 10/epoch; a log-softmax only shifts a row, so that is one softmax with
 τ = 0.5·t = 5/epoch, and ``temperature`` is τ.
 """
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from kdx_analysis.errors import KdxError
-from kdx_analysis.models.heads import GridPool
+from kdx_analysis.models.heads import GridPool, margins_of
 from kdx_analysis.models.hme import HME
 from kdx_analysis.models.splitting.experts import Level
 from kdx_analysis.models.zoo import plain_stage
@@ -51,7 +52,7 @@ class SubtaskLinear(nn.Module):
 class MLPHeads(nn.Module):
     """Every subtask's head of the released code: Linear, ReLU, Dropout, twice, then Linear to one or two logits.
 
-    Calling it gives scores, B×K×D to B×K: a subtask's only logit (``ce``) or the larger of its two (``nce``).
+    Calling it gives the logits of gated inputs B×K×D: B×K (``ce``) or B×K×2 (``nce``).
     """
 
     def __init__(self, num_classes: int, form: Form, width: int) -> None:
@@ -71,12 +72,11 @@ class MLPHeads(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         logits = self.layers(inputs)
-        return logits[..., 0] if self.form == "ce" else logits.amax(dim=-1)
+        return logits[..., 0] if self.form == "ce" else logits
 
     def margins(self, inputs: Tensor) -> Tensor:
         """m_k, B×K: a subtask's only logit (``ce``) or z_k1 − z_k0 (``nce``), from its gated input B×K×D."""
-        logits = self.layers(inputs)
-        return logits[..., 0] if self.form == "ce" else logits[..., 1] - logits[..., 0]
+        return margins_of(self(inputs))
 
 
 def learn_to_branch(
@@ -86,8 +86,9 @@ def learn_to_branch(
     in_channels: int = 3,
     *,
     gumbel: bool = False,
+    multiclass: bool = False,
 ) -> HME:
-    """The released network with fresh weights; images B×in_channels×H×W (32×32 there) to multi-class scores B×K.
+    """The released network with fresh weights; images B×in_channels×H×W (32×32 there) to margins m_k, B×K.
 
     An expert is conv3×3 BN ReLU conv3×3 BN ReLU maxpool2, 64 channels wide and 32 where it leaves the last level.
     Heads read its features pooled to 7×7; the pool is linear and commutes with the gates' weighted sum, so features
@@ -96,11 +97,12 @@ def learn_to_branch(
 
     Args:
         num_classes: K.
-        form: ``ce`` has one logit a class, ``nce`` two, of which the larger is the class's score.
+        form: ``ce`` has one logit a class, ``nce`` two: z_k1 − z_k0 is the margin, the larger is the class's score.
         experts: of every level, from the one that reads the image.
         in_channels: of the images.
         gumbel: Gumbel noise on the gates in train mode, as Learning to Branch has and the code, for all its names,
             has not.
+        multiclass: its call gives the scores that the code's K-way softmax is trained on, as the code's does.
 
     Raises KdxError for another form, or a level without experts.
     """
@@ -109,7 +111,15 @@ def learn_to_branch(
     channels = _channels(len(experts), in_channels)
     levels = [Level.of(_expert(*c), n) for c, n in zip(channels, experts, strict=True)]
     heads = MLPHeads(num_classes, form, _LAST_WIDTH * _GRID**2)
-    return HME(nn.Identity(), levels, heads, readout=GridPool(_GRID), num_classes=num_classes, gumbel=gumbel)
+    return HME(
+        nn.Identity(),
+        levels,
+        heads,
+        readout=GridPool(_GRID),
+        num_classes=num_classes,
+        gumbel=gumbel,
+        multiclass=multiclass,
+    )
 
 
 @dataclass(frozen=True)
@@ -159,8 +169,11 @@ class Released:
         return found
 
     def explainer(self) -> HME:
-        """The same network as an HME, in the checkpoint's precision and with its weights; τ is the caller's to set."""
-        model = learn_to_branch(self.num_classes, self.form, self.experts, self.in_channels)
+        """The same network as an HME, in the checkpoint's precision and with its weights; τ is the caller's to set.
+
+        It is of the multi-class form, so that its outputs are those of the released code.
+        """
+        model = learn_to_branch(self.num_classes, self.form, self.experts, self.in_channels, multiclass=True)
         model.to(self.state["branch_2.0"].dtype)
         model.load_state_dict({**self.weights(), "tau": model.tau})
         return model

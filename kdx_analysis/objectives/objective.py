@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdx_analysis.config import ObjectiveConfig
-from kdx_analysis.objectives.targets import TARGETS, teacher_cut
+from kdx_analysis.objectives.targets import TARGETS, teacher_cut, teacher_log_odds
 
 OBJECTIVES: dict[str, str] = {
     "hard": "hard labels",
@@ -50,7 +50,7 @@ class Objective:
         """Loss per sample, subtask and term, each weighted as it enters the objective.
 
         Args:
-            margins: the student's m_k (binary) or logits (multiclass), B×K.
+            margins: the student's m_k (binary) or logits (multiclass), B×K; half precision is taken to float32.
             labels: int64, B.
             teacher_logits: v_k, B×K; may be None for objectives without a teacher.
             generator: draws the permutations of ``kd_shuffled``.
@@ -60,18 +60,17 @@ class Objective:
             and subtasks, averaged over the batch.
         """
         config, K = self.config, margins.shape[1]
+        # T² and the divergence it weighs would leave the range of float16, and the precision of bfloat16.
+        margins = margins.to(torch.promote_types(margins.dtype, torch.float32))
         one_hot = F.one_hot(labels, K).to(margins.dtype)
         if not self.distils:
             epsilon = config.epsilon if config.name == "label_smoothing" else 0.0
             smoothed = (1 - epsilon) * one_hot + epsilon / K
             return {"hard": self.scale * self._cross_entropy(margins, smoothed)}
-        cut = one_hot
-        if teacher_logits is not None:
-            cut = teacher_cut(teacher_logits.to(margins.dtype), config.T, config.decomposition, config.cut)
-        target = TARGETS[config.name](cut, labels, generator)
+        divergence = self._divergence(margins, labels, teacher_logits, generator)
         return {
             "hard": self.scale * (1 - config.lam) * self._cross_entropy(margins, one_hot),
-            "distillation": self.scale * config.lam * self._divergence(margins, target),
+            "distillation": self.scale * config.lam * divergence,
         }
 
     def loss(
@@ -87,14 +86,54 @@ class Objective:
         weight = margins.shape[1] - 1 if self.config.positive_weight == "balanced" else 1
         return -weight * target * F.logsigmoid(margins) - (1 - target) * F.logsigmoid(-margins)
 
-    def _divergence(self, margins: Tensor, target: Tensor) -> Tensor:
-        """T² KL(q ‖ student at T), subtask by subtask."""
-        T = self.config.T
-        if self.config.decomposition == "multiclass":
-            return T**2 * (torch.xlogy(target, target) - target * (margins / T).log_softmax(dim=1))
-        negentropy = torch.xlogy(target, target) + torch.xlogy(1 - target, 1 - target)
-        cross = -target * F.logsigmoid(margins / T) - (1 - target) * F.logsigmoid(-margins / T)
-        return T**2 * (negentropy + cross)
+    def _divergence(
+        self, margins: Tensor, labels: Tensor, teacher_logits: Tensor | None, generator: torch.Generator
+    ) -> Tensor:
+        """T² KL(q ‖ student at T), subtask by subtask, B×K in the margins' precision.
+
+        For the multiclass decomposition an entry is a class's share of the K-way divergence, T² times
+        :func:`divergence_terms`, which is 0 or more and sums to it.
+        """
+        config, T = self.config, self.config.T
+        binary = config.decomposition == "binary"
+        # At T = 100 student and teacher differ by a hundredth of their margins' difference, and the divergence by the
+        # square of that, which float32 can't tell from the rounding of its probabilities. MPS has no float64.
+        wide = margins if margins.device.type == "mps" else margins.double()
+        cut = F.one_hot(labels, margins.shape[1]).to(wide.dtype)
+        rest = 1 - cut
+        if teacher_logits is not None:
+            logits = teacher_logits.to(wide.dtype)
+            cut = teacher_cut(logits, T, config.decomposition, config.cut)
+            rest = torch.sigmoid(-teacher_log_odds(logits, T, config.cut)) if binary else 1 - cut
+        target = TARGETS[config.name](cut, labels, generator)
+        if not binary:
+            return (T**2 * divergence_terms(target, (wide / T).log_softmax(dim=1))).to(margins.dtype)
+        # 1 − q has no digits left where q is nearly 1, so it is the teacher's own wherever the target is.
+        against = torch.where(target == cut, rest, 1 - target)
+        terms = divergence_terms(target, F.logsigmoid(wide / T)) + divergence_terms(against, F.logsigmoid(-wide / T))
+        return (T**2 * terms).to(margins.dtype)
+
+
+def divergence_terms(q: Tensor, log_p: Tensor) -> Tensor:
+    """q log(q/p) − q + p for every outcome: 0 or more, and KL(q ‖ p) in sum where q and p each sum to 1.
+
+    Terms q log(q/p) are of either sign and cancel: their sum is of second order in log(q/p), they are of first.
+
+    Args:
+        q: shares in [0, 1], any shape.
+        log_p: log p of that shape, finite.
+
+    Returns:
+        The terms, of that shape; p where q is 0.
+
+    >>> q, p = torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75])
+    >>> divergence_terms(q, p.log()), round(divergence_terms(q, p.log()).sum().item(), 4)  # ½ log 2 + ½ log ⅔
+    (tensor([0.0966, 0.0473]), 0.1438)
+    """
+    d = log_p - torch.where(q > 0, q, 1).log()
+    far = log_p.exp() - q - q * d
+    small = d.clamp(-1, 1)  # expm1 would overflow where it is not used, and its gradient be NaN
+    return torch.where((q > 0) & (d.abs() < 1), q * (small.expm1() - small), far)
 
 
 def scale_to(

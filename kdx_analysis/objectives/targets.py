@@ -22,11 +22,19 @@ TARGETS: Registry[Target] = Registry("distillation target")
 
 @jaxtyped(typechecker=beartype)
 def one_vs_rest_margins(logits: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
-    """u_k = v_k − log Σ_{j≠k} exp v_j, so that σ(u_k) = softmax(v)_k."""
-    K = logits.shape[1]
-    others = logits.unsqueeze(1).expand(-1, K, -1)
-    diagonal = torch.eye(K, dtype=torch.bool, device=logits.device)
-    return logits - others.masked_fill(diagonal, -torch.inf).logsumexp(dim=-1)
+    """u_k = v_k − log Σ_{j≠k} exp v_j, so that σ(u_k) = softmax(v)_k.
+
+    >>> one_vs_rest_margins(torch.tensor([[2.0, 0.0, 0.0]]))
+    tensor([[ 1.3069, -2.1269, -2.1269]])
+    """
+    highest, top = logits.detach().max(dim=1, keepdim=True)
+    is_top = torch.zeros_like(logits, dtype=torch.bool).scatter(1, top, True)
+    shares = (logits - highest).exp()
+    # Below the top the sum over the others holds exp 0, so a class can be taken off the sum over all without
+    # cancellation; for the top itself, all of whose others may be tiny, their sum is taken anew.
+    others = highest + (shares.sum(dim=1, keepdim=True) - shares).masked_fill(is_top, 1).log()
+    of_top = logits.masked_fill(is_top, -torch.inf).logsumexp(dim=1, keepdim=True)
+    return logits - torch.where(is_top, of_top, others)
 
 
 @jaxtyped(typechecker=beartype)
@@ -38,9 +46,14 @@ def teacher_cut(
     binary, ``two_way``: σ(u_k/T), its own one-vs-rest margins at the student's temperature. binary,
     ``softmax_then_cut``: softmax(v/T)_k. multiclass: softmax(v/T).
     """
-    if decomposition == "binary" and cut == "two_way":
-        return torch.sigmoid(one_vs_rest_margins(logits) / T)
+    if decomposition == "binary":
+        return torch.sigmoid(teacher_log_odds(logits, T, cut))
     return torch.softmax(logits / T, dim=-1)
+
+
+def teacher_log_odds(logits: Tensor, T: float, cut: str) -> Tensor:
+    """log q − log(1 − q) of the teacher's binary targets q, B×K: u/T, or for ``softmax_then_cut`` those of v/T."""
+    return one_vs_rest_margins(logits) / T if cut == "two_way" else one_vs_rest_margins(logits / T)
 
 
 @TARGETS.register("kd")

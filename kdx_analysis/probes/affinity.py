@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kdx_analysis import null
 from kdx_analysis.errors import KdxError
+from kdx_analysis.models import HME
 from kdx_analysis.probes import measures
 from kdx_analysis.probes.gradients import Cost, probing_cost, residuals, subtask_gradients, with_null
 from kdx_analysis.probes.subject import in_full, undisturbed, unwrapped, usable
@@ -61,6 +62,8 @@ def subtask_affinity(
     if not eta > 0:
         raise KdxError(f"a step of length eta = {eta} shows nothing; take one above 0")
     model = in_full(unwrapped(usable(model))[0])
+    if margins is None and isinstance(model, HME):
+        model = model.giving_margins()
     images = images.to(next(model.parameters()), copy=images.is_inference())
     asked = Asked(model)
 

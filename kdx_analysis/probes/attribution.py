@@ -240,8 +240,12 @@ def captum() -> Any:
 
 
 def working_copy(model: nn.Module) -> nn.Module:
-    """A copy in eval mode that asks for no gradients of its own, in float32 where the model is in half precision."""
-    return in_full(copy.deepcopy(unwrapped(usable(model))[0]).eval().requires_grad_(False))
+    """A copy in eval mode that asks for no gradients of its own, in float32 where the model is in half precision.
+
+    A copy of an explainer gives margins, also where the model gives multi-class scores.
+    """
+    copied = in_full(copy.deepcopy(unwrapped(usable(model))[0]).eval().requires_grad_(False))
+    return copied.giving_margins() if isinstance(copied, HME) else copied
 
 
 def prepare(model: nn.Module, images: Tensor, subtask: int | Tensor) -> tuple[nn.Module, Tensor, Tensor]:

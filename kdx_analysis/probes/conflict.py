@@ -90,7 +90,7 @@ def bounded_difference(reference: Float[Tensor, "*draws"], value: Float[Tensor, 
 
 
 @jaxtyped(typechecker=beartype)
-def separation(ungated: Float[Tensor, "N K K"], gates: Float[Tensor, "K N"]) -> Float[Tensor, ""]:
+def separation(ungated: Float[Tensor, "*draws N K K"], gates: Float[Tensor, "K N"]) -> Float[Tensor, "*draws"]:
     """(C(uniform) − C(α))/(C(uniform) + C(α)): 1: gates keep every conflict apart, 0: no better than sharing all."""
     uniform = torch.full_like(gates, 1 / gates.shape[1])
     return bounded_difference(contention(ungated, uniform), contention(ungated, gates))

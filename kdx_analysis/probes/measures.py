@@ -90,7 +90,7 @@ def contention_table(ungated: Tensor, alpha: Tensor, permutations: int, seed: in
         [
             beside_null("contention", own),
             beside_null("contention_uniform", shared),
-            beside_null("separation", conflict.bounded_difference(shared, own)),
+            beside_null("separation", conflict.separation(ungated, alpha)),
             beside_null("modulation", torch.stack([modulation, *nulled])),
         ]
     )

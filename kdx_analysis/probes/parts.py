@@ -115,8 +115,11 @@ class Parts:
     def outputs(self, images: Tensor) -> tuple[Tensor, Trace | None]:
         """Margins that losses are about, B×K, and an explainer's trace."""
         images = images.clone()  # a model may work in place
-        trace = self.model.trace(images) if isinstance(self.model, HME) else None
-        given = self.model(images) if trace is None else trace.margins
+        if not isinstance(self.model, HME):
+            given = answer(self.model(images), len(images), self.num_classes)
+            return given if self.margins is None else self.margins(given), None
+        trace = self.model.trace(images)
+        given = trace.margins if self.margins is None else self.model.outputs(trace)
         given = answer(given, len(images), self.num_classes)
         return given if self.margins is None else self.margins(given), trace
 

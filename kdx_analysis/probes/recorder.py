@@ -336,8 +336,8 @@ class ExplainerProbe:
     def _conflict(self, epoch: int, model: HME, split: str) -> None:
         images, labels = self._images(split), self.sets[split].labels
         with undisturbed(model), torch.no_grad():
-            outputs = model(images)
-        margins = outputs if self.margins is None else self.margins(outputs)
+            trace = model.trace(images)
+        margins = trace.margins if self.margins is None else self.margins(model.outputs(trace))
         terms = self._residuals(margins, labels, self.teacher_logits[split])
         draws = [with_null(r, self.config.null_draws, self.config.seed) for r in terms.values()]
         grams = subtask_grams(

@@ -25,7 +25,7 @@ class OneVsRest:
     """A classifier on a probe set, and the plain hard loss of its K subtasks.
 
     Attributes:
-        model: the model without wrappers, or a float32 copy of one in half precision.
+        model: the model without wrappers, or a float32 copy of one in half precision; an explainer gives its margins.
         images: on the model's device, B×C×H×W.
         margins: outputs → margins; None where outputs are margins.
         outputs: the margins, B×K.
@@ -52,6 +52,8 @@ class OneVsRest:
         """Arguments and errors as of :func:`kdx_analysis.probes.conflict_of`."""
         images, labels = pictures(images), integers(labels)
         model = in_full(unwrapped(usable(model))[0])
+        if margins is None and isinstance(model, HME):
+            model = model.giving_margins()
         images = images.to(next(model.parameters(), images))
         expected = len(classes) if classes is not None else int(labels.max()) + 1 if labels.numel() else None
         answers = asked(model, images, expected)
@@ -72,7 +74,7 @@ class OneVsRest:
 
 
 class Asked(nn.Module):
-    """A model whose answer is one tensor, B×K, whatever it is wrapped in; of an explainer, its margins."""
+    """A model whose answer is one tensor, B×K, whatever it is wrapped in."""
 
     def __init__(self, model: nn.Module, num_classes: int | None = None) -> None:
         super().__init__()
@@ -80,16 +82,13 @@ class Asked(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """B×C×H×W → B×K; a model that works in place works on a copy of the images."""
-        images = images.clone()
-        given = self.model.trace(images).margins if isinstance(self.model, HME) else self.model(images)
-        return answer(given, len(images), self.num_classes)
+        return answer(self.model(images.clone()), len(images), self.num_classes)
 
 
 def asked(model: nn.Module, images: Tensor, num_classes: int | None = None) -> Tensor:
     """What a model in eval mode answers, B×K; a warning says which of several things that it gives was taken."""
     with undisturbed(model), torch.no_grad():
-        images = images.clone()
-        given = model.trace(images).margins if isinstance(model, HME) else model(images)
+        given = model(images.clone())
         taken = answer(given, len(images), num_classes)
         if not isinstance(given, Tensor):
             (name,) = [name for name, tensor in _tensors(given) if tensor is taken]

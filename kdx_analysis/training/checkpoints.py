@@ -80,7 +80,7 @@ def convert_learn_to_branch(checkpoint: Path, out: Path) -> Released:
 
 
 def load_learn_to_branch(path: Path | str) -> HME:
-    """The explainer that ``kdx convert`` wrote.
+    """The explainer that ``kdx convert`` wrote, of the multi-class form: its outputs are the released code's scores.
 
     Raises KdxError if the file can't be read or was written otherwise.
     """
@@ -95,7 +95,7 @@ def load_learn_to_branch(path: Path | str) -> HME:
         raise KdxError(f"{str(path)!r} was not written by kdx convert: convert the released code's checkpoint first")
     experts = [int(n) for n in told["experts"].split()]
     form: Any = told["form"]
-    model = learn_to_branch(int(told["num_classes"]), form, experts, int(told["in_channels"]))
+    model = learn_to_branch(int(told["num_classes"]), form, experts, int(told["in_channels"]), multiclass=True)
     model.to(next(tensor.dtype for tensor in state.values() if tensor.is_floating_point()))
     load_weights(path, model)
     return model

@@ -21,10 +21,12 @@ from kdx_analysis.data import Dataset, Split, augment
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME
 from kdx_analysis.models import vam as attention
+from kdx_analysis.models.answers import check_logits
 from kdx_analysis.models.gates import ParameterGate, entropy_share
 from kdx_analysis.objectives import Objective, scale_to
 from kdx_analysis.training.schedules import learning_rate_factor, penalty_at, temperature_at
 
+_TEACHER_CHECKED = 256
 _STREAMS = ("order", "augmentation", "shuffling")
 
 
@@ -128,7 +130,8 @@ def fit(
         callbacks: called after every epoch with the unwrapped model.
 
     Raises:
-        KdxError: the objective needs a teacher and there is none, or the loss stops being finite.
+        KdxError: the objective needs a teacher and there is none, or one whose outputs can't be logits; or the loss
+            stops being finite.
     """
     if Objective(objective).needs_teacher and teacher is None:
         raise KdxError(f"objective {objective.name!r} needs a teacher; pass teacher=")
@@ -141,6 +144,10 @@ def fit(
         teacher = copy.deepcopy(teacher).to(fabric.device).eval().requires_grad_(False)
     optimizer = _optimizer(model, config)
     wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
+    if teacher is not None and Objective(objective).needs_teacher:
+        some = data.train.subset(torch.arange(min(len(data.train), _TEACHER_CHECKED)))
+        with fabric.autocast():
+            check_logits(predict(teacher, some, data), data.num_classes, "the teacher")
     run = _Training(fabric, wrapped, model, teacher, data, objective, config, seed)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(config, step, run.steps_per_epoch)
@@ -187,14 +194,25 @@ def by_name(rows: Iterable[Mapping[Any, Any]]) -> dict[str, float]:
 def predict(model: nn.Module, split: Split, data: Dataset, batch_size: int = 512) -> Tensor:
     """Logits or margins of every sample of ``split``, N×K float32 on the CPU, in eval mode on the model's device.
 
-    ``batch_size`` samples at a time; the model's training mode is restored.
+    ``batch_size`` samples at a time; the model's training mode is restored. Raises KdxError for a model that gives
+    anything but a tensor.
     """
+
+    def answered(images: Tensor) -> Tensor:
+        outputs = model(images)
+        if not isinstance(outputs, Tensor):
+            raise KdxError(
+                f"{type(model).__name__} gives a {type(outputs).__name__}, not one tensor of logits: wrap it so that "
+                "it returns B×K"
+            )
+        return outputs.float().cpu()
+
     device = next((parameter.device for parameter in model.parameters()), split.labels.device)
     was_training = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         indices = torch.arange(len(split)).split(batch_size)
-        outputs = [model(data.normalise(split.images.take(i).to(device))).float().cpu() for i in indices]
+        outputs = [answered(data.normalise(split.images.take(i).to(device))) for i in indices]
     finally:
         for module, training in was_training:
             module.training = training

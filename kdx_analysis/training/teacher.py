@@ -1,4 +1,4 @@
-"""Whether a teacher speaks the data's language: the same order of classes, the same normalisation."""
+"""Whether a teacher speaks the data's language: logits, the same order of classes, the same normalisation."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kdx_analysis.data import Dataset
 from kdx_analysis.errors import KdxError
+from kdx_analysis.models.answers import check_logits
 from kdx_analysis.training.loop import predict
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -18,15 +19,18 @@ _SAMPLES = 2000
 
 
 def check_teacher(teacher: nn.Module, data: Dataset, who: str = "the teacher") -> float:
-    """Accuracy of ``teacher`` on (the first 2,000 images of) validation, after two checks on them.
+    """Accuracy of ``teacher`` on (the first 2,000 images of) validation, after three checks on them.
 
-    Raises KdxError, which names the model as ``who``, if its answers fit the labels better by more than 10 points
-    under another order of the classes (found by linear assignment on the confusion matrix of one half, tried on the
-    other), or under another normalisation of the images (none, ImageNet's, [−1, 1]).
+    Raises KdxError, which names the model as ``who``, if its outputs can't be logits, B×K; or if its answers fit the
+    labels better by more than 10 points under another order of the classes (found by linear assignment on the
+    confusion matrix of one half, tried on the other), or under another normalisation of the images (none, ImageNet's,
+    [−1, 1]).
     """
     split = data.val.subset(torch.randperm(len(data.val), generator=torch.Generator().manual_seed(0))[:_SAMPLES])
     labels = split.labels.cpu()
-    choice = predict(teacher, split, data).argmax(dim=1)
+    outputs = predict(teacher, split, data)
+    check_logits(outputs, data.num_classes, who)
+    choice = outputs.argmax(dim=1)
     accuracy = _accuracy(choice, labels)
     half = len(labels) // 2  # an order is found on one half and tried on the other, or chance would find one
     confusion = torch.zeros(data.num_classes, data.num_classes).index_put_(

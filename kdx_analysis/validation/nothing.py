@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
@@ -79,7 +79,11 @@ def _claims(studies: int, seeds: int) -> list[Row]:
         found = effects_together(values, "hard")
         stars += any(effect.difference.excludes_zero for several in found.values() for effect in several)
     on = f"studies without any effect, n = {seeds} seeds"
-    shares = {"a false sentence among the claims": false, "an opening that says Yes": yes, "a star in a comparison": stars}
+    shares = {
+        "a false sentence among the claims": false,
+        "an opening that says Yes": yes,
+        "a star in a comparison": stars,
+    }
     rows = [_at_most(name, on, count / studies, MOST, studies) for name, count in shares.items()]
     ratio = decided / expected
     wanted = "0.7 to 1.3"

@@ -1,8 +1,10 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.special import log_softmax, logsumexp, softmax
 from torch.distributions import Bernoulli, kl_divergence
 
 from kdx_analysis.config import LADDER, ObjectiveConfig
@@ -188,3 +190,90 @@ def test_scaled_to_kd_the_norm_of_the_gradient_is_kds(name):
     factor = scale_to(kd, which, margins, parameters, LABELS, TEACHER)
     assert norm(Objective(which.config, factor)) == pytest.approx(norm(kd))
     assert factor == pytest.approx(1) if name == "kd" else factor != pytest.approx(1, abs=1e-3)
+
+
+def by_hand(margins: np.ndarray, logits: np.ndarray, T: float, decomposition: str) -> tuple[np.ndarray, np.ndarray]:
+    """T² KL of every sample and its gradient T(p − q), in float64 and without differences of nearly equal numbers.
+
+    KL(q ‖ p) = Σ p − q − q d, d = log(p/q), since q and p both sum to 1; near d = 0 it is q (eᵈ − 1 − d).
+    """
+
+    def log_sigmoid(z: np.ndarray) -> np.ndarray:
+        return np.minimum(z, 0) - np.log1p(np.exp(-np.abs(z)))
+
+    def excess(log_q: np.ndarray, log_p: np.ndarray) -> np.ndarray:
+        d = log_p - log_q
+        return np.where(abs(d) < 1, np.exp(log_q) * np.expm1(d.clip(-1, 1)), np.exp(log_p) - np.exp(log_q))
+
+    def divergence(log_q: np.ndarray, log_p: np.ndarray) -> np.ndarray:
+        return excess(log_q, log_p) - np.exp(log_q) * (log_p - log_q)
+
+    if decomposition == "multiclass":
+        log_q, log_p = log_softmax(logits / T, axis=1), log_softmax(margins / T, axis=1)
+        return T**2 * divergence(log_q, log_p).sum(axis=1), T * excess(log_q, log_p)
+    others = [logsumexp(np.delete(logits, k, axis=1), axis=1) for k in range(logits.shape[1])]
+    u, m = (logits - np.stack(others, axis=1)) / T, margins / T
+    both = divergence(log_sigmoid(u), log_sigmoid(m)) + divergence(log_sigmoid(-u), log_sigmoid(-m))
+    return T**2 * both.sum(axis=1), T * excess(log_sigmoid(u), log_sigmoid(m))
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("T", [1.0, 4.0, 100.0, 1000.0])
+@pytest.mark.parametrize("decomposition", ["binary", "multiclass"])
+def test_the_divergence_holds_in_float32_at_every_temperature(decomposition, T, size):
+    which = objective("kd", decomposition=decomposition, T=T, **{"lambda": 1})
+    for teacher_size in (1e-3, 1.0, 1e3):
+        margins = (size * MARGINS).float().requires_grad_()
+        logits = (teacher_size * TEACHER).float()
+        given = which.terms(margins, LABELS, logits, generator())
+        assert given["distillation"].dtype == torch.float32
+        (slope,) = torch.autograd.grad(given["distillation"].sum(), margins)
+        value, gradient = by_hand(margins.detach().double().numpy(), logits.double().numpy(), T, decomposition)
+        np.testing.assert_allclose(given["distillation"].sum(dim=1).detach().numpy(), value, rtol=1e-5, atol=1e-30)
+        np.testing.assert_allclose(slope.numpy(), gradient, rtol=1e-5, atol=1e-9 * np.abs(gradient).max())
+        torch.testing.assert_close(
+            which.loss(margins, LABELS, logits, generator()), sum(t.sum() for t in given.values()) / len(margins)
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("decomposition", ["binary", "multiclass"])
+def test_half_precision_is_taken_as_the_numbers_that_it_holds(decomposition, dtype):
+    which = objective("kd", decomposition=decomposition, T=1000, **{"lambda": 1})
+    margins, logits = MARGINS.to(dtype).requires_grad_(), TEACHER.to(dtype)
+    given = which.loss(margins, LABELS, logits, generator())
+    (slope,) = torch.autograd.grad(given, margins)
+    value, gradient = by_hand(margins.detach().double().numpy(), logits.double().numpy(), 1000, decomposition)
+    assert float(given.detach()) == pytest.approx(value.mean(), rel=1e-5)
+    wanted = torch.from_numpy(gradient / len(MARGINS)).to(dtype)
+    torch.testing.assert_close(slope, wanted, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
+
+
+@pytest.mark.parametrize("decomposition", ["binary", "multiclass"])
+def test_certain_targets_leave_the_students_cross_entropy(decomposition):
+    which = objective("hard_T", decomposition=decomposition, T=100, **{"lambda": 1})
+    margins = torch.tensor([[2.0, -1.0, 0.5]], requires_grad=True)
+    label = torch.tensor([0])
+    given = which.loss(margins, label, None, generator())
+    (slope,) = torch.autograd.grad(given, margins)
+    s = margins.detach().double().numpy() / 100
+    one_hot = np.array([[1.0, 0.0, 0.0]])
+    p = softmax(s, axis=1) if decomposition == "multiclass" else 1 / (1 + np.exp(-s))
+    cross = np.log(p[0, 0]) if decomposition == "multiclass" else np.log(np.where(one_hot > 0, p, 1 - p)).sum()
+    assert float(given.detach()) == pytest.approx(-(100**2) * cross, rel=1e-6)
+    np.testing.assert_allclose(slope.numpy(), 100 * (p - one_hot), rtol=1e-5)
+
+
+def test_a_binary_target_that_is_nearly_1_keeps_its_complement():
+    teacher = torch.tensor([[45.0, 0.0], [45.0, 0.0]])  # 1 − q = e^−45, less than a float64 can leave below 1
+    margins = torch.tensor([[43.0, -43.0], [45.0, -45.0]])
+    for name in ("kd", "kd_flat", "kd_shuffled"):
+        given = terms_of(name, margins, teacher)
+        wanted = math.exp(-43) - math.exp(-45) - 2 * math.exp(-45)
+        torch.testing.assert_close(given[0], torch.full((2,), wanted), rtol=1e-5, atol=0)
+        assert given[1].abs().max() < 1e-25
+
+
+def terms_of(name: str, margins: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    which = objective(name, T=1, **{"lambda": 1})
+    return which.terms(margins, torch.tensor([0, 0]), teacher, generator())["distillation"]

@@ -99,3 +99,15 @@ def test_permuting_classes_permutes_the_targets(logits, labels):
     for name in ("kd", "kd_flat", "hard_T"):
         target = TARGETS[name](logits[:, order].softmax(dim=1), moved, generator())
         torch.testing.assert_close(target, TARGETS[name](logits.softmax(dim=1), labels, generator())[:, order])
+
+
+def test_one_vs_rest_margins_are_those_of_the_other_classes_one_by_one(logits):
+    logits = torch.cat([logits, torch.tensor([[2.0, 2, 2, -500, 0], [700.0, -700, 0, 1, 2]], dtype=torch.float64)])
+    leaf, beside = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    others = [torch.cat([beside[:, :k], beside[:, k + 1 :]], dim=1).logsumexp(dim=1) for k in range(5)]
+    wanted = beside - torch.stack(others, dim=1)
+    given = one_vs_rest_margins(leaf)
+    torch.testing.assert_close(given, wanted, rtol=1e-12, atol=1e-12)
+    weights = torch.arange(5.0, dtype=torch.float64)
+    slopes = [torch.autograd.grad((m * weights).sum(), x)[0] for m, x in ((given, leaf), (wanted, beside))]
+    torch.testing.assert_close(*slopes, rtol=1e-12, atol=1e-12)

@@ -281,7 +281,12 @@ def moved(metric, before, after):
     [
         ("modulation", 0.1, 0.4, "it matters more which subtask goes where"),
         ("modulation", 0.4, 0.1, "it matters less which subtask goes where"),
-        ("modulation", -0.1, -0.4, "put conflicting subtasks together, further beyond what a random assignment would do"),
+        (
+            "modulation",
+            -0.1,
+            -0.4,
+            "put conflicting subtasks together, further beyond what a random assignment would do",
+        ),
         ("modulation", -0.4, -0.1, "put conflicting subtasks together, but less far beyond what a random assignment"),
         ("modulation", -0.4, 0.2, "below 0 gates put conflicting subtasks together, above 0 they keep them apart"),
         ("modulation", 0.2, -0.4, "below 0 gates put conflicting subtasks together, above 0 they keep them apart"),
@@ -350,7 +355,7 @@ def test_few_studies_without_any_effect_have_a_false_sentence():
 def test_means_are_over_the_epochs_that_both_sides_have():
     rows = pd.MultiIndex.from_product([range(3), (1, 9, 16)], names=["seed", "epoch"])
     level = np.tile([0.0, 0.4, 0.8], 3)
-    table = pd.DataFrame({rung: level for rung in LADDER}, index=rows)
+    table = pd.DataFrame(dict.fromkeys(LADDER, level), index=rows)
     table.loc[(slice(None), 1), "kd_shuffled"] = np.nan
     found = answer({"separation": table}, {rung: rung for rung in LADDER}).findings[0]
     assert found.effect.differences == (0, 0, 0)

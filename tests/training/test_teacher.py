@@ -2,9 +2,14 @@ import pytest
 import torch
 from torch import nn
 
+from kdx_analysis.config import ObjectiveConfig, TrainingConfig
 from kdx_analysis.errors import KdxError
+from kdx_analysis.training import fit
+from kdx_analysis.training.checkpoints import fingerprint
 from kdx_analysis.training.teacher import check_teacher
-from tests.toys import RowTeacher, dataset
+from tests.toys import RowTeacher, dataset, staged_net
+
+CONFIG = TrainingConfig(epochs=1, batch_size=16, warmup_epochs=0)
 
 
 class Nearest(nn.Module):
@@ -50,3 +55,56 @@ def test_the_teacher_is_left_as_it_was():
     assert teacher.training
     assert teacher.norm.running_mean.item() == 0
     assert torch.equal(torch.get_rng_state(), rng)
+
+
+class Ending(nn.Module):
+    """A right teacher with something at its end."""
+
+    def __init__(self, end) -> None:
+        super().__init__()
+        self.net, self.end = RowTeacher(), end
+
+    def forward(self, images: torch.Tensor):
+        return self.end(self.net(images))
+
+
+@pytest.mark.parametrize(
+    ("end", "message"),
+    [
+        (nn.Softmax(dim=1), r"the teacher gives probabilities, not logits: every row .* take the softmax off"),
+        (nn.Sigmoid(), r"the teacher gives probabilities, not logits: all its outputs .* take the sigmoid off"),
+        (lambda z: 100 * z.softmax(dim=1), r"sums to 100"),
+        (lambda z: z.softmax(dim=1).half(), r"every row of its outputs sums to 1"),
+        (lambda z: z / 0, r"the outputs of the teacher are not finite on 24 of 24 images"),
+        (lambda z: (z, z), r"Ending gives a tuple, not one tensor of logits: wrap it"),
+        (lambda z: {"logits": z}, r"Ending gives a dict, not one tensor of logits: wrap it"),
+        (lambda z: z[:, :2], r"outputs of shape 24×2, wanted 24×3"),
+        (lambda z: z.argmax(dim=1), r"outputs of shape 24, wanted 24×3"),
+    ],
+)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_what_can_be_no_logits_is_refused_whatever_its_argmax(end, message, autocast):
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast), pytest.raises(KdxError, match=message):
+        check_teacher(Ending(end), dataset())
+
+
+@pytest.mark.parametrize(
+    "end", [nn.LogSoftmax(dim=1), nn.LogSigmoid(), lambda z: z / 100, lambda z: z / 4 + 50, lambda z: z / 4 - 3]
+)
+def test_outputs_whose_targets_may_be_those_of_logits_pass(end):
+    assert check_teacher(Ending(end), dataset()) > 0.9
+
+
+@pytest.mark.parametrize("end", [torch.zeros_like, torch.ones_like])
+def test_a_teacher_that_knows_nothing_gives_logits_too(end):
+    assert check_teacher(Ending(end), dataset()) == pytest.approx(1 / 3)
+
+
+def test_training_by_hand_refuses_such_a_teacher_before_the_first_step():
+    model = staged_net()
+    before = fingerprint(model)
+    for name in ("kd", "kd_flat", "kd_shuffled"):
+        with pytest.raises(KdxError, match="the teacher gives probabilities, not logits"):
+            fit(model, dataset(), ObjectiveConfig(name=name), CONFIG, seed=0, teacher=Ending(nn.Sigmoid()))
+    assert fingerprint(model) == before
+    fit(model, dataset(), ObjectiveConfig(name="hard"), CONFIG, seed=0, teacher=Ending(nn.Sigmoid()))  # not asked

@@ -46,8 +46,11 @@ def conflict_tables(grams: Grams, classes: Sequence[str]) -> tuple[pd.DataFrame,
     levels = [(str(level), grams.level(level), grams.inside(level)) for level in range(1, len(grams.experts) + 1)]
     for level, gram, inside in [*levels, ("all", grams.total(), None)]:
         gram = gram.double().cpu()
-        cosines, alike = conflict.cosine(gram), conflict.upper(conflict.magnitude_similarity(gram))
-        pairs = conflict.upper(cosines)
+        cosines, similarity = conflict.cosine(gram), conflict.magnitude_similarity(gram)
+        pairs, alike = conflict.upper(cosines), conflict.upper(similarity)
+        # A null over pairs that the value lacks would be that of another figure.
+        cosines = cosines.where(~cosines[:1].isnan(), torch.nan)
+        alike = alike.where(~alike[:1].isnan(), torch.nan)
         table = pd.DataFrame({
             "level": level, **pair_columns(classes), "cosine": pairs[0].numpy(), **null.beside(pairs[1:]),
             "magnitude_similarity": alike[0].numpy(),
@@ -174,10 +177,11 @@ def affinity_table(affinities: Tensor, classes: Sequence[str]) -> pd.DataFrame:
     names = np.array(classes, dtype=object)
     a, b = (index.numpy() for index in torch.nonzero(~torch.eye(K, dtype=torch.bool), as_tuple=True))
     chosen = affinities.double().cpu()[:, a, b]
-    undefined = chosen.isnan()
-    hurt = torch.where(undefined, torch.nan, (chosen < 0).double()).nanmean(dim=1)
+    shared = chosen.where(~chosen[:1].isnan(), torch.nan)  # the null is over the pairs that the value has
+    undefined = shared.isnan()
+    hurt = torch.where(undefined, torch.nan, (shared < 0).double()).nanmean(dim=1)
     whole = pd.DataFrame([
-        beside_null("median_affinity", chosen.nanquantile(0.5, dim=1)), beside_null("hurt_share", hurt),
+        beside_null("median_affinity", shared.nanquantile(0.5, dim=1)), beside_null("hurt_share", hurt),
     ]).assign(a="", b="", a_index=-1, b_index=-1, undefined=int(undefined[0].sum()))  # fmt: skip
     pairs = pd.DataFrame({
         "metric": "affinity", "a": names[a], "b": names[b], "a_index": a, "b_index": b, "value": chosen[0].numpy(),

@@ -48,7 +48,7 @@ def validate(studies: int = STUDIES, draws: int | None = None) -> Outcome:
         studies: to simulate, for each number of seeds.
         draws: of each null's own value, by default what :func:`coverage` takes.
     """
-    rows = coverage() if draws is None else coverage(draws=draws)
+    rows = coverage() if draws is None else coverage(values=draws)
     for seeds in SEEDS:
         rows += _claims(studies, seeds)
     return Outcome("nothing", [*rows, *_missing_epochs(studies)])

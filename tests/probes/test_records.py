@@ -8,6 +8,7 @@ from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, build_model
 from kdx_analysis.models import gates as gating
 from kdx_analysis.probes import conflict_of, gates, gates_of, measures, subtask_grams
+from kdx_analysis.probes.gradients import Grams
 from kdx_analysis.probes.records import ConflictRecord, GateRecord
 from tests.probes.subjects import rescaled
 
@@ -276,3 +277,14 @@ def test_half_precision_is_probed_as_a_float32_copy(dtype) -> None:
         gates_of(model, pictures(), LABELS).to_frame(), gates_of(full, pictures(), LABELS).to_frame()
     )
     assert next(model.parameters()).dtype == dtype
+
+
+def test_a_summary_and_its_null_are_over_the_same_pairs() -> None:
+    """The third subtask has no gradient, so its pairs have no cosine; dealt residuals give it some."""
+    own = torch.tensor([[1.0, -0.5, 0.0], [-0.5, 1.0, 0.0], [0.0, 0.0, 0.0]])
+    dealt = torch.tensor([[1.0, 0.5, -0.5], [0.5, 1.0, -0.5], [-0.5, -0.5, 1.0]])
+    grams = Grams((torch.stack([own, *[dealt] * 39]).unsqueeze(1).double(),), None)
+    _, summary = measures.conflict_tables(grams, ["a", "b", "c"])
+    rate = summary[(summary["level"] == "all") & (summary["metric"] == "conflict_rate")].iloc[0]
+    assert (rate["value"], rate["pairs"], rate["undefined"]) == (1.0, 1, 2)
+    assert rate["null_mean"] == 0.0  # of the one pair that the value has; of all three it would be ⅔

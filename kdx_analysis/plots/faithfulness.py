@@ -160,11 +160,10 @@ def _scatter(ax: Axes, record: Faithfulness, of: LevelAblation) -> None:
     row = table[(table["level"] == of.level) & (table["attention"] == "effective") & (table["measure"] == "drop")].iloc[
         0
     ]
-    found = (
-        "ρ undefined: one side is flat" if np.isnan(row["value"])
-        else f"ρ = {row['value']:.2f}, n = {row['n']}\n{null.shown(row['null_low'], row['null_high'])}, "
-        f"p = {row['p']:.2g}"
-    )  # fmt: skip
+    found = "ρ undefined: one side is flat"
+    if not np.isnan(row["value"]):
+        beside = null.shown(row["null_low"], row["null_high"])
+        found = f"ρ = {row['value']:.2f}, n = {row['n']}, p = {row['p']:.2g}\n{beside}"
     ax.set(xlim=(-0.04, 1.04), xlabel="pathway mass of A", title=f"level {of.level}: {row['says']}\n{found}")
 
 

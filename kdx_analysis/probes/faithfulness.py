@@ -73,7 +73,7 @@ def related(
 ) -> dict[str, float | str]:
     """Rank correlation of an ablation's table with pathway mass, beside its null and with what it says.
 
-    The columns of :attr:`Faithfulness.agreement` from value on.
+    The columns of :attr:`Faithfulness.agreement` from value on; ``permutations`` of experts and subtasks make the null.
     """
     K, N = table.shape
     generator = torch.Generator().manual_seed(seed)
@@ -88,7 +88,7 @@ def related(
 
 
 def verdict(value: float, draws: Float[Tensor, " R"]) -> str:
-    """What a rank correlation says beside R draws of its null, in the words of :attr:`Faithfulness.agreement`."""
+    """What a rank correlation of this ``value`` says beside its null, in the words of :attr:`Faithfulness.agreement`."""
     if math.isnan(value):
         return "undefined"
     if null.p_value(value, draws, "greater") <= ALPHA:

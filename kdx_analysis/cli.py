@@ -127,7 +127,10 @@ def import_(
         list[str] | None, typer.Option(help="The column or parameter of a key: seed=random_state.", metavar="KEY=NAME")
     ] = None,
     metric: Annotated[
-        list[str] | None, typer.Option(help="What a name stands for: top1=test/accuracy%.", metavar="NAME=SPLIT/METRIC")
+        list[str] | None,
+        typer.Option(
+            help="What a name stands for: top1=test/accuracy%, or without % for a share.", metavar="NAME=SPLIT/METRIC"
+        ),
     ] = None,
     steps_per_epoch: Annotated[int | None, typer.Option(min=1, help="If steps are no epochs.")] = None,
     model: Annotated[str | None, typer.Option(help="Of a state_dict: the model's name.")] = None,

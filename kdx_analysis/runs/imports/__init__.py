@@ -44,8 +44,9 @@ def import_runs(
             is the source's name, the role student and the decomposition unknown.
         columns: those keys, or run, epoch, n, split, metric, value → the column, hyperparameter, parameter or tag that
             holds them, where it has another name.
-        metrics: name in the source → ``split/metric``, as ``{"top1": "test/accuracy%"}`` (in percent). Names with just
-            one of train, val (valid, validation) and test in them are read without.
+        metrics: name in the source → ``split/metric``, as ``{"top1": "test/accuracy%"}`` (in percent) or
+            ``{"top1": "test/accuracy"}`` (a share). Names with just one of train, val (valid, validation) and test in
+            them are read without, accuracies and other shares as shares, where their values can be nothing else.
         steps_per_epoch: by which a source's steps are divided to give epochs.
 
     Raises:

@@ -17,6 +17,8 @@ SPLITS = ("train", "val", "test")
 _COLUMNS = (*KEYS, "run", "epoch", "n", "split", "metric", "value")
 _SPLIT_OF = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _METRIC_OF = {"acc": "accuracy"}
+_PERCENT = {"%", "pct", "percent", "percentage"}
+_SEED = re.compile(r"\+?([0-9]{1,100})(\.0*)?")
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Found:
         settings: what the source says of the run as a whole.
         metrics: columns name, step (NaN where there is none), value, n (NaN where it is not known).
         epochs: whether ``step`` counts epochs by the source's own word.
+        percent: names whose values the source wrote with a percent sign; they stand without it.
         left_out: names in the source that were not read.
     """
 
@@ -36,15 +39,25 @@ class Found:
     metrics: pd.DataFrame
     epochs: bool = False
     left_out: tuple[str, ...] = ()
+    percent: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What a name in the source stands for; ``factor`` turns its values into ours (0.01 for percent)."""
+    """What a name in the source stands for; ``factor`` turns its values into ours (0.01 for percent).
+
+    ``declared``: its unit was said, by the user or by the source itself.
+    """
 
     split: str
     metric: str
     factor: float = 1.0
+    declared: bool = False
+
+    @property
+    def percent(self) -> bool:
+        """Whether the source's values are in percent."""
+        return self.factor != 1.0
 
     @classmethod
     def parse(cls, text: str) -> Metric:
@@ -55,7 +68,8 @@ class Metric:
                 f"{text!r} names no metric; write split/metric with a split of {', '.join(SPLITS)}, as test/accuracy, "
                 "or test/accuracy% for values in percent"
             )
-        return cls(split, metric.removesuffix("%").strip(), 0.01 if metric.endswith("%") else 1.0)
+        name = metric.removesuffix("%").strip()
+        return cls(split, _METRIC_OF.get(name.lower(), name), 0.01 if metric.endswith("%") else 1.0, declared=True)
 
 
 @dataclass(frozen=True)
@@ -93,23 +107,51 @@ class Names:
         """What a name in the source stands for, or None if it does not say so."""
         if name in self.metrics:
             return Metric.parse(self.metrics[name])
-        words = [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word]
+        words = words_of(name)
         splits = [_SPLIT_OF[word] for word in words if word in _SPLIT_OF]
-        rest = [_METRIC_OF.get(word, word) for word in words if word not in _SPLIT_OF]
-        return Metric(splits[0], "_".join(rest)) if len(splits) == 1 and rest else None
+        rest = [_METRIC_OF.get(word, word) for word in words if word not in _SPLIT_OF and word not in _PERCENT]
+        percent = not _PERCENT.isdisjoint(words)
+        if len(splits) != 1 or not rest:
+            return None
+        return Metric(splits[0], "_".join(rest), 0.01 if percent else 1.0, declared=percent)
 
-    def key(self, name: str, settings: Mapping[str, Any]) -> Any:
-        """A run key as stated or as the ``settings`` have it; None if neither says.
+    def key(self, name: str, settings: Mapping[str, Any], where: str) -> Any:
+        """A run key as stated or as the ``settings`` have it, a seed as a whole number; None if neither says.
 
-        Raises KdxError where they contradict each other, or where a column is named that is not there.
+        Raises KdxError where they contradict each other, where a column is named that is not there, and for a seed
+        that is no whole number; ``where`` the run stands.
         """
         column = self.column(name)
         if name in self.columns and column not in settings:
             raise unknown(f"name of {name!r} in the source", column, map(str, settings))
-        found = settings.get(column)
+        found, stated = settings.get(column), self.keys.get(name)
+        if name == "seed":
+            found, stated = (None if seed is None else whole_seed(seed, where) for seed in (found, stated))
         if name not in self.keys:
             return found
-        stated = self.keys[name]
         if found is not None and str(found) != str(stated):
             raise KdxError(f"{name} is stated as {stated!r}, but the source says {found!r}; leave one of them out")
         return stated
+
+
+def words_of(name: str) -> list[str]:
+    """The words of a name, in lower case: ``valAcc (%)`` is val, acc, %."""
+    apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name)
+    return re.findall(r"[a-z0-9]+|%", apart.lower())
+
+
+def whole_seed(value: Any, where: str) -> int:
+    """A seed as the whole number that it is, of any size and never by way of a float.
+
+    ``3.0``, as pandas writes a column of whole numbers with a gap, is 3, and ``0007`` is 7.
+
+    Raises KdxError for what is no whole number from 0, and for one that a float could not hold apart from the next.
+    """
+    text = f"{value:.1f}" if isinstance(value, float) and value.is_integer() else str(value).strip()
+    match = None if isinstance(value, bool) else _SEED.fullmatch(text)
+    if match is None:
+        raise KdxError(f"the seed of {where} is {value!r}, no whole number from 0")
+    number = int(match[1])
+    if match[2] is not None and number >= 2**53:  # from there on not every whole number is a float
+        raise KdxError(f"the seed of {where} is {value!r}, rounded to a float: write it as a whole number")
+    return number

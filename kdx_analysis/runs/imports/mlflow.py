@@ -12,8 +12,8 @@ import pandas as pd
 import yaml
 
 from kdx_analysis.errors import KdxError
-from kdx_analysis.runs.imports.found import Found, Names
-from kdx_analysis.runs.imports.table import read_csv
+from kdx_analysis.runs.imports.found import KEYS, Found, Names
+from kdx_analysis.runs.imports.table import numbers, read_csv
 
 _FINISHED = ("FINISHED", "3")  # by name, and by number in files of the store
 
@@ -24,18 +24,22 @@ def read_mlflow(path: Path, names: Names) -> list[Found]:
     Parameters and tags are settings. Deleted, failed and running runs are passed over. An exported CSV holds the last
     value of every metric alone, and none where that is NaN.
     """
-    found = _stored(path) if path.is_dir() else _exported(path) if path.suffix == ".csv" else _database(path)
+    found = _stored(path) if path.is_dir() else _exported(path, names) if path.suffix == ".csv" else _database(path)
     if not found:
         raise KdxError(f"{str(path)!r} holds no finished run of MLflow; give a folder mlruns, an mlflow.db or a CSV")
     return found
 
 
-def _exported(path: Path) -> list[Found]:
-    table = read_csv(path)
+def _exported(path: Path, names: Names) -> list[Found]:
+    keys = {f"{kind}.{names.column(key)}" for kind in ("tags", "params") for key in KEYS}
+    table = read_csv(path, keys)
     if "run_id" not in table:
         raise KdxError(f"{path.name} has no column run_id, so MLflow did not export it; read it as kind csv")
     if "status" in table:
         table = table[table["status"].astype(str).isin(_FINISHED)]
+    for column in table.columns:
+        if column.startswith("metrics."):
+            table[column], _ = numbers(path, table[column], column)
     found = []
     for row in table.to_dict("records"):
         said = {str(name): value for name, value in row.items() if not pd.isna(value)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +11,33 @@ import pandas as pd
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.registry import unknown
+from kdx_analysis.runs.imports.chart import read_chart
 from kdx_analysis.runs.imports.found import KEYS, Found, Names
+from kdx_analysis.runs.imports.units import is_measure
 
-_METRIC_WORDS = {"acc", "accuracy", "agreement", "loss", "error", "err", "top1", "top5", "nll", "ece", "f1", "auc"}
+_NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)*|[.,]\d+)\s*%?")
 _NAN = re.compile(r"[+-]?(nan|1\.#(ind|qnan))", re.IGNORECASE)
 
 
-def read_csv(path: Path) -> pd.DataFrame:
-    """A CSV as a frame; raises KdxError if it can't be read or holds no row."""
+def read_csv(path: Path, text: Collection[str] = ()) -> pd.DataFrame:
+    """A CSV as a frame, with the columns ``text`` as they are written, since a float would round a large seed.
+
+    Raises KdxError if it can't be read, holds no row, or has columns that something else than commas parts.
+    """
     try:
-        table = pd.read_csv(path, skipinitialspace=True)
+        table = pd.read_csv(path, skipinitialspace=True, dtype=dict.fromkeys(text, str))
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise KdxError(f"cannot read {str(path)!r} as a CSV: {' '.join(str(error).split())}") from None
     if table.empty:
         raise KdxError(f"{str(path)!r} has no rows")
+    if len(table.columns) == 1 and (parted := [mark for mark in (";", "\t") if mark in str(table.columns[0])]):
+        raise KdxError(f"the columns of {str(path)!r} are parted by {parted[0]!r}: part them by commas")
     return table
 
 
-def _nans(path: Path) -> pd.DataFrame:
+def _nans(path: Path, renamed: Mapping[str, str]) -> pd.DataFrame:
     """Which cells of a CSV say that they are no number, as a loss that diverged, and are not just empty."""
-    cells = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
+    cells = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True).rename(columns=renamed)
     return cells.apply(lambda column: column.str.fullmatch(_NAN))
 
 
@@ -41,9 +48,13 @@ def read_table(path: Path, names: Names) -> list[Found]:
     metric is a column, and a row is a run, or an epoch of one where there is a column ``epoch`` (or ``step``). Rows
     belong to one run if they agree in the run keys and in ``run``, where there are such columns. Columns that are
     neither key nor metric are settings where they are constant within a run. An empty cell holds no value; one that
-    says nan does.
+    says nan does. The CSV of a chart of Weights & Biases is read as :func:`read_chart` says.
     """
-    table = read_csv(path)
+    table = read_csv(path, {names.column(key) for key in (*KEYS, "run")})
+    chart = read_chart(path, table, names)
+    dropped: tuple[str, ...] = ()
+    if chart is not None:
+        table, dropped = chart.table, chart.left_out
     for name in (*names.columns.values(), *names.metrics):
         if name not in table and not (name in names.metrics and names.column("metric") in table):
             raise unknown(f"column of {path.name}", name, map(str, table.columns))
@@ -62,13 +73,15 @@ def read_table(path: Path, names: Names) -> list[Found]:
         )
     _refuse_without_split(path, table, [] if tidy else [c for c in rest if c not in metrics])
     long = _tidy(table, names) if tidy else _melted(path, table, metrics)
-    nans = _nans(path)
+    nans = _nans(path, {} if chart is None else chart.renamed)
     diverged = nans[names.column("value")] if tidy else nans[metrics].melt()["value"]
     long = long[long["value"].notna() | diverged.to_numpy()].copy()
+    long["value"], signed = numbers(path, long["value"], "value")
+    percent = _percent(path, long, signed)
     long["step"] = table[by_step] if by_step else float("nan")
     long["n"] = table[names.column("n")] if names.column("n") in table else float("nan")
-    for column in ("value", "step", "n"):
-        long[column] = _numbers(path, long[column], column)
+    for column in ("step", "n"):
+        long[column], _ = numbers(path, long[column], column)
     settings = [c for c in rest if c not in metrics]
     by = [c for c in table.columns if c in special]
     found = []
@@ -80,7 +93,8 @@ def read_table(path: Path, names: Names) -> list[Found]:
                 name, {c: value for c, value in said.items() if value is not None},
                 long[long.index.isin(rows.index)].reset_index(drop=True),
                 epochs=by_step is not None and by_step == names.column("epoch"),
-                left_out=tuple(c for c in settings if c not in constant),
+                left_out=(*dropped, *(c for c in settings if c not in constant)),
+                percent=percent,
             )
         )  # fmt: skip
     return found
@@ -97,9 +111,9 @@ def _refuse_without_split(path: Path, table: pd.DataFrame, columns: list[str]) -
 
 
 def _measures(table: pd.DataFrame, column: str) -> bool:
-    """Whether a column is of numbers and named for a metric; one as ``val_fraction`` is a setting."""
-    words = set(re.split(r"[^a-z0-9]+", column.lower()))
-    return bool(words & _METRIC_WORDS) and not _is_text(table[column])
+    """Whether a column is named for a metric and holds numbers; one as ``val_fraction`` is a setting."""
+    cells = table[column].dropna()
+    return is_measure(column) and (cells.empty or bool(cells.map(_is_number).any()))
 
 
 def _tidy(table: pd.DataFrame, names: Names) -> pd.DataFrame:
@@ -127,17 +141,38 @@ def _groups(table: pd.DataFrame, by: list[Any]) -> list[tuple[str, pd.DataFrame]
     return [(f"line {int(rows.index[0]) + 2}", rows) for _, rows in groups]
 
 
-def _is_text(column: pd.Series) -> bool:
-    return bool(pd.to_numeric(column.dropna(), errors="coerce").isna().any())
+def _is_number(cell: Any) -> bool:
+    """Whether a cell is a number, however it is written: with a percent sign, or a comma for a point."""
+    return not pd.isna(cell) and (not isinstance(cell, str) or _NUMBER.fullmatch(cell.strip()) is not None)
 
 
-def _numbers(path: Path, column: pd.Series, name: str) -> pd.Series:
-    numbers = pd.to_numeric(column, errors="coerce")
-    wrong = column[numbers.isna() & column.notna()]
+def numbers(path: Path, column: pd.Series, name: str) -> tuple[pd.Series, pd.Series]:
+    """A column as floats, and which of its cells end in a percent sign, which is taken off.
+
+    Raises KdxError for what is no number, or is one with a comma, with its line.
+    """
+    texts = column.map(lambda cell: cell.strip() if isinstance(cell, str) else cell)
+    signed = texts.map(lambda cell: isinstance(cell, str) and cell.endswith("%")).astype(bool)
+    values = pd.to_numeric(texts.where(~signed, texts.astype(str).str.rstrip("% ")), errors="coerce")
+    wrong = column[values.isna() & column.notna()]
     if len(wrong):
-        line = int(wrong.index[0]) + 2
-        raise KdxError(f"{wrong.iloc[0]!r} in line {line} of {path.name} is no number, which a {name} has to be")
-    return numbers.astype(float)
+        cell, where = wrong.iloc[0], f"in line {int(wrong.index[0]) + 2} of {path.name}"
+        if "," in str(cell) and _is_number(cell):
+            raise KdxError(f"{cell!r} {where} has a comma: write a decimal point, and nothing for thousands")
+        raise KdxError(f"{cell!r} {where} is no number, which a {name} has to be")
+    return values.astype(float), signed
+
+
+def _percent(path: Path, long: pd.DataFrame, signed: pd.Series) -> frozenset[str]:
+    """Names all of whose values are written with a percent sign; KdxError where only some are."""
+    measured = long["value"].notna()
+    some, every = (set(long.loc[mask & measured, "name"]) for mask in (signed, ~signed))
+    if mixed := sorted(some & every):
+        raise KdxError(
+            f"some values of {mixed[0]!r} in {path.name} are written with a percent sign and some without: write all "
+            "of them alike"
+        )
+    return frozenset(some)
 
 
 def _plain(value: Any) -> Any:

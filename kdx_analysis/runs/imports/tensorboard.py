@@ -65,5 +65,5 @@ def _settings(events: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Event files know no whole numbers."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    """Event files know no whole numbers; from 2⁵³ on a float may stand for several, and stays one."""
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value

@@ -17,12 +17,12 @@ from kdx_analysis.io import read_json
 from kdx_analysis.registry import unknown
 from kdx_analysis.runs.directory import INFO, ROLES, Run, run_id, write_run
 from kdx_analysis.runs.imports.found import KEYS, Found, Metric, Names
+from kdx_analysis.runs.imports.units import is_share, readings
 
 UNKNOWN = "unknown"
 UNKNOWN_DATA: dict[str, Any] = {
     "name": UNKNOWN, "source": None, "sizes": {}, "shape": [], "classes": [], "fingerprint": None,
 }  # fmt: skip
-_SHARES = ("accuracy", "agreement")
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class _Read:
 
 def write_found(found: Sequence[Found], names: Names, kind: str, source: str, out: Path) -> list[Run]:
     """Write runs below ``out``, all of them or, with a KdxError, none."""
-    read = [_read(run, names, kind, source) for run in found]
+    known = readings(found, names, source)
+    read = [_read(run, names, known, kind, source) for run in found]
     refuse_taken([(run.name, run.info) for run in read], out)
     return [write_run(out / run.info["id"], run.info, {"metrics": run.metrics}) for run in read]
 
@@ -73,9 +74,9 @@ def foreign_info(
 def run_keys(names: Names, settings: Mapping[str, Any], study: str, where: str) -> dict[str, Any]:
     """The keys of a run as they are stated or as its ``settings`` have them.
 
-    Raises KdxError if there is no objective or no seed to be had, or if role or seed are none.
+    Raises KdxError if there is no objective or no seed to be had, or if role or seed can't be one.
     """
-    said = {key: names.key(key, settings) for key in KEYS}
+    said = {key: names.key(key, settings, where) for key in KEYS}
     role = str(said["role"] or "student")
     if role not in ROLES:
         raise unknown("role", role, ROLES)
@@ -89,14 +90,14 @@ def run_keys(names: Names, settings: Mapping[str, Any], study: str, where: str) 
             )
     return {
         "study": str(said["study"] or study), "role": role, "objective": str(said["objective"]),
-        "decomposition": str(said["decomposition"] or UNKNOWN), "seed": _seed(said["seed"], where),
+        "decomposition": str(said["decomposition"] or UNKNOWN), "seed": said["seed"],
     }  # fmt: skip
 
 
-def _read(found: Found, names: Names, kind: str, source: str) -> _Read:
+def _read(found: Found, names: Names, known: Mapping[str, Metric], kind: str, source: str) -> _Read:
     where = f"{source}, {found.name}"
     keys = run_keys(names, found.settings, Path(source).stem, where)
-    metrics, left_out = _metrics(found, names, where)
+    metrics, left_out = _metrics(found, names, known, where)
     selection = _selection(metrics)
     used = {names.column(key) for key in KEYS}
     settings = {name: _json(value) for name, value in found.settings.items() if name not in used}
@@ -122,16 +123,16 @@ def _read(found: Found, names: Names, kind: str, source: str) -> _Read:
     return _Read(found.name, foreign_info(keys, config, told, data) | {"selection": selection}, metrics)
 
 
-def _metrics(found: Found, names: Names, where: str) -> tuple[pd.DataFrame, list[str]]:
+def _metrics(found: Found, names: Names, readings: Mapping[str, Metric], where: str) -> tuple[pd.DataFrame, list[str]]:
     """The record ``metrics`` of a run, and the source's names that are none of ours.
 
     A loss that is NaN has diverged and stays so; a share of images that is NaN was not measured and is none.
     """
-    of = {name: names.metric(name) for name in dict.fromkeys(found.metrics["name"])}
-    known = {name: metric for name, metric in of.items() if metric is not None}
+    given = list(dict.fromkeys(found.metrics["name"]))
+    known = {name: readings[name] for name in given if name in readings}
     if not known:
         raise KdxError(
-            f"no name among the metrics of {where} says its split ({', '.join(list(of)[:8]) or 'there is none'}): map "
+            f"no name among the metrics of {where} says its split ({', '.join(given[:8]) or 'there is none'}): map "
             "one, as NAME=test/accuracy"
         )
     _refuse_twice(known, where)
@@ -148,18 +149,12 @@ def _metrics(found: Found, names: Names, where: str) -> tuple[pd.DataFrame, list
     table["split"] = [known[name].split for name in table["name"]]
     table["metric"] = [known[name].metric for name in table["name"]]
     table["value"] = table["value"] * [known[name].factor for name in table["name"]]
-    unmeasured = table["metric"].isin(_SHARES) & table["value"].isna()
+    unmeasured = table["metric"].map(is_share).astype(bool) & table["value"].isna()
     if unmeasured.all():
         raise KdxError(f"{where} holds no figure but {', '.join(known)}, which is not a number throughout")
     table = table[~unmeasured]
-    for row in table[table["metric"].isin(_SHARES)].itertuples():
-        if not 0 <= row.value <= 1:  # type: ignore[operator,arg-type]
-            raise KdxError(
-                f"{row.name} is {row.value:g} in {where}, no share of images in [0, 1]: if it is in percent, map it as "
-                f"{row.name}={row.split}/{row.metric}%"
-            )
     table = table.sort_values(["epoch", "split", "metric"], kind="stable")
-    return table[["epoch", "split", "metric", "value", "n"]].reset_index(drop=True), sorted(set(of) - set(known))
+    return table[["epoch", "split", "metric", "value", "n"]].reset_index(drop=True), sorted(set(given) - set(known))
 
 
 def _refuse_twice(known: Mapping[str, Metric], where: str) -> None:
@@ -205,7 +200,7 @@ def _epochs(found: Found, table: pd.DataFrame, names: Names, where: str) -> pd.S
 
 
 def _whole(epochs: pd.Series, where: str) -> pd.Series:
-    wrong = epochs[(epochs % 1 != 0) | (epochs < 0)]
+    wrong = epochs[(epochs % 1 != 0) | (epochs < 0) | (epochs >= 2**53)]  # beyond it floats skip whole numbers
     if len(wrong):
         raise KdxError(f"{wrong.iloc[0]:g} is no epoch ({where}); epochs are whole numbers from 0")
     return epochs.astype(int)
@@ -227,16 +222,6 @@ def _selection(metrics: pd.DataFrame) -> dict[str, Any]:
 def _json(value: Any) -> Any:
     """JSON has no infinity."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _seed(value: Any, where: str) -> int:
-    try:
-        number = float(value)
-        if number < 0 or number % 1:
-            raise ValueError
-    except (TypeError, ValueError):
-        raise KdxError(f"the seed of {where} is {value!r}, no whole number from 0") from None
-    return int(number)
 
 
 def _identity(info: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -254,7 +254,7 @@ def _summed(
     """
     sums: dict[str, tuple[Layer, Tensor]] = {}
     with undisturbed(parts.model), torch.enable_grad():
-        for layer in layers:
+        for layer in parts.layers:
             for parameter in layer.parameters.values():
                 parameter.requires_grad_()  # frozen ones are probed as well
         if not _plain_is_quicker(layers, len(residuals)):

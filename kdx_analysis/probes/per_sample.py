@@ -39,10 +39,11 @@ class Pass:
             raise KdxError(
                 f"the model gives {tuple(self.outputs.shape)} where {len(images)}×{num_classes} was expected"
             )
-        if not self.outputs.requires_grad:
+        if not _reads(self.outputs, parts.layers):
+            names = ", ".join(repr(layer.name) for layer in parts.layers[:5])
             raise KdxError(
-                "the model's outputs carry no gradient of the probed modules, as its forward detaches them or runs "
-                "under torch.no_grad(); probe a model whose forward can be trained"
+                f"no gradient reaches {names}, as the model's forward detaches what they give or runs them under "
+                "torch.no_grad(); probe a model whose forward can be trained, or name other modules as groups="
             )
         self.unfit = unfit
         last = len(parts.experts) - 1
@@ -136,6 +137,22 @@ class Pass:
 
     def _grad(self, outputs: Tensor, inputs: Sequence[Tensor], weights: Tensor) -> list[Tensor]:
         return list(torch.autograd.grad(outputs, inputs, weights, retain_graph=True, materialize_grads=True))
+
+
+def _reads(outputs: Tensor, layers: Sequence[Layer]) -> bool:
+    """Whether the graph of ``outputs`` holds a parameter of the ``layers``."""
+    wanted = {id(parameter) for layer in layers for parameter in layer.parameters.values()}
+    seen: set[Any] = set()
+    waiting = [outputs.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if id(getattr(node, "variable", None)) in wanted:
+            return True
+        seen.add(node)
+        waiting += [before for before, _ in node.next_functions]
+    return False
 
 
 class _Forward(nn.Module):

@@ -131,12 +131,15 @@ def conflict_of(
     """Conflict between the K one-vs-rest losses of any classifier, so that teacher, student and explainer compare.
 
     The loss is the plain hard one for every model: BCE(σ(margin), 1[y = k]). Levels are an explainer's own, of
-    another model its stages, or the whole of it less its classifier where stages can't be found.
+    another model its stages, or all modules that serve several outputs where stages can't be found. Gradients are
+    held against plain autograd, and outputs against those of half the images, as :func:`subtask_grams` says; frozen
+    parameters are probed as others are.
 
     Args:
-        model: images → B×K; left as it was found, in eval mode while probing; in half precision a float32 copy is.
-        images: normalised, B×C×H×W, a class-balanced set.
-        labels: int64, B; every class has at least one.
+        model: images → logits B×K, or a dict, sequence or dataclass that holds them alone of that shape, of which a
+            warning tells; left as it was found, in eval mode while probing; in half precision a float32 copy is.
+        images: normalised, B×C×H×W, a class-balanced set; a tensor, an array or a list of either.
+        labels: whole numbers, B; every class has at least one.
         classes: names; by default the numbers.
         margins: outputs → margins (B×K → B×K); by default an explainer's outputs themselves and of other models the
             one-vs-rest margins of their logits.
@@ -146,8 +149,9 @@ def conflict_of(
         seed: of both.
         max_memory: bytes, as for :func:`subtask_grams`.
 
-    Raises KdxError for a class without a sample, images and labels that don't belong together, fewer than two classes
-    and outputs or gradients that are not finite.
+    Raises KdxError for a class without a sample, images and labels that don't belong together, fewer than two classes,
+    outputs that are no logits B×K, outputs or gradients that are not finite, and models that can't be probed: random in
+    eval mode, computing over the batch, with tied weights, on several devices; each by name.
     """
     if null_draws < 19:
         raise KdxError(f"{null_draws} draws make no null; take 19 or more")

@@ -33,8 +33,11 @@ def shared_modules(
     names = {id(p): name for name, p in model.named_parameters()}  # of tied ones, the first
     generator = torch.Generator().manual_seed(0)  # the same groups on every call
     with undisturbed(model), torch.enable_grad():
-        outputs, moved = _moved_outputs(model, shape, images, num_classes, generator)
-        seen = _seen(outputs, moved, generator)
+        for by in (_MOVED, 0.0):  # as they are, if moving them makes a gradient that is not finite
+            outputs, moved = _moved_outputs(model, shape, images, num_classes, by, generator)
+            seen, finite = _seen(outputs, moved, generator)
+            if finite:
+                break
     return tuple(
         path
         for path, module in model.named_modules()
@@ -42,8 +45,10 @@ def shared_modules(
     )
 
 
-def _seen(outputs: Tensor, moved: dict[str, Tensor], generator: torch.Generator) -> dict[str, bool]:
+def _seen(outputs: Tensor, moved: dict[str, Tensor], generator: torch.Generator) -> tuple[dict[str, bool], bool]:
     """Whether an element of each parameter has gradient from two outputs, or none has any from an output that reads it.
+
+    And whether all gradients are finite: one that is not counts as gradient, and is named where it is used.
 
     Of log-probabilities only differences are free, so each half's weights add up to zero.
     """
@@ -54,6 +59,7 @@ def _seen(outputs: Tensor, moved: dict[str, Tensor], generator: torch.Generator)
     shared = dict.fromkeys(moved, False)
     idle = dict.fromkeys(moved, True)
     read = dict.fromkeys(moved, False)
+    finite = True
     for half in _halves(K, generator):
         both = []
         for chosen in (half, ~half):
@@ -65,12 +71,14 @@ def _seen(outputs: Tensor, moved: dict[str, Tensor], generator: torch.Generator)
         for name, one, other in zip(moved, *both, strict=True):
             read[name] |= one is not None
             if one is not None and other is not None:
+                finite &= bool(one.isfinite().all() and other.isfinite().all())
+                one, other = one.nan_to_num(nan=1.0), other.nan_to_num(nan=1.0)
                 # Differences of log-probabilities cancel what a half does not move up to rounding, logits exactly.
                 least = torch.finfo(one.dtype).eps ** 0.5 * torch.maximum(one.abs().max(), other.abs().max())
                 least = least if normalised else torch.zeros_like(least)
                 shared[name] |= bool(((one.abs() > least) & (other.abs() > least)).any())
                 idle[name] &= not bool(one.any() | other.any())
-    return {name: shared[name] or (read[name] and idle[name]) for name in moved}
+    return {name: shared[name] or (read[name] and idle[name]) for name in moved}, finite
 
 
 def _gradients(outputs: Tensor, parameters: list[Tensor], weights: Tensor) -> tuple[Tensor | None, ...]:
@@ -92,14 +100,15 @@ def _moved_outputs(
     shape: Sequence[int] | None,
     images: Tensor | None,
     num_classes: int | None,
+    by: float,
     generator: torch.Generator,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Outputs on a few images under weights that are moved a little, and these weights."""
+    """Outputs on a few images under weights that are moved by a share of their size, and these weights."""
     moved = {}
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator).to(parameter)
         size = parameter.detach().square().mean().sqrt().clamp(min=_MOVED)  # of zeros, as weights usually are
-        moved[name] = (parameter.detach() + _MOVED * size * noise).requires_grad_()
+        moved[name] = (parameter.detach() + by * size * noise).requires_grad_()
     failed = ""
     for batch in [images[:_IMAGES]] if images is not None else _guesses(model, shape, generator):
         try:

@@ -192,8 +192,8 @@ def test_a_finished_run_is_probed_anew(kdx, study_file, tmp_path, monkeypatch):
     (run,) = (tmp_path / "out" / "runs").glob("explainer-*")
     code, out, err = kdx("probe", run)
     assert (code, err) == (0, "")
-    assert "on train and val, 6 images; on each 65 forward and 9 backward passes over up to 6 images each" in out
-    assert "affinity with 19; 6 experts are ablated. Affinity is that of the final weights alone, beside its" in out
+    assert "on train and val, 6 images; on each 125 forward and 9 backward passes over up to 6 images each" in out
+    assert "affinity with 39; 6 experts are ablated. Affinity is that of the final weights alone, beside its" in out
     assert "conflict_rate" in out
     folder = tmp_path / "out" / "probes" / run.name
     assert {"gates.parquet", "faithfulness.parquet", "conflict.png", "explanation_val.svg"} <= {

@@ -88,7 +88,7 @@ def related(
 
 
 def verdict(value: float, draws: Float[Tensor, " R"]) -> str:
-    """What a rank correlation of this ``value`` says beside its null, in the words of :attr:`Faithfulness.agreement`."""
+    """What a correlation of this ``value`` says beside its null, in the words of :attr:`Faithfulness.agreement`."""
     if math.isnan(value):
         return "undefined"
     if null.p_value(value, draws, "greater") <= ALPHA:

@@ -209,7 +209,7 @@ def probing_cost(
     """
     parts = Parts.of(model, margins, groups, images, num_classes)
     each = sets * num_classes * images.element_size()
-    forwards, backwards, held, batch = 2, 0, 0, len(images)  # the proof's: the whole set and its halves
+    forwards, backwards, held, batch = 1 + min(2, len(images)), 0, 0, len(images)  # the proof's: whole and halves
     last = len(parts.experts) - 1
     for chunk in _chunks(parts.layers, each, max_memory):
         passes = -(-len(images) // _samples_at_once(max_memory, images, chunk))

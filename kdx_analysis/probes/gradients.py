@@ -123,7 +123,7 @@ def subtask_grams(
     images, residuals = _ordinary(images), _ordinary(residuals)
     R, _, K = residuals.shape
     grams = [residuals.new_zeros(R, n, K, K, dtype=torch.float64) for n in parts.experts]
-    for chunk in _chunks(parts.layers, R * K * residuals.element_size(), max_memory):
+    for chunk in _chunks(parts.layers, (R + 1) * K * residuals.element_size(), max_memory):
         for layer, total in _summed(parts, chunk, images, residuals, max_memory):
             at_once = max(1, _IN_DOUBLE // (K * layer.size))
             for draws in torch.arange(R).split(at_once):
@@ -208,8 +208,8 @@ def probing_cost(
     Layers that don't fit in ``max_memory`` together take passes of their own; nothing is computed here.
     """
     parts = Parts.of(model, margins, groups, images, num_classes)
-    each = sets * num_classes * images.element_size()
-    forwards, backwards, held, batch = 2, 0, 0, len(images)  # the proof's: the whole set and its halves
+    each = (sets + 1) * num_classes * images.element_size()  # one set more is drawn for the proof
+    forwards, backwards, held, batch = 1 + min(2, len(images)), 0, 0, len(images)  # the proof's: whole and halves
     last = len(parts.experts) - 1
     for chunk in _chunks(parts.layers, each, max_memory):
         passes = -(-len(images) // _samples_at_once(max_memory, images, chunk))

@@ -53,6 +53,8 @@ def _seen(outputs: Tensor, moved: dict[str, Tensor], generator: torch.Generator)
     Of log-probabilities only differences are free, so each half's weights add up to zero.
     """
     K = outputs.shape[1]
+    if bool((outputs > 0).all()) and bool((outputs.detach().double().sum(dim=1) - 1).abs().max() < 1e-3):
+        outputs = outputs.log()  # of a softmax
     normalised = bool((outputs.detach().double().exp().sum(dim=1) - 1).abs().max() < 1e-3)  # float32 rounds far less
     if K < 2 or (normalised and K < 4):
         raise KdxError(f"which modules serve several of {K} outputs can't be found out; {_NAME_THEM}")

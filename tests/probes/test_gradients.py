@@ -224,7 +224,7 @@ def test_the_cost_seen_beforehand_is_that_which_is_paid(images: Tensor, monkeypa
     assert cost.backwards <= len(backwards) <= 2 * cost.backwards  # the inputs of heads take short ones of their own
     assert cost.values == 4 * K * sum(p.numel() for part in shared(model) for p in part)
     assert cost.forwards > 1
-    assert probing_cost(model, images, K, 4).forwards == 3  # the whole set and its halves are held against it
+    assert probing_cost(model, images, K, 4).forwards == 4  # the whole set and its halves are held against it
     assert "backward passes over up to 7 images each" in str(probing_cost(model, images, K, 4))
 
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdx_analysis.errors import KdxError
@@ -27,7 +26,8 @@ class Untraceable(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         logits = self.fc(self.features(x))
-        return F.log_softmax(logits, dim=1) if self.end == "log" else logits
+        ends = {"": lambda z: z, "log": lambda z: z.log_softmax(dim=1), "softmax": lambda z: z.softmax(dim=1)}
+        return ends[self.end](logits)
 
 
 def test_the_order_of_registration_changes_nothing() -> None:
@@ -46,9 +46,10 @@ def test_any_number_of_classes(first: bool, classes: int) -> None:
     assert module_groups(Untraceable(first, classes), image_shape=(3, 8, 8)) == (("c1", "c2"),)
 
 
+@pytest.mark.parametrize("end", ["log", "softmax"])
 @pytest.mark.parametrize("classes", [4, 5, 10])
-def test_log_probabilities_have_the_classifier_of_their_logits(classes: int) -> None:
-    assert module_groups(Untraceable(True, classes, "log")) == (("c1", "c2"),)
+def test_probabilities_have_the_classifier_of_their_logits(classes: int, end: str) -> None:
+    assert module_groups(Untraceable(True, classes, end)) == (("c1", "c2"),)
 
 
 @pytest.mark.parametrize("classes", [2, 3])

@@ -12,6 +12,9 @@ from kdx_analysis.errors import KdxError
 _TOLERANCE = 2**-8
 # Logits of an untrained model may all lie in [0, 1] too; only values that span half of it are taken for a sigmoid's.
 _SPREAD = 0.5
+# Trained sigmoids come near to both ends; a few outputs of an untrained network span nine tenths of [0, 1] hardly ever.
+_NEAR = 0.05
+_RESHAPING = ("Clone", "View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "ToCopy", "Alias", "Select", "Slice")
 _SAID = {
     "softmax": "every row of its outputs sums to 1, as a softmax's do: take the softmax off its end, or wrap it so "
     "that it returns their logarithm",
@@ -37,6 +40,35 @@ def probabilities(outputs: Tensor) -> bool:
     [False, False, False]
     """
     return _kind(outputs) is not None
+
+
+def surely_probabilities(outputs: Tensor) -> bool:
+    """Whether outputs, B×K, are probabilities also where the model may be untrained and the images few.
+
+    That is, where every row sums to 1 or to 100, or values lie in [0, 1] and come within .05 of either end. A few
+    logits of an untrained model may all lie in [0, 1] by accident, and say nothing by it.
+
+    >>> logits = torch.tensor([[0.1, 0.7, 0.2], [0.2, 0.6, 0.3]])
+    >>> surely_probabilities(logits), surely_probabilities(logits.softmax(dim=1))
+    (False, True)
+    """
+    kind = _kind(outputs)
+    return kind in ("softmax", "percentages") or (
+        kind == "sigmoid" and float(outputs.min()) <= _NEAR and float(outputs.max()) >= 1 - _NEAR
+    )
+
+
+def ends_in_probabilities(outputs: Tensor) -> bool:
+    """Whether the last operation of the graph behind ``outputs`` that computes anything is a softmax or a sigmoid.
+
+    >>> logits = torch.tensor([[0.1, 0.7, 0.2], [0.2, 0.6, 0.3]], requires_grad=True)
+    >>> [ends_in_probabilities(x) for x in (2 * logits, logits.sigmoid()[:, :2], logits.softmax(dim=1))]
+    [False, True, True]
+    """
+    node = outputs.grad_fn
+    while node is not None and node.name().startswith(_RESHAPING):
+        node = node.next_functions[0][0]
+    return node is not None and node.name().startswith(("SoftmaxBackward", "SigmoidBackward"))
 
 
 def check_logits(outputs: Tensor, num_classes: int, who: str) -> None:

@@ -98,27 +98,42 @@ def separation(ungated: Float[Tensor, "*draws N K K"], gates: Float[Tensor, "K N
 
 @jaxtyped(typechecker=beartype)
 def modulation(
-    ungated: Float[Tensor, "N K K"],
+    ungated: Float[Tensor, "*draws N K K"],
     gates: Float[Tensor, "K N"],
     permutations: int,
     generator: torch.Generator,
-) -> tuple[Float[Tensor, ""], float]:
+) -> tuple[Float[Tensor, "*draws"], Float[Tensor, "*draws"]]:
     """(C̄_π − C(α))/(C̄_π + C(α)) with C̄_π the mean over α's rows permuted over subtasks, and its p.
 
     Above 0 it matters *which* subtask goes where, beyond how sparse the gates are; gates that are all alike and
-    K = 2 give 0, 0/0 is NaN. p = (1 + #{C_π ≤ C})/(1 + R), R the number of ``permutations``.
+    K = 2 give 0, 0/0 is NaN. p = (1 + #{C_π ≤ C})/(1 + R), R the number of ``permutations``, the same for all draws.
     """
-    kind = ungated.dtype
-    ungated, gates = ungated.double(), gates.double()  # in float32 the same gates in another order differ beyond ties
+    kind, draws = ungated.dtype, ungated.shape[:-3]
+    ungated = ungated.double().flatten(0, -4) if draws else ungated.double().unsqueeze(0)
+    gates = gates.double()  # in float32 the same gates in another order differ beyond ties
     K = gates.shape[0]
-    order = torch.rand(permutations, K, generator=generator).argsort(dim=1).to(gates.device)
-    permuted = torch.cat([contention(ungated, q) for q in gates[order].split(_at_once(ungated))])
-    own = contention(ungated, gates)
-    p = float(null.p_value(own.cpu(), permuted.cpu(), "less"))
-    value = bounded_difference(permuted.mean(), own).to(kind)
-    if value.isnan():
-        return value, torch.nan
-    return (torch.zeros_like(value), 1.0) if K == 2 else (value, p)  # two that swap places meet in the same experts
+    order = torch.rand(permutations, K, generator=generator).argsort(dim=1)
+    order = torch.cat([torch.arange(K).unsqueeze(0), order]).to(gates.device)
+    own, *permuted = torch.cat([_contentions(ungated, gates[rows]) for rows in order.split(_at_once(ungated))])
+    p = torch.from_numpy(null.p_value(own.cpu(), torch.stack(permuted).cpu(), "less")).to(ungated.device)
+    value = bounded_difference(torch.stack(permuted).mean(dim=0), own)
+    p = torch.where(value.isnan(), torch.nan, p)
+    if K == 2:  # two that swap places meet in the same experts
+        value, p = (torch.where(value.isnan(), torch.nan, torch.full_like(value, known)) for known in (0.0, 1.0))
+    return value.to(kind).reshape(draws), p.to(kind).reshape(draws)
+
+
+def _contentions(ungated: Tensor, gates: Tensor) -> Tensor:
+    """:func:`contention` of R draws, R×N×K×K, under each of P gates, P×K×N: P×R, by products of matrices.
+
+    Gates are never below 0, so max(0, −Q_ai Q_bi h) is Q_ai Q_bi max(0, −h).
+    """
+    against = upper((-ungated).clamp(min=0)).flatten(1)
+    a, b = torch.triu_indices(gates.shape[1], gates.shape[1], offset=1, device=gates.device)
+    weights = (gates[:, a] * gates[:, b]).transpose(1, 2).flatten(1)
+    squared = torch.einsum("pkn,rnk->prk", gates**2, ungated.diagonal(dim1=-2, dim2=-1))
+    norm = squared.clamp(min=0).sqrt()
+    return weights @ against.T / ((norm.sum(dim=-1) ** 2 - (norm**2).sum(dim=-1)) / 2)
 
 
 @jaxtyped(typechecker=beartype)
@@ -135,5 +150,6 @@ def undefined(cosines: Float[Tensor, "*draws K K"]) -> Bool[Tensor, "*draws P"]:
 
 
 def _at_once(ungated: Tensor) -> int:
-    """Permutations whose N×K×K tables are held together: some 10 million entries."""
-    return max(1, 10_000_000 // ungated.numel())
+    """Permutations whose weights of all pairs and norms of all draws are held together: some 10 million entries."""
+    R, N, K, _ = ungated.shape
+    return max(1, 10_000_000 // (K * K * N // 2 + R * K))

@@ -80,27 +80,26 @@ def contention_table(ungated: Tensor, alpha: Tensor, permutations: int, seed: in
     Args:
         ungated: ⟨h^i_a, h^i_b⟩, R×N×K×K; the first of R is measured, the others are its null.
         alpha: the gates into the heads, K×N.
-        permutations: of α's rows over subtasks, for modulation and its p; 19 for each draw of the null.
+        permutations: of α's rows over subtasks, for modulation and its p, the same for the null.
         seed: of the permutations.
     """
     ungated, alpha = ungated.double().cpu(), alpha.double().cpu()
     uniform = torch.full_like(alpha, 1 / alpha.shape[1])
     own, shared = conflict.contention(ungated, alpha), conflict.contention(ungated, uniform)
     generator = torch.Generator().manual_seed(seed)
-    modulation, p = conflict.modulation(ungated[0], alpha, permutations, generator)
-    nulled = [conflict.modulation(draw, alpha, 19, generator)[0] for draw in ungated[1:]]
+    modulation, p = conflict.modulation(ungated, alpha, permutations, generator)
     table = pd.DataFrame(
         [
             beside_null("contention", own),
             beside_null("contention_uniform", shared),
             beside_null("separation", conflict.separation(ungated, alpha)),
-            beside_null("modulation", torch.stack([modulation, *nulled])),
+            beside_null("modulation", modulation),
         ]
     )
     pairs = alpha.shape[0] * (alpha.shape[0] - 1) // 2
     undefined = table["value"].isna() * pairs
     return table.assign(
-        pairs=pairs - undefined, undefined=undefined, p=np.where(table["metric"] == "modulation", p, np.nan)
+        pairs=pairs - undefined, undefined=undefined, p=np.where(table["metric"] == "modulation", float(p[0]), np.nan)
     )
 
 

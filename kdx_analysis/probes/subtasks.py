@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME
-from kdx_analysis.models.answers import probabilities
+from kdx_analysis.models.answers import ends_in_probabilities, surely_probabilities
 from kdx_analysis.objectives import one_vs_rest_margins
 from kdx_analysis.probes.subject import in_full, undisturbed, unwrapped, usable
 
@@ -58,7 +58,7 @@ class OneVsRest:
         expected = len(classes) if classes is not None else int(labels.max()) + 1 if labels.numel() else None
         answers = asked(model, images, expected)
         if margins is None and not isinstance(model, HME):
-            check_logits(finite(answers))
+            check_logits(finite(answers), model, images)
             margins = one_vs_rest_margins
         own = answers if margins is None else margins(answers)
         names, labels = subtasks(own, labels.to(images.device), classes)
@@ -147,16 +147,25 @@ def _tensors(given: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
         yield from _tensors(value, f"{name}.{key}" if name else key)
 
 
-def check_logits(outputs: Tensor) -> None:
+def check_logits(outputs: Tensor, model: nn.Module, images: Tensor) -> None:
     """KdxError if a model's outputs are of one class or probabilities, of which there are no one-vs-rest margins."""
     _check_several(outputs)
-    if probabilities(outputs):
+    if surely_probabilities(outputs) or _ends_in_probabilities(model, images):
         raise KdxError(
             f"the model's outputs look like probabilities ({float(outputs.min()):.3g} to {float(outputs.max()):.3g}), "
             "not like logits; leave out its last softmax or sigmoid, or say by margins= how to get from them to "
             "margins (margins=torch.logit for either; for logits that only look so, one_vs_rest_margins of "
             "kdx_analysis.objectives)"
         )
+
+
+def _ends_in_probabilities(model: nn.Module, images: Tensor) -> bool:
+    """By the graph of two images; False for a model that does not run on two, which is refused with that reason."""
+    with undisturbed(model), torch.enable_grad():
+        try:
+            return ends_in_probabilities(answer(model(images[:2].clone().requires_grad_()), len(images[:2])))
+        except Exception:
+            return False
 
 
 def pictures(images: Any) -> Tensor:

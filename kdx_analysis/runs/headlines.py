@@ -52,7 +52,10 @@ class Metric:
         return bool(self.across)
 
     def meaning(self, before: float, after: float) -> str:
-        """What a change between two levels means, in words; '' for a metric without words.
+        """What a change means, in words; '' for a metric without words.
+
+        Args:
+            before, after: the levels that it goes from and to, whose signs count where the metric has one.
 
         >>> METRIC["modulation"].meaning(0.1, 0.3)
         'it matters more which subtask goes where'

@@ -184,6 +184,14 @@ class RunSet:
         probed ones (1, 2, …) where all runs were probed equally often, else its number; a figure of the selected epoch
         has the place 1. Where a figure of pairs of subtasks lacks some of them in any run, rows are keyed by pair too,
         so that runs can be compared on the pairs that they share.
+
+        Args:
+            metric: one of METRIC.
+            by, role, split, attention: as for :meth:`values`.
+            of: the figure itself, or its null, which is NaN where the figure is.
+
+        Raises:
+            KdxError: as :meth:`values` does.
         """
         if metric not in METRIC:
             raise unknown("headline figure", metric, METRIC)

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import pandas as pd
 
 
-def common(table: pd.DataFrame, within: Sequence[str]) -> pd.Series:
-    """Which rows of ``table`` are defined in every column that is defined anywhere in the same group.
+def shared(table: pd.DataFrame, within: Sequence[str]) -> pd.DataFrame:
+    """``table`` with NaN in the rows that some column of the group lacks, so that means of columns are over one set.
 
-    A column that has no value in a group, as of a run that is missing, asks nothing there. So a value that is missing
-    because of what is compared, as 0/0 under one objective alone, takes its row from all columns.
+    A value that is missing because of what is compared, as 0/0 under one objective alone, so takes its row from all
+    columns. A column that has no value in a group, as of a run that is missing, asks nothing there; and where no row of
+    a group has all columns, each keeps its own: means of that group are not over one set, as their counts show.
 
     Args:
         table: observations (rows) by what is compared (columns).
@@ -19,11 +20,14 @@ def common(table: pd.DataFrame, within: Sequence[str]) -> pd.Series:
 
     >>> rows = pd.MultiIndex.from_product([[0, 1], [1, 9]], names=["seed", "epoch"])
     >>> table = pd.DataFrame({"hard": [None, 0.4, None, None], "kd": [0.1, 0.5, 0.2, 0.6]}, index=rows, dtype=float)
-    >>> common(table, ["seed"]).tolist()
-    [False, True, True, True]
+    >>> shared(table, ["seed"])["kd"].tolist()
+    [nan, 0.5, 0.2, 0.6]
     """
     held = table.notna()
     if table.empty:
-        return pd.Series(True, index=table.index)
-    present = held.groupby(list(within), sort=False).transform("any")
-    return (held | ~present).all(axis=1)
+        return table
+    groups = list(within)
+    present = held.groupby(groups, sort=False).transform("any")
+    whole = (held | ~present).all(axis=1) & held.any(axis=1)
+    nothing_shared = ~whole.groupby(groups, sort=False).transform("any")
+    return table.where(held.mul(whole | nothing_shared, axis=0))

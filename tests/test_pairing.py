@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kdx_analysis.pairing import common
+from kdx_analysis.pairing import shared
 from kdx_analysis.probes.measures import mean_over_epochs
 from kdx_analysis.runs.effects import by_seed, coverage, effects, effects_together, paired
 from tests.report.conftest import EPOCHS, write_study
@@ -43,7 +43,7 @@ def test_pairs_of_subtasks_are_compared_on_those_that_both_have():
     table = pd.DataFrame({"hard": [1, NAN, 0, 1, 1, 0], "kd": [1, 0, 0, 1, 1, 1]}, index=rows, dtype=float)
     difference = paired(table, "kd", "hard")
     assert difference.mean == pytest.approx((0 + 1 / 3) / 2)  # (½ − ½), then (1 − ⅔)
-    assert str(difference.coverage) == "2 epochs, 1 pair of subtasks left out"
+    assert str(difference.coverage) == "2 epochs, 1 of 6 values of pairs left out"
     assert paired(table, "kd", "hard", over_pairs="median").mean == pytest.approx(0)
 
 
@@ -56,7 +56,14 @@ def test_a_division_takes_the_epochs_that_all_rungs_have():
 
 def test_a_missing_run_asks_nothing_of_the_others():
     table = EQUAL.assign(label_smoothing=[0.1, 0.2, 0.3, NAN, NAN, NAN])
-    assert common(table, ["seed"]).tolist() == [False, True, True] * 2
+    assert shared(table, ["seed"])["kd"].notna().tolist() == [False, True, True] * 2
+
+
+def test_where_nothing_is_shared_each_keeps_its_own_and_nothing_is_compared():
+    table = by_epoch(hard=[0.1, 0.4, NAN] * 2, kd=[NAN, NAN, 0.8] * 2)
+    assert shared(table, ["seed"]).equals(table)
+    assert paired(table, "kd", "hard") is None
+    assert effects_together({"separation": table}, "hard") == {"separation": ()}
 
 
 def test_stars_hold_over_all_metrics():

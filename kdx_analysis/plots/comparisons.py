@@ -30,7 +30,7 @@ from kdx_analysis.plots.style import (
     wrapped,
 )
 from kdx_analysis.runs import METRICS, Metric, RunSet, ladders, t_interval
-from kdx_analysis.runs.effects import by_seed, common, coverage
+from kdx_analysis.runs.effects import by_seed, coverage, side_by_side
 from kdx_analysis.runs.numbers import listed
 
 _ADDS = {
@@ -67,7 +67,7 @@ def headlines_of(found: RunSet) -> pd.DataFrame:
         name, where = str(metric), str(split)
         by_epoch, values = found.by_epoch(name, split=where), found.values(name, split=where)
         nulls = found.values(name, split=where, of="null")
-        defined = by_epoch[common(by_epoch)].notna().groupby(["seed", "epoch"]).any()
+        defined = side_by_side(by_epoch).notna().groupby(["seed", "epoch"]).any()
         taken = defined.groupby("seed").sum().reindex(values.index, fill_value=0)
         columns = {"value": values, "null": nulls, "epochs": taken}
         long = pd.DataFrame({name: table.stack(future_stack=True) for name, table in columns.items()}).reset_index()

@@ -7,6 +7,7 @@ import pandas as pd
 import seaborn as sns
 
 from kdx_analysis.errors import KdxError
+from kdx_analysis.pairing import shared
 from kdx_analysis.plots.classes import clustered, name_classes, symmetric, unnamed
 from kdx_analysis.plots.comparisons import against_kd, outside_ladder, without
 from kdx_analysis.plots.figure import Drawn, Figure, explainers
@@ -41,6 +42,15 @@ def _cosines(found: RunSet) -> pd.DataFrame:
     return frame.assign(null_mean=frame["null_mean"].where(frame["cosine"].notna()))
 
 
+def _together(frame: pd.DataFrame) -> pd.DataFrame:
+    """``frame`` with cosines and nulls of a pair at the epochs alone that all objectives of a seed have."""
+    keys = ["seed", "a_index", "b_index"]
+    cosines = frame.set_index([*keys, "epoch", "objective"])["cosine"].unstack("objective")
+    taken = shared(cosines, keys).stack(future_stack=True).notna()
+    kept = taken.loc[pd.MultiIndex.from_frame(frame[[*keys, "epoch", "objective"]])].to_numpy()
+    return frame.assign(**{name: frame[name].where(kept) for name in ("cosine", "null_mean")})
+
+
 def _with_rows(data: pd.DataFrame, frame: pd.DataFrame, K: int) -> pd.DataFrame:
     """``data`` with a_row and b_row, in the order of classes clustered on the mean cosine of ``frame``."""
     rows = {k: row for row, k in enumerate(clustered(1 - symmetric(frame, "cosine", K, 1.0)).order)}
@@ -50,10 +60,11 @@ def _with_rows(data: pd.DataFrame, frame: pd.DataFrame, K: int) -> pd.DataFrame:
 def _conflict_data(runs: RunSet) -> pd.DataFrame:
     """Columns objective, a, b, a_row, b_row, cosine, null, values, undefined, seeds, epochs, n; one row per pair.
 
-    Means over seeds and probed epochs; ``values`` went into them, ``undefined`` were NaN; n is probe images.
+    Means over seeds and probed epochs, of a seed's those at which the cosine is defined under every objective;
+    ``values`` went into them, ``undefined`` did not; n is probe images.
     """
     found = explainers(runs, comparable=True)
-    frame = _cosines(found)
+    frame = _together(_cosines(found))
     pairs = frame.groupby(["objective", "a", "b", "a_index", "b_index"], sort=False)
     data = pairs.agg(
         cosine=("cosine", "mean"), null=("null_mean", "mean"), values=("cosine", "count"), seeds=("seed", "nunique"),
@@ -157,7 +168,8 @@ def _conflict_differences_data(runs: RunSet) -> pd.DataFrame:
         both = sides[0].join(sides[1], how="inner").reset_index()
         both["difference"] = both["cosine_kd"] - both["cosine_other"]
         both["null"] = both["null_mean_kd"] - both["null_mean_other"]
-        means = both.groupby(pair, sort=False).agg(
+        counted = both.assign(**{name: both[name].where(both["difference"].notna()) for name in ("seed", "epoch")})
+        means = counted.groupby(pair, sort=False).agg(
             difference=("difference", "mean"), null=("null", "mean"), seeds=("seed", "nunique"),
             epochs=("epoch", "nunique"), n=("n_kd", "first"),
         )  # fmt: skip

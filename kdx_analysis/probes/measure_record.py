@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
 import pandas as pd
 
 from kdx_analysis.errors import KdxError
-from kdx_analysis.pairing import common
+from kdx_analysis.pairing import shared
 from kdx_analysis.probes.contract import TableRecord
 from kdx_analysis.probes.faithfulness import Faithfulness
 from kdx_analysis.probes.records import ConflictRecord, GateRecord
 
 if TYPE_CHECKING:
-    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -101,11 +101,11 @@ def _over_probes(records: Mapping[str, ConflictRecord]) -> pd.DataFrame:
     """Every run's means over probes: a run counts once, however often it was probed."""
     table = pd.concat([record.summary.assign(run=run) for run, record in records.items()], ignore_index=True)
     keys = [key for key in _KEYS if key in table]
-    taken = table["value"].notna()
+    taken = np.asarray(table["value"].notna(), dtype=bool)
     if len({record.probes for record in records.values()}) == 1:
         by_probe = table.set_index([*keys, "probe", "run"])["value"].unstack("run")
-        shared = common(by_probe, keys)
-        taken &= shared.loc[pd.MultiIndex.from_frame(table[[*keys, "probe"]])].to_numpy()
+        together = shared(by_probe, keys).stack(future_stack=True).notna()
+        taken = np.asarray(together.loc[pd.MultiIndex.from_frame(table[[*keys, "probe", "run"]])], dtype=bool)
     by_run = [*keys, "run"]
     probed = table.groupby(by_run, sort=False).size().rename("probed")
     means = table[taken].drop(columns="probe").groupby(by_run, sort=False).mean(numeric_only=True)

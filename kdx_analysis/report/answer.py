@@ -234,7 +234,7 @@ def _division(values: Mapping[str, pd.DataFrame], labels: Mapping[str, str], fin
     """How KD − hard divides over the rungs between them, for the conflict figures in which it is decided.
 
     All rungs take the seeds and epochs that all of them have. An effect that is not beyond its null is not divided, and
-    neither is one whose seeds some rung lacks.
+    neither is one whose seeds some rung lacks, or that is not decided alike over the epochs that all rungs have.
     """
     rungs = [rung for rung in LADDER if rung in labels]
     total = [f for f in findings if (f.contrast.a, f.contrast.b) == ("kd", "hard") and f.metric in CONFLICT]
@@ -251,8 +251,8 @@ def _division(values: Mapping[str, pd.DataFrame], labels: Mapping[str, str], fin
     beyond = [f for f in decided if f.alone.beyond_null]
     if not beyond:
         return (
-            f"{title} is beyond its null in no conflict figure, so there is no effect on which subtasks are in "
-            "conflict to divide between knowledge of the classes and the rest."
+            f"{title} is shown to be beyond its null in no conflict figure, so there is no effect on which subtasks "
+            "are in conflict to divide between knowledge of the classes and the rest."
         )
     parts = [_divided(f, values[f.metric], rungs, labels) for f in beyond]
     return f"Of {title}: {'; '.join(filter(None, parts))}." if any(parts) else ""
@@ -271,13 +271,15 @@ def _divided(finding: Finding, table: pd.DataFrame, rungs: Sequence[str], labels
     effects = [paired(shared, step.a, step.b, finding.alone.confidence) for step in steps]
     whole = paired(shared, "kd", "hard", finding.alone.confidence)
     assert whole is not None
+    if not whole.excludes_zero or whole.mean * finding.effect.mean < 0:
+        return ""
     decimals = decimals_for(whole)
     parts = [
         f"{estimate(effect, decimals, signed=True)} {step.adds}" for effect, step in zip(effects, steps, strict=True)
     ]
     over = str(coverage(table, rungs))
     return (
-        f"{_title(finding)}, {number(whole.mean, decimals, signed=True)} in the mean over n = {whole.n} seeds"
+        f"{_title(finding)}, {estimate(whole, decimals, signed=True)} in the mean over n = {whole.n} seeds"
         f"{f' and {over}' if over else ''}, is the sum of {listed(parts)}"
     )
 

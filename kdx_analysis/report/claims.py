@@ -38,7 +38,7 @@ def claims(answer: Answer, labels: Mapping[str, str], drawn: Collection[str]) ->
     """KD against its nearest control on every metric asked about, then whatever else is decided.
 
     Every interval is corrected over all metrics and contrasts, so the chance that any of the sentences is false is at
-    most 5 %.
+    most 5 %, where differences over seeds are normal.
 
     Args:
         labels: rung → the objective's label, as of :func:`answer`.
@@ -68,8 +68,7 @@ def _sentence(finding: Finding, labels: Mapping[str, str]) -> str:
         claim = f"{a} {change(finding, finding.quotable, b)} ({interval}): {finding.meaning()}"
         if finding.quotable.beyond_null:
             return f"{claim}."
-        excess = estimate(finding.quotable.excess, signed=True)
-        return f"{claim}, but not beyond its null: above that {a} − {b} is {excess}."
+        return f"{claim}, but not shown to be beyond its null: {_above_null(finding, a, b)}."
     if finding.verdict == NO:
         margin = number(finding.margin, decimals_for(effect))
         return (
@@ -79,4 +78,19 @@ def _sentence(finding: Finding, labels: Mapping[str, str]) -> str:
     if finding.verdict == ONE_SEED:
         return f"One seed, nothing decided: {a} − {b} is {signed} in {title} (no interval, n = 1)."
     assert finding.verdict == UNDECIDED
+    if effect.low == effect.high:
+        signed = f"{signed}, the same in every seed"
     return f"Undecided whether {a} changes {title} against {b}: {signed} ({interval})."
+
+
+def _above_null(finding: Finding, a: str, b: str) -> str:
+    """What is left of an effect above the null, with the seeds and epochs of that where they are other ones."""
+    assert finding.effect is not None
+    excess = finding.quotable.excess
+    if excess is None:
+        return f"no seed has a null of {a} and of {b} at the same epochs"
+    text = f"above that {a} − {b} is {estimate(excess, signed=True)}"
+    if excess.n == finding.effect.n and excess.coverage == finding.effect.coverage:
+        return text
+    over = f", {excess.coverage}" if str(excess.coverage) else ""
+    return f"{text} (n = {excess.n}{over}, where both have one)"

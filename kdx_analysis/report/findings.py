@@ -49,13 +49,16 @@ class Decision:
 
     Attributes:
         effect: paired difference a − b with its interval; None if no seed has both.
-        excess: the paired difference of what the metric has above its null; None where no seed has a null in both.
+        excess: the paired difference of what the metric has above its null, over the seeds and epochs at which both
+            sides have a null; None where there is no such seed, or the metric has no null.
+        has_null: whether the metric has one.
         confidence: of both intervals.
         verdict: lowers, raises, no difference, undecided, one seed, not measured; '' for metrics not asked about.
     """
 
     effect: Paired | None
     excess: Paired | None
+    has_null: bool
     confidence: float
     verdict: str
 
@@ -66,10 +69,10 @@ class Decision:
 
     @property
     def beyond_null(self) -> bool:
-        """Whether the excess over the null is decided as the effect is; True where there is no null to ask."""
-        if self.excess is None or self.effect is None:
+        """Whether the excess over the null is decided as the effect is; True where the metric has no null to ask."""
+        if not self.has_null or self.effect is None:
             return True
-        return self.excess.excludes_zero and self.excess.mean * self.effect.mean > 0
+        return self.excess is not None and self.excess.excludes_zero and self.excess.mean * self.effect.mean > 0
 
 
 @dataclass(frozen=True)
@@ -185,13 +188,16 @@ def find(
             effect = paired(values[metric], *sides, over_pairs=reduction)
             excess = None if above is None else paired(above, *sides, over_pairs=reduction)
             measured.append((metric, contrast, effect, excess))
-    compared = sum(effect is not None and metric in asked for metric, _, effect, _ in measured)
-    together, alone = (bonferroni(family) for family in (max(compared, len(asked)), len(asked)))
+    compared = sum(effect is not None and effect.n > 1 and metric in asked for metric, _, effect, _ in measured)
+    together, alone = (bonferroni(family) for family in (compared, len(asked)))
     margins = {metric: _margin(values[metric], metric) for metric in asked}
     found = []
     for metric, contrast, effect, excess in measured:
         margin = margins.get(metric, math.nan)
-        decisions = (_decision(metric, effect, excess, margin, confidence) for confidence in (together, alone))
+        has_null = metric in (nulls or {})
+        decisions = (
+            _decision(metric, effect, excess, has_null, margin, confidence) for confidence in (together, alone)
+        )
         found.append(Finding(metric, contrast, margin, *decisions))
     return tuple(found)
 
@@ -206,6 +212,8 @@ def _margin(table: pd.DataFrame, metric: str) -> float:
     return MARGIN_SHARE * abs(float(by_seed(table[["hard"]], METRIC[metric].pairs_make)["hard"].mean()))
 
 
-def _decision(metric: str, effect: Paired | None, excess: Paired | None, margin: float, confidence: float) -> Decision:
+def _decision(
+    metric: str, effect: Paired | None, excess: Paired | None, has_null: bool, margin: float, confidence: float
+) -> Decision:
     effect, excess = (None if each is None else each.at(confidence) for each in (effect, excess))
-    return Decision(effect, excess, confidence, verdict(effect, margin) if metric in ASKED else "")
+    return Decision(effect, excess, has_null, confidence, verdict(effect, margin) if metric in ASKED else "")

@@ -10,7 +10,7 @@ import pandas as pd
 from kdx_analysis.report.answer import Answer, answer
 from kdx_analysis.report.numbers import number
 from kdx_analysis.runs import METRICS, Interval, Metric, Run, RunSet, ladders, t_interval
-from kdx_analysis.runs.effects import common, coverage
+from kdx_analysis.runs.effects import coverage, side_by_side
 
 
 def answers(runs: RunSet) -> list[Answer]:
@@ -18,7 +18,8 @@ def answers(runs: RunSet) -> list[Answer]:
     if not len(runs.filter(role="explainer")):
         return []
     tables = {metric.name: runs.by_epoch(metric.name) for metric in METRICS}
-    nulls = {metric.name: runs.by_epoch(metric.name, of="null") for metric in METRICS}
+    with_null = [metric for metric in METRICS if metric.has_null]
+    nulls = {metric.name: runs.by_epoch(metric.name, of="null") for metric in with_null}
     found = []
     for labels in ladders(runs):
         rungs = {label: rung for rung, label in labels.items()}
@@ -157,7 +158,7 @@ class _Side:
 
 def _side(runs: RunSet, metric: str, role: str, split: str, attention: str) -> _Side:
     by_epoch = runs.by_epoch(metric, role=role, split=split, attention=attention)
-    over = {str(o): str(coverage(by_epoch, [o], common(by_epoch))) for o in by_epoch.columns}
+    over = {str(o): str(coverage(by_epoch, [o], side_by_side(by_epoch))) for o in by_epoch.columns}
     values = runs.values(metric, role=role, split=split, attention=attention)
     nulls = runs.values(metric, role=role, split=split, attention=attention, of="null")
     return _Side(values, nulls, over)

@@ -99,7 +99,8 @@ class Comparison:
 
     def __str__(self) -> str:
         """One row per metric and value, and what it rests on."""
-        star = " Star: the interval excludes 0." if self.table.rule else ""
+        intervals = [effect.difference.n > 1 for several in self.effects.values() for effect in several]
+        star = " Star: the interval excludes 0." if any(intervals) else ""
         told = [self.table.holds, f"{self.caption}{star}", *self.notes]
         return "\n".join([self._text.to_text(), *(fill(paragraph, 110) for paragraph in told)]) + "\n"
 
@@ -177,7 +178,7 @@ def compare(
     table = make_table(chosen, *axes, metrics, role, reference, confidence)
     tables = {name: chosen.by_epoch(name, by=by, role=chosen.runs[0].role) for name in metrics}
     found = effects_together(tables, reference, confidence, {name: METRIC[name].pairs_make for name in metrics})
-    notes = [*_uncompared(table, by, reference, found), *_on_controls(chosen, by), _differing(chosen, by)]
+    notes = [*_uncompared(values, tables, reference, found), *_on_controls(chosen, by), _differing(chosen, by)]
     caption = _caption(found, reference, confidence, conditions(chosen))
     return Comparison(by, reference, confidence, table, found, caption, tuple(notes))
 
@@ -185,16 +186,14 @@ def compare(
 def _caption(found: Mapping[str, Sequence[Effect]], against: Hashable, confidence: float, given: str) -> str:
     n = [effect.difference.n for several in found.values() for effect in several]
     tested = [count for count in n if count >= LEAST_SEEDS]
-    interval = (
-        f"mean and t-interval, Bonferroni-corrected to hold at {100 * confidence:.4g} % for all {len(n)} comparisons "
-        "at once"
-    )
+    together = f"for all {len(n)} comparisons at once" if len(n) > 1 else "for this one comparison"
+    interval = f"mean and t-interval, Bonferroni-corrected to hold at {100 * confidence:.4g} % {together}"
     sentences = [
         f"Paired differences from {against} over the n seeds that both have: "
         f"{interval if max(n, default=0) > 1 else 'mean'}{given}.",
         ONE_SEED if 1 in n else "",
         "Figures of several epochs are compared epoch by epoch, over those at which both sides are defined."
-        if any(effect.difference.coverage.probed for several in found.values() for effect in several) else "",
+        if any(str(effect.difference.coverage) for several in found.values() for effect in several) else "",
         "p: paired t-tests, adjusted by Holm over the same comparisons; they rest on normal differences."
         if tested else "",
         f"No p-value over seeds is given below n = {LEAST_SEEDS}." if len(tested) < len(n) or not n else "",
@@ -207,12 +206,21 @@ def _p_value(p: float) -> str:
 
 
 def _uncompared(
-    table: Table, by: str, against: Hashable, found: Mapping[str, Sequence[Effect]]
-) -> Iterator[str]:  # fmt: skip
-    for name, cells in table.cells.groupby(METRIC_AXIS, sort=False):
-        compared = {against, *(effect.a for effect in found[str(name)])}
-        if missing := [str(value) for value in cells[by] if value not in compared]:
-            yield f"No seed in common with {against} in {METRIC[str(name)].title}, so not compared: {listed(missing)}."
+    values: Sequence[Hashable],
+    tables: Mapping[str, pd.DataFrame],
+    against: Hashable,
+    found: Mapping[str, Sequence[Effect]],
+) -> Iterator[str]:
+    for name, table in tables.items():
+        title, compared = METRIC[name].title, {against, *(effect.a for effect in found[name])}
+        empty = [value for value in values if value not in table.columns or table[value].isna().all()]
+        if empty:
+            yield f"Nowhere defined in {title}, so not compared: {listed(list(map(str, empty)))}."
+        apart = [str(value) for value in values if value not in compared and value not in empty]
+        if apart and against not in empty:
+            several = "epoch" in table.index.names and table.groupby("seed").size().max() > 1
+            what = "seed and epoch" if several else "seed"
+            yield f"No {what} in common with {against} in {title}, so not compared: {listed(apart)}."
 
 
 def _on_controls(runs: RunSet, by: str) -> Iterator[str]:

@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from kdx_analysis import pairing
 from kdx_analysis.errors import KdxError
+from kdx_analysis.pairing import shared
 from kdx_analysis.runs.significance import LEAST_SEEDS, holm, paired_t_test
 from kdx_analysis.runs.statistics import Coverage, Paired, bonferroni, paired_difference
 
@@ -35,12 +35,12 @@ class Effect:
     p: float
 
 
-def common(table: pd.DataFrame) -> pd.Series:
-    """Which rows of ``table`` are defined for every column that is defined anywhere in the same seed and objective."""
-    names = [name for name in table.index.names if name in ("objective", "seed")]
-    if "epoch" not in table.index.names:
-        return pd.Series(True, index=table.index)
-    return pairing.common(table, names)
+def side_by_side(table: pd.DataFrame) -> pd.DataFrame:
+    """``table``, of :meth:`RunSet.by_epoch`, with NaN at epochs that not all columns of a seed and objective have.
+
+    As :func:`kdx_analysis.pairing.shared` has it.
+    """
+    return shared(table, [name for name in table.index.names if name in ("objective", "seed")])
 
 
 def over_epochs(table: pd.DataFrame, over_pairs: Reduction = "mean") -> pd.DataFrame:
@@ -77,28 +77,38 @@ def by_seed(table: pd.DataFrame, over_pairs: Reduction = "mean") -> pd.DataFrame
     return complete[complete.index.isin(whole, level="seed")].groupby("seed").mean()
 
 
-def coverage(table: pd.DataFrame, columns: Sequence[Hashable], rows_taken: pd.Series | None = None) -> Coverage:
+def coverage(table: pd.DataFrame, columns: Sequence[Hashable], taken: pd.DataFrame | None = None) -> Coverage:
     """How many of the epochs, seeds and pairs of subtasks in ``table`` have all of ``columns``.
 
-    Rows as for :func:`by_seed`, of which ``rows_taken``, by default all, went into the figure; seeds in which none of
-    the columns has a value are not counted.
+    Rows as for :func:`by_seed`, of which those went into the figure that ``taken``, by default the table, has; seeds in
+    which none of the columns has a value are not counted.
     """
     names = list(table.index.names)
     if "epoch" not in names:
         return Coverage()
-    held = table[list(columns)].notna()
-    whole = held.all(axis=1) if rows_taken is None else held.all(axis=1) & rows_taken
+    held, taken = table[list(columns)].notna(), (table if taken is None else taken)[list(columns)].notna()
     by_epoch, by_run = ([name for name in names if name not in inner] for inner in (("pair",), ("pair", "epoch")))
+    whole = taken.all(axis=1)
     at_epoch = whole.groupby(by_epoch, sort=False).any()
-    taken, probed = (getattr(at_epoch.groupby(by_run, sort=False), count)() for count in ("sum", "size"))
+    counts, probed = (getattr(at_epoch.groupby(by_run, sort=False), count)() for count in ("sum", "size"))
     there = held.any(axis=1).groupby(by_run, sort=False).any()
-    compared = there & (taken > 0)
-    pairs_left_out = 0
+    compared = there & (counts > 0)
+    left_out = total = 0
     if "pair" in names:
-        pairs_left_out = int((whole.groupby(by_epoch, sort=False).transform("any") & ~whole).sum())
+        at_compared = whole.groupby(by_epoch, sort=False).transform("any")
+        left_out, total = int((at_compared & ~whole).sum()), int(at_compared.sum())
     return Coverage(
-        tuple(taken[compared].astype(int)), tuple(probed[compared]), int((there & ~compared).sum()), pairs_left_out
+        tuple(counts[compared].astype(int)), tuple(probed[compared]), _seeds_left_out(there, compared), left_out, total
     )
+
+
+def _seeds_left_out(there: pd.Series, compared: pd.Series) -> int:
+    """Seeds that have a value but not, as :func:`by_seed` asks, one of every objective that can be compared at all."""
+    if "objective" not in there.index.names:
+        return int((there & ~compared).sum())
+    objectives = compared[compared].index.get_level_values("objective").nunique()
+    kept = compared.groupby("seed").sum() == objectives
+    return int((there.groupby("seed").any() & ~kept).sum())
 
 
 def paired(

@@ -42,6 +42,11 @@ class Metric:
     over_pairs: Literal["mean", "median", ""] = ""
 
     @property
+    def has_null(self) -> bool:
+        """Whether there is a null to set it beside; figures of the test split have none."""
+        return self.name not in ("accuracy", "agreement")
+
+    @property
     def pairs_make(self) -> Literal["mean", "median"]:
         """How pairs of subtasks are reduced where a table has them apart."""
         return self.over_pairs or "mean"
@@ -62,9 +67,9 @@ class Metric:
         >>> METRIC["modulation"].meaning(-0.1, -0.4)
         'gates put conflicting subtasks together, further beyond what a random assignment would do'
         """
-        if self.signed and min(before, after) < 0 < max(before, after):
+        if self.signed and min(before, after) < 0 <= max(before, after):
             return self.across
-        return (self.below if self.signed and max(before, after) <= 0 else self.words)[after > before]
+        return (self.below if self.signed and max(before, after) < 0 else self.words)[after > before]
 
 
 _CONFLICT = ("less conflict", "more conflict")
@@ -263,7 +268,7 @@ def _conflict(run: Run) -> Iterator[dict[str, Any]]:
         tables.append(affinity.assign(metric="affinity"))
     for table in tables:
         for row in table[table["metric"].isin(METRIC)].itertuples():
-            undefined = row.undefined if METRIC[str(row.metric)].over_pairs else 0
+            undefined = getattr(row, "undefined", 0) if METRIC[str(row.metric)].over_pairs else 0
             yield {
                 "metric": row.metric, "attention": "", "split": row.split, "epoch": row.epoch, "value": row.value,
                 "null": row.null_mean, "undefined": undefined, "n": row.n,

@@ -16,7 +16,7 @@ from kdx_analysis.errors import KdxError
 from kdx_analysis.registry import unknown
 from kdx_analysis.runs.comparison import Comparison, compare
 from kdx_analysis.runs.directory import INFO, ROLES, Run
-from kdx_analysis.runs.effects import common, over_epochs, paired
+from kdx_analysis.runs.effects import over_epochs, paired, side_by_side
 from kdx_analysis.runs.headlines import METRIC, per_pair, preferred
 from kdx_analysis.runs.keys import canonical, check_key, differing, in_order, places, value_of
 from kdx_analysis.runs.statistics import Paired
@@ -156,7 +156,7 @@ class RunSet:
         A row holds runs that share their seed and, where the runs compared have several, their objective. Other
         differences between runs of one column are refused rather than averaged over. A figure of several epochs is the
         mean over those at which it is defined for every run of the row that has it at all, so that a row may be read
-        across; where there is no such epoch it is NaN. :meth:`by_epoch` has every epoch.
+        across; where there is no such epoch, over each run's own. :meth:`by_epoch` has every epoch.
 
         Args:
             metric: one of METRIC.
@@ -164,15 +164,14 @@ class RunSet:
             role: of the runs; where ``by`` is 'role', all but teachers are compared.
             split, attention: by default those that headlines rest on: train for conflict, test for accuracy,
                 effective attention for gates.
-            of: the figure itself, or its null, over the same epochs.
+            of: the figure itself, or its null, over those of the same epochs at which it is defined.
 
         Raises:
             KdxError: an unknown name, or two runs for one cell, with the configuration keys in which they differ.
         """
         read = partial(self.by_epoch, metric, by=by, role=role, split=split, attention=attention)
-        values, chosen = read(), read(of=of)
-        shared = chosen.mul(common(values).map({True: 1.0, False: np.nan}), axis=0)
-        return over_epochs(shared, METRIC[metric].pairs_make)
+        values, chosen = side_by_side(read()), read(of=of)
+        return over_epochs(chosen.where(values.notna()), METRIC[metric].pairs_make)
 
     def by_epoch(
         self, metric: str, *, by: str = "objective", role: str = "explainer", split: str | None = None,
@@ -180,10 +179,10 @@ class RunSet:
     ) -> pd.DataFrame:  # fmt: skip
         """:meth:`values` epoch by epoch: rows are keyed by seed, epoch and, where there are several, objective.
 
-        A cell is NaN where a run has no such figure, or where it is undefined, as 0/0. An epoch is its place among the
-        probed ones (1, 2, …) where all runs were probed equally often, else its number; a figure of the selected epoch
-        has the place 1. Where a figure of pairs of subtasks lacks some of them in any run, rows are keyed by pair too,
-        so that runs can be compared on the pairs that they share.
+        A cell is NaN where a run has no such figure, or where it is undefined, as 0/0. An epoch is its number, or for
+        runs of other lengths that were probed equally often its place among the probed ones (1, 2, …); a figure of the
+        selected epoch has that one alone. Where a figure of pairs of subtasks lacks some of them in any run, rows are
+        keyed by pair too, so that runs can be compared on the pairs that they share.
 
         Args:
             metric: one of METRIC.
@@ -207,16 +206,16 @@ class RunSet:
         return self._crossed(chosen, by, of)
 
     def _by_pair(self, chosen: pd.DataFrame, metric: str) -> pd.DataFrame:
-        """Rows of ``chosen``, one an epoch, as one a pair of subtasks; they stay as they are without records of pairs.
+        """Rows of ``chosen``, one an epoch, as one a pair of subtasks, without those of runs that hold no pairs.
 
-        A pair's null is that of the epoch.
+        Nulls are of the pairs that each run has, so there is none of the pairs that several share.
         """
-        tables = []
+        tables = [chosen.iloc[:0].assign(pair="")]
         for number, rows in chosen.groupby(level=0, sort=False):
             pairs = per_pair(self.runs[int(str(number))], metric)
             if pairs.empty:
-                return chosen
-            merged = rows.drop(columns="value").merge(pairs, on=["split", "epoch"], how="left")
+                continue
+            merged = rows.drop(columns="value").merge(pairs, on=["split", "epoch"], how="left").assign(null=np.nan)
             tables.append(merged.set_axis([number] * len(merged)))
         return pd.concat(tables)
 
@@ -249,8 +248,10 @@ class RunSet:
         pairs, one for each objective, its difference is their mean: n counts seeds, of which those that lack an
         objective are left out. Raises KdxError if all do, or if no seed has both.
         """
-        table = self.by_epoch(metric, **which)
-        _check_values((a, b), which.get("by", "objective"), table.columns)
+        by = which.get("by", "objective")
+        _check_values((a, b), by, self.by_epoch(metric, **which).columns)
+        two = RunSet(tuple(run for run in self.runs if value_of(run, by) in (a, b)))  # no other run's epochs count
+        table = two.by_epoch(metric, **which)
         found = paired(table, a, b, confidence, METRIC[metric].pairs_make)
         if found is None:
             raise KdxError(
@@ -305,9 +306,12 @@ class RunSet:
 
 
 def _epoch_keys(chosen: pd.DataFrame) -> np.ndarray:
-    """The epoch of every row by its place in its run where all runs were probed equally often, else by its number."""
+    """The epoch of every row: its number, or its place in its run for runs of other lengths, probed equally often.
+
+    A place then says the share of the training that is done, as a third; the last probed epoch ends it.
+    """
     by_run = chosen["epoch"].groupby(level=0, sort=False)
-    if by_run.nunique().nunique() > 1:
+    if by_run.max().nunique() < 2 or by_run.nunique().nunique() > 1:
         return chosen["epoch"].to_numpy()
     return by_run.rank("dense").astype(int).to_numpy()
 

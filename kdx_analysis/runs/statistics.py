@@ -11,6 +11,8 @@ from scipy import stats
 
 from kdx_analysis.errors import KdxError
 
+_ROUNDING = 1e-12
+
 
 @dataclass(frozen=True)
 class Coverage:
@@ -20,13 +22,15 @@ class Coverage:
         epochs: for every seed, the number of epochs that its value or difference is a mean over.
         probed: for every seed, the number of epochs at which it was probed.
         seeds_left_out: seeds that have no epoch at which both sides are defined.
-        pairs_left_out: values of pairs of subtasks, over all seeds and epochs, that are undefined on one side or both.
+        pairs_left_out, pairs: values of pairs of subtasks, over these seeds and epochs, that are undefined on one side
+            or both, and how many there are; 0 where pairs are not kept apart.
     """
 
     epochs: tuple[int, ...] = ()
     probed: tuple[int, ...] = ()
     seeds_left_out: int = 0
     pairs_left_out: int = 0
+    pairs: int = 0
 
     @property
     def complete(self) -> bool:
@@ -36,8 +40,8 @@ class Coverage:
     def __str__(self) -> str:
         """As ``3 of 4 epochs``; '' for what is measured once.
 
-        >>> print(Coverage((3, 4, 4), (4, 4, 4), pairs_left_out=2))
-        3 to 4 of 4 epochs, 2 pairs of subtasks left out
+        >>> print(Coverage((3, 4, 4), (4, 4, 4), pairs_left_out=2, pairs=66))
+        3 to 4 of 4 epochs, 2 of 66 values of pairs left out
         """
         parts = []
         if max(self.probed, default=1) > 1:
@@ -47,17 +51,13 @@ class Coverage:
                 total = len(self.probed) + self.seeds_left_out
                 parts.append(f"{self.seeds_left_out} of {total} seeds left out")
         if self.pairs_left_out:
-            parts.append(f"{_counted(self.pairs_left_out, 'pair')} of subtasks left out")
+            parts.append(f"{self.pairs_left_out} of {self.pairs} values of pairs left out")
         return ", ".join(parts)
 
 
 def _span(counts: Sequence[int]) -> str:
     """``4``, or ``3 to 4`` where they differ; ``no`` for none."""
     return " to ".join(map(str, dict.fromkeys((min(counts), max(counts))))) if counts else "no"
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 @dataclass(frozen=True)
@@ -131,11 +131,13 @@ def paired_difference(
         raise KdxError(f"{len(x)} values can't be paired with {len(y)}")
     both = ~(np.isnan(x) | np.isnan(y))
     x, y = x[both], y[both]
-    interval = t_interval(x - y, confidence)
+    # Equal values that were summed in another order differ by rounding, which decides nothing.
+    difference = np.where(np.abs(x - y) <= _ROUNDING * np.maximum(np.abs(x), np.abs(y)), 0, x - y)
+    interval = t_interval(difference, confidence)
     varied = len(x) > 2 and x.std() > 0 and y.std() > 0
     correlation = float(np.corrcoef(x, y)[0, 1]) if varied else float("nan")
     levels = float(x.mean()), float(y.mean())
-    differences = tuple((x - y).tolist())
+    differences = tuple(difference.tolist())
     return Paired(interval.n, interval.mean, interval.low, interval.high, differences, correlation, levels)
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.registry import unknown
-from kdx_analysis.runs.effects import by_seed, common, comparisons, coverage, effects
+from kdx_analysis.runs.effects import by_seed, comparisons, coverage, effects, side_by_side
 from kdx_analysis.runs.grids import EMPTY, Cell, Grid
 from kdx_analysis.runs.headlines import METRIC, METRICS, Metric, preferred
 from kdx_analysis.runs.keys import NOT_SET, check_key, in_order, known_keys, value_of
@@ -242,16 +242,24 @@ def _part(
     bold = _bold(table, METRIC[metric], against, confidence, family)
     frame = runs.to_frame().query("metric == @metric")
     looked = {column: preferred(set(frame[column])) for column in ("split", "attention")}
+    together = side_by_side(table)
     rows = []
     for value in values.columns:
         interval = over_seeds(values, value, confidence)
-        null = nulls[value].mean() if nulls[value].notna().any() else math.nan
+        null = _null(nulls[value], values[value])
         rows.append({
             by: value, **looked, "mean": interval.mean, "low": interval.low, "high": interval.high,
             "confidence": confidence, "n": interval.n, "null": null, "bold": value in bold,
-            "over": str(coverage(table, [value], common(table))),
+            "over": str(coverage(table, [value], together)),
         })  # fmt: skip
     return pd.DataFrame(rows, columns=[by, *_FIGURES])
+
+
+def _null(nulls: pd.Series, values: pd.Series) -> float:
+    """The mean null of the seeds and objectives that the mean is over; NaN where there is none."""
+    kept = by_seed(values.to_frame()).index
+    held = nulls[nulls.index.get_level_values("seed").isin(kept)] if nulls.index.nlevels > 1 else nulls.loc[kept]
+    return float(held.mean()) if held.notna().any() else math.nan
 
 
 def _bold(
@@ -292,7 +300,7 @@ def _shown(cells: pd.DataFrame) -> list[Cell]:
 def _holds(cells: pd.DataFrame, runs: RunSet, by: str, across: str, confidence: float) -> str:
     roles = "Runs" if "role" in (by, across) else f"{runs.runs[0].role.capitalize()}s"
     interval = f" with {100 * confidence:.4g} % Student-t interval" if (cells["n"] > 1).any() else ""
-    null = "; null: what it would be if nothing were there" if cells["null"].notna().any() else ""
+    null = "; null: what it would be if nothing were there, where it is defined" if cells["null"].notna().any() else ""
     sentences = [
         f"{roles} by {by}{_epochs(cells, runs)}: mean over n seeds{interval}{null}.",
         "" if across == "objective" else pooled(runs, by),
@@ -318,7 +326,10 @@ def _epochs(cells: pd.DataFrame, runs: RunSet) -> str:
 
 
 def _rule(cells: pd.DataFrame, against: Hashable | None, confidence: float) -> str:
-    each = f"t-interval, Bonferroni-corrected to hold at {100 * confidence:.4g} % for all comparisons shown at once"
+    each = (
+        "t-interval, Bonferroni-corrected so that something is bold by chance in at most "
+        f"{100 * (1 - confidence):.3g} % of such tables"
+    )
     if against is not None:
         return f"Bold: differs from {against}, that is the paired difference's {each}, excludes 0"
     metrics = [METRIC[name] for name in in_order(cells[METRIC_AXIS])]

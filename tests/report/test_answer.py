@@ -215,8 +215,8 @@ def test_kd_minus_hard_is_divided_over_the_rungs():
     }
     divided = said({"severity": table(steps, 0.01)}).details[-1]
     assert divided == (
-        "Of kd − hard: conflict severity, −0.650 in the mean over n = 3 seeds, is the sum of −0.300 [−0.322, −0.278] "
-        "class structure, −0.050 [−0.050, −0.050] unevenness, −0.200 [−0.200, −0.200] softness and −0.100 [−0.100, "
+        "Of kd − hard: conflict severity, −0.650 [−0.672, −0.628] in the mean over n = 3 seeds, is the sum of "
+        "−0.300 [−0.322, −0.278] class structure, −0.050 [−0.050, −0.050] unevenness, −0.200 [−0.200, −0.200] softness and −0.100 [−0.100, "
         "−0.100] temperature and loss scale."
     )
 
@@ -315,7 +315,7 @@ def test_an_effect_that_is_not_beyond_its_null_is_not_divided():
     values = {"severity": table(steps, 0.01)}
     nulls = {"severity": values["severity"] - 0.1}
     divided = answer(values, {rung: rung for rung in LADDER}, nulls).division
-    assert divided.startswith("kd − hard is beyond its null in no conflict figure")
+    assert divided.startswith("kd − hard is shown to be beyond its null in no conflict figure")
     assert "class structure" not in divided
     beyond = answer(values, {rung: rung for rung in LADDER}, {"severity": table(levels(0.5, rest=0.5))}).division
     assert "class structure" in beyond

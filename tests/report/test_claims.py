@@ -24,7 +24,7 @@ ALL = Contrast("kd", "hard", "kd T=1.0 − hard", "all of KD")
 
 def finding(verdict, mean=-0.25, half=0.05, contrast=MAIN, metric="severity", n=3, excess=None):
     effect = Paired(n, mean, mean - half, mean + half, (mean,) * n, 0.5, (1 + mean, 1))
-    decision = Decision(None if verdict == NOT_MEASURED else effect, excess, 0.99, verdict)
+    decision = Decision(None if verdict == NOT_MEASURED else effect, excess, excess is not None, 0.99, verdict)
     return Finding(metric, contrast, 0.03, decision, decision)
 
 
@@ -48,8 +48,8 @@ def claimed(*findings, drawn=("ladder", "differences", "entropy")):
         (
             finding(RAISES, 0.25, excess=Paired(3, 0.01, -0.3, 0.32, (0.01,) * 3, 0.5)),
             "kd T=1.0 raises conflict severity by 0.250 [0.200, 0.300] against kd_shuffled T=1.0 (99 % t-interval of "
-            "the paired difference, n = 3 seeds): more conflict, but not beyond its null: above that kd T=1.0 − "
-            "kd_shuffled T=1.0 is +0.01 [−0.30, +0.32].",
+            "the paired difference, n = 3 seeds): more conflict, but not shown to be beyond its null: above that "
+            "kd T=1.0 − kd_shuffled T=1.0 is +0.01 [−0.30, +0.32].",
         ),
         (
             finding(NO, 0.001, 0.01),

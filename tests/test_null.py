@@ -162,3 +162,12 @@ def test_what_was_copied_before_would_be_seen(line: str) -> None:
     tree = ast.parse(line)
     seen = [adds_one_to_a_count(node) or is_p_formula(node) for node in ast.walk(tree)]
     assert takes_a_null_range(tree) or any(seen)
+
+
+def test_one_outlier_or_a_tensor_of_any_kind_changes_no_p():
+    draws = np.concatenate([np.linspace(1, 2, 999) * 1e-3, [1e9]])
+    assert null.p_value(1.99e-3, draws, "greater") == pytest.approx((1 + 11) / 1001, abs=2e-3)
+    value = torch.tensor([0.1], requires_grad=True)
+    table = torch.tensor([[0.1], [0.2], [0.05]], dtype=torch.bfloat16)
+    assert null.p_value(value, table, "greater").shape == (1,)
+    assert null.beside(torch.arange(1.0, 40.0).requires_grad_())["null_low"] == 1

@@ -8,9 +8,9 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from kdx_analysis.data import Dataset
+from kdx_analysis.data import Dataset, Split
 from kdx_analysis.errors import KdxError
-from kdx_analysis.models.answers import check_logits
+from kdx_analysis.models.answers import check_logits, ends_in_probabilities
 from kdx_analysis.training.loop import predict
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -30,6 +30,11 @@ def check_teacher(teacher: nn.Module, data: Dataset, who: str = "the teacher") -
     labels = split.labels.cpu()
     outputs = predict(teacher, split, data)
     check_logits(outputs, data.num_classes, who)
+    if _ends_in_probabilities(teacher, split, data):
+        raise KdxError(
+            f"{who} gives probabilities, not logits: its last operation is a softmax or a sigmoid; take it off, or wrap "
+            "the model so that it returns log_softmax or log(p / (1 − p)) of them"
+        )
     choice = outputs.argmax(dim=1)
     accuracy = _accuracy(choice, labels)
     half = len(labels) // 2  # an order is found on one half and tried on the other, or chance would find one
@@ -58,6 +63,20 @@ def check_teacher(teacher: nn.Module, data: Dataset, who: str = "the teacher") -
             f"{reordered:.0%} when reading {', '.join(wrong[:3])}; reorder its outputs to {list(data.classes[:3])}, ..."
         )
     return accuracy
+
+
+def _ends_in_probabilities(teacher: nn.Module, split: Split, data: Dataset) -> bool:
+    """By the graph of two images: the outputs of a soft sigmoid may look like an untrained model's logits."""
+    like = next(iter(teacher.parameters()), split.images.take(torch.arange(1)))
+    images = data.normalise(split.images.take(torch.arange(min(2, len(split)))).to(like.device))
+    was_training = [(module, module.training) for module in teacher.modules()]
+    teacher.eval()
+    try:
+        with torch.enable_grad():
+            return ends_in_probabilities(teacher(images.requires_grad_()))
+    finally:
+        for module, training in was_training:
+            module.training = training
 
 
 def _accuracy(choice: Tensor, labels: Tensor) -> float:

@@ -216,8 +216,8 @@ def test_kd_minus_hard_is_divided_over_the_rungs():
     divided = said({"severity": table(steps, 0.01)}).details[-1]
     assert divided == (
         "Of kd − hard: conflict severity, −0.650 [−0.672, −0.628] in the mean over n = 3 seeds, is the sum of "
-        "−0.300 [−0.322, −0.278] class structure, −0.050 [−0.050, −0.050] unevenness, −0.200 [−0.200, −0.200] softness and −0.100 [−0.100, "
-        "−0.100] temperature and loss scale."
+        "−0.300 [−0.322, −0.278] class structure, −0.050 [−0.050, −0.050] unevenness, −0.200 [−0.200, "
+        "−0.200] softness and −0.100 [−0.100, −0.100] temperature and loss scale."
     )
 
 

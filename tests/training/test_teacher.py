@@ -20,6 +20,15 @@ class Nearest(nn.Module):
         return -(rows - 140 / 255).abs()
 
 
+class Times(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, outputs: torch.Tensor) -> torch.Tensor:
+        return self.factor * outputs
+
+
 class Guess(nn.Module):
     """An untrained teacher: answers that have nothing to do with the image's class."""
 
@@ -108,3 +117,10 @@ def test_training_by_hand_refuses_such_a_teacher_before_the_first_step():
             fit(model, dataset(), ObjectiveConfig(name=name), CONFIG, seed=0, teacher=Ending(nn.Sigmoid()))
     assert fingerprint(model) == before
     fit(model, dataset(), ObjectiveConfig(name="hard"), CONFIG, seed=0, teacher=Ending(nn.Sigmoid()))  # not asked
+
+
+@pytest.mark.parametrize("end", [nn.Sigmoid(), nn.Softmax(dim=1)])
+def test_a_soft_end_is_told_by_the_graph(end):
+    """Outputs that hardly differ, as an untrained model's logits do."""
+    with pytest.raises(KdxError, match="probabilities, not logits"):
+        check_teacher(nn.Sequential(RowTeacher(), Times(0.01), end), dataset())

@@ -19,8 +19,8 @@ LEAST_DRAWS = 39
 NO_RANGE = f"no range below {LEAST_DRAWS} draws"
 COLUMNS = ("null_mean", "null_low", "null_high", "null_undefined")
 
-# A draw that equals the value may differ from it by rounding, as both are sums in another order. Of n float64 terms that
-# is n·2⁻⁵³ of their size at most, 5e-13 for the 4,950 pairs of 100 classes, and far below what two values differ by.
+# A draw that equals the value may differ from it by rounding, as both are sums in another order. Of n float64 terms
+# that is n·2⁻⁵³ of their size at most, 5e-13 for the 4,950 pairs of 100 classes, far below what two values differ by.
 TOLERANCE = 1e-12
 
 _ENDS = (0.025, 0.975)

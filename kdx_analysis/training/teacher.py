@@ -32,8 +32,8 @@ def check_teacher(teacher: nn.Module, data: Dataset, who: str = "the teacher") -
     check_logits(outputs, data.num_classes, who)
     if _ends_in_probabilities(teacher, split, data):
         raise KdxError(
-            f"{who} gives probabilities, not logits: its last operation is a softmax or a sigmoid; take it off, or wrap "
-            "the model so that it returns log_softmax or log(p / (1 − p)) of them"
+            f"{who} gives probabilities, not logits: its last operation is a softmax or a sigmoid; take it off, or "
+            "wrap the model so that it returns log_softmax or log(p / (1 − p)) of them"
         )
     choice = outputs.argmax(dim=1)
     accuracy = _accuracy(choice, labels)

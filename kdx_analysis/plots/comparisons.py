@@ -244,6 +244,7 @@ def _draw_differences(data: pd.DataFrame, width: Width = "page") -> Drawn:
     figure = drawing(width, 0.8 + -(-len(metrics) // columns) * (0.65 + 0.17 * len(others)))
     axes = panels(figure, len(metrics), columns, sharey=True)
     labels = [f"{kd} − {b}" + " †" * bool(includes[b]) for b in others]
+    figure.set_layout_engine("constrained", rect=(0.02, 0, 0.98, 1))  # else long labels of shared axes are cut
     for ax, metric in zip(axes, metrics, strict=True):
         ax.axvline(0, color=GREY, linewidth=0.7, zorder=0)
         chosen = data[data["metric"] == metric.name]

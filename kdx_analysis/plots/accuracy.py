@@ -99,7 +99,7 @@ accuracy_conflict = Figure(
     "Test accuracy of every explainer against its conflict (plain hard loss, train probe set, mean over the probed "
     "epochs at which all objectives of the seed are defined), every run a point. ρ is Spearman's rank correlation over "
     "all runs, with the range that holds it with 95 % if accuracies are dealt anew to the runs; none below four runs. "
-    "Runs of one objective are alike in more than their conflict, so a correlation over several objectives is no effect "
+    "Runs of one objective are alike in more than their conflict, so a correlation over several of them is no effect "
     "of conflict on accuracy.",
     _accuracy_data,
     _draw_accuracy,

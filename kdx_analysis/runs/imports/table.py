@@ -30,6 +30,9 @@ def read_csv(path: Path, text: Collection[str] = ()) -> pd.DataFrame:
         raise KdxError(f"cannot read {str(path)!r} as a CSV: {' '.join(str(error).split())}") from None
     if table.empty:
         raise KdxError(f"{str(path)!r} has no rows")
+    header = pd.read_csv(path, skipinitialspace=True, header=None, nrows=1, dtype=str).iloc[0].dropna()
+    if len(twice := header[header.duplicated()]):  # pandas would give the second another name
+        raise KdxError(f"{str(path)!r} has two columns {twice.iloc[0]!r}: rename one of them, or remove it")
     if len(table.columns) == 1 and (parted := [mark for mark in (";", "\t") if mark in str(table.columns[0])]):
         raise KdxError(f"the columns of {str(path)!r} are parted by {parted[0]!r}: part them by commas")
     return table

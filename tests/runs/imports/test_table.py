@@ -245,3 +245,9 @@ def test_sources_that_are_not_there_or_of_another_kind(tmp_path):
         import_runs(tmp_path, "csv", tmp_path / "out")
     with pytest.raises(KdxError, match="unknown kind of source 'cvs'; did you mean 'csv'"):
         import_runs(tmp_path, "cvs", tmp_path / "out")
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    (tmp_path / "t.csv").write_text("method,seed,test_acc,test_acc\nkd,0,0.7,0.8\n")
+    with pytest.raises(KdxError, match="two columns 'test_acc'"):
+        import_runs(tmp_path / "t.csv", "csv", tmp_path / "out", columns={"objective": "method"})

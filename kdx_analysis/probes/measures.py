@@ -52,7 +52,7 @@ def conflict_tables(grams: Grams, classes: Sequence[str]) -> tuple[pd.DataFrame,
         cosines = cosines.where(~cosines[:1].isnan(), torch.nan)
         alike = alike.where(~alike[:1].isnan(), torch.nan)
         table = pd.DataFrame({
-            "level": level, **pair_columns(classes), "cosine": pairs[0].numpy(), **null.beside(pairs[1:]),
+            "level": level, **pair_columns(classes), "cosine": pairs[0].numpy(), **quantile_columns(pairs[1:]),
             "magnitude_similarity": alike[0].numpy(),
         })  # fmt: skip
         tables.append(with_undefined(table, ["cosine", "magnitude_similarity"]))
@@ -132,7 +132,7 @@ def output_table(margins: Tensor, classes: Sequence[str], draws: int, seed: int)
         ]
     )
     both = conflict.upper(outputs.claimed_by_both(claims))
-    columns = {"value": both[0].numpy(), **null.beside(both[1:])}
+    columns = {"value": both[0].numpy(), **quantile_columns(both[1:])}
     pairs = pd.DataFrame({"metric": "claimed_by_both", **pair_columns(classes), **columns})
     return pd.concat([whole, pairs], ignore_index=True).assign(null_draws=draws, n=len(margins))
 
@@ -184,7 +184,7 @@ def affinity_table(affinities: Tensor, classes: Sequence[str]) -> pd.DataFrame:
     ]).assign(a="", b="", a_index=-1, b_index=-1, undefined=int(undefined[0].sum()))  # fmt: skip
     pairs = pd.DataFrame({
         "metric": "affinity", "a": names[a], "b": names[b], "a_index": a, "b_index": b, "value": chosen[0].numpy(),
-        "undefined": undefined[0].int().numpy(), **null.beside(chosen[1:]),
+        "undefined": undefined[0].int().numpy(), **quantile_columns(chosen[1:]),
     })  # fmt: skip
     return pd.concat([pairs, whole], ignore_index=True).assign(null_draws=len(chosen) - 1)
 
@@ -213,6 +213,16 @@ def mean_over_epochs(affinity: pd.DataFrame) -> pd.DataFrame:
 def beside_null(metric: str, values: Tensor) -> dict[str, Any]:
     """A metric's own value, first among ``values``, and the null that the others are."""
     return {"metric": metric, **_value_and_null(values)}
+
+
+def quantile_columns(draws: Tensor) -> dict[str, np.ndarray]:
+    """What stands beside P values: null_mean, null_low, null_high and null_undefined of draws×P, each of length P.
+
+    >>> columns = quantile_columns(torch.arange(1.0, 50)[:, None])
+    >>> columns["null_low"].item(), columns["null_high"].item()
+    (1.25, 48.75)
+    """
+    return null.beside(draws)
 
 
 def _value_and_null(values: Tensor) -> dict[str, float]:

@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, StagedNet, Trace
+from kdx_analysis.models.splitting.layers import is_layer
 from kdx_analysis.models.splitting.stages import MAX_STAGES, Stages, find_stages
 from kdx_analysis.probes.layer_rules import Rule, rule_of
 from kdx_analysis.probes.sharing import mixed, shared_modules
@@ -96,8 +97,8 @@ class Parts:
         num_classes: int | None = None,
     ) -> Parts:
         model, prefix = unwrapped(usable(model))
-        halves = sorted({str(p.dtype) for p in model.parameters() if p.dtype not in (torch.float32, torch.float64)})
-        if halves:
+        dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
+        if halves := sorted(str(dtype) for dtype in dtypes - {torch.float32, torch.float64}):
             raise KdxError(f"gradients in {', '.join(halves)} are too coarse for their angles; probe model.float()")
         if isinstance(model, HME):
             parts = {"trunk": model.trunk, **{f"levels.{i}": level for i, level in enumerate(model.levels)}}
@@ -107,7 +108,7 @@ class Parts:
                 for name, module in whole.named_modules()
                 if own_parameters(module)
             ]
-            _refuse_shared(layers)
+            _check_layers(layers)
             ungated = margins is None and not model.input_gated
             return cls(model, prefix, margins, model.experts, tuple(layers), ungated, num_classes)
         groups = _groups(model, None, images.shape[1:], images, num_classes) if groups is None else groups
@@ -116,7 +117,7 @@ class Parts:
             for level, paths in enumerate(groups)
             for path, module in _own_modules(model, paths)
         ]
-        _refuse_shared(layers)
+        _check_layers(layers)
         return cls(model, prefix, margins, (1,) * len(groups), tuple(layers), False, num_classes)
 
     def outputs(self, images: Tensor) -> tuple[Tensor, Trace | None]:
@@ -150,12 +151,18 @@ def _own_modules(model: nn.Module, paths: Sequence[str]) -> Iterator[tuple[str, 
         yield from ((name, known[name]) for name in with_own if name == path or name not in paths)
 
 
-def _refuse_shared(layers: Sequence[Layer]) -> None:
+def _check_layers(layers: Sequence[Layer]) -> None:
+    """KdxError unless every parameter is real and belongs to one layer."""
     owners: dict[int, str] = {}
     if not layers:
         raise KdxError("groups= names no level; give each level's modules, as groups=[['conv1'], ['conv2']]")
     for layer in layers:
         for name, parameter in layer.parameters.items():
+            if parameter.is_complex():
+                raise KdxError(
+                    f"{name!r} is in {parameter.dtype}, and only gradients of real numbers are probed; name modules "
+                    "without it as groups="
+                )
             if id(parameter) not in owners:
                 owners[id(parameter)] = name
             elif owners[id(parameter)] == name:
@@ -199,23 +206,34 @@ def _groups(
 
     ``num_classes`` tells its outputs from other tensors that it gives.
     """
-    if stages is None and isinstance(model, StagedNet):
-        stages = [f"stages.{i}" for i in range(len(model.stages))][-MAX_STAGES:]
+    own = [f"stages.{i}" for i in range(len(model.stages))][-MAX_STAGES:] if isinstance(model, StagedNet) else None
     try:
         with undisturbed(model):  # a layer traced in train mode may update its buffers
-            found = find_stages(model, stages, shape)
+            found = find_stages(model, stages or own, shape)
     except KdxError:
         if stages is not None:
             raise
         groups = [shared_modules(in_full(model), shape, images, num_classes)]
     else:
         groups = _by_stage(model, found)
+        if stages is None and _hidden(found):
+            named = [path for paths in groups for path in paths]
+            shared = shared_modules(in_full(model), shape, images, num_classes)
+            groups = groups if set(shared) <= set(named) else [shared]
     if not all(groups) or not groups:
         raise KdxError(
             f"{type(model).__name__} has no parameters before its classifier, so subtasks share nothing; if they do, "
             "name the modules as groups="
         )
     return tuple(groups)
+
+
+def _hidden(found: Stages) -> bool:
+    """Whether behind the last stage lies a module that could not be looked into, as of TorchScript: a stage or not."""
+    inside = {id(p) for part in (found.trunk, *found.body) for p in part.parameters()}
+    called = [found.whole.get_submodule(str(n.target)) for n in found.whole.graph.nodes if n.op == "call_module"]
+    opaque = [module for module in called if not is_layer(module)]
+    return any(id(p) not in inside for module in opaque for p in module.parameters())
 
 
 def _by_stage(model: nn.Module, found: Stages) -> list[tuple[str, ...]]:

@@ -252,6 +252,8 @@ def _guesses(model: nn.Module, shape: Sequence[int] | None, generator: torch.Gen
     """Random images of ``shape``, or of common ones."""
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     channels = (3, 1) if first is None else (first.in_channels,)
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        channels = tuple(dict.fromkeys((3, 1, *channels)))  # the first convolution may be one of them
     shapes = [(c, side, side) for side in _SIDES for c in channels] if shape is None else [tuple(shape)]
     for size in shapes:
         yield fitted(torch.randn(_IMAGES, *size, generator=generator), model)

@@ -114,11 +114,16 @@ def answer(given: Any, B: int, num_classes: int | None = None) -> Tensor:
             "one column a class. Wrap the model in a module whose forward gives them alone"
         )
     if fitting[0].dtype in (torch.float16, torch.bfloat16):
-        raise KdxError(
-            f"the model computes in {fitting[0].dtype}, although its parameters do not: too coarse for the angles of "
-            "gradients; take torch.autocast out of its forward"
-        )
+        raise KdxError(computes_in(fitting[0].dtype))
     return fitting[0]
+
+
+def computes_in(dtype: object) -> str:
+    """Why a model is refused that computes in half precision."""
+    return (
+        f"the model computes in {dtype}, although its parameters do not: too coarse for the angles of gradients; take "
+        "torch.autocast out of its forward"
+    )
 
 
 def described(given: Any) -> str:

@@ -91,7 +91,9 @@ def subtask_affinity(
                 for k in range(r.shape[1]):
                     g = {name: gradient[draw, k] for name, gradient in gradients.items()}
                     norm = torch.stack([part.double().norm() for part in g.values()]).norm()
-                    after.append(losses({name: values[name] - (eta * part / norm).to(values[name]) for name, part in g.items()}))
+                    after.append(
+                        losses({name: values[name] - (eta * part / norm).to(values[name]) for name, part in g.items()})
+                    )
     return affinity(before, torch.stack(after).unflatten(0, (len(sets), -1)))
 
 

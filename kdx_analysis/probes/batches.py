@@ -39,9 +39,7 @@ class ConflictProbe:
         device: where the batches are kept.
     """
 
-    def __init__(
-        self, model: nn.Module, *, num_classes: int | None = None, device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, model: nn.Module, *, num_classes: int | None = None, device: torch.device | str = "cpu") -> None:
         self.model, self.num_classes, self.device = model, num_classes, device
         self.fingerprint = fingerprint(model)
         self.images: list[Tensor] = []

@@ -216,7 +216,7 @@ def _groups(
         groups = [shared_modules(in_full(model), shape, images, num_classes)]
     else:
         groups = _by_stage(model, found)
-        if stages is None and _hidden(found):
+        if stages is None and _hidden(model, found):
             named = [path for paths in groups for path in paths]
             shared = shared_modules(in_full(model), shape, images, num_classes)
             groups = groups if set(shared) <= set(named) else [shared]
@@ -228,11 +228,12 @@ def _groups(
     return tuple(groups)
 
 
-def _hidden(found: Stages) -> bool:
-    """Whether behind the last stage lies a module that could not be looked into, as of TorchScript: a stage or not."""
+def _hidden(model: nn.Module, found: Stages) -> bool:
+    """Whether a module that tracing can't look into, as one of TorchScript, is in no stage, and may belong to one."""
     inside = {id(p) for part in (found.trunk, *found.body) for p in part.parameters()}
     called = [found.whole.get_submodule(str(n.target)) for n in found.whole.graph.nodes if n.op == "call_module"]
     opaque = [module for module in called if not is_layer(module)]
+    opaque += [module for module in model.modules() if isinstance(module, torch.jit.ScriptModule)]
     return any(id(p) not in inside for module in opaque for p in module.parameters())
 
 

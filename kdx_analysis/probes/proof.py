@@ -5,6 +5,7 @@ And what gradients of single samples add up to, held against plain autograd.
 
 from __future__ import annotations
 
+import pickle
 import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -39,8 +40,9 @@ def check_fixed_function(model: nn.Module, images: Tensor, num_classes: int | No
         if coarse := sorted(map(str, computed.dtypes & {torch.float16, torch.bfloat16})):
             raise KdxError(computes_in(coarse[0]))
         if _random_states(images) != before:
+            where = _named(model, *_first_to_draw(model, run, images))
             raise KdxError(
-                f"{_named(model, *_first_to_draw(model, run, images))} is random in eval mode: it draws from the random "
+                f"{where} is random in eval mode: it draws from the random "
                 "state of torch, NumPy or Python, so that a second pass over the same images may give other outputs. A "
                 "gradient then belongs to no fixed function; let it draw nothing in eval mode, as nn.Dropout and "
                 "F.dropout(x, training=self.training) do"
@@ -143,8 +145,7 @@ def _random_states(images: Tensor) -> tuple[Any, ...]:
     states = [torch.get_rng_state()]
     if images.device.type == "cuda":
         states.append(torch.cuda.get_rng_state(images.device))
-    _, keys, *place = np.random.get_state()
-    return [state.tolist() for state in states], keys.tolist(), place, random.getstate()
+    return [state.tolist() for state in states], pickle.dumps(np.random.get_state()), random.getstate()
 
 
 def _first_to_draw(model: nn.Module, run: Asked, images: Tensor) -> tuple[str, nn.Module]:

@@ -62,12 +62,14 @@ def shared_modules(
         seen = _looked_at(model, shape, images, num_classes)
     shared = []
     for path, module in model.named_modules():
-        own = [names[id(p)] for p in module.parameters(recurse=False)]
+        own = [names[id(p)] for p in module.parameters(recurse=False) if _has_gradient(p)]
         together = [name for name in own if seen[name].shared]
         single = [name for name in own if seen[name].moved and not seen[name].shared]
         idle = [name for name in own if seen[name].read and not seen[name].moved]
         if together and single:
             raise mixed(path, together[0], single[0])
+        if isinstance(module, torch.jit.ScriptModule):  # one inside another may not take the drawn parameters
+            idle += [name for name in own if not seen[name].read]
         if idle and not together:
             raise KdxError(
                 f"whether outputs share module {path!r} can't be found out, as none of them moves with {idle[0]!r} on "
@@ -134,6 +136,7 @@ def _seen(
     _let_through(outputs)
     seen = {name: _Seen() for name in moved}
     finite = True
+    moved = {name: parameter for name, parameter in moved.items() if parameter.requires_grad}
     for half in halves:
         both = []
         for chosen in (half, ~half):

@@ -15,7 +15,7 @@ from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME
 from kdx_analysis.probes import measures
 from kdx_analysis.probes.gradients import Cost, probing_cost, residuals, subtask_gradients, with_null
-from kdx_analysis.probes.subject import in_full, undisturbed, unwrapped, usable
+from kdx_analysis.probes.subject import fitted, in_full, undisturbed, unwrapped, usable
 from kdx_analysis.probes.subtasks import Asked, OneVsRest, not_finite
 
 ETA = 0.01
@@ -40,6 +40,7 @@ def subtask_affinity(
     null_draws: int = 0,
     seed: int = 0,
     max_memory: int = 2**30,
+    num_classes: int | None = None,
 ) -> Tensor:
     """Z_{a→b} of all pairs of subtasks, (1 + R)×K×K: row a steps θ − η g_a/‖g_a‖ on the shared parameters, column b.
 
@@ -56,6 +57,7 @@ def subtask_affinity(
         eta: length of a step, above 0.
         null_draws: R; the null steps along the gradients of residuals dealt to other samples.
         seed: of the null.
+        num_classes: K, where the model gives several tensors, of which it tells the outputs.
 
     Raises KdxError for a step length that isn't above 0 and for losses or gradients that are not finite.
     """
@@ -64,8 +66,8 @@ def subtask_affinity(
     model = in_full(unwrapped(usable(model))[0])
     if margins is None and isinstance(model, HME):
         model = model.giving_margins()
-    images = images.to(next(model.parameters()), copy=images.is_inference())
-    asked = Asked(model)
+    images = fitted(images.clone() if images.is_inference() else images, model)
+    asked = Asked(model, num_classes)
 
     def losses(parameters: dict[str, Tensor]) -> Tensor:
         named = {f"model.{name}": parameter for name, parameter in parameters.items()}
@@ -89,7 +91,9 @@ def subtask_affinity(
                 for k in range(r.shape[1]):
                     g = {name: gradient[draw, k] for name, gradient in gradients.items()}
                     norm = torch.stack([part.double().norm() for part in g.values()]).norm()
-                    after.append(losses({name: values[name] - eta * part / norm for name, part in g.items()}))
+                    after.append(
+                        losses({name: values[name] - (eta * part / norm).to(values[name]) for name, part in g.items()})
+                    )
     return affinity(before, torch.stack(after).unflatten(0, (len(sets), -1)))
 
 
@@ -126,7 +130,7 @@ def affinity_of(
     asked = OneVsRest.of(model, images, labels, classes, margins)
     z = subtask_affinity(
         asked.model, asked.images, asked.loss, margins=asked.margins, groups=groups, eta=eta, null_draws=null_draws,
-        seed=seed, max_memory=max_memory,
+        seed=seed, max_memory=max_memory, num_classes=len(asked.classes),
     )  # fmt: skip
     return measures.affinity_table(z, asked.classes).assign(eta=eta, n=len(images))
 

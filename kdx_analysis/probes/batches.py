@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.probes.records import ConflictRecord, conflict_of
-from kdx_analysis.probes.subject import in_full, unwrapped, usable
-from kdx_analysis.probes.subtasks import asked, finite, labelled, pictures
+from kdx_analysis.probes.subject import fitted, in_full, unwrapped, usable
+from kdx_analysis.probes.subtasks import asked, finite, integers, labelled, pictures
 from kdx_analysis.training.checkpoints import fingerprint
 
 
@@ -34,11 +34,13 @@ class ConflictProbe:
 
     Args:
         model: images → B×K, the same weights from the first update to ``compute``.
+        num_classes: K, which tells logits from other tensors that the model gives beside them; by default what the
+            labels seen so far say.
         device: where the batches are kept.
     """
 
-    def __init__(self, model: nn.Module, *, device: torch.device | str = "cpu") -> None:
-        self.model, self.device = model, device
+    def __init__(self, model: nn.Module, *, num_classes: int | None = None, device: torch.device | str = "cpu") -> None:
+        self.model, self.num_classes, self.device = model, num_classes, device
         self.fingerprint = fingerprint(model)
         self.images: list[Tensor] = []
         self.labels: list[Tensor] = []
@@ -51,7 +53,7 @@ class ConflictProbe:
         is added.
         """
         images, model = pictures(images), in_full(unwrapped(usable(self.model))[0])
-        outputs = finite(asked(model, images.to(next(model.parameters(), images))))
+        outputs = finite(asked(model, fitted(images, model), self.num_classes or _classes(*self.labels, labels)))
         labels = labelled(images, labels, outputs.shape[1])
         self.images.append(images.detach().to(self.device, copy=True))  # a loader may use its buffers again
         self.labels.append(labels.to(self.device, copy=True))
@@ -60,7 +62,7 @@ class ConflictProbe:
         """This probe's images and those of ``others``, of the same weights; KdxError if they are of other ones."""
         if len({probe.fingerprint for probe in (self, *others)}) > 1:
             raise KdxError("images seen by models of other weights can't be merged; merge the records that each gives")
-        merged = ConflictProbe(self.model, device=self.device)
+        merged = ConflictProbe(self.model, num_classes=self.num_classes, device=self.device)
         for probe in (self, *others):
             merged.images += [images.to(self.device) for images in probe.images]
             merged.labels += [labels.to(self.device) for labels in probe.labels]
@@ -76,3 +78,9 @@ class ConflictProbe:
         if fingerprint(self.model) != self.fingerprint:
             raise KdxError("the model was changed after the probe was made; make a new probe and update it")
         return conflict_of(self.model, torch.cat(self.images), torch.cat(self.labels), classes=classes, **options)
+
+
+def _classes(*labels: Any) -> int | None:
+    """One more than the largest label; None if there is none."""
+    largest = [int(tensor.max()) for tensor in map(integers, labels) if tensor.numel() and not tensor.is_complex()]
+    return max(largest, default=-1) + 1 or None

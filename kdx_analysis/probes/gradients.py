@@ -299,7 +299,7 @@ def _by_samples(
                 if by_sample is None:
                     sums.pop(layer.name, None)
                 elif layer.name in sums:
-                    sums[layer.name][:, k] += residuals[:, rows, k] @ by_sample
+                    sums[layer.name][:, k] += residuals[:, rows, k] @ by_sample.to(residuals)
     proofs = {
         layer.name: list(layer.apart(sums[layer.name][-1:].sum(dim=1, keepdim=True)).values())
         for layer in layers

@@ -11,12 +11,19 @@ from torch.nn.utils import parametrize
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, StagedNet, Trace
-from kdx_analysis.models.splitting.stages import MAX_STAGES, find_stages
+from kdx_analysis.models.splitting.layers import is_layer
+from kdx_analysis.models.splitting.stages import MAX_STAGES, Stages, find_stages
 from kdx_analysis.probes.layer_rules import Rule, rule_of
-from kdx_analysis.probes.sharing import shared_modules
-from kdx_analysis.probes.subject import WRAPPERS, undisturbed, unwrapped, usable
+from kdx_analysis.probes.sharing import mixed, shared_modules
+from kdx_analysis.probes.subject import WRAPPERS, in_full, undisturbed, unwrapped, usable
 from kdx_analysis.probes.subtasks import answer
 from kdx_analysis.registry import unknown
+
+
+def own_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """A module's own parameters that can have gradients, with their names in it."""
+    own = module.named_parameters(recurse=False)
+    return [(name, p) for name, p in own if p.is_floating_point() or p.is_complex()]
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,8 @@ class Layer:
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        return {f"{self.name}.{name}".lstrip("."): p for name, p in self.module.named_parameters(recurse=False)}
+        """By name; those of whole numbers, as counters are, have no gradient and are left out."""
+        return {f"{self.name}.{name}".lstrip("."): p for name, p in own_parameters(self.module)}
 
     @property
     def size(self) -> int:
@@ -47,7 +55,7 @@ class Layer:
         rows = self.experts if self.rule is None else len(next(iter(parameters.values())))
         pieces = gradients.unflatten(2, (rows, -1)).split([p.numel() // rows for p in parameters.values()], dim=3)
         named = zip(parameters.items(), pieces, strict=True)
-        return {name: piece.flatten(2).unflatten(2, p.shape) for (name, p), piece in named}
+        return {name: piece.reshape(*piece.shape[:2], *p.shape) for (name, p), piece in named}
 
     def joined(self, gradients: Sequence[Tensor]) -> Tensor:
         """Of each parameter its gradients, *×(its shape), in the order that a layer without a rule has, *×size."""
@@ -89,8 +97,8 @@ class Parts:
         num_classes: int | None = None,
     ) -> Parts:
         model, prefix = unwrapped(usable(model))
-        halves = sorted({str(p.dtype) for p in model.parameters() if p.dtype not in (torch.float32, torch.float64)})
-        if halves:
+        dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
+        if halves := sorted(str(dtype) for dtype in dtypes - {torch.float32, torch.float64}):
             raise KdxError(f"gradients in {', '.join(halves)} are too coarse for their angles; probe model.float()")
         if isinstance(model, HME):
             parts = {"trunk": model.trunk, **{f"levels.{i}": level for i, level in enumerate(model.levels)}}
@@ -98,9 +106,9 @@ class Parts:
                 Layer(f"{part}.{name}".rstrip("."), module, level, rule_of(module), model.experts[level])
                 for level, (part, whole) in enumerate(parts.items())
                 for name, module in whole.named_modules()
-                if any(True for _ in module.parameters(recurse=False))
+                if own_parameters(module)
             ]
-            _refuse_shared(layers)
+            _check_layers(layers)
             ungated = margins is None and not model.input_gated
             return cls(model, prefix, margins, model.experts, tuple(layers), ungated, num_classes)
         groups = _groups(model, None, images.shape[1:], images, num_classes) if groups is None else groups
@@ -109,7 +117,7 @@ class Parts:
             for level, paths in enumerate(groups)
             for path, module in _own_modules(model, paths)
         ]
-        _refuse_shared(layers)
+        _check_layers(layers)
         return cls(model, prefix, margins, (1,) * len(groups), tuple(layers), False, num_classes)
 
     def outputs(self, images: Tensor) -> tuple[Tensor, Trace | None]:
@@ -137,18 +145,24 @@ def _own_modules(model: nn.Module, paths: Sequence[str]) -> Iterator[tuple[str, 
         module = known[path]
         lists = module.parametrizations.values() if parametrize.is_parametrized(module) else ()
         inside = [name for name, part in known.items() if any(part is own for own in lists)]
-        with_own = [p for p in (path, *inside) if any(True for _ in known[p].parameters(recurse=False))]
+        with_own = [p for p in (path, *inside) if own_parameters(known[p])]
         if not with_own:
             raise KdxError(f"{path!r} holds no parameters of its own; name the modules inside it that do")
         yield from ((name, known[name]) for name in with_own if name == path or name not in paths)
 
 
-def _refuse_shared(layers: Sequence[Layer]) -> None:
+def _check_layers(layers: Sequence[Layer]) -> None:
+    """KdxError unless every parameter is real and belongs to one layer."""
     owners: dict[int, str] = {}
     if not layers:
         raise KdxError("groups= names no level; give each level's modules, as groups=[['conv1'], ['conv2']]")
     for layer in layers:
         for name, parameter in layer.parameters.items():
+            if parameter.is_complex():
+                raise KdxError(
+                    f"{name!r} is in {parameter.dtype}, and only gradients of real numbers are probed; name modules "
+                    "without it as groups="
+                )
             if id(parameter) not in owners:
                 owners[id(parameter)] = name
             elif owners[id(parameter)] == name:
@@ -192,25 +206,51 @@ def _groups(
 
     ``num_classes`` tells its outputs from other tensors that it gives.
     """
-    if stages is None and isinstance(model, StagedNet):
-        stages = [f"stages.{i}" for i in range(len(model.stages))][-MAX_STAGES:]
-    modules = {path: module for path, module in model.named_modules() if any(True for _ in module.parameters(False))}
+    own = [f"stages.{i}" for i in range(len(model.stages))][-MAX_STAGES:] if isinstance(model, StagedNet) else None
     try:
         with undisturbed(model):  # a layer traced in train mode may update its buffers
-            found = find_stages(model, stages, shape)
+            found = find_stages(model, stages or own, shape)
     except KdxError:
         if stages is not None:
             raise
-        groups: tuple[tuple[str, ...], ...] = (shared_modules(model, shape, images, num_classes),)
+        groups = [shared_modules(in_full(model), shape, images, num_classes)]
     else:
-        owned = [{id(p) for p in part.parameters()} for part in (found.trunk, *found.body)]
-        groups = tuple(
-            tuple(path for path, module in modules.items() if any(id(p) in ids for p in module.parameters(False)))
-            for ids in owned
-        )
-    if not all(groups):
+        groups = _by_stage(model, found)
+        if stages is None and _hidden(model, found):
+            named = [path for paths in groups for path in paths]
+            shared = shared_modules(in_full(model), shape, images, num_classes)
+            groups = groups if set(shared) <= set(named) else [shared]
+    if not all(groups) or not groups:
         raise KdxError(
             f"{type(model).__name__} has no parameters before its classifier, so subtasks share nothing; if they do, "
             "name the modules as groups="
         )
-    return groups
+    return tuple(groups)
+
+
+def _hidden(model: nn.Module, found: Stages) -> bool:
+    """Whether a module that tracing can't look into, as one of TorchScript, is in no stage, and may belong to one."""
+    inside = {id(p) for part in (found.trunk, *found.body) for p in part.parameters()}
+    called = [found.whole.get_submodule(str(n.target)) for n in found.whole.graph.nodes if n.op == "call_module"]
+    opaque = [module for module in called if not is_layer(module)]
+    opaque += [module for module in model.modules() if isinstance(module, torch.jit.ScriptModule)]
+    return any(id(p) not in inside for module in opaque for p in module.parameters())
+
+
+def _by_stage(model: nn.Module, found: Stages) -> list[tuple[str, ...]]:
+    """The modules of trunk and stages, each where it is used first; a stage of modules used before is no level."""
+    stage_of: dict[int, int] = {}
+    for stage, part in enumerate((found.trunk, *found.body)):
+        for parameter in part.parameters():
+            stage_of.setdefault(id(parameter), stage)
+    read = {id(p) for p in found.whole.parameters()}
+    stages: list[list[str]] = [[] for _ in (found.trunk, *found.body)]
+    for path, module in model.named_modules():
+        own = dict(module.named_parameters(recurse=False))
+        inside = [name for name, p in own.items() if id(p) in stage_of]
+        if not inside:
+            continue
+        if behind := [name for name, p in own.items() if id(p) in read and id(p) not in stage_of]:
+            raise mixed(path, inside[0], behind[0])
+        stages[min(stage_of[id(own[name])] for name in inside)].append(path)
+    return [tuple(paths) for paths in stages if paths]

@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.probes.parts import Layer, Parts
+from kdx_analysis.probes.sharing import nodes
 
 
 class Pass:
@@ -142,17 +143,7 @@ class Pass:
 def _reads(outputs: Tensor, layers: Sequence[Layer]) -> bool:
     """Whether the graph of ``outputs`` holds a parameter of the ``layers``."""
     wanted = {id(parameter) for layer in layers for parameter in layer.parameters.values()}
-    seen: set[Any] = set()
-    waiting = [outputs.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        if id(getattr(node, "variable", None)) in wanted:
-            return True
-        seen.add(node)
-        waiting += [before for before, _ in node.next_functions]
-    return False
+    return any(id(getattr(node, "variable", None)) in wanted for node in nodes(outputs))
 
 
 class _Forward(nn.Module):

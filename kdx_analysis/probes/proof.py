@@ -5,19 +5,24 @@ And what gradients of single samples add up to, held against plain autograd.
 
 from __future__ import annotations
 
+import pickle
+import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME
 from kdx_analysis.probes.parts import Layer
 from kdx_analysis.probes.subject import undisturbed
-from kdx_analysis.probes.subtasks import Asked
+from kdx_analysis.probes.subtasks import Asked, computes_in
 
 
 def check_fixed_function(model: nn.Module, images: Tensor, num_classes: int | None = None) -> Tensor:
@@ -29,7 +34,19 @@ def check_fixed_function(model: nn.Module, images: Tensor, num_classes: int | No
     """
     run = Asked(model, num_classes)
     with undisturbed(model), torch.no_grad():
-        whole = run(images)
+        before = _random_states(images)
+        with _Dtypes() as computed:
+            whole = run(images)
+        if coarse := sorted(map(str, computed.dtypes & {torch.float16, torch.bfloat16})):
+            raise KdxError(computes_in(coarse[0]))
+        if _random_states(images) != before:
+            where = _named(model, *_first_to_draw(model, run, images))
+            raise KdxError(
+                f"{where} is random in eval mode: it draws from the random "
+                "state of torch, NumPy or Python, so that a second pass over the same images may give other outputs. A "
+                "gradient then belongs to no fixed function; let it draw nothing in eval mode, as nn.Dropout and "
+                "F.dropout(x, training=self.training) do"
+            )
         _check_trace(model, images)
         apart = torch.empty_like(whole)
         halves = _halves(len(images))
@@ -38,11 +55,13 @@ def check_fixed_function(model: nn.Module, images: Tensor, num_classes: int | No
         if _same(whole, apart):
             return whole
         if not _same(whole, run(images)):
+            state = _changed(model, run, images)
             path, module, difference = _first_apart(model, run, images, images)
+            why = f"it changes {state!r}" if state else "it changes a state, or draws from a generator, of its own"
             raise KdxError(
-                f"{_named(model, path, module)} is random in eval mode: a second pass over the same images gives other "
-                f"outputs, by {difference:.2g} of their size. A gradient then belongs to no fixed function; let it "
-                "draw nothing in eval mode, as nn.Dropout and F.dropout(x, training=self.training) do"
+                f"{_named(model, path, module)} is no fixed function in eval mode: a second pass over the same images "
+                f"gives other outputs, by {difference:.2g} of their size, as {why}. A gradient then belongs to none; "
+                "let its forward change and draw nothing in eval mode"
             )
         half = halves[0]
         path, module, difference = _first_apart(model, run, images, images[half], half)
@@ -106,6 +125,60 @@ def agree(layers: Sequence[Layer], found: Mapping[str, list[Tensor]], plain: Map
 
 def _norm(tensor: Tensor) -> float:
     return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
+
+
+class _Dtypes(TorchDispatchMode):
+    """Collects the dtypes that operations inside the body give, also those that autocast casts to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = func(*args, **(kwargs or {}))
+        self.dtypes |= {part.dtype for part in tree_leaves(given) if isinstance(part, Tensor)}
+        return given
+
+
+def _random_states(images: Tensor) -> tuple[Any, ...]:
+    """torch's state, on the images' device too, NumPy's and Python's, to be compared."""
+    states = [torch.get_rng_state()]
+    if images.device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(images.device))
+    return [state.tolist() for state in states], pickle.dumps(np.random.get_state()), random.getstate()
+
+
+def _first_to_draw(model: nn.Module, run: Asked, images: Tensor) -> tuple[str, nn.Module]:
+    """Path and module of the first call to end with another random state: the innermost one that draws."""
+    entered: dict[int, list[tuple[Any, ...]]] = {}
+    drawing: list[tuple[str, nn.Module]] = []
+
+    def before(module: nn.Module, inputs: Any) -> None:
+        entered.setdefault(id(module), []).append(_random_states(images))
+
+    def after(path: str) -> Callable[..., None]:
+        def compare(module: nn.Module, inputs: Any, output: Any) -> None:
+            if entered[id(module)].pop() != _random_states(images):
+                drawing.append((path, module))
+
+        return compare
+
+    with ExitStack() as stack:
+        for path, module in model.named_modules():
+            if not isinstance(module, torch.jit.ScriptModule):
+                stack.callback(module.register_forward_pre_hook(before).remove)
+                stack.callback(module.register_forward_hook(after(path)).remove)
+        run(images)
+    return drawing[0] if drawing else ("", model)
+
+
+def _changed(model: nn.Module, run: Asked, images: Tensor) -> str:
+    """Name of the first buffer or parameter that a pass changes; '' if it changes none."""
+    tensors = {**dict(model.named_buffers()), **dict(model.named_parameters())}
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    run(images)
+    now = {**dict(model.named_buffers()), **dict(model.named_parameters())}
+    return next((name for name, tensor in before.items() if not torch.equal(tensor, now[name])), "")
 
 
 def _halves(B: int) -> tuple[Tensor, ...]:

@@ -65,6 +65,12 @@ def in_full(model: M) -> M:
     return copy.deepcopy(model).float() if halves else model
 
 
+def fitted(images: Tensor, model: nn.Module) -> Tensor:
+    """``images`` on the model's device, in the precision of its first parameter that has a floating point."""
+    first = next(model.parameters(), images)
+    return images.to(next((p for p in model.parameters() if p.is_floating_point()), images.to(first.device)))
+
+
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Eval mode and full precision inside the body; afterwards all is as it was found, also when the body raises.

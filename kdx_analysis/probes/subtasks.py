@@ -17,7 +17,7 @@ from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME
 from kdx_analysis.models.answers import ends_in_probabilities, surely_probabilities
 from kdx_analysis.objectives import one_vs_rest_margins
-from kdx_analysis.probes.subject import in_full, undisturbed, unwrapped, usable
+from kdx_analysis.probes.subject import fitted, in_full, undisturbed, unwrapped, usable
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +54,7 @@ class OneVsRest:
         model = in_full(unwrapped(usable(model))[0])
         if margins is None and isinstance(model, HME):
             model = model.giving_margins()
-        images = images.to(next(model.parameters(), images))
+        images = fitted(images, model)
         expected = len(classes) if classes is not None else int(labels.max()) + 1 if labels.numel() else None
         answers = asked(model, images, expected)
         if margins is None and not isinstance(model, HME):
@@ -114,11 +114,16 @@ def answer(given: Any, B: int, num_classes: int | None = None) -> Tensor:
             "one column a class. Wrap the model in a module whose forward gives them alone"
         )
     if fitting[0].dtype in (torch.float16, torch.bfloat16):
-        raise KdxError(
-            f"the model computes in {fitting[0].dtype}, although its parameters do not: too coarse for the angles of "
-            "gradients; take torch.autocast out of its forward"
-        )
+        raise KdxError(computes_in(fitting[0].dtype))
     return fitting[0]
+
+
+def computes_in(dtype: object) -> str:
+    """Why a model is refused that computes in half precision."""
+    return (
+        f"the model computes in {dtype}, although its parameters do not: too coarse for the angles of gradients; take "
+        "torch.autocast out of its forward"
+    )
 
 
 def described(given: Any) -> str:
@@ -150,7 +155,7 @@ def _tensors(given: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
 def check_logits(outputs: Tensor, model: nn.Module, images: Tensor) -> None:
     """KdxError if a model's outputs are of one class or probabilities, of which there are no one-vs-rest margins."""
     _check_several(outputs)
-    if surely_probabilities(outputs) or _ends_in_probabilities(model, images):
+    if surely_probabilities(outputs) or _ends_in_probabilities(model, images, outputs.shape[1]):
         raise KdxError(
             f"the model's outputs look like probabilities ({float(outputs.min()):.3g} to {float(outputs.max()):.3g}), "
             "not like logits; leave out its last softmax or sigmoid, or say by margins= how to get from them to "
@@ -159,11 +164,12 @@ def check_logits(outputs: Tensor, model: nn.Module, images: Tensor) -> None:
         )
 
 
-def _ends_in_probabilities(model: nn.Module, images: Tensor) -> bool:
+def _ends_in_probabilities(model: nn.Module, images: Tensor, num_classes: int) -> bool:
     """By the graph of two images; False for a model that does not run on two, which is refused with that reason."""
     with undisturbed(model), torch.enable_grad():
         try:
-            return ends_in_probabilities(answer(model(images[:2].clone().requires_grad_()), len(images[:2])))
+            given = model(images[:2].clone().requires_grad_())
+            return ends_in_probabilities(answer(given, len(images[:2]), num_classes))
         except Exception:
             return False
 

@@ -344,6 +344,74 @@ class LogProbabilities(Net):
         return super().forward(x).log_softmax(dim=1)
 
 
+class HeadsOfUnits(Net):
+    """A hidden layer of one ReLU for every class, some of which are dead; forward can't be traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.ModuleList(nn.Sequential(nn.Linear(_C, 1), nn.ReLU(), nn.Linear(1, 1)) for _ in range(_K))
+        self.head[0][0].bias.data.fill_(-9)
+
+    def forward(self, x: Tensor) -> Any:
+        if x.shape[1] != 3:
+            raise ValueError("colour images are wanted")
+        pooled = self.features(x).mean(dim=(2, 3))
+        return torch.cat([head(pooled) for head in self.head], dim=1)
+
+
+class Scalar(Net):
+    """A factor without axes beside a convolution's weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.b.register_parameter("gain", nn.Parameter(torch.tensor(0.7)))
+
+    def features(self, x: Tensor) -> Tensor:
+        return torch.relu(self.b(self.b.gain * torch.relu(self.a(x))))
+
+
+class TwoStages(Net):
+    """One convolution at two resolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, _C, 3, 2, 1), nn.Conv2d(_C, _C, 3, 2, 1)
+
+    def features(self, x: Tensor) -> Tensor:
+        return torch.relu(self.b(super().features(x)))
+
+
+class CountedFirst(Net):
+    """The first parameter is a whole number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused_counter = nn.Parameter(torch.zeros(1, dtype=torch.int64), requires_grad=False)
+
+
+class Drifting(Net):
+    """Statistics that move in eval mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(_C)
+
+    def features(self, x: Tensor) -> Tensor:
+        x = super().features(x)
+        assert self.norm.running_mean is not None
+        self.norm.running_mean.add_(0.1)
+        return self.norm(x)
+
+
+def scripted_part() -> Net:
+    """TorchScript in the middle, which tracing can't look into."""
+    net = Net()
+    net.a.stride = (2, 2)
+    net.double()
+    net.b = torch.jit.script(net.b)
+    return net
+
+
 def between(*modules: nn.Module) -> Net:
     """Modules behind the first convolution."""
     net = Net()
@@ -532,6 +600,11 @@ WAYS: tuple[Way, ...] = (
     Way("forward replaced", replaced_forward),
     Way("data parallel", lambda: nn.DataParallel(Net())),
     Way("TorchScript", lambda: torch.jit.script(nn.Sequential(*_chain()))),
+    Way("TorchScript in the middle", scripted_part, find=True),
+    Way("a head a class, of dead units", HeadsOfUnits, find=True),
+    Way("a parameter without axes", Scalar),
+    Way("a module in two stages", TwoStages, find=True),
+    Way("a counter as first parameter", CountedFirst, find=True),
     Way("log-probabilities", LogProbabilities),
     Way("outputs in a tuple", lambda: Structured(lambda z, f: (z, f)), logits=lambda given: given[0]),
     Way("outputs in a dict", lambda: Structured(lambda z, f: {"x": f, "y": z}), logits=lambda given: given["y"]),
@@ -544,6 +617,7 @@ WAYS: tuple[Way, ...] = (
     Way("noise in eval mode", lambda: between(Noise()), "'a.1' (Noise)"),
     Way("dropout in eval mode", lambda: between(AlwaysDropout()), "'a.1' (AlwaysDropout)"),
     Way("tied weights", tied, "'b.0.weight' and 'b.2.weight'"),
+    Way("a state that moves in eval mode", Drifting, "'norm.running_mean'"),
     Way("lazy module", lazy, "'b.weight'"),
     Way("noise of a fixed seed", SeededNoise, "SeededNoise itself"),
     Way("shared part under no_grad", BackboneWithoutGradient, "no gradient reaches 'a', 'b'"),
@@ -609,7 +683,7 @@ def _reference(
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     for parameter in model.parameters():
-        parameter.requires_grad_()
+        parameter.requires_grad_(parameter.is_floating_point())
     logits = way.logits(model(images.clone()))
     margins = logits if isinstance(model, HME) else _one_vs_rest(logits)
     one_hot = F.one_hot(labels, _K).double()

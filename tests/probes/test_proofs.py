@@ -20,7 +20,7 @@ from kdx_analysis.models import HME, build_model
 from kdx_analysis.probes import ConflictProbe, affinity_of, conflict_of, gates_of, subtask_gradients, subtask_grams
 from kdx_analysis.probes import gradients as gradients_room
 from kdx_analysis.probes.subject import undisturbed
-from kdx_analysis.validation.models import AlwaysDropout, Net, Noise
+from kdx_analysis.validation.models import AlwaysDropout, Net, Noise, Scalar
 
 K = 4
 IMAGES = torch.randn(24, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -179,6 +179,93 @@ def test_an_explainer_with_a_hook_on_it_is_refused_only_if_that_changes_it() -> 
         cosines(model)
 
 
+def test_rare_draws_and_moving_states_are_refused_by_what_they_are() -> None:
+    class Rare(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if random.random() < 1 else torch.zeros_like(x)
+
+    model = net()
+    model.a = nn.Sequential(model.a, Rare())
+    with pytest.raises(KdxError, match=r"module 'a.1' \(Rare\) is random in eval mode: it draws"):
+        cosines(model)
+
+    class Moving(Net):
+        def features(self, x: Tensor) -> Tensor:
+            self.a.bias.data += 0.1
+            return super().features(x)
+
+    with pytest.raises(KdxError, match=r"no fixed function in eval mode.* as it changes 'a.bias'"):
+        cosines(net(Moving))
+
+
+def test_layers_under_autocast_are_refused_by_its_name() -> None:
+    class Flat(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return super().forward(x).float()
+
+    model = net(lambda: Flat(nn.Flatten(), nn.Linear(192, 8), nn.ReLU(), nn.Linear(8, K)))
+    with pytest.raises(KdxError, match=r"computes in torch.bfloat16.*torch.autocast"):
+        cosines(model, groups=[["1"]])
+    model = net(lambda: Flat(Net()))
+    with pytest.raises(KdxError, match=r"computes in torch.bfloat16.*torch.autocast"):
+        cosines(model, groups=[["0.a", "0.b"]])
+
+
+def test_precisions_may_mix_and_complex_numbers_stay_outside() -> None:
+    class Both(Net):
+        def features(self, x: Tensor) -> Tensor:
+            return torch.relu(self.b(torch.relu(self.a(x)).to(self.b.weight.dtype))).to(x.dtype)
+
+    model = net(Both)
+    expected = cosines(model, groups=[["a", "b"]])
+    model.b.double()
+    np.testing.assert_allclose(cosines(model, groups=[["a", "b"]]), expected, atol=1e-5)
+    affinity_of(model, IMAGES, LABELS, null_draws=1, groups=[["a", "b"]])
+    for dtype in (torch.complex64, torch.int8):
+        model = net()
+        parts = dict(model.named_children())
+        model._modules.clear()
+        model.add_module("first", nn.ParameterList([nn.Parameter(torch.zeros(2, dtype=dtype), requires_grad=False)]))
+        model._modules.update(parts)
+        np.testing.assert_array_equal(cosines(model, groups=[["a", "b"]]), expected)
+    model.first[0] = nn.Parameter(torch.zeros(2, dtype=torch.complex64))
+    with pytest.raises(KdxError, match=r"'first.0' is in torch.complex64"):
+        cosines(model, groups=[["first", "a"]])
+
+
+def test_scalars_have_affinity_too() -> None:
+    model = net(Scalar)
+    found = subtask_gradients(model, IMAGES, torch.ones(1, 24, K), groups=[["a", "b"]])
+    (expected,) = torch.autograd.grad(model(IMAGES)[:, 1].sum(), [model.b.gain])
+    torch.testing.assert_close(found["b.gain"][0, 1], expected)
+    assert len(affinity_of(model, IMAGES, LABELS, null_draws=1, groups=[["a", "b"]]))
+
+
+def test_logits_are_told_from_other_tensors_by_every_probe() -> None:
+    class Two(Net):
+        def forward(self, x: Tensor) -> Any:
+            z = super().forward(x)
+            return {"logits": z, "twice": torch.cat([z, z], dim=1)}
+
+    model, groups = net(Two), [["a", "b"]]
+    warnings.simplefilter("ignore")  # of what is taken
+    probe = ConflictProbe(model, num_classes=K)
+    for rows in torch.arange(24).split([3, 21]):
+        probe.update(IMAGES[rows], LABELS[rows])
+    found = probe.compute(null_draws=19, groups=groups).pairs.query("level == 'all'")["cosine"]
+    np.testing.assert_allclose(found, cosines(net(), groups=groups))
+    z = [affinity_of(m, IMAGES, LABELS, null_draws=1, groups=groups)["value"] for m in (model, net())]
+    np.testing.assert_allclose(*z)
+
+    class Soft(Two):
+        def forward(self, x: Tensor) -> Any:
+            return {name: (z / 9).sigmoid() for name, z in super().forward(x).items()}
+
+    with pytest.raises(KdxError, match="look like probabilities"):
+        cosines(net(Soft), groups=groups)
+
+
 class Rescaling(Net):
     """Whatever a forward may do to its own module."""
 
@@ -187,15 +274,17 @@ class Rescaling(Net):
         self.a = nn.utils.parametrizations.spectral_norm(self.a)
         self.b = nn.utils.weight_norm(self.b)
         self.register_buffer("calls", torch.zeros(()))
-        self.fails = False
+        self.ends = ""
 
     def features(self, x: Tensor) -> Tensor:
         self.calls += 1
-        random.random()
-        np.random.rand()
-        self.kept = torch.rand(2)
+        if self.ends == "draws":
+            random.random()
+            np.random.rand()
+            torch.rand(2)
+        self.kept = torch.zeros(2)
         self.added = self.calls
-        if self.fails and self.calls > 1:
+        if self.ends == "fails" and self.calls > 1:
             raise ZeroDivisionError
         return super().features(x)
 
@@ -214,14 +303,14 @@ def everything(model: nn.Module) -> list[object]:
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*")
-@pytest.mark.parametrize("fails", [False, True])
-def test_everything_is_left_as_it_was_found(fails: bool) -> None:
+@pytest.mark.parametrize("ends", ["", "fails", "draws"])
+def test_everything_is_left_as_it_was_found(ends: str) -> None:
     model = net(Rescaling).train()
     F.cross_entropy(model(IMAGES), LABELS).backward()
     model.a.eval()
     model.head.weight.requires_grad_(False)
     model.calls.zero_()
-    model.fails = fails
+    model.ends = ends
     options: dict[str, Any] = {"groups": [["a", "b"]]}
     r = torch.randn(3, 24, K)
     calls: list[Callable[[], object]] = [
@@ -229,11 +318,11 @@ def test_everything_is_left_as_it_was_found(fails: bool) -> None:
         lambda: affinity_of(model, IMAGES, LABELS, null_draws=1, **options),
         lambda: subtask_gradients(model, IMAGES, r, **options),
     ]
-    if not fails:  # tracing runs no layer
+    if not ends:  # tracing runs no layer
         calls.append(lambda: probes.module_groups(model, image_shape=(3, 8, 8)))
     for call in calls:
         before = everything(model)
-        if fails:
+        if ends:
             with pytest.raises((KdxError, ZeroDivisionError)):  # in a half, or in the step's own forward pass
                 call()
         else:

@@ -101,3 +101,98 @@ def test_what_cannot_be_run_is_refused_naming_groups() -> None:
         module_groups(Impossible(True))
     with pytest.raises(KdxError, match=r"share nothing.*groups="):
         module_groups(nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), image_shape=(3, 2, 2))
+
+
+class HeadsOfUnits(Untraceable):
+    """A head of ReLUs for every class, which few images make move."""
+
+    def __init__(self, classes: int, units: int = 4) -> None:
+        super().__init__(True)
+        self.heads = nn.ModuleList(
+            [nn.Sequential(nn.Linear(16, units), nn.ReLU(), nn.Linear(units, 1)) for _ in range(classes)]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = self.features(x)
+        return torch.cat([head(pooled) for head in self.heads], dim=1)
+
+
+@pytest.mark.parametrize("classes", [2, 4, 10])
+@pytest.mark.parametrize("units", [1, 4])
+def test_dead_units_make_no_head_shared_and_hide_no_trunk(classes: int, units: int) -> None:
+    for seed in range(8):
+        torch.manual_seed(seed)
+        assert module_groups(HeadsOfUnits(classes, units), image_shape=(3, 8, 8)) == (("c1", "c2"),)
+
+
+def test_a_dead_trunk_leaves_the_classifier_alone() -> None:
+    model = Untraceable(True)
+    nn.init.constant_(model.c2.bias, -100)
+    assert module_groups(model) == (("c1", "c2"),)
+
+
+def test_what_outputs_read_and_never_move_is_refused_by_name() -> None:
+    class Zeroed(Untraceable):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + 0 * self.spare(x).mean()
+
+    model = Zeroed(True)
+    model.spare = nn.Conv2d(3, 4, 1)
+    with pytest.raises(KdxError, match=r"share module 'spare' can't be found out.*groups="):
+        module_groups(model)
+
+
+def test_a_classifier_beside_a_shared_scale_is_refused_by_name() -> None:
+    class Clip(Untraceable):
+        def __init__(self) -> None:
+            super().__init__(True)
+            self.classifier, self.scale = nn.Parameter(torch.randn(16, 4)), nn.Parameter(torch.tensor(1.0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.scale.exp() * self.features(x) @ self.classifier
+
+    with pytest.raises(KdxError, match="module '' holds 'scale', which subtasks share, beside 'classifier'"):
+        module_groups(Clip())
+
+
+@pytest.mark.parametrize("shared", ["PReLU", "ParameterList"])
+def test_a_module_used_in_several_stages_stands_where_it_is_used_first(shared: str) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.head = nn.Conv2d(3, 6, 3, 2, 1), nn.Conv2d(6, 6, 3, 2, 1), nn.Linear(6, 4)
+            self.c, self.act = nn.Conv2d(6, 6, 3, 2, 1), nn.PReLU()
+            self.weights = nn.ParameterList([torch.randn(6, 6, 3, 3) / 5 for _ in range(2)])
+
+        def forward(self, x: Tensor) -> Tensor:
+            if shared == "PReLU":
+                return self.head(self.act(self.c(self.act(self.b(self.act(self.a(x)))))).mean((2, 3)))
+            x = self.a(x).relu()
+            for weight in self.weights:
+                x = nn.functional.conv2d(x, weight, stride=2, padding=1).relu()
+            return self.head(x.mean((2, 3)))
+
+    torch.manual_seed(0)
+    model, images, labels = Twice().double(), torch.randn(24, 3, 16, 16).double(), torch.arange(24) % 4
+    groups = module_groups(model, image_shape=(3, 16, 16))
+    assert groups == ((("a",), ("b", "act"), ("c",)) if shared == "PReLU" else (("a",), ("weights",)))
+    found = conflict_of(model, images, labels, null_draws=19).pairs.query("level == 'all'")["cosine"]
+    together = [[path for paths in groups for path in paths]]
+    other = conflict_of(model, images, labels, groups=together, null_draws=19).pairs.query("level == 'all'")["cosine"]
+    assert found.to_numpy() == pytest.approx(other.to_numpy())
+
+
+def test_groups_do_not_depend_on_precision() -> None:
+    torchvision = pytest.importorskip("torchvision")
+    for model in (torchvision.models.mobilenet_v3_small(num_classes=4), Untraceable(True)):
+        groups = module_groups(model)
+        assert all(module_groups(model.to(dtype)) == groups for dtype in (torch.float64, torch.bfloat16, torch.half))
+
+
+def test_scripted_modules_are_seen_wherever_they_stand() -> None:
+    for place in (0, 2):
+        model = nn.Sequential(
+            nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)
+        )
+        model[place] = torch.jit.script(model[place])
+        assert module_groups(model, image_shape=(3, 8, 8)) == (("0", "2"),)

@@ -121,8 +121,9 @@ class _Shapes(Sizes):
 
 def _propagate(graph: fx.GraphModule, shape: Sequence[int]) -> None:
     """Write the shape of every tensor, for two images, into its node."""
+    meta = on_meta(graph).float()  # shapes are the same in any precision, and the images have the layers' own
     with torch.no_grad():
-        _Shapes(on_meta(graph), graph=graph.graph).run(torch.empty(2, *shape, device="meta"))
+        _Shapes(meta, graph=graph.graph).run(torch.empty(2, *shape, device="meta"))
 
 
 def _fits(graph: fx.GraphModule, shape: Sequence[int]) -> bool:

@@ -100,6 +100,7 @@ def _looked_at(
         moved = _moved(model, by, generator)
         outputs, batch = _outputs(model, moved, shape, images, num_classes, generator)
         halves = list(_halves(outputs.shape[1], generator))
+        halves = halves[_DRAWS:] or halves  # as many splits follow under the draws
         seen, finite = _seen(outputs, moved, halves, generator)
         if finite:
             break

@@ -172,3 +172,16 @@ def test_modulation_counts_orders_of_like_gates_as_ties_in_any_precision(dtype: 
     assert p == 1
     assert value.dtype == dtype
     assert value.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_modulation_is_contention_under_permuted_gates_draw_by_draw():
+    generator = torch.Generator().manual_seed(0)
+    inner = torch.randn(3, 4, 6, 9, generator=generator, dtype=torch.float64)
+    ungated, gates = inner @ inner.mT, torch.rand(6, 4, generator=generator, dtype=torch.float64).softmax(dim=1)
+    values, p = conflict.modulation(ungated, gates, 39, torch.Generator().manual_seed(1))
+    orders = torch.rand(39, 6, generator=torch.Generator().manual_seed(1)).argsort(dim=1)
+    for draw, value, rare in zip(ungated, values, p, strict=True):
+        own = conflict.contention(draw, gates)
+        permuted = torch.stack([conflict.contention(draw, gates[order]) for order in orders])
+        assert float(value) == pytest.approx(float((permuted.mean() - own) / (permuted.mean() + own)), rel=1e-12)
+        assert float(rare) == pytest.approx((1 + int((permuted <= own).sum())) / 40)

@@ -377,6 +377,7 @@ def test_input_gates_are_averaged_over_samples_and_their_pathways_composed_per_s
     x, y = images(data, "train")
     with undisturbed(model), torch.no_grad():
         untrained = model.trace(x).attention
+    with torch.no_grad():
         for gate in model.gates:
             gate.out.weight.mul_(20)
     probe(Epoch(1, 1, 0.0, 0.0, 1.0, None), model)

@@ -51,8 +51,14 @@ BROKEN: dict[str, tuple[Any, str, Callable[[Any], Any], set[str]]] = {
     "contention that counts harmony": (
         conflict,
         "contention",
-        lambda whole: lambda ungated, q: whole(2 * torch.diag_embed(ungated.diagonal(dim1=-2, dim2=-1)) - ungated, q),
-        {validation.CONTENTION, validation.MODULATION},
+        lambda whole: lambda ungated, q: whole(_harmony(ungated), q),
+        {validation.CONTENTION},
+    ),
+    "modulation that counts harmony": (
+        conflict,
+        "_contentions",
+        lambda whole: lambda ungated, q: whole(_harmony(ungated), q),
+        {validation.MODULATION},
     ),
     "a null that shrinks": (
         validation,
@@ -73,6 +79,11 @@ BROKEN: dict[str, tuple[Any, str, Callable[[Any], Any], set[str]]] = {
         {validation.ROUTES},
     ),
 }
+
+
+def _harmony(ungated: torch.Tensor) -> torch.Tensor:
+    """Products of other signs, with their norms."""
+    return 2 * torch.diag_embed(ungated.diagonal(dim1=-2, dim2=-1)) - ungated
 
 
 def _rolled(grams: gradients.Grams) -> gradients.Grams:

@@ -161,7 +161,7 @@ def test_a_study_runs_and_its_answer_is_printed(kdx, study_file, tmp_path, monke
     assert "digits_teacher → digits_student on toy, 48 + 24 + 24 images" in out
     assert "3 runs of 1 epochs, 0 done already" in out
     assert "affinity of every explainer (1 to train), on train and validation at epochs 1, with 19 null draws" in out
-    assert "2 of affinity: at most 28 forward and 18 backward passes over up to 6 images each" in out
+    assert "2 of affinity: at most 40 forward and 24 backward passes over up to 6 images each" in out
     assert "the answer from 3 runs" in out
     assert (tmp_path / "out" / "little" / "study.yaml").is_file()
 
@@ -192,7 +192,7 @@ def test_a_finished_run_is_probed_anew(kdx, study_file, tmp_path, monkeypatch):
     (run,) = (tmp_path / "out" / "runs").glob("explainer-*")
     code, out, err = kdx("probe", run)
     assert (code, err) == (0, "")
-    assert "on train and val, 6 images; on each 125 forward and 9 backward passes over up to 6 images each" in out
+    assert "on train and val, 6 images; on each 131 forward and 12 backward passes over up to 6 images each" in out
     assert "affinity with 39; 6 experts are ablated. Affinity is that of the final weights alone, beside its" in out
     assert "conflict_rate" in out
     folder = tmp_path / "out" / "probes" / run.name

@@ -208,15 +208,17 @@ class RunSet:
     def _by_pair(self, chosen: pd.DataFrame, metric: str) -> pd.DataFrame:
         """Rows of ``chosen``, one an epoch, as one a pair of subtasks, without those of runs that hold no pairs.
 
-        Nulls are of the pairs that each run has, so there is none of the pairs that several share.
+        Where none of the runs does they stay as they are. Nulls are of the pairs that each run has, so there is none of
+        the pairs that several share.
         """
-        tables = [chosen.iloc[:0].assign(pair="")]
+        tables = []
         for number, rows in chosen.groupby(level=0, sort=False):
             pairs = per_pair(self.runs[int(str(number))], metric)
-            if pairs.empty:
-                continue
-            merged = rows.drop(columns="value").merge(pairs, on=["split", "epoch"], how="left").assign(null=np.nan)
-            tables.append(merged.set_axis([number] * len(merged)))
+            if not pairs.empty:
+                merged = rows.drop(columns="value").merge(pairs, on=["split", "epoch"], how="left").assign(null=np.nan)
+                tables.append(merged.set_axis([number] * len(merged)))
+        if not tables:
+            return chosen
         return pd.concat(tables)
 
     def _crossed(self, chosen: pd.DataFrame, by: str, of: str) -> pd.DataFrame:

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from kdx_analysis.probes.one_vs_rest import OneVsRest
 from torch import Tensor, nn
 
 import kdx_analysis as kdx
@@ -18,6 +17,7 @@ from kdx_analysis.models.learn_to_branch import learn_to_branch
 from kdx_analysis.objectives import one_vs_rest_margins
 from kdx_analysis.probes.affinity import subtask_affinity
 from kdx_analysis.probes.gradients import undisturbed
+from kdx_analysis.probes.subtasks import OneVsRest
 from kdx_analysis.training import fit
 from tests.conftest import toy_study
 from tests.models.reference_learn_to_branch import checkpoint, released_network

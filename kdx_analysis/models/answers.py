@@ -8,6 +8,8 @@ from torch import Tensor
 
 from kdx_analysis.errors import KdxError
 
+Kind = Literal["softmax", "percentages", "sigmoid"]
+
 # A softmax rounded to bfloat16, the coarsest precision, gives rows whose sum is off by up to 2⁻⁸.
 _TOLERANCE = 2**-8
 # Logits of an untrained model may all lie in [0, 1] too; only values that span half of it are taken for a sigmoid's.
@@ -25,21 +27,29 @@ _SAID = {
 }
 
 
-def probabilities(outputs: Tensor) -> bool:
-    """Whether outputs, B×K, are probabilities rather than logits.
+def probabilities(outputs: Tensor) -> Kind | None:
+    """Of which kind outputs, B×K, are probabilities rather than logits; None if they may be logits.
 
-    They are where no value is below 0 and every row sums to 1 (a softmax's), or to 100 (in percent); or where all
-    values lie in [0, 1] and span ½ of it or more (a sigmoid's). Where every row holds one value alone they pass for
-    logits, since equal logits have the same softmax; and so do logarithms of a softmax, whose softmax is that of the
-    logits. What is not finite is no probability.
+    They are where no value is below 0 and every row sums to 1 (softmax), or to 100 (percentages); or where all values
+    lie in [0, 1] and span ½ of it or more (sigmoid). Where every row holds one value alone they pass for logits, since
+    equal logits have the same softmax; and so do logarithms of a softmax, whose softmax is that of the logits. What is
+    not finite is no probability.
 
     >>> logits = torch.tensor([[4.0, 0.0, -1.0], [0.5, 3.0, 0.0]])
     >>> [probabilities(x) for x in (logits.softmax(dim=1), 100 * logits.softmax(dim=1), logits.sigmoid())]
-    [True, True, True]
+    ['softmax', 'percentages', 'sigmoid']
     >>> [probabilities(x) for x in (logits, logits / 100 + 0.5, logits.log_softmax(dim=1))]
-    [False, False, False]
+    [None, None, None]
     """
-    return _kind(outputs) is not None
+    values = outputs.detach().cpu().double()
+    if not values.numel() or not (values >= 0).all() or (values == values[:, :1]).all():
+        return None
+    sums = values.sum(dim=1)
+    if ((sums - 1).abs() <= _TOLERANCE).all():
+        return "softmax"
+    if ((sums / 100 - 1).abs() <= _TOLERANCE).all():
+        return "percentages"
+    return "sigmoid" if values.max() <= 1 and values.max() - values.min() >= _SPREAD else None
 
 
 def surely_probabilities(outputs: Tensor) -> bool:
@@ -52,7 +62,7 @@ def surely_probabilities(outputs: Tensor) -> bool:
     >>> surely_probabilities(logits), surely_probabilities(logits.softmax(dim=1))
     (False, True)
     """
-    kind = _kind(outputs)
+    kind = probabilities(outputs)
     return kind in ("softmax", "percentages") or (
         kind == "sigmoid" and float(outputs.min()) <= _NEAR and float(outputs.max()) >= 1 - _NEAR
     )
@@ -86,17 +96,5 @@ def check_logits(outputs: Tensor, num_classes: int, who: str) -> None:
             f"the outputs of {who} are not finite on {wrong} of {len(outputs)} images: look at its weights and its "
             "precision, and where it ends in log(softmax(…)) take log_softmax"
         )
-    if (kind := _kind(outputs)) is not None:
+    if (kind := probabilities(outputs)) is not None:
         raise KdxError(f"{who} gives probabilities, not logits: {_SAID[kind]}")
-
-
-def _kind(outputs: Tensor) -> Literal["softmax", "percentages", "sigmoid"] | None:
-    values = outputs.detach().cpu().double()
-    if not values.numel() or not (values >= 0).all() or (values == values[:, :1]).all():
-        return None
-    sums = values.sum(dim=1)
-    if ((sums - 1).abs() <= _TOLERANCE).all():
-        return "softmax"
-    if ((sums / 100 - 1).abs() <= _TOLERANCE).all():
-        return "percentages"
-    return "sigmoid" if values.max() <= 1 and values.max() - values.min() >= _SPREAD else None

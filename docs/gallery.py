@@ -1,6 +1,8 @@
-"""The pictures of the tour and of the API reference: ``make gallery``, or ``python docs/gallery.py FOLDER``.
+"""The pictures of the tour and of the API reference: ``make gallery``, or ``python docs/gallery.py
+FOLDER``.
 
-They are drawn from two studies on digits, the whole ladder as in the notebooks and VAM's arms, trained in FOLDER first.
+They are drawn from two studies on digits, the whole ladder as in the notebooks and VAM's arms,
+trained in FOLDER first.
 """
 
 from __future__ import annotations
@@ -17,18 +19,22 @@ import kdx_analysis as kdx
 from kdx_analysis import plots, probes
 from kdx_analysis.errors import KdxError
 from kdx_analysis.plots import FIGURES
-from kdx_analysis.probing import model_of, study_of
+from kdx_analysis.study.probe_run import model_of, study_of
 
 FOLDER = Path(__file__).parent / "figures"
 SUBTASK, DPI, COLOURS = 3, 110, 128
 LADDER = (
-    "objectives=[hard, hard_T, kd_flat, kd_shuffled, kd]", "seeds=[0, 1, 2]", "training.epochs=10",
-    "teacher.training.epochs=10", "probes.null_draws=39",
-)  # fmt: skip
+    "objectives=[hard, hard_T, kd_flat, kd_shuffled, kd]",
+    "seeds=[0, 1, 2]",
+    "training.epochs=10",
+    "teacher.training.epochs=10",
+    "probes.null_draws=39",
+)
 VAM = (
     "objectives=[{name: hard, decomposition: multiclass}, {name: kd, decomposition: multiclass}]",
-    "training.epochs=10", "teacher.training.epochs=10",
-)  # fmt: skip
+    "training.epochs=10",
+    "teacher.training.epochs=10",
+)
 
 
 def of_runs(*studies: kdx.RunSet) -> dict[str, matplotlib.figure.Figure]:
@@ -51,7 +57,10 @@ def of_one_explainer(runs: kdx.RunSet) -> dict[str, matplotlib.figure.Figure]:
     model, _ = model_of(run, study)
     assert isinstance(model, kdx.HME)
     split = study.dataset.probe_set("val", per_class=20)
-    images, labels = study.dataset.normalise(split.images.take(torch.arange(len(split)))), split.labels
+    images, labels = (
+        study.dataset.normalise(split.images.take(torch.arange(len(split)))),
+        split.labels,
+    )
     classes, shown = study.dataset.classes, images[labels == SUBTASK][:6]
 
     def maps(of: torch.nn.Module) -> torch.Tensor:
@@ -61,7 +70,9 @@ def of_one_explainer(runs: kdx.RunSet) -> dict[str, matplotlib.figure.Figure]:
         "ablation": probes.ablate(model, images, labels, classes),
         "attribution": probes.integrated_gradients(model, shown, SUBTASK),
         "conductance": probes.conductance(model, shown, SUBTASK, level=len(model.experts)),
-        "conflict_record": probes.conflict_of(model, images, labels, classes=classes, null_draws=39),
+        "conflict_record": probes.conflict_of(
+            model, images, labels, classes=classes, null_draws=39
+        ),
         "faithfulness": probes.explain(model, images, labels, SUBTASK, classes),
         "gate_record": probes.gates_of(model, images, labels, classes),
         "randomisation": probes.randomisation(maps, model, draws=3),

@@ -1,4 +1,6 @@
-"""The API reference, made by pdoc from the docstrings: ``make docs``, or ``python docs/reference.py FOLDER``."""
+"""The API reference, made by pdoc from the docstrings: ``make docs``, or ``python docs/reference.py
+FOLDER``.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,18 @@ from pdoc.doc_types import empty
 import kdx_analysis as kdx
 from kdx_analysis.plots import Figure
 
-ROOMS = ("config", "data", "models", "objectives", "training", "probes", "runs", "plots", "report", "study")
+ROOMS = (
+    "config",
+    "data",
+    "models",
+    "objectives",
+    "training",
+    "probes",
+    "runs",
+    "plots",
+    "report",
+    "study",
+)
 FIGURES = Path(__file__).parent / "figures"
 
 
@@ -23,14 +36,21 @@ def public(module: ModuleType) -> dict[str, object]:
     """What a module shows: by ``__all__``, else what it defines without an underscore."""
     names = getattr(module, "__all__", None)
     if names is None:
-        names = [n for n, o in vars(module).items() if n[0] != "_" and getattr(o, "__module__", "") == module.__name__]
+        names = [
+            n
+            for n, o in vars(module).items()
+            if n[0] != "_" and getattr(o, "__module__", "") == module.__name__
+        ]
     return {name: getattr(module, name) for name in names}
 
 
 def modules() -> Iterator[ModuleType]:
     """The package, its rooms, and the modules that these show, each once."""
     seen: set[str] = set()
-    waiting: list[ModuleType] = [kdx, *(importlib.import_module(f"kdx_analysis.{room}") for room in ROOMS)]
+    waiting: list[ModuleType] = [
+        kdx,
+        *(importlib.import_module(f"kdx_analysis.{room}") for room in ROOMS),
+    ]
     while waiting:
         module = waiting.pop(0)
         if module.__name__ not in seen:
@@ -41,12 +61,17 @@ def modules() -> Iterator[ModuleType]:
 
 def write(out: Path) -> list[Path]:
     """Write a page a module and the search index below ``out``; their paths."""
-    render.configure(docformat="google", show_source=False, footer_text=f"kdx_analysis {kdx.__version__}")
+    render.configure(
+        docformat="google", show_source=False, footer_text=f"kdx_analysis {kdx.__version__}"
+    )
     vars(kdx).update(public(kdx))  # they are imported when first used, and pdoc looks without using
     pages = {module.__name__: doc.Module(module) for module in modules()}
     for page in pages.values():
         _show_figures(page)
-    written = {f"{name.replace('.', '/')}.html": render.html_module(page, pages) for name, page in pages.items()}
+    written = {
+        f"{name.replace('.', '/')}.html": render.html_module(page, pages)
+        for name, page in pages.items()
+    }
     written |= {"index.html": render.html_index(pages), "search.js": render.search_index(pages)}
     for name, text in written.items():
         (out / name).parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +80,9 @@ def write(out: Path) -> list[Path]:
 
 
 def _show_figures(page: doc.Module) -> None:
-    """Give figures their own docstrings in place of their class's, and the pictures that ``make gallery`` drew."""
+    """Give figures their own docstrings in place of their class's, and the pictures that ``make
+    gallery`` drew.
+    """
     for member in page.members.values():
         shown, name = getattr(page.obj, member.name), member.name
         if isinstance(shown, Figure):

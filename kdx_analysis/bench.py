@@ -20,12 +20,17 @@ _GAMMA = 0.01
 
 
 def bench_vam(
-    *, rounds: int = 15, batch: int = 128, precisions: Sequence[str] = PRECISIONS, model: str = "wrn_16_2"
+    *,
+    rounds: int = 15,
+    batch: int = 128,
+    precisions: Sequence[str] = PRECISIONS,
+    model: str = "wrn_16_2",
 ) -> pd.DataFrame:
-    """Time a training step with VAM (its entropy penalty included) and inference after folding against the plain model.
+    """Time a training step with VAM (its entropy penalty included) and inference after folding
+    against the plain model.
 
-    Contestants take turns, so that a machine that slows down slows all of them. A second copy of the plain model is
-    among them: its ratio, 1 but for noise, is the null of the others.
+    Contestants take turns, so that a machine that slows down slows all of them. A second copy of
+    the plain model is among them: its ratio, 1 but for noise, is the null of the others.
 
     Args:
         rounds: timings of each contestant, after two that do not count.
@@ -34,9 +39,9 @@ def bench_vam(
         model: one of the zoo, for 100 classes.
 
     Returns:
-        One row per precision, phase (training step, inference) and contestant (plain again, VAM or folded): device,
-        batch, plain_ms and ms (medians over rounds), and ratio, ratio_low and ratio_high: median and quartiles of the
-        ratios within a round.
+        One row per precision, phase (training step, inference) and contestant (plain again, VAM or
+        folded): device, batch, plain_ms and ms (medians over rounds), and ratio, ratio_low and
+        ratio_high: median and quartiles of the ratios within a round.
     """
     check_precisions(precisions)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -52,19 +57,33 @@ def bench_vam(
     labels = torch.randint(100, (batch,), device=device)
     rows = []
     for precision in precisions:
-        for phase, name, other in (("training step", "VAM", attended), ("inference", "folded", folded)):
+        for phase, name, other in (
+            ("training step", "VAM", attended),
+            ("inference", "folded", folded),
+        ):
             make = _step if phase == "training step" else _inference
             contestants = {"plain": plain, "plain again": copy.deepcopy(plain), name: other}
             times = _alternating(
-                [make(each, images, labels, precision) for each in contestants.values()], rounds, device
+                [make(each, images, labels, precision) for each in contestants.values()],
+                rounds,
+                device,
             )
             for contestant, own in list(zip(contestants, times, strict=True))[1:]:
                 low, ratio, high = np.quantile(own / times[0], (0.25, 0.5, 0.75))
-                rows.append({
-                    "device": device.type, "batch": batch, "precision": precision, "phase": phase,
-                    "contestant": contestant, "plain_ms": np.median(times[0]), "ms": np.median(own),
-                    "ratio": ratio, "ratio_low": low, "ratio_high": high,
-                })  # fmt: skip
+                rows.append(
+                    {
+                        "device": device.type,
+                        "batch": batch,
+                        "precision": precision,
+                        "phase": phase,
+                        "contestant": contestant,
+                        "plain_ms": np.median(times[0]),
+                        "ms": np.median(own),
+                        "ratio": ratio,
+                        "ratio_low": low,
+                        "ratio_high": high,
+                    }
+                )
     return pd.DataFrame(rows)
 
 
@@ -94,7 +113,9 @@ def _step(model: nn.Module, images: Tensor, labels: Tensor, precision: str) -> C
     return run
 
 
-def _inference(model: nn.Module, images: Tensor, labels: Tensor, precision: str) -> Callable[[], None]:
+def _inference(
+    model: nn.Module, images: Tensor, labels: Tensor, precision: str
+) -> Callable[[], None]:
     model.eval()
 
     @torch.no_grad()
@@ -105,7 +126,9 @@ def _inference(model: nn.Module, images: Tensor, labels: Tensor, precision: str)
     return run
 
 
-def _alternating(runs: Sequence[Callable[[], None]], rounds: int, device: torch.device) -> np.ndarray:
+def _alternating(
+    runs: Sequence[Callable[[], None]], rounds: int, device: torch.device
+) -> np.ndarray:
     """Milliseconds of every run in every round, runs×rounds; each round starts with another run."""
     times = np.zeros((len(runs), rounds + 2))
     for i in range(rounds + 2):

@@ -13,7 +13,7 @@ from kdx_analysis.errors import KdxError
 
 if TYPE_CHECKING:
     from kdx_analysis.runs import Run
-    from kdx_analysis.study import Study
+    from kdx_analysis.study.study import Study
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,11 +26,20 @@ app.add_typer(lists, name="list")
 benches = typer.Typer(no_args_is_help=True, help="What something costs, timed on this machine.")
 app.add_typer(benches, name="bench")
 
-Out = Annotated[Path | None, typer.Option(help="Directory for the runs and the report; by default out/NAME.")]
-Jobs = Annotated[int, typer.Option(min=1, help="Runs trained side by side, one-threaded on CPU by default.")]
-DataDir = Annotated[Path | None, typer.Option(help="Where data sets lie; by default $KDX_DATA, else ./data.")]
+Out = Annotated[
+    Path | None, typer.Option(help="Directory for the runs and the report; by default out/NAME.")
+]
+Jobs = Annotated[
+    int, typer.Option(min=1, help="Runs trained side by side, one-threaded on CPU by default.")
+]
+DataDir = Annotated[
+    Path | None, typer.Option(help="Where data sets lie; by default $KDX_DATA, else ./data.")
+]
 Changes = Annotated[
-    list[str] | None, typer.Option("--set", help="Change a key of the study: data.per_class=500.", metavar="KEY=VALUE")
+    list[str] | None,
+    typer.Option(
+        "--set", help="Change a key of the study: data.per_class=500.", metavar="KEY=VALUE"
+    ),
 ]
 
 
@@ -42,7 +51,9 @@ def demo(out: Out = None, jobs: Jobs = 2) -> None:
 
 @app.command()
 def run(
-    study: Annotated[str, typer.Argument(help="A YAML file, or a ready study's name (kdx list studies).")],
+    study: Annotated[
+        str, typer.Argument(help="A YAML file, or a ready study's name (kdx list studies).")
+    ],
     change: Changes = None,
     out: Out = None,
     jobs: Jobs = 2,
@@ -55,9 +66,9 @@ def run(
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Directories that hold runs.")],
-    out: Annotated[Path, typer.Option(help="FILE.html, FILE.md or FILE.pdf; figures lie beside the first two.")] = Path(
-        "report/report.html"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="FILE.html, FILE.md or FILE.pdf; figures lie beside the first two.")
+    ] = Path("report/report.html"),
 ) -> None:
     """Write the report on finished runs."""
     from kdx_analysis.report import Report
@@ -72,7 +83,9 @@ def figure(
     runs: Annotated[list[Path], typer.Argument(help="Directories that hold runs.")],
     width: Annotated[str, typer.Option(help="column (3.4 inches) or page (7).")] = "page",
     format: Annotated[str, typer.Option(help="svg, pdf (text stays text in both) or png.")] = "svg",
-    out: Annotated[Path, typer.Option(help="Directory for NAME.FORMAT and its data, NAME.csv.")] = Path("figures"),
+    out: Annotated[
+        Path, typer.Option(help="Directory for NAME.FORMAT and its data, NAME.csv.")
+    ] = Path("figures"),
 ) -> None:
     """Draw one figure of finished runs, with the tidy table that it shows beside it."""
     from kdx_analysis.plots import FIGURES
@@ -86,12 +99,21 @@ def figure(
 @app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Directories that hold runs.")],
-    form: Annotated[str, typer.Option("--format", help="text, markdown, csv or latex (booktabs).")] = "text",
-    metric: Annotated[list[str] | None, typer.Option(help="By default all that the runs hold.")] = None,
-    by: Annotated[str, typer.Option(help="What to compare: objective, role, training.lr, ...")] = "objective",
-    against: Annotated[str | None, typer.Option(help="The value to compare with; by default the first.")] = None,
+    form: Annotated[
+        str, typer.Option("--format", help="text, markdown, csv or latex (booktabs).")
+    ] = "text",
+    metric: Annotated[
+        list[str] | None, typer.Option(help="By default all that the runs hold.")
+    ] = None,
+    by: Annotated[
+        str, typer.Option(help="What to compare: objective, role, training.lr, ...")
+    ] = "objective",
+    against: Annotated[
+        str | None, typer.Option(help="The value to compare with; by default the first.")
+    ] = None,
     role: Annotated[
-        str | None, typer.Option(help="explainer, student or tree; the first of them that there is.")
+        str | None,
+        typer.Option(help="explainer, student or tree; the first of them that there is."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="A file for what is otherwise printed.")] = None,
 ) -> None:
@@ -101,11 +123,16 @@ def compare(
     from kdx_analysis.runs import Comparison, RunSet
 
     writers: dict[str, Callable[[Comparison], str]] = {
-        "text": str, "markdown": Comparison.to_markdown, "csv": Comparison.to_csv, "latex": Comparison.to_latex,
-    }  # fmt: skip
+        "text": str,
+        "markdown": Comparison.to_markdown,
+        "csv": Comparison.to_csv,
+        "latex": Comparison.to_latex,
+    }
     if form not in writers:
         raise unknown("format", form, writers)
-    told = writers[form](RunSet.load(*runs).compare(metric or None, by=by, against=against, role=role))
+    told = writers[form](
+        RunSet.load(*runs).compare(metric or None, by=by, against=against, role=role)
+    )
     if out is None:
         typer.echo(told, nl=False)
     else:
@@ -116,50 +143,74 @@ def compare(
 @app.command("import")
 def import_(
     source: Annotated[
-        Path, typer.Argument(help="A CSV, a TensorBoard directory, an MLflow store or its CSV, or a state_dict's file.")
+        Path,
+        typer.Argument(
+            help="A CSV, a TensorBoard directory, an MLflow store or its CSV, or a state_dict's file."
+        ),
     ],
     kind: Annotated[str, typer.Option(help="csv, tensorboard, mlflow or state_dict.")],
     out: Annotated[Path, typer.Option(help="Directory for the runs.")],
     key: Annotated[
-        list[str] | None, typer.Option(help="A key of every run: objective, seed, role, study.", metavar="KEY=VALUE")
+        list[str] | None,
+        typer.Option(help="A key of every run: objective, seed, role, study.", metavar="KEY=VALUE"),
     ] = None,
     column: Annotated[
-        list[str] | None, typer.Option(help="The column or parameter of a key: seed=random_state.", metavar="KEY=NAME")
+        list[str] | None,
+        typer.Option(
+            help="The column or parameter of a key: seed=random_state.", metavar="KEY=NAME"
+        ),
     ] = None,
     metric: Annotated[
         list[str] | None,
         typer.Option(
-            help="What a name stands for: top1=test/accuracy%, or without % for a share.", metavar="NAME=SPLIT/METRIC"
+            help="What a name stands for: top1=test/accuracy%, or without % for a share.",
+            metavar="NAME=SPLIT/METRIC",
         ),
     ] = None,
-    steps_per_epoch: Annotated[int | None, typer.Option(min=1, help="If steps are no epochs.")] = None,
+    steps_per_epoch: Annotated[
+        int | None, typer.Option(min=1, help="If steps are no epochs.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Of a state_dict: the model's name.")] = None,
-    data: Annotated[str | None, typer.Option(help="Of a state_dict: a data set's name or an image folder.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Of a state_dict: a data set's name or an image folder.")
+    ] = None,
     teacher: Annotated[
-        str | None, typer.Option(help="Of a state_dict: its teacher, NAME@WEIGHTS or a run's directory.")
+        str | None,
+        typer.Option(help="Of a state_dict: its teacher, NAME@WEIGHTS or a run's directory."),
     ] = None,
     data_dir: DataDir = None,
 ) -> None:
     """Make runs of what was trained elsewhere, for kdx report and the figures."""
-    from kdx_analysis import foreign
+    from kdx_analysis.imports import KINDS, import_runs
+    from kdx_analysis.imports import weights as foreign
     from kdx_analysis.registry import unknown
-    from kdx_analysis.runs.imports import KINDS, import_runs
 
     if kind not in (kinds := (*KINDS, "state_dict")):
         raise unknown("kind of source", kind, kinds)
     keys = _pairs("--key", key)
     if kind == "state_dict":
         if model is None or data is None:
-            raise KdxError("a state_dict needs --model and --data: it tells neither its architecture nor its images")
+            raise KdxError(
+                "a state_dict needs --model and --data: it tells neither its architecture nor its "
+                "images"
+            )
         from kdx_analysis.data import load_dataset
 
         images = load_dataset(data, data_dir=data_dir)
         runs = [foreign.import_weights(source, model, images, out, keys=keys, teacher=teacher)]
     else:
         columns, metrics = _pairs("--column", column), _pairs("--metric", metric)
-        runs = list(import_runs(
-            source, kind, out, keys=keys, columns=columns, metrics=metrics, steps_per_epoch=steps_per_epoch
-        ))  # fmt: skip
+        runs = list(
+            import_runs(
+                source,
+                kind,
+                out,
+                keys=keys,
+                columns=columns,
+                metrics=metrics,
+                steps_per_epoch=steps_per_epoch,
+            )
+        )
     for run in runs:
         typer.echo(run.path)
     for heading, found in (
@@ -173,13 +224,17 @@ def import_(
 
 @app.command()
 def watch(
-    study: Annotated[Path, typer.Argument(help="The directory of a study that runs (kdx run --out).")],
-    once: Annotated[bool, typer.Option("--once", help="Print it once, as where there is no terminal.")] = False,
+    study: Annotated[
+        Path, typer.Argument(help="The directory of a study that runs (kdx run --out).")
+    ],
+    once: Annotated[
+        bool, typer.Option("--once", help="Print it once, as where there is no terminal.")
+    ] = False,
 ) -> None:
     """Watch a study while it runs: epochs, loss, accuracy, gate entropy, time left."""
     from rich.console import Console
 
-    from kdx_analysis import watching
+    from kdx_analysis.study import monitor as watching
 
     console = Console()
     if once or not console.is_terminal:
@@ -190,8 +245,12 @@ def watch(
 
 @app.command()
 def convert(
-    checkpoint: Annotated[Path, typer.Argument(help="Of KDExplainer's released code: .pth, .pt or .safetensors.")],
-    out: Annotated[Path | None, typer.Option(help="By default CHECKPOINT with the suffix .safetensors.")] = None,
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Of KDExplainer's released code: .pth, .pt or .safetensors.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="By default CHECKPOINT with the suffix .safetensors.")
+    ] = None,
 ) -> None:
     """Turn weights of the released code into an explainer's (kdx.load_learn_to_branch reads them)."""
     from kdx_analysis.training.checkpoints import convert_learn_to_branch
@@ -210,15 +269,21 @@ def convert(
 
 @app.command()
 def probe(
-    run: Annotated[Path, typer.Argument(help="The directory of a finished run, inside its study's.")],
+    run: Annotated[
+        Path, typer.Argument(help="The directory of a finished run, inside its study's.")
+    ],
     split: Annotated[str, typer.Option(help="train, val or both.")] = "both",
-    out: Annotated[Path | None, typer.Option(help="By default probes/RUN beside the study's runs.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="By default probes/RUN beside the study's runs.")
+    ] = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Probe a finished run anew: gates, conflict, affinity, claims, faithfulness; train beside validation."""
-    from kdx_analysis import probing
+    """Probe a finished run anew: gates, conflict, affinity, claims, faithfulness; train beside
+    validation.
+    """
     from kdx_analysis.registry import unknown
     from kdx_analysis.runs import Run
+    from kdx_analysis.study import probe_run as probing
 
     splits = {"both": ("train", "val"), "train": ("train",), "val": ("val",)}
     if split not in splits:
@@ -237,13 +302,20 @@ def probe(
 @app.command()
 def explain_model(
     model: Annotated[str, typer.Argument(help="A model's name, as kdx list models gives it.")],
-    experts: Annotated[str, typer.Option(help="Experts of every level, or of each: 4 or 2,4,8.")] = "4",
+    experts: Annotated[
+        str, typer.Option(help="Experts of every level, or of each: 4 or 2,4,8.")
+    ] = "4",
     budget: Annotated[str, typer.Option(help="params, flops or width.")] = "params",
     stages: Annotated[
-        str | None, typer.Option(help="Where trunk and levels end, if not where they are found: layer1,layer2,layer3.")
+        str | None,
+        typer.Option(
+            help="Where trunk and levels end, if not where they are found: layer1,layer2,layer3."
+        ),
     ] = None,
     classes: Annotated[int, typer.Option(min=2, help="Subtasks.")] = 10,
-    image: Annotated[str | None, typer.Option(help="C,H,W; by default the first common size that fits.")] = None,
+    image: Annotated[
+        str | None, typer.Option(help="C,H,W; by default the first common size that fits.")
+    ] = None,
 ) -> None:
     """Show how a model would be split into an explainer, before any training."""
     from kdx_analysis.models import HME, build_model
@@ -253,24 +325,31 @@ def explain_model(
     counts = _numbers("--experts", experts)
     student = build_model(model, classes, 3 if shape is None else shape[0])
     explainer = HME.from_student(
-        on_meta(student), classes, counts[0] if len(counts) == 1 else counts, budget=budget,  # type: ignore[arg-type]
-        stages=None if stages is None else stages.split(","), image_shape=shape,
-    )  # fmt: skip
+        on_meta(student),
+        classes,
+        counts[0] if len(counts) == 1 else counts,
+        budget=budget,  # type: ignore[arg-type]
+        stages=None if stages is None else stages.split(","),
+        image_shape=shape,
+    )
     typer.echo(explainer.split)
 
 
 @app.command()
 def validate(
     parts: Annotated[
-        list[str] | None, typer.Argument(help="planted, nothing, models; by default one after the other.")
+        list[str] | None,
+        typer.Argument(help="planted, nothing, models; by default one after the other."),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of planted truth.")] = 10,
-    out: Annotated[Path | None, typer.Option(help="A CSV file for the value of every yardstick and seed.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A CSV file for the value of every yardstick and seed.")
+    ] = None,
 ) -> None:
     """Hold the toolkit against what is known; exit code 1 if a yardstick fails.
 
-    planted: do the probes find what was planted? nothing: what is said where nothing is there? models: is conflict that
-    of plain autograd, however a network is built?
+    planted: do the probes find what was planted? nothing: what is said where nothing is there?
+    models: is conflict that of plain autograd, however a network is built?
     """
     import pandas as pd
 
@@ -282,7 +361,10 @@ def validate(
         found[name] = part(seeds)
         typer.echo(found[name])
     if out is not None:
-        tables = [part.measures.rename(columns={"planted": "on"}).assign(part=name) for name, part in found.items()]
+        tables = [
+            part.measures.rename(columns={"planted": "on"}).assign(part=name)
+            for name, part in found.items()
+        ]
         io.write_text(out, pd.concat(tables).to_csv(index=False))
     if not all(part.passed for part in found.values()):
         raise typer.Exit(1)
@@ -292,13 +374,16 @@ def validate(
 def studies() -> None:
     """Ready studies that come with the package."""
     from kdx_analysis.config import StudyConfig
-    from kdx_analysis.study import ready_studies
+    from kdx_analysis.study.study import ready_studies
 
     for name, path in ready_studies().items():
         study = StudyConfig.load(path)
         objectives = ", ".join(objective.label for objective in study.objectives)
         arms = f"; VAM: {', '.join(study.arms)}" if len(study.arms) > 1 else ""
-        typer.echo(f"{name}: {study.teacher.model} → {study.student} on {study.data.name}; {objectives}{arms}")
+        typer.echo(
+            f"{name}: {study.teacher.model} → {study.student} on {study.data.name}; "
+            f"{objectives}{arms}"
+        )
 
 
 @lists.command()
@@ -313,10 +398,17 @@ def datasets() -> None:
 def models(
     library: Annotated[str, typer.Option(help="zoo, torchvision or timm.")] = "zoo",
     split: Annotated[
-        bool, typer.Option("--split", help="Make explainers of the zoo and of every family of torchvision and timm.")
+        bool,
+        typer.Option(
+            "--split",
+            help="Make explainers of the zoo and of every family of torchvision and timm.",
+        ),
     ] = False,
     vam: Annotated[
-        bool, typer.Option("--vam", help="Attach VAM to the zoo and to four of torchvision, and check it.")
+        bool,
+        typer.Option(
+            "--vam", help="Attach VAM to the zoo and to four of torchvision, and check it."
+        ),
     ] = False,
 ) -> None:
     """Models by name."""
@@ -358,13 +450,19 @@ def figures() -> None:
 def bench_vam(
     rounds: Annotated[int, typer.Option(min=1, help="Timings of each contestant.")] = 15,
     batch: Annotated[int, typer.Option(min=2, help="Images in a batch.")] = 128,
-    precision: Annotated[list[str] | None, typer.Option(help="float32 or bf16; by default both.")] = None,
+    precision: Annotated[
+        list[str] | None, typer.Option(help="float32 or bf16; by default both.")
+    ] = None,
 ) -> None:
-    """WRN-16-2 at 32×32: a training step with VAM, and inference after folding, against the plain model."""
+    """WRN-16-2 at 32×32: a training step with VAM, and inference after folding, against the plain
+    model.
+    """
     from kdx_analysis import bench
 
     for each in bench.check_precisions(precision or bench.PRECISIONS):
-        typer.echo(f"timing {each}; minutes on a CPU, longer where it has to emulate bf16", err=True)
+        typer.echo(
+            f"timing {each}; minutes on a CPU, longer where it has to emulate bf16", err=True
+        )
         frame = bench.bench_vam(rounds=rounds, batch=batch, precisions=[each])
         typer.echo(frame.to_string(index=False, float_format="{:.4g}".format))
 
@@ -379,7 +477,7 @@ def main() -> None:
 
 
 def _run(name: str, changes: list[str], out: Path | None, jobs: int, data_dir: Path | None) -> None:
-    from kdx_analysis.study import Study
+    from kdx_analysis.study.study import Study
     from kdx_analysis.training.progress import rich_progress
 
     study = Study.load(name, changes, data_dir)
@@ -413,14 +511,26 @@ def _pairs(option: str, given: list[str] | None) -> dict[str, str]:
 
 def _metric_names(run: Run) -> list[str]:
     metrics = run.record("metrics")
-    return [f"{split}/{metric}" for split, metric in zip(metrics["split"], metrics["metric"], strict=True)]
+    return [
+        f"{split}/{metric}"
+        for split, metric in zip(metrics["split"], metrics["metric"], strict=True)
+    ]
 
 
 def _print_splits() -> None:
     """Row by row, since each takes seconds."""
     from kdx_analysis.models.splitting.survey import survey
 
-    heading = ("model", "levels", "stages' params", "levels' params", "error", "FLOPs' error", "classifier", "heads")
+    heading = (
+        "model",
+        "levels",
+        "stages' params",
+        "levels' params",
+        "error",
+        "FLOPs' error",
+        "classifier",
+        "heads",
+    )
     form = "{:<32} {:>6} {:>14} {:>14} {:>7} {:>12} {:>11} {:>7}  {}"
     typer.echo(form.format(*heading, "loss, one step"))
     for row in survey():
@@ -431,31 +541,42 @@ def _print_splits() -> None:
 
 
 def _announce(study: Study, out: Path, jobs: int) -> None:
-    from kdx_analysis.probes.recorder import AFFINITY_DRAWS, checkpoints
+    from kdx_analysis.probes.training_probe import AFFINITY_DRAWS, checkpoints
 
     config, data = study.config, study.dataset
     steps = study.plan(out)
     done = sum(step.done for step in steps)
-    sizes = f"{len(data.train)} + {len(data.val)} + {len(data.test)} images (train, validation, test)"
-    typer.echo(f"study {config.name}: {config.teacher.model} → {config.student} on {data.name}, {sizes}")
-    typer.echo(f"  objectives {', '.join(o.label for o in config.objectives)}; seeds {config.seeds}")
-    typer.echo(f"  {len(steps)} runs of {config.training.epochs} epochs, {done} done already, {jobs} at a time → {out}")
+    sizes = (
+        f"{len(data.train)} + {len(data.val)} + {len(data.test)} images (train, validation, test)"
+    )
+    typer.echo(
+        f"study {config.name}: {config.teacher.model} → {config.student} on {data.name}, {sizes}"
+    )
+    typer.echo(
+        f"  objectives {', '.join(o.label for o in config.objectives)}; seeds {config.seeds}"
+    )
+    typer.echo(
+        f"  {len(steps)} runs of {config.training.epochs} epochs, {done} done already, {jobs} at a "
+        f"time → {out}"
+    )
     if (phase2 := config.explainer.phase2) is not None:
         typer.echo(
-            f"  a tree of every explainer: gates hardened by {phase2.by}, weights {phase2.weights}, "
-            f"{config.training_of('tree').epochs} epochs"
+            f"  a tree of every explainer: gates hardened by {phase2.by}, weights "
+            f"{phase2.weights}, {config.training_of('tree').epochs} epochs"
         )
     if len(config.arms) > 1:
         typer.echo(f"  a student under every arm of VAM: {', '.join(config.arms)}")
     if "explainer" not in config.roles:
         return
     for role in ("explainer", "tree") if config.explainer.phase2 is not None else ("explainer",):
-        epochs = ", ".join(map(str, checkpoints(config.training_of(role).epochs, config.probes.checkpoints)))
+        epochs = ", ".join(
+            map(str, checkpoints(config.training_of(role).epochs, config.probes.checkpoints))
+        )
         waiting = sum(step.role == role and not step.done for step in steps)
         typer.echo(
-            f"  conflict and affinity of every {role} ({waiting} to train), on train and validation at epochs "
-            f"{epochs}, with {config.probes.null_draws} null draws and {AFFINITY_DRAWS} of affinity: at most "
-            f"{study.probing_cost(role)}"
+            f"  conflict and affinity of every {role} ({waiting} to train), on train and "
+            f"validation at epochs {epochs}, with {config.probes.null_draws} null draws and "
+            f"{AFFINITY_DRAWS} of affinity: at most {study.probing_cost(role)}"
         )
 
 
@@ -463,7 +584,9 @@ def _numbers(option: str, text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise KdxError(f"{option} {text!r} should be whole numbers with commas between them") from None
+        raise KdxError(
+            f"{option} {text!r} should be whole numbers with commas between them"
+        ) from None
 
 
 def _print_names(names: object) -> None:

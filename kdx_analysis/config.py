@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.io import write_text
@@ -29,7 +38,9 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class _Config(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, populate_by_name=True, protected_namespaces=()
+    )
 
 
 class DataConfig(_Config):
@@ -47,11 +58,13 @@ class DataConfig(_Config):
 
 
 class TrainingConfig(_Config):
-    """How one model is trained; ``accelerator``, ``devices``, ``strategy`` and ``precision`` are Fabric's.
+    """How one model is trained; ``accelerator``, ``devices``, ``strategy`` and ``precision`` are
+    Fabric's.
 
-    ``adam`` decays weights by an L2 term in the gradient, ``adamw`` apart from it. Gates have ``gate_lr_factor``
-    times the learning rate and a decay of their own. The rate warms up over ``warmup_epochs`` and then follows the
-    ``schedule``; ``step`` halves it every ``step_epochs``, ``learn_to_branch`` brings a warm-up of its own.
+    ``adam`` decays weights by an L2 term in the gradient, ``adamw`` apart from it. Gates have
+    ``gate_lr_factor`` times the learning rate and a decay of their own. The rate warms up over
+    ``warmup_epochs`` and then follows the ``schedule``; ``step`` halves it every ``step_epochs``,
+    ``learn_to_branch`` brings a warm-up of its own.
     """
 
     epochs: Count = 30
@@ -75,7 +88,9 @@ class TrainingConfig(_Config):
 
 
 class TeacherConfig(_Config):
-    """A model by name and how it is trained, or ``path`` of a run's directory or of weights that are loaded instead."""
+    """A model by name and how it is trained, or ``path`` of a run's directory or of weights that
+    are loaded instead.
+    """
 
     model: str
     path: str | None = None
@@ -85,7 +100,8 @@ class TeacherConfig(_Config):
 class TemperatureConfig(_Config):
     """Annealing of the gates' temperature τ over epochs, counted from 1.
 
-    ``reciprocal`` is start/epoch, as the released code has it; ``exponential`` and ``cosine`` end at ``end``.
+    ``reciprocal`` is start/epoch, as the released code has it; ``exponential`` and ``cosine`` end
+    at ``end``.
     """
 
     schedule: Literal["reciprocal", "exponential", "cosine", "constant"] = "reciprocal"
@@ -94,10 +110,12 @@ class TemperatureConfig(_Config):
 
 
 class Phase2Config(_Config):
-    """The tree of every explainer: its gates made hard ``by`` their own or by effective attention, then trained.
+    """The tree of every explainer: its gates made hard ``by`` their own or by effective attention,
+    then trained.
 
-    ``weights`` are drawn anew or go on from the explainer's; where they are drawn anew, BatchNorm's running
-    ``statistics`` are reset or, as in the released code, kept. ``training`` is by default that of phase 1.
+    ``weights`` are drawn anew or go on from the explainer's; where they are drawn anew, BatchNorm's
+    running ``statistics`` are reset or, as in the released code, kept. ``training`` is by default
+    that of phase 1.
     """
 
     weights: Literal["redrawn", "kept"] = "redrawn"
@@ -109,13 +127,15 @@ class Phase2Config(_Config):
 class ExplainerConfig(_Config):
     """The HME made of the student: experts of each level above the trunk, and their gates.
 
-    All experts together have the parameters or FLOPs of the stages that they stand for (``budget``), or each their
-    width over the number of experts. ``stages`` are module paths, where the student's stages are not to be found by
-    themselves. ``gates`` are parameters or read the input; a gate keeps its ``top_k`` parents, ``gumbel`` adds
-    noise in training, and in the first ``warmup_epochs`` gates stay as they are. ``phase2`` asks for trees.
+    All experts together have the parameters or FLOPs of the stages that they stand for
+    (``budget``), or each their width over the number of experts. ``stages`` are module paths, where
+    the student's stages are not to be found by themselves. ``gates`` are parameters or read the
+    input; a gate keeps its ``top_k`` parents, ``gumbel`` adds noise in training, and in the first
+    ``warmup_epochs`` gates stay as they are. ``phase2`` asks for trees.
 
-    ``preset: learn_to_branch`` is the released network in place of one made of the student, its heads with one logit a
-    class (``form: ce``) or two (``nce``); of the other keys, experts, gumbel and those of training apply.
+    ``preset: learn_to_branch`` is the released network in place of one made of the student, its
+    heads with one logit a class (``form: ce``) or two (``nce``); of the other keys, experts, gumbel
+    and those of training apply.
     """
 
     preset: Literal["learn_to_branch"] | None = None
@@ -134,9 +154,9 @@ class ExplainerConfig(_Config):
 class ObjectiveConfig(_Config):
     """What the student is asked to match.
 
-    ``T`` and ``lambda`` are the distillation temperature and weight, ``epsilon`` the label smoothing,
-    ``cut`` how the teacher's distribution becomes binary targets, ``scale_to: kd`` multiplies the loss by a
-    constant so that its gradient norm at initialisation is that of ``kd``.
+    ``T`` and ``lambda`` are the distillation temperature and weight, ``epsilon`` the label
+    smoothing, ``cut`` how the teacher's distribution becomes binary targets, ``scale_to: kd``
+    multiplies the loss by a constant so that its gradient norm at initialisation is that of ``kd``.
     """
 
     name: ObjectiveName
@@ -169,7 +189,9 @@ class ObjectiveConfig(_Config):
 
 
 class PenaltyConfig(_Config):
-    """Weight γ of VAM's entropy penalty over epochs: ``start``, or from there to ``end`` in equal steps."""
+    """Weight γ of VAM's entropy penalty over epochs: ``start``, or from there to ``end`` in equal
+    steps.
+    """
 
     schedule: Literal["constant", "linear"] = "constant"
     start: NotNegative = 0.0
@@ -179,8 +201,9 @@ class PenaltyConfig(_Config):
 class VAMConfig(_Config):
     """VAM on every student (not on teacher and explainers).
 
-    ``blocks`` per layer or ``channels`` per block, on the layers that match ``where``; ``gamma`` and ``temperature``
-    are numbers or schedules, and without ``gamma`` there is no penalty. The arguments are those of ``kdx.vam.attach``.
+    ``blocks`` per layer or ``channels`` per block, on the layers that match ``where``; ``gamma``
+    and ``temperature`` are numbers or schedules, and without ``gamma`` there is no penalty. The
+    arguments are those of ``kdx.vam.attach``.
     """
 
     blocks: Annotated[int, Field(ge=2)] = 8
@@ -200,26 +223,32 @@ _SETTING, _ARMS = "one setting", "arms"
 
 
 def _setting_or_arms(value: Any) -> str:
-    """Which of the two a vam section is: arms hold a setting or null under every key, and no key is a setting's own."""
+    """Which of the two a vam section is: arms hold a setting or null under every key, and no key is
+    a setting's own.
+    """
     if not isinstance(value, Mapping):
         return _SETTING
-    arms = value and all(inner is None or isinstance(inner, Mapping | VAMConfig) for inner in value.values())
+    arms = value and all(
+        inner is None or isinstance(inner, Mapping | VAMConfig) for inner in value.values()
+    )
     return _ARMS if arms and not set(value) & set(VAMConfig.model_fields) else _SETTING
 
 
 Arms = Annotated[dict[Annotated[str, Field(min_length=1)], VAMConfig | None], Field(min_length=1)]
 VAMSection = Annotated[
-    Annotated[VAMConfig, Tag(_SETTING)] | Annotated[Arms, Tag(_ARMS)], Discriminator(_setting_or_arms)
+    Annotated[VAMConfig, Tag(_SETTING)] | Annotated[Arms, Tag(_ARMS)],
+    Discriminator(_setting_or_arms),
 ]
 
 
 class ProbeConfig(_Config):
     """When and on what the probes look.
 
-    ``per_class`` images of every class from train, and as many from validation; conflict at ``checkpoints``
-    epochs spread from the first to the last; ``null_draws`` permutations for each null, whose mean they give and,
-    from 39 on, a range that one more draw falls into with 95 %; ``max_memory`` bytes for the gradients that are held at
-    once. Affinity's null is of 2 draws, its mean alone.
+    ``per_class`` images of every class from train, and as many from validation; conflict at
+    ``checkpoints`` epochs spread from the first to the last; ``null_draws`` permutations for each
+    null, whose mean they give and, from 39 on, a range that one more draw falls into with 95 %;
+    ``max_memory`` bytes for the gradients that are held at once. Affinity's null is of 2 draws, its
+    mean alone.
     """
 
     per_class: Count = 20
@@ -231,19 +260,23 @@ class ProbeConfig(_Config):
 
 
 class StudyConfig(_Config):
-    """Runs that share data and teacher: for every objective and seed a run of each of the ``roles``.
+    """Runs that share data and teacher: for every objective and seed a run of each of the
+    ``roles``.
 
-    The student is the undivided one. With ``vam`` it has the virtual attention module; where ``vam`` maps labels to
-    settings (null: without), there is a student for each, with the same weights and images to start from. With
-    ``explainer.phase2`` a tree grows from every explainer. ``loggers`` are told of every training, epoch by epoch; they
-    change nothing in it.
+    The student is the undivided one. With ``vam`` it has the virtual attention module; where
+    ``vam`` maps labels to settings (null: without), there is a student for each, with the same
+    weights and images to start from. With ``explainer.phase2`` a tree grows from every explainer.
+    ``loggers`` are told of every training, epoch by epoch; they change nothing in it.
     """
 
     name: str
     data: DataConfig
     teacher: TeacherConfig
     student: str
-    roles: Annotated[tuple[Literal["student", "explainer"], ...], Field(min_length=1)] = ("student", "explainer")
+    roles: Annotated[tuple[Literal["student", "explainer"], ...], Field(min_length=1)] = (
+        "student",
+        "explainer",
+    )
     vam: VAMSection | None = None
     explainer: ExplainerConfig = ExplainerConfig()
     objectives: Annotated[tuple[ObjectiveConfig, ...], Field(min_length=1)]
@@ -255,7 +288,12 @@ class StudyConfig(_Config):
     @model_validator(mode="after")
     def _distinct(self) -> Self:
         labels = [objective.label for objective in self.objectives]
-        named = (("seed", self.seeds), ("objective", labels), ("role", self.roles), ("logger", self.loggers))
+        named = (
+            ("seed", self.seeds),
+            ("objective", labels),
+            ("role", self.roles),
+            ("logger", self.loggers),
+        )
         for what, values in named:
             twice = sorted({str(v) for v in values if list(values).count(v) > 1})
             if twice:
@@ -273,7 +311,9 @@ class StudyConfig(_Config):
             ("explainer.phase2", self.explainer.phase2, "explainer"),
         ):
             if given is not None and role not in self.roles:
-                raise ValueError(f"{key} needs {role} among the roles, which are {', '.join(self.roles)}")
+                raise ValueError(
+                    f"{key} needs {role} among the roles, which are {', '.join(self.roles)}"
+                )
         return self
 
     @property
@@ -294,7 +334,8 @@ class StudyConfig(_Config):
 
     @classmethod
     def load(cls, path: str | Path, overrides: Iterable[str] = ()) -> StudyConfig:
-        """Read a YAML file and apply ``key=value`` overrides with dotted keys (values are YAML too).
+        """Read a YAML file and apply ``key=value`` overrides with dotted keys (values are YAML
+        too).
 
         Raises KdxError for a file that can't be read or is no YAML, and as :meth:`parse` does.
         """
@@ -303,7 +344,9 @@ class StudyConfig(_Config):
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
-            raise KdxError(f"cannot read study {str(path)!r}: {reason}; give the path of a YAML file") from None
+            raise KdxError(
+                f"cannot read study {str(path)!r}: {reason}; give the path of a YAML file"
+            ) from None
         return cls.parse(_apply(_yaml(text, str(path)), overrides), source=str(path))
 
     def override(self, overrides: Iterable[str]) -> StudyConfig:
@@ -331,7 +374,9 @@ class StudyConfig(_Config):
 
 
 def digest(value: Mapping[str, Any], length: int = 8) -> str:
-    """The first ``length`` hexadecimal digits of the SHA-256 of a JSON-able ``value``, independent of key order."""
+    """The first ``length`` hexadecimal digits of the SHA-256 of a JSON-able ``value``, independent
+    of key order.
+    """
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:length]
 
 
@@ -352,7 +397,9 @@ def _yaml(text: str, source: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise KdxError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(value, dict):
-        raise KdxError(f"{source} should hold keys and values (name, data, teacher, ...), not {value!r}")
+        raise KdxError(
+            f"{source} should hold keys and values (name, data, teacher, ...), not {value!r}"
+        )
     return value
 
 
@@ -360,7 +407,9 @@ def _apply(value: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
-            raise KdxError(f"--set {override!r} should be key=value, for example data.per_class=500")
+            raise KdxError(
+                f"--set {override!r} should be key=value, for example data.per_class=500"
+            )
         try:
             item = yaml.safe_load(text)
         except yaml.YAMLError:
@@ -372,7 +421,9 @@ def _apply(value: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
                 inner[part] = {}
             inner = inner[part]
             if not isinstance(inner, dict):
-                raise KdxError(f"--set {override!r}: {part!r} holds no keys; set {part}=... as a whole")
+                raise KdxError(
+                    f"--set {override!r}: {part!r} holds no keys; set {part}=... as a whole"
+                )
         inner[last] = item
     return value
 
@@ -409,7 +460,9 @@ def _dotted(location: tuple[int | str, ...]) -> str:
 
 def _one_line(error: ValidationError, model: type[BaseModel], source: str) -> KdxError:
     problems = error.errors()
-    problem = next((p for p in problems if not p["type"].endswith("_type")), problems[0])  # of a union the nearest
+    problem = next(
+        (p for p in problems if not p["type"].endswith("_type")), problems[0]
+    )  # of a union the nearest
     location = problem["loc"]
     if problem["type"] == "extra_forbidden":
         place = f" (at {_dotted(location)!r})" if len(location) > 1 else ""
@@ -419,8 +472,13 @@ def _one_line(error: ValidationError, model: type[BaseModel], source: str) -> Kd
     if problem["type"] == "missing":
         return KdxError(f"{source}: {key!r} is missing; add it")
     if problem["type"] == "literal_error" and isinstance(problem["input"], str):
-        valid = [v.strip().strip("'") for v in str(problem["ctx"]["expected"]).replace(" or ", ", ").split(", ")]
-        return KdxError(f"{source}: {unknown(str(location[-1]), problem['input'], valid)} (at {key!r})")
+        valid = [
+            v.strip().strip("'")
+            for v in str(problem["ctx"]["expected"]).replace(" or ", ", ").split(", ")
+        ]
+        return KdxError(
+            f"{source}: {unknown(str(location[-1]), problem['input'], valid)} (at {key!r})"
+        )
     message = problem["msg"].removeprefix("Value error, ")
     message = re.sub(r"valid tuple|Tuple", "list", message)
     message = re.sub(r"a valid dictionary or instance of \w+", "keys and values", message)

@@ -6,7 +6,8 @@ from __future__ import annotations
 class KdxError(ValueError):
     """Something that the user can put right: what was wrong, with which value, and what to do.
 
-    The command line prints the message on one line and exits with code 2; every other exception is a bug.
+    The command line prints the message on one line and exits with code 2; every other exception is
+    a bug.
     """
 
 

@@ -16,7 +16,9 @@ import pandas as pd
 
 @contextmanager
 def staged_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; it takes the name of ``path`` only if the body succeeds."""
+    """Yield a temporary path beside ``path``; it takes the name of ``path`` only if the body
+    succeeds.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     os.close(handle)
@@ -33,7 +35,8 @@ def staged_file(path: Path) -> Iterator[Path]:
 def staged_directory(path: Path) -> Iterator[Path]:
     """Yield a temporary directory beside ``path``; it becomes ``path`` only if the body succeeds.
 
-    So a directory that has its final name is a finished one. Raises FileExistsError if ``path`` exists.
+    So a directory that has its final name is a finished one. Raises FileExistsError if ``path``
+    exists.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))

@@ -1,7 +1,8 @@
-"""What a null says: the range that a fresh draw of it falls into, and the p-value of a value beside it.
+"""What a null says: the range that a fresh draw of it falls into, and the p-value of a value beside
+it.
 
-Every null of the package is drawn where its own model or table is known, and read here, in float64. Axes: R draws in
-front, the axes of the value behind them.
+Every null of the package is drawn where its own model or table is known, and read here, in float64.
+Axes: R draws in front, the axes of the value behind them.
 """
 
 from __future__ import annotations
@@ -19,21 +20,24 @@ LEAST_DRAWS = 39
 NO_RANGE = f"no range below {LEAST_DRAWS} draws"
 COLUMNS = ("null_mean", "null_low", "null_high", "null_undefined")
 
-# A draw that equals the value may differ from it by rounding, as both are sums in another order. Of n float64 terms
-# that is n·2⁻⁵³ of their size at most, 5e-13 for the 4,950 pairs of 100 classes, far below what two values differ by.
+# A draw that equals the value may differ from it by rounding, as both are sums in another order. Of
+# n float64 terms that is n·2⁻⁵³ of their size at most, 5e-13 for the 4,950 pairs of 100 classes,
+# far below what two values differ by.
 TOLERANCE = 1e-12
 
 _ENDS = (0.025, 0.975)
 
 
 def beside(draws: ArrayLike | Tensor) -> dict[str, np.ndarray]:
-    """What stands beside a value: its null's mean, the range that holds a fresh draw with 95 %, and draws left out.
+    """What stands beside a value: its null's mean, the range that holds a fresh draw with 95 %, and
+    draws left out.
 
-    The ends are the order statistics at .025 (R + 1) and .975 (R + 1), between two draws by linear interpolation
-    (Weibull's plotting positions; type 6 of Hyndman & Fan, Sample quantiles in statistical packages, 1996): R draws
-    and a fresh one can stand in any order, so one in R + 1 falls into each gap. A sample's quantiles would miss 13.6 %
-    of 19 draws, 8.7 % of 49 and 6.8 % of 99. The range is closed, so ties only make it hold more. Draws that are NaN
-    are left out and counted; where fewer than 39 are left, at which the range would reach beyond the lowest and the
+    The ends are the order statistics at .025 (R + 1) and .975 (R + 1), between two draws by linear
+    interpolation (Weibull's plotting positions; type 6 of Hyndman & Fan, Sample quantiles in
+    statistical packages, 1996): R draws and a fresh one can stand in any order, so one in R + 1
+    falls into each gap. A sample's quantiles would miss 13.6 % of 19 draws, 8.7 % of 49 and 6.8 %
+    of 99. The range is closed, so ties only make it hold more. Draws that are NaN are left out and
+    counted; where fewer than 39 are left, at which the range would reach beyond the lowest and the
     highest, low and high are NaN.
 
     >>> {name: value.item() for name, value in beside(range(1, 40)).items()}
@@ -45,7 +49,8 @@ def beside(draws: ArrayLike | Tensor) -> dict[str, np.ndarray]:
         draws: R×…, NaN where a draw is undefined; none at all is allowed.
 
     Returns:
-        null_mean (NaN where no draw is defined), null_low, null_high and null_undefined, each of the shape ….
+        null_mean (NaN where no draw is defined), null_low, null_high and null_undefined, each of
+        the shape ….
     """
     ordered = np.sort(_array(draws), axis=0)  # NaN come last
     undefined = np.isnan(ordered).sum(axis=0)
@@ -61,11 +66,22 @@ def beside_one(draws: ArrayLike | Tensor) -> dict[str, float]:
     return {name: value.item() for name, value in beside(draws).items()}
 
 
-def as_extreme(value: ArrayLike | Tensor, draws: ArrayLike | Tensor, side: Side) -> np.ndarray:
-    """Which draws, R×…, are at least as extreme as the value, …: not below it (``greater``), not above it (``less``).
+def with_value(values: ArrayLike | Tensor) -> dict[str, float]:
+    """A value and what stands beside it: the first of ``values`` is the value, the others are draws of its null.
 
-    A draw that differs from the value by rounding alone counts, and so does one that is NaN: nothing says that it is
-    less extreme.
+    >>> with_value([7, 1, 3])["value"], with_value([7, 1, 3])["null_mean"]
+    (7.0, 2.0)
+    """
+    ordered = _array(values)
+    return {"value": ordered[0].item(), **beside_one(ordered[1:])}
+
+
+def as_extreme(value: ArrayLike | Tensor, draws: ArrayLike | Tensor, side: Side) -> np.ndarray:
+    """Which draws, R×…, are at least as extreme as the value, …: not below it (``greater``), not
+    above it (``less``).
+
+    A draw that differs from the value by rounding alone counts, and so does one that is NaN:
+    nothing says that it is less extreme.
     """
     value, draws = _array(value), _array(draws)
     sign = 1 if side == "greater" else -1
@@ -73,10 +89,12 @@ def as_extreme(value: ArrayLike | Tensor, draws: ArrayLike | Tensor, side: Side)
 
 
 def p_value(value: ArrayLike | Tensor, draws: ArrayLike | Tensor, side: Side) -> np.ndarray:
-    """p = (1 + #{draws at least as extreme as the value})/(1 + R), in (0, 1]; NaN where the value is.
+    """p = (1 + #{draws at least as extreme as the value})/(1 + R), in (0, 1]; NaN where the value
+    is.
 
-    Where the value is one more draw of the null, p ≤ q with a chance of at most q, and of exactly q where q (1 + R) is
-    whole and no draws tie (Phipson & Smyth 2010, Permutation P-values should never be zero).
+    Where the value is one more draw of the null, p ≤ q with a chance of at most q, and of exactly q
+    where q (1 + R) is whole and no draws tie (Phipson & Smyth 2010, Permutation P-values should
+    never be zero).
 
     >>> p_value(3, [1, 2, 3, 4], "greater").item(), p_value(0, [1, 2, 3, 4], "less").item()
     (0.6, 0.2)
@@ -105,7 +123,8 @@ def shown(low: float, high: float, number: Callable[[float], str] = "{:.2f}".for
 
 
 def legend(lows: ArrayLike) -> str:
-    """What grey bars show, given the lower ends of the ranges of all that is drawn, NaN where there is none.
+    """What grey bars show, given the lower ends of the ranges of all that is drawn, NaN where there
+    is none.
 
     >>> legend([0.1, 0.2]), legend([float("nan")])
     ('grey: 95 % of its null', 'no null has a range (from 39 draws)')
@@ -119,13 +138,17 @@ def legend(lows: ArrayLike) -> str:
 
 
 def _order_statistic(ordered: np.ndarray, count: np.ndarray, end: float) -> np.ndarray:
-    """The one at ``end`` (count + 1) of the first ``count`` of each column; NaN where they are too few for a range."""
+    """The one at ``end`` (count + 1) of the first ``count`` of each column; NaN where they are too
+    few for a range.
+    """
     place = np.where(count < LEAST_DRAWS, 1, end * (count + 1)) - 1
     before = np.floor(place).astype(int)
     lower, upper = (_at(ordered, np.minimum(i, count - 1)) for i in (before, before + 1))
     with np.errstate(invalid="ignore"):  # of two infinite draws
         between = lower + (place - before) * (upper - lower)
-    at_draw = (lower == upper) | (place == before) | np.isinf(lower)  # exact there, where rounding could leave ties out
+    at_draw = (
+        (lower == upper) | (place == before) | np.isinf(lower)
+    )  # exact there, where rounding could leave ties out
     return np.where(count < LEAST_DRAWS, np.nan, np.where(at_draw, lower, between))
 
 
@@ -137,9 +160,11 @@ def _at(ordered: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def _scale(value: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """What rounding is measured against, R×…: the larger of value and draw, and of half of the draws.
+    """What rounding is measured against, R×…: the larger of value and draw, and of half of the
+    draws.
 
-    A value that cancels to nothing, as a correlation does, is rounded at the size of others; one outlier is not asked.
+    A value that cancels to nothing, as a correlation does, is rounded at the size of others; one
+    outlier is not asked.
     """
     sizes = np.abs(draws)
     sizes = np.where(np.isfinite(sizes), sizes, 0)

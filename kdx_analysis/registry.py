@@ -1,15 +1,26 @@
-"""Names to things, with the nearest valid names when a name is unknown."""
+"""Names to things, with the nearest valid names when a name is unknown.
+
+What can be named in a study, a command or a table is declared beside the thing itself, by a
+decorator of its registry. A registry knows the rooms in which its things are declared and imports
+them when it is first asked, and with them every installed package that has an entry point of the
+group ``kdx_analysis.extensions``. What a user's own file registers goes the same way and is named
+like anything built in.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TypeVar
+import pkgutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
 
 from kdx_analysis.errors import KdxError
 
 T = TypeVar("T")
 
+ENTRY_POINTS = "kdx_analysis.extensions"
 
 _SHOWN = 20
 
@@ -17,8 +28,8 @@ _SHOWN = 20
 def unknown(kind: str, name: str, valid: Iterable[str], command: str = "") -> KdxError:
     """The error for a ``name`` that is none of the ``valid`` ones of its ``kind``.
 
-    It names the nearest valid ones; where none is near all of them, or, of more than 20, the first and the
-    ``command`` that lists them.
+    It names the nearest valid ones; where none is near all of them, or, of more than 20, the first
+    and the ``command`` that lists them.
     """
     valid = sorted(valid)
     near = difflib.get_close_matches(name, valid, n=3, cutoff=0.5)
@@ -40,33 +51,123 @@ class Registry(Mapping[str, T]):
     >>> colours["rde"]
     Traceback (most recent call last):
     kdx_analysis.errors.KdxError: unknown colour 'rde'; did you mean 'red'?
+
+    Args:
+        kind: what one of its things is called in errors.
+        rooms: modules that declare its things, by their dotted names; of a package, all modules
+            directly in it.
+        follows: from a thing to the name of the one that it comes right after, or None. Things are
+            in the order in which they were declared, room by room, but for those that follow
+            another one.
     """
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
+    def __init__(
+        self,
+        kind: str,
+        *,
+        rooms: Sequence[str] = (),
+        follows: Callable[[T], str | None] = lambda thing: None,
+    ) -> None:
+        self.kind, self.rooms, self.follows = kind, tuple(rooms), follows
         self._things: dict[str, T] = {}
+        self._open = False
 
     def register(self, name: str) -> Callable[[T], T]:
-        """A decorator that files a thing under ``name``; a name is given once."""
+        """A decorator that files a thing under ``name``.
+
+        A name is given once; a thing that is defined anew where it was, as by a cell of a notebook
+        that is run again, takes its own place. Raises KdxError for the name of another thing.
+        """
 
         def add(thing: T) -> T:
-            if name in self._things:
-                raise KeyError(f"{self.kind} {name!r} is registered already")
+            there = home(self._things[name]) if name in self._things else ""
+            if name in self._things and (not there or there != home(thing)):
+                by = f", by {there}" if there else ""
+                raise KdxError(
+                    f"{self.kind} {name!r} is registered already{by}; choose another name"
+                )
             self._things[name] = thing
             return thing
 
         return add
 
+    def forget(self, name: str) -> None:
+        """Take a thing out again, as a test does that has put it in."""
+        del self._things[name]
+
     def __getitem__(self, name: str) -> T:
-        if name not in self._things:
-            raise unknown(self.kind, name, self._things)
-        return self._things[name]
+        things = self._declared
+        if name not in things:
+            raise unknown(self.kind, name, things)
+        return things[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._things
+        return name in self._declared
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._things)
+        return iter(self._in_order())
 
     def __len__(self) -> int:
-        return len(self._things)
+        return len(self._declared)
+
+    @property
+    def _declared(self) -> dict[str, T]:
+        """The things, once every room has declared its own."""
+        if not self._open:
+            self._open = (
+                True  # first, since a room that is imported may ask for what is there so far
+            )
+            for room in self.rooms:
+                _enter(room)
+            load_installed()
+        return self._things
+
+    def _in_order(self) -> list[str]:
+        """Names as their rooms declare them, those that follow another one right behind it."""
+        things = dict(sorted(self._declared.items(), key=lambda item: self._room_of(item[1])))
+        order: list[str] = []
+        waiting = list(things)
+        while waiting:
+            placed = [name for name in waiting if self.follows(things[name]) not in waiting]
+            for name in placed or waiting:  # a circle is in the order of its declarations
+                before = self.follows(things[name])
+                order.insert(order.index(before) + 1 if before in order else len(order), name)
+            waiting = [name for name in waiting if name not in order]
+        return order
+
+    def _room_of(self, thing: T) -> int:
+        """The number of the thing's room, behind all of them for one of a user's own."""
+        module = home(thing).rpartition(".")[0]
+        inside = (
+            number
+            for number, room in enumerate(self.rooms)
+            if module == room or module.startswith(f"{room}.")
+        )
+        return next(inside, len(self.rooms))
+
+
+def home(thing: Any) -> str:
+    """Where a thing is defined, as ``module.name``; '' of what has no name of its own.
+
+    A declaration says it by its attribute ``home``, a function or class by its own name.
+
+    >>> home(home)
+    'kdx_analysis.registry.home'
+    """
+    told = getattr(thing, "home", "")
+    if isinstance(told, str) and told:
+        return told
+    return f"{thing.__module__}.{thing.__qualname__}" if hasattr(thing, "__qualname__") else ""
+
+
+def load_installed() -> None:
+    """Import every installed package that extends this one, each once."""
+    for point in entry_points(group=ENTRY_POINTS):
+        point.load()
+
+
+def _enter(room: str) -> None:
+    """Import a module, or of a package all modules directly in it."""
+    module = import_module(room)
+    for inner in pkgutil.iter_modules(getattr(module, "__path__", ())):
+        import_module(f"{room}.{inner.name}")

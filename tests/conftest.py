@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from kdx_analysis.runs import RunSet
-from kdx_analysis.study import Study
+from kdx_analysis.study.study import Study
 from tests import toys
 
 torch.set_num_threads(1)

@@ -1,4 +1,6 @@
-"""Students under arms of VAM without any training: accuracies by hand, gates of real layers set by hand."""
+"""Students under arms of VAM without any training: accuracies by hand, gates of real layers set by
+hand.
+"""
 
 from __future__ import annotations
 
@@ -36,23 +38,42 @@ def write_arms(
     The gates of arms with an entropy term are one-hot in the last epoch, all others uniform.
     """
     info = {
-        "study": "planted", "selection": {"rule": "last", "split": "val", "epoch": EPOCHS[-1]}, "probe_sets": None,
-        "environment": {"python": "3.11"}, "experts": None, "grown_from": None,
+        "study": "planted",
+        "selection": {"rule": "last", "split": "val", "epoch": EPOCHS[-1]},
+        "probe_sets": None,
+        "environment": {"python": "3.11"},
+        "experts": None,
+        "grown_from": None,
         "data": {
-            "name": "made", "source": "by hand", "sizes": {"train": 30, "val": 9, "test": 40}, "shape": [1, 8, 8],
-            "classes": list(classes), "fingerprint": "f00d",
+            "name": "made",
+            "source": "by hand",
+            "sizes": {"train": 30, "val": 9, "test": 40},
+            "shape": [1, 8, 8],
+            "classes": list(classes),
+            "fingerprint": "f00d",
         },
-    }  # fmt: skip
-    keys: dict[str, Any] = {"role": "teacher", "objective": "", "decomposition": "multiclass", "seed": 0}
+    }
+    keys: dict[str, Any] = {
+        "role": "teacher",
+        "objective": "",
+        "decomposition": "multiclass",
+        "seed": 0,
+    }
     write_run(
-        folder / "teacher", {**info, **keys, "id": "teacher", "config": {"model": "big"}}, {"metrics": _metrics(0.975)}
+        folder / "teacher",
+        {**info, **keys, "id": "teacher", "config": {"model": "big"}},
+        {"metrics": _metrics(0.975)},
     )
     for name, arms in planted.items():
         objective = ObjectiveConfig.model_validate({"name": name, "decomposition": "multiclass"})
         for arm, accuracies in arms.items():
             for seed, accuracy in enumerate(accuracies):
-                config = {"model": model, "training": {"threads": 1}, "seed": seed,
-                          "objective": objective.model_dump(mode="json", by_alias=True)}  # fmt: skip
+                config = {
+                    "model": model,
+                    "training": {"threads": 1},
+                    "seed": seed,
+                    "objective": objective.model_dump(mode="json", by_alias=True),
+                }
                 setting, records = settings[arm], {"metrics": _metrics(accuracy)}
                 if setting is not None:
                     config["vam"] = setting.model_dump(mode="json")
@@ -60,7 +81,9 @@ def write_arms(
                 keys = {"role": "student", "objective": objective.label, "vam": arm, "seed": seed}
                 id_ = run_id("student", objective.label, seed, config, vam=arm)
                 write_run(
-                    folder / id_, {**info, "decomposition": "multiclass", **keys, "id": id_, "config": config}, records
+                    folder / id_,
+                    {**info, "decomposition": "multiclass", **keys, "id": id_, "config": config},
+                    records,
                 )
     return RunSet.load(folder)
 
@@ -84,5 +107,10 @@ def _gates(name: str, classes: int, setting: VAMConfig) -> dict[str, pd.DataFram
             for logits in vam.gate_parameters(model):
                 logits.data[:, 1] = 1e3
         gates.append(block_gates(model, images).assign(epoch=epoch))
-    entropies = [row_entropies(frame).assign(epoch=epoch) for epoch, frame in zip(EPOCHS, gates, strict=True)]
-    return {"vam_gates": pd.concat(gates, ignore_index=True), "vam_entropy": pd.concat(entropies, ignore_index=True)}
+    entropies = [
+        row_entropies(frame).assign(epoch=epoch) for epoch, frame in zip(EPOCHS, gates, strict=True)
+    ]
+    return {
+        "vam_gates": pd.concat(gates, ignore_index=True),
+        "vam_entropy": pd.concat(entropies, ignore_index=True),
+    }

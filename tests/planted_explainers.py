@@ -1,4 +1,6 @@
-"""Explainers made by hand, linear in their images, whose ablations and attributions can be computed with a pencil."""
+"""Explainers made by hand, linear in their images, whose ablations and attributions can be computed
+with a pencil.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,12 @@ from kdx_analysis.models.heads import GridPool, LinearHeads
 from kdx_analysis.models.splitting.experts import Level
 
 
-def explainer(trunk: nn.Module, levels: Sequence[Level], attention: Sequence[Tensor], weights: Sequence[float]) -> HME:
-    """Gates of exactly this attention (levels 3… and the heads); head k weighs its one pooled feature by weights[k]."""
+def explainer(
+    trunk: nn.Module, levels: Sequence[Level], attention: Sequence[Tensor], weights: Sequence[float]
+) -> HME:
+    """Gates of exactly this attention (levels 3… and the heads); head k weighs its one pooled
+    feature by weights[k].
+    """
     K = len(weights)
     heads = LinearHeads(K, 1)
     model = HME(trunk, levels, heads, readout=GridPool(1), num_classes=K).double()

@@ -8,7 +8,11 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_data_moves_forward_only():
-    command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"]
+    command = [
+        sys.executable,
+        "-c",
+        "from importlinter.cli import lint_imports_command; lint_imports_command()",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 kept, 0 broken" in done.stdout
@@ -17,7 +21,9 @@ def test_data_moves_forward_only():
 @pytest.mark.parametrize("module", ["kdx_analysis", "kdx_analysis.cli"])
 def test_importing_the_package_is_quick(module):
     code = f"import sys, {module}; print(*sorted({{'torch', 'pandas', 'matplotlib', 'numpy'}} & sys.modules.keys()))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.split() == []
 
 

@@ -12,7 +12,7 @@ from kdx_analysis import cli, plots
 from kdx_analysis.data.sources import DATASETS, Source
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models.vam.survey import survey
-from kdx_analysis.probes.validation import YARDSTICKS
+from kdx_analysis.probes.planted.validation import YARDSTICKS
 from tests import toys
 from tests.models.reference_learn_to_branch import checkpoint, released_network
 from tests.report.conftest import quick_figures
@@ -37,7 +37,18 @@ def source(**changes) -> Source:
     data = toys.dataset()
     fields = {
         name: getattr(data, name)
-        for name in ("train", "val", "test", "classes", "mean", "std", "pad", "flip", "superclasses", "source")
+        for name in (
+            "train",
+            "val",
+            "test",
+            "classes",
+            "mean",
+            "std",
+            "pad",
+            "flip",
+            "superclasses",
+            "source",
+        )
     }
     return Source(**({"name": "toy", **fields} | changes))
 
@@ -82,15 +93,28 @@ BAD_INPUT = {
     "unknown study": (["digitz"], "unknown study 'digitz'; did you mean 'digits'"),
     "no such file": (["none.yaml"], "cannot read study 'none.yaml': No such file"),
     "unknown data set": (["data.name=toyy"], "unknown data set 'toyy'; did you mean 'toy"),
-    "unknown model": (["student=digit_student"], "unknown model 'digit_student'; did you mean 'digits_student'"),
-    "unknown teacher": (["teacher.model=resnet21"], "unknown model 'resnet21'; did you mean 'resnet20'"),
+    "unknown model": (
+        ["student=digit_student"],
+        "unknown model 'digit_student'; did you mean 'digits_student'",
+    ),
+    "unknown teacher": (
+        ["teacher.model=resnet21"],
+        "unknown model 'resnet21'; did you mean 'resnet20'",
+    ),
     "unknown model of a library": (
         ["student=timm:zzzqqqwww"],
-        "unknown model 'timm:zzzqqqwww'; .* are valid, .* list them with 'kdx list models --library timm'",
+        "unknown model 'timm:zzzqqqwww'; .* are valid, .* list them with 'kdx list models "
+        "--library timm'",
     ),
     "unknown objective": (["objectives=[hrad]"], "unknown name 'hrad'; did you mean 'hard'"),
-    "unknown key": (["training.epoch=3"], "unknown configuration key 'epoch'; did you mean 'epochs'"),
-    "no sample of a class": (["data.name=toy_without_cats"], "class 'cat' of toy has no training sample: add images"),
+    "unknown key": (
+        ["training.epoch=3"],
+        "unknown configuration key 'epoch'; did you mean 'epochs'",
+    ),
+    "no sample of a class": (
+        ["data.name=toy_without_cats"],
+        "class 'cat' of toy has no training sample: add images",
+    ),
     "few validation samples": (
         ["data.name=toy_of_few"],
         r"toy has fewer validation samples than classes \(2 for 3\): raise data.val_fraction",
@@ -103,9 +127,15 @@ BAD_INPUT = {
         ["objectives=[{name: label_smoothing, epsilon: 1.5}]"],
         r"objectives\.0\.epsilon = 1\.5: .*less than or equal to 1",
     ),
-    "weight below 0": (["objectives=[{name: kd, lambda: -0.1}]"], r"lambda = -0\.1: .*greater than or equal to 0"),
+    "weight below 0": (
+        ["objectives=[{name: kd, lambda: -0.1}]"],
+        r"lambda = -0\.1: .*greater than or equal to 0",
+    ),
     "temperature 0": (["objectives=[{name: kd, T: 0}]"], r"objectives\.0\.T = 0: .*greater than 0"),
-    "gate temperature below 0": (["explainer.temperature.start=-1"], r"start = -1: .*greater than 0"),
+    "gate temperature below 0": (
+        ["explainer.temperature.start=-1"],
+        r"start = -1: .*greater than 0",
+    ),
     "channels that do not fit": (
         ["teacher.model=torchvision:resnet18"],
         "takes images of 3 channels, data has 1: choose a model",
@@ -115,22 +145,35 @@ BAD_INPUT = {
         "images of 1×4×4 do not fit model .*choose another model, or change the images' size",
     ),
     "too many of a class": (["data.per_class=500"], "has only 16 training images: lower per_class"),
-    "experts of too few levels": (["explainer.experts=[2]"], "experts = .2,. should be a number or 3 numbers"),
+    "experts of too few levels": (
+        ["explainer.experts=[2]"],
+        "experts = .2,. should be a number or 3 numbers",
+    ),
     "stages that are not there": (
         ["explainer.stages=[stages.0, stages.9]"],
         r"there is no module 'stages\.9' on the way from images to outputs; there are .*stages\.0",
     ),
-    "no such device": (["training.accelerator=abacus"], "cannot train with accelerator='abacus'.*Available names"),
-    "no such weights": (["teacher.path=none.pt"], "cannot load weights from 'none.pt': .*No such file"),
+    "no such device": (
+        ["training.accelerator=abacus"],
+        "cannot train with accelerator='abacus'.*Available names",
+    ),
+    "no such weights": (
+        ["teacher.path=none.pt"],
+        "cannot load weights from 'none.pt': .*No such file",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)
-def test_bad_input_is_one_line_and_code_2_before_any_training(kdx, study_file, tmp_path, monkeypatch, case):
-    monkeypatch.setattr("kdx_analysis.execution.fit", None)
+def test_bad_input_is_one_line_and_code_2_before_any_training(
+    kdx, study_file, tmp_path, monkeypatch, case
+):
+    monkeypatch.setattr("kdx_analysis.study.steps.fit", None)
     changes, message = BAD_INPUT[case]
     study, changes = (study_file, changes) if "=" in changes[0] else (changes[0], [])
-    code, _, err = kdx("run", study, "--out", "out", *(part for change in changes for part in ("--set", change)))
+    code, _, err = kdx(
+        "run", study, "--out", "out", *(part for change in changes for part in ("--set", change))
+    )
     assert code == 2
     assert err.startswith("kdx: ")
     assert err.count("\n") == 1
@@ -139,18 +182,25 @@ def test_bad_input_is_one_line_and_code_2_before_any_training(kdx, study_file, t
 
 
 def test_a_directory_of_another_study_is_left_as_it_was(kdx, study_file, finished, monkeypatch):
-    monkeypatch.setattr("kdx_analysis.execution.fit", None)
+    monkeypatch.setattr("kdx_analysis.study.steps.fit", None)
     before = sorted((path, path.stat().st_mtime_ns) for path in finished.out.rglob("*"))
     code, _, err = kdx("run", study_file, "--out", finished.out)
     assert (code, err.count("\n")) == (2, 1)
-    assert "holds another study: name is 'toy' there and 'little' here; choose another output directory" in err
+    assert (
+        "holds another study: name is 'toy' there and 'little' here; choose another output "
+        "directory" in err
+    )
     assert sorted((path, path.stat().st_mtime_ns) for path in finished.out.rglob("*")) == before
 
 
 def test_a_study_runs_and_its_answer_is_printed(kdx, study_file, tmp_path, monkeypatch):
     class Report:
         def __init__(self, runs) -> None:
-            self.answers = [SimpleNamespace(opening=f"the answer from {len(runs)} runs", details=(), cautions=())]
+            self.answers = [
+                SimpleNamespace(
+                    opening=f"the answer from {len(runs)} runs", details=(), cautions=()
+                )
+            ]
             self.arms = None
 
     monkeypatch.setattr("kdx_analysis.report.Report.save_html", lambda self, out: out)
@@ -160,8 +210,13 @@ def test_a_study_runs_and_its_answer_is_printed(kdx, study_file, tmp_path, monke
     assert (code, err) == (0, "")
     assert "digits_teacher → digits_student on toy, 48 + 24 + 24 images" in out
     assert "3 runs of 1 epochs, 0 done already" in out
-    assert "affinity of every explainer (1 to train), on train and validation at epochs 1, with 19 null draws" in out
-    assert "2 of affinity: at most 40 forward and 24 backward passes over up to 6 images each" in out
+    assert (
+        "affinity of every explainer (1 to train), on train and validation at epochs 1, with 19 "
+        "null draws" in out
+    )
+    assert (
+        "2 of affinity: at most 40 forward and 24 backward passes over up to 6 images each" in out
+    )
     assert "the answer from 3 runs" in out
     assert (tmp_path / "out" / "little" / "study.yaml").is_file()
 
@@ -170,7 +225,9 @@ def test_a_study_runs_and_its_answer_is_printed(kdx, study_file, tmp_path, monke
     code, out, _ = kdx("run", study_file, *options[:-1], "training.epochs=2")
     assert code == 0
     assert "1 done already" in out
-    assert "the answer from 3 runs" in out  # the runs of one epoch are there still, and not among them
+    assert (
+        "the answer from 3 runs" in out
+    )  # the runs of one epoch are there still, and not among them
 
 
 def test_trees_are_announced(kdx, study_file, monkeypatch):
@@ -178,22 +235,41 @@ def test_trees_are_announced(kdx, study_file, monkeypatch):
         raise KdxError("enough")
 
     monkeypatch.setattr("kdx_analysis.study.Study.run", nothing)
-    code, out, _ = kdx("run", study_file, "--set", "explainer.phase2={by: effective, training: {epochs: 7}}")
+    code, out, _ = kdx(
+        "run", study_file, "--set", "explainer.phase2={by: effective, training: {epochs: 7}}"
+    )
     assert code == 2
     assert "7 runs of 2 epochs" in out
-    assert "a tree of every explainer: gates hardened by effective, weights redrawn, 7 epochs" in out
+    assert (
+        "a tree of every explainer: gates hardened by effective, weights redrawn, 7 epochs" in out
+    )
     assert "affinity of every tree (2 to train), on train and validation at epochs 7" in out
 
 
 def test_a_finished_run_is_probed_anew(kdx, study_file, tmp_path, monkeypatch):
     monkeypatch.setattr("kdx_analysis.report.Report.save_html", lambda self, out: out)
-    options = ("--jobs", 1, "--set", "objectives=[hard]", "--set", "training.epochs=1", "--out", "out")
+    options = (
+        "--jobs",
+        1,
+        "--set",
+        "objectives=[hard]",
+        "--set",
+        "training.epochs=1",
+        "--out",
+        "out",
+    )
     assert kdx("run", study_file, *options)[0] == 0
     (run,) = (tmp_path / "out" / "runs").glob("explainer-*")
     code, out, err = kdx("probe", run)
     assert (code, err) == (0, "")
-    assert "on train and val, 6 images; on each 131 forward and 12 backward passes over up to 6 images each" in out
-    assert "affinity with 39; 6 experts are ablated. Affinity is that of the final weights alone, beside its" in out
+    assert (
+        "on train and val, 6 images; on each 131 forward and 12 backward passes over up to 6 "
+        "images each" in out
+    )
+    assert (
+        "affinity with 39; 6 experts are ablated. Affinity is that of the final weights alone, "
+        "beside its" in out
+    )
     assert "conflict_rate" in out
     folder = tmp_path / "out" / "probes" / run.name
     assert {"gates.parquet", "faithfulness.parquet", "conflict.png", "explanation_val.svg"} <= {
@@ -217,13 +293,27 @@ def test_runs_are_compared(kdx, finished, tmp_path):
     assert (code, err) == (0, "")
     assert "minus hard" in out
     assert "No p-value over seeds is given below n = 6." in " ".join(out.split())
-    options = ("--role", "student", "--against", "kd", "--metric", "accuracy", "--format", "latex", "--out", "a/t.tex")
+    options = (
+        "--role",
+        "student",
+        "--against",
+        "kd",
+        "--metric",
+        "accuracy",
+        "--format",
+        "latex",
+        "--out",
+        "a/t.tex",
+    )
     assert kdx("compare", finished.out, *options) == (0, "a/t.tex\n", "")
     assert "hard − kd".replace("−", "$-$") in (tmp_path / "a" / "t.tex").read_text(encoding="utf-8")
     for bad, message in (
         (("--format", "latx"), "unknown format 'latx'; did you mean 'latex'"),
         (("--metric", "acuracy"), "unknown headline figure 'acuracy'; did you mean 'accuracy'"),
-        (("--by", "training.epoch"), "unknown key of runs 'training.epoch'; did you mean 'training.epochs'"),
+        (
+            ("--by", "training.epoch"),
+            "unknown key of runs 'training.epoch'; did you mean 'training.epochs'",
+        ),
         (("--against", "kdd"), "unknown objective among the runs 'kdd'; did you mean 'kd'"),
     ):
         code, out, err = kdx("compare", finished.out, *bad)
@@ -257,7 +347,9 @@ def test_lists(kdx, what, among):
 
 
 def test_a_figure_and_its_data(kdx, finished):
-    code, out, err = kdx("figure", "entropy", finished.out, "--width", "column", "--format", "pdf", "--out", "paper")
+    code, out, err = kdx(
+        "figure", "entropy", finished.out, "--width", "column", "--format", "pdf", "--out", "paper"
+    )
     assert (code, out, err) == (0, "paper/entropy.pdf\npaper/entropy.csv\n", "")
     assert pd.read_csv("paper/entropy.csv")["objective"].unique().tolist() == ["hard", "kd"]
 
@@ -303,12 +395,14 @@ def test_weights_of_the_released_code_are_converted_and_read_back(kdx, tmp_path)
 
 
 @pytest.mark.parametrize(("error", "code"), [(0.0, 0), (0.2, 1)])
-def test_validation_says_by_its_exit_code_whether_the_yardsticks_hold(kdx, tmp_path, monkeypatch, error, code):
+def test_validation_says_by_its_exit_code_whether_the_yardsticks_hold(
+    kdx, tmp_path, monkeypatch, error, code
+):
     def measure(seed):
         middles = {y: (max(y.low, -1) + min(y.high, 1)) / 2 for y in YARDSTICKS}
         return {(y.name, y.planted): (middle + error, 1) for y, middle in middles.items()}
 
-    monkeypatch.setattr("kdx_analysis.probes.validation.measure", measure)
+    monkeypatch.setattr("kdx_analysis.probes.planted.validation.measure", measure)
     ended, out, err = kdx("validate", "planted", "--seeds", 3, "--out", "found.csv")
     assert (ended, err) == (code, "")
     assert "yardsticks hold over 3 seeds" in out
@@ -320,12 +414,24 @@ def test_help_names_the_commands(kdx):
     assert code == 0
     assert all(
         command in out
-        for command in ("demo", "run", "report", "import", "watch", "convert", "explain-model", "validate", "list")
+        for command in (
+            "demo",
+            "run",
+            "report",
+            "import",
+            "watch",
+            "convert",
+            "explain-model",
+            "validate",
+            "list",
+        )
     )
 
 
 def test_what_vam_does_to_models(kdx, monkeypatch):
-    monkeypatch.setattr("kdx_analysis.models.vam.survey.survey", partial(survey, ["digits_student", "resnet20"]))
+    monkeypatch.setattr(
+        "kdx_analysis.models.vam.survey.survey", partial(survey, ["digits_student", "resnet20"])
+    )
     code, out, _ = kdx("list", "models", "--vam")
     header, *rows = (line.split() for line in out.splitlines())
     assert code == 0
@@ -344,7 +450,16 @@ def test_what_vam_costs(kdx):
 
 def test_results_from_elsewhere_become_runs(kdx, tmp_path):
     (tmp_path / "results.csv").write_text("method,seed,top1,val_loss\nkd,0,75,1.5\nhard,0,50,2\n")
-    options = ("--kind", "csv", "--out", "runs", "--column", "objective=method", "--metric", "top1=test/accuracy%")
+    options = (
+        "--kind",
+        "csv",
+        "--out",
+        "runs",
+        "--column",
+        "objective=method",
+        "--metric",
+        "top1=test/accuracy%",
+    )
     code, out, err = kdx("import", "results.csv", *options)
     assert (code, err) == (0, "")
     assert "metrics: test/accuracy, val/loss\nunknown: decomposition, model, data set" in out
@@ -352,16 +467,35 @@ def test_results_from_elsewhere_become_runs(kdx, tmp_path):
     runs = kdx_analysis.RunSet.load(tmp_path / "runs")
     assert runs.paired("accuracy", "kd", "hard", role="student").differences == (0.25,)
     code, _, err = kdx("import", "results.csv", *options[:-1], "top1:accuracy")
-    assert (code, err) == (2, "kdx: --metric 'top1:accuracy' should be NAME=VALUE, once for each name\n")
+    assert (code, err) == (
+        2,
+        "kdx: --metric 'top1:accuracy' should be NAME=VALUE, once for each name\n",
+    )
     code, _, err = kdx("import", "results.csv", "--kind", "state_dict", "--out", "runs")
     assert (code, err.count("\n")) == (2, 1)
     assert "a state_dict needs --model and --data" in err
 
 
 def test_weights_from_elsewhere_become_a_run(kdx, finished, study_file, tmp_path):
-    weights = finished.runs.filter(role="student", objective="kd").runs[0].path / "model.safetensors"
-    stated = [part for key in ("objective=kd", "seed=0", "decomposition=binary") for part in ("--key", key)]
-    options = ("--kind", "state_dict", "--model", "digits_student", "--data", "toy", "--out", "runs", *stated)
+    weights = (
+        finished.runs.filter(role="student", objective="kd").runs[0].path / "model.safetensors"
+    )
+    stated = [
+        part
+        for key in ("objective=kd", "seed=0", "decomposition=binary")
+        for part in ("--key", key)
+    ]
+    options = (
+        "--kind",
+        "state_dict",
+        "--model",
+        "digits_student",
+        "--data",
+        "toy",
+        "--out",
+        "runs",
+        *stated,
+    )
     code, out, err = kdx("import", weights, *options)
     assert (code, err) == (0, "")
     assert "val/accuracy, val/hard_loss, test/accuracy, test/hard_loss" in out
@@ -374,7 +508,9 @@ def test_a_study_is_watched_once_where_there_is_no_terminal(kdx, finished, tmp_p
     for once in ((), ("--once",)):
         code, out, err = kdx("watch", finished.out, *once)
         assert (code, err) == (0, "")
-        assert out.startswith(f"{finished.out.name}: {len(finished.runs)} of {len(finished.runs)} runs done\n")
+        assert out.startswith(
+            f"{finished.out.name}: {len(finished.runs)} of {len(finished.runs)} runs done\n"
+        )
         assert out.count("\n") == len(finished.runs) + 2
     code, _, err = kdx("watch", tmp_path)
     assert (code, err.count("\n")) == (2, 1)

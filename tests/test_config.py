@@ -1,7 +1,15 @@
 import pytest
 import yaml
 
-from kdx_analysis.config import LADDER, ObjectiveConfig, ProbeConfig, StudyConfig, VAMConfig, digest, flatten
+from kdx_analysis.config import (
+    LADDER,
+    ObjectiveConfig,
+    ProbeConfig,
+    StudyConfig,
+    VAMConfig,
+    digest,
+    flatten,
+)
 from kdx_analysis.errors import KdxError
 
 STUDY = {
@@ -29,7 +37,9 @@ def test_a_study_comes_back_from_its_yaml(tmp_path):
 
 def test_overrides_reach_nested_keys_and_leave_the_study_alone():
     before = study()
-    after = before.override(["data.per_class=5", "training.epochs=7", "seeds=[4]", "objectives=[kd]"])
+    after = before.override(
+        ["data.per_class=5", "training.epochs=7", "seeds=[4]", "objectives=[kd]"]
+    )
     assert (after.data.per_class, after.training.epochs, after.seeds) == (5, 7, (4,))
     assert [objective.label for objective in after.objectives] == ["kd"]
     assert before == study()
@@ -41,8 +51,13 @@ def test_an_override_reaches_into_a_section_that_is_not_set():
 
 
 def test_trees_are_trained_as_phase_1_unless_they_say_otherwise():
-    own = study(training={"epochs": 3}, explainer={"phase2": {"training": {"epochs": 7, "schedule": "step"}}})
-    trained = {role: own.training_of(role).epochs for role in ("teacher", "student", "explainer", "tree")}
+    own = study(
+        training={"epochs": 3},
+        explainer={"phase2": {"training": {"epochs": 7, "schedule": "step"}}},
+    )
+    trained = {
+        role: own.training_of(role).epochs for role in ("teacher", "student", "explainer", "tree")
+    }
     assert trained == {"teacher": 30, "student": 3, "explainer": 3, "tree": 7}
     assert study(training={"epochs": 3}, explainer={"phase2": {}}).training_of("tree").epochs == 3
 
@@ -77,7 +92,10 @@ def test_overrides_of_a_file(tmp_path):
         ("=3", "should be key=value"),
         ("data.name=[", "not valid YAML"),
         ("name.first=x", "'name' holds no keys; set name=... as a whole"),
-        ("training.epoch=3", "unknown configuration key 'epoch'; did you mean 'epochs'.* 'training.epoch'"),
+        (
+            "training.epoch=3",
+            "unknown configuration key 'epoch'; did you mean 'epochs'.* 'training.epoch'",
+        ),
     ],
 )
 def test_overrides_that_can_not_be_applied(override, message):
@@ -89,11 +107,20 @@ def test_overrides_that_can_not_be_applied(override, message):
     ("changes", "message"),
     [
         ({"objective": ["kd"]}, "unknown configuration key 'objective'; did you mean 'objectives'"),
-        ({"data": {"name": "x", "perclass": 3}}, "'perclass'; did you mean 'per_class'.*'data.perclass'"),
+        (
+            {"data": {"name": "x", "perclass": 3}},
+            "'perclass'; did you mean 'per_class'.*'data.perclass'",
+        ),
         ({"objectives": [{"name": "kd", "lamda": 0.5}]}, "'lamda'; did you mean 'lambda'"),
         ({"explainer": {"temperature": {"strat": 3}}}, "'strat'; did you mean 'start'"),
-        ({"objectives": ["hard", "kd_flatt"]}, r"unknown name 'kd_flatt'; did you mean 'kd_flat'.*objectives\.1"),
-        ({"training": {"optimizer": "adm"}}, "unknown optimizer 'adm'; did you mean 'adam' or 'adamw'"),
+        (
+            {"objectives": ["hard", "kd_flatt"]},
+            r"unknown name 'kd_flatt'; did you mean 'kd_flat'.*objectives\.1",
+        ),
+        (
+            {"training": {"optimizer": "adm"}},
+            "unknown optimizer 'adm'; did you mean 'adam' or 'adamw'",
+        ),
         ({"explainer": {"budget": "flop"}}, "unknown budget 'flop'; did you mean 'flops'"),
         (
             {"explainer": {"phase2": {"weigths": "kept"}}},
@@ -114,9 +141,15 @@ def test_unknown_keys_and_names_are_answered_with_near_ones(changes, message):
     [
         ({"objectives": [{"name": "kd", "T": 0}]}, r"objectives\.0\.T = 0: .*greater than 0"),
         ({"objectives": [{"name": "kd", "T": float("inf")}]}, r"objectives\.0\.T = inf: .*finite"),
-        ({"objectives": [{"name": "kd", "lambda": 1.5}]}, r"lambda = 1\.5: .*less than or equal to 1"),
+        (
+            {"objectives": [{"name": "kd", "lambda": 1.5}]},
+            r"lambda = 1\.5: .*less than or equal to 1",
+        ),
         ({"objectives": [{"name": "kd", "lambda": float("nan")}]}, "lambda = nan"),
-        ({"objectives": [{"name": "label_smoothing", "epsilon": -0.1}]}, r"epsilon = -0\.1: .*equal to 0"),
+        (
+            {"objectives": [{"name": "label_smoothing", "epsilon": -0.1}]},
+            r"epsilon = -0\.1: .*equal to 0",
+        ),
         ({"objectives": []}, "objectives = .*list should have at least 1 item"),
         ({"objectives": "kd"}, "objectives = 'kd': input should be a valid list|should be a list"),
         ({"data": "digits"}, "data = 'digits': input should be keys and values"),
@@ -170,7 +203,10 @@ def test_a_label_tells_what_differs_from_the_defaults():
 
 
 def test_two_temperatures_of_one_objective_are_two_objectives():
-    assert [o.label for o in study(objectives=["kd", {"name": "kd", "T": 1}]).objectives] == ["kd", "kd T=1.0"]
+    assert [o.label for o in study(objectives=["kd", {"name": "kd", "T": 1}]).objectives] == [
+        "kd",
+        "kd T=1.0",
+    ]
 
 
 def test_the_ladder_is_made_of_objectives():
@@ -220,13 +256,22 @@ def test_vam_is_one_setting_or_arms_by_label():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"vam": {"a": None, "b": {"block": 4}}}, r"'block'; did you mean 'blocks'.*at 'vam\.b\.block'"),
+        (
+            {"vam": {"a": None, "b": {"block": 4}}},
+            r"'block'; did you mean 'blocks'.*at 'vam\.b\.block'",
+        ),
         ({"vam": {"a": None, "b": {"blocks": 1}}}, r"vam\.b\.blocks = 1"),
         ({"vam": {"a": {"blocks": 8}, "b": {}}}, "vam has the same setting under 'a' and 'b'"),
         ({"vam": {"": None, "b": {}}}, "at least 1 character"),
         ({"vam": 3}, "vam = 3: input should be keys and values"),
-        ({"vam": {}, "roles": ["explainer"]}, "vam needs student among the roles, which are explainer"),
-        ({"explainer": {"phase2": {}}, "roles": ["student"]}, "phase2 needs explainer among the roles"),
+        (
+            {"vam": {}, "roles": ["explainer"]},
+            "vam needs student among the roles, which are explainer",
+        ),
+        (
+            {"explainer": {"phase2": {}}, "roles": ["student"]},
+            "phase2 needs explainer among the roles",
+        ),
         ({"roles": []}, "roles = .*at least 1 item"),
         ({"roles": ["student", "student"]}, "role student is given more than once"),
         ({"roles": ["students"]}, r"unknown .*'students'; did you mean 'student'"),

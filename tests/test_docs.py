@@ -28,10 +28,29 @@ from kdx_analysis.probes import agreement
 ROOT = Path(kdx.__file__).parents[1]
 README = ROOT / "README.md"
 HOUSE_WORDS = (
-    "ax", "classes", "config", "data", "data_dir", "folder", "generator", "groups", "image_shape", "images", "labels",
-    "margins", "model", "num_classes", "path", "record", "residuals", "run", "runs", "seed", "subtask",
+    "ax",
+    "classes",
+    "config",
+    "data",
+    "data_dir",
+    "folder",
+    "generator",
+    "groups",
+    "image_shape",
+    "images",
+    "labels",
+    "margins",
+    "model",
+    "num_classes",
+    "path",
+    "record",
+    "residuals",
+    "run",
+    "runs",
+    "seed",
+    "subtask",
     "teacher_logits",
-)  # fmt: skip
+)
 
 
 def load(path: Path) -> ModuleType:
@@ -47,7 +66,9 @@ reference = load(ROOT / "docs" / "reference.py")
 
 
 def everything_public() -> Iterator[tuple[str, Any]]:
-    """(dotted name, object) of all functions, classes, methods and properties that the reference shows, once each."""
+    """(dotted name, object) of all functions, classes, methods and properties that the reference
+    shows, once each.
+    """
     seen: set[int] = set()
     for module in reference.modules():
         for name, shown in reference.public(module).items():
@@ -70,22 +91,32 @@ FUNCTIONS = {name: shown for name, shown in PUBLIC.items() if inspect.isfunction
 def raises(function: FunctionType) -> bool:
     """Whether the body itself raises a KdxError."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    raised = [ast.unparse(node.exc) for node in ast.walk(tree) if isinstance(node, ast.Raise) and node.exc is not None]
+    raised = [
+        ast.unparse(node.exc)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Raise) and node.exc is not None
+    ]
     return any(text.startswith(("KdxError(", "unknown(")) for text in raised)
 
 
 def unexplained(function: FunctionType) -> list[str]:
-    """Arguments without a shape that the docstring does not name and that are no words of the house.
+    """Arguments without a shape that the docstring does not name and that are no words of the
+    house.
 
     A single argument is what the first line speaks of.
     """
     told = inspect.getdoc(function) or ""
-    arguments = [a for a in inspect.signature(function).parameters.values() if a.name not in ("self", "cls")]
+    arguments = [
+        a for a in inspect.signature(function).parameters.values() if a.name not in ("self", "cls")
+    ]
     return [
-        a.name for a in arguments
-        if len(arguments) > 1 and a.name not in HOUSE_WORDS and not re.search(rf"\b{a.name}\b", told)
+        a.name
+        for a in arguments
+        if len(arguments) > 1
+        and a.name not in HOUSE_WORDS
+        and not re.search(rf"\b{a.name}\b", told)
         and not re.search(r"\b(Float|Int|Bool|Int64|Shaped)\[", str(a.annotation))
-    ]  # fmt: skip
+    ]
 
 
 def test_everything_public_has_a_docstring_of_its_own():
@@ -96,12 +127,18 @@ def test_everything_public_has_a_docstring_of_its_own():
 
 
 def test_arguments_are_explained():
-    found = {name: missing for name, function in FUNCTIONS.items() if (missing := unexplained(function))}
+    found = {
+        name: missing for name, function in FUNCTIONS.items() if (missing := unexplained(function))
+    }
     assert found == {}
 
 
 def test_errors_are_told():
-    silent = [name for name, shown in FUNCTIONS.items() if raises(shown) and "KdxError" not in (shown.__doc__ or "")]
+    silent = [
+        name
+        for name, shown in FUNCTIONS.items()
+        if raises(shown) and "KdxError" not in (shown.__doc__ or "")
+    ]
     assert silent == []
 
 
@@ -121,7 +158,11 @@ def test_words_of_the_house_are_explained_on_the_first_page():
 
 def with_doctests() -> list[str]:
     files = (ROOT / "kdx_analysis").rglob("*.py")
-    return [".".join(f.relative_to(ROOT).with_suffix("").parts) for f in files if ">>> " in f.read_text()]
+    return [
+        ".".join(f.relative_to(ROOT).with_suffix("").parts)
+        for f in files
+        if ">>> " in f.read_text()
+    ]
 
 
 @pytest.mark.parametrize("name", with_doctests())
@@ -179,7 +220,9 @@ def test_every_figure_has_a_picture_and_a_line_in_the_tour():
 
 
 def test_the_gallery_is_small():
-    assert sum(picture.stat().st_size for picture in (ROOT / "docs" / "figures").iterdir()) < 1_500_000
+    assert (
+        sum(picture.stat().st_size for picture in (ROOT / "docs" / "figures").iterdir()) < 1_500_000
+    )
 
 
 def test_links_lead_somewhere():
@@ -194,4 +237,6 @@ def test_commands_exist():
     named = re.findall(r"(?:^|`)kdx ([a-z-]+)", README.read_text(), flags=re.MULTILINE)
     assert set(named) <= known
     made = re.findall(r"(?:^|`)make ([a-z-]+)", README.read_text(), flags=re.MULTILINE)
-    assert set(made) <= set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert set(made) <= set(
+        re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    )

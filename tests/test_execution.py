@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from kdx_analysis.config import Phase2Config
-from kdx_analysis.execution import grow, tree_record
 from kdx_analysis.models import HME, Tree
+from kdx_analysis.study.steps import grow, tree_record
 from kdx_analysis.training.checkpoints import fingerprint
 from tests.toys import CLASSES, dataset, staged_net
 
@@ -32,7 +32,9 @@ def set_gates(model: HME, *logits: list[list[float]]) -> None:
 
 def test_a_tree_of_kept_weights_starts_as_the_hard_explainer():
     model = explainer()
-    set_gates(model, [[1.0, 0.0], [0.0, 1.0]], [[2.0, 1.0]] * 3)  # expert 1 of the last level is dead, then its parent
+    set_gates(
+        model, [[1.0, 0.0], [0.0, 1.0]], [[2.0, 1.0]] * 3
+    )  # expert 1 of the last level is dead, then its parent
     tree = grow(model, IMAGES, Phase2Config(weights="kept"))
     assert tree.hard
     assert tree.experts == (1, 1, 1)
@@ -44,7 +46,9 @@ def test_a_tree_of_kept_weights_starts_as_the_hard_explainer():
 def test_a_tree_of_redrawn_weights_has_the_same_gates():
     model = explainer()
     set_gates(model, [[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
-    tree, kept = (grow(model, IMAGES, Phase2Config(weights=weights)) for weights in ("redrawn", "kept"))
+    tree, kept = (
+        grow(model, IMAGES, Phase2Config(weights=weights)) for weights in ("redrawn", "kept")
+    )
     assert tree.tree(CLASSES) == kept.tree(CLASSES) == model.tree(CLASSES)
     for a, b in zip(tree.parameters(), kept.parameters(), strict=True):
         assert a.shape == b.shape
@@ -62,7 +66,9 @@ def test_trees_of_one_seed_start_with_the_same_weights_where_they_share_experts(
     one, two = started
     assert (one.experts, two.experts) == ((1, 1, 1), (1, 2, 2))
     for part in ("trunk", "heads"):
-        for a, b in zip(getattr(one, part).parameters(), getattr(two, part).parameters(), strict=True):
+        for a, b in zip(
+            getattr(one, part).parameters(), getattr(two, part).parameters(), strict=True
+        ):
             assert torch.equal(a, b)
     for level, shared in zip(one.levels, two.levels, strict=True):
         for a, b in zip(level.parameters(), shared.parameters(), strict=True):
@@ -72,13 +78,20 @@ def test_trees_of_one_seed_start_with_the_same_weights_where_they_share_experts(
 def test_a_loud_expert_with_little_attention_is_chosen_by_effective_attention():
     model = explainer()
     set_gates(model, [[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0]] * 3)  # α about (.73, .27)
-    scale = [module for module in model.levels[-1].modules() if isinstance(module, nn.BatchNorm2d)][-1].weight
+    scale = [module for module in model.levels[-1].modules() if isinstance(module, nn.BatchNorm2d)][
+        -1
+    ].weight
     scale.data[: len(scale) // 2] *= 0.01  # expert 0 is as good as constant; its shift is 0
-    chosen = {by: grow(model, IMAGES, Phase2Config(weights="kept", by=by)) for by in ("alpha", "effective")}
+    chosen = {
+        by: grow(model, IMAGES, Phase2Config(weights="kept", by=by))
+        for by in ("alpha", "effective")
+    }
     first = torch.ones(2, 1)
     for by, parent in (("alpha", 0), ("effective", 1)):
         heads = torch.eye(2)[[parent] * 3]
-        torch.testing.assert_close(outputs(chosen[by]), outputs(model.harden([first, torch.eye(2), heads])))
+        torch.testing.assert_close(
+            outputs(chosen[by]), outputs(model.harden([first, torch.eye(2), heads]))
+        )
 
 
 def test_gates_that_read_the_input_are_hardened_by_their_mean():

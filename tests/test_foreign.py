@@ -10,12 +10,12 @@ from torch import nn
 from kdx_analysis.config import ProbeConfig
 from kdx_analysis.data import Dataset
 from kdx_analysis.errors import KdxError
-from kdx_analysis.foreign import import_weights
+from kdx_analysis.imports import import_runs
+from kdx_analysis.imports.weights import import_weights
 from kdx_analysis.models import build_model
 from kdx_analysis.probes import conflict_of
 from kdx_analysis.report import Report
 from kdx_analysis.runs import Run, RunSet
-from kdx_analysis.runs.imports import import_runs
 from kdx_analysis.training.checkpoints import load_weights
 from tests import toys
 
@@ -28,7 +28,12 @@ def given(finished, tmp_path):
 
     def call(role="student", data=None, **options) -> tuple[Run, Run]:
         run = finished.runs.filter(role=role, seed=0, objective=["kd", ""]).runs[0]
-        keys = {"role": role, "objective": "kd", "seed": 0, "decomposition": run.info["decomposition"]}
+        keys = {
+            "role": role,
+            "objective": "kd",
+            "seed": 0,
+            "decomposition": run.info["decomposition"],
+        }
         keys |= options.pop("keys", {})
         model = options.pop("model", run.info["config"]["model"])
         weights = options.pop("weights", run.path / "model.safetensors")
@@ -46,7 +51,8 @@ def test_a_student_is_scored_as_it_was_and_probed_without_gates(given, finished,
     at_end = original.record("metrics").query("epoch == 2")
     for split in ("val", "test"):
         was, found = (
-            table[table["split"] == split].set_index("metric")["value"] for table in (at_end, run.record("metrics"))
+            table[table["split"] == split].set_index("metric")["value"]
+            for table in (at_end, run.record("metrics"))
         )
         assert found.to_dict() == pytest.approx(was.to_dict())
     assert set(found.index) == {"accuracy", "hard_loss", "agreement"}
@@ -56,7 +62,9 @@ def test_a_student_is_scored_as_it_was_and_probed_without_gates(given, finished,
     images = data.normalise(chosen.images.take(torch.arange(len(chosen))))
     model = build_model("digits_student", 3, 1)
     load_weights(original.path / "model.safetensors", model)
-    expected = conflict_of(model.eval(), images, chosen.labels, margins=lambda m: m, null_draws=19, permutations=19)
+    expected = conflict_of(
+        model.eval(), images, chosen.labels, margins=lambda m: m, null_draws=19, permutations=19
+    )
     np.testing.assert_allclose(probed["cosine"], expected.pairs["cosine"], rtol=1e-5)
     loaded = RunSet.load(tmp_path / "out")
     assert loaded.values("conflict_rate", role="student").shape == (1, 1)
@@ -65,10 +73,18 @@ def test_a_student_is_scored_as_it_was_and_probed_without_gates(given, finished,
 
 def test_what_no_state_dict_tells_is_stated_as_unknown(given):
     _, run = given()
-    assert run.info["source"]["unknown"] == ["images trained on", "training", "epoch of the figures", "selection"]
+    assert run.info["source"]["unknown"] == [
+        "images trained on",
+        "training",
+        "epoch of the figures",
+        "selection",
+    ]
     assert run.info["selection"] == {"rule": "unknown", "split": None, "epoch": 0}
     assert run.info["data"] == toys.dataset().describe()
-    assert {split: len(ids) for split, ids in run.info["probe_sets"].items()} == {"train": 6, "val": 6}
+    assert {split: len(ids) for split, ids in run.info["probe_sets"].items()} == {
+        "train": 6,
+        "val": 6,
+    }
     assert (run.record("metrics")["epoch"] == 0).all()
     assert "agreement" not in set(run.record("metrics")["metric"])
 
@@ -79,16 +95,30 @@ def test_a_pickled_state_dict_and_a_teacher_by_name_and_weights(given, finished,
     _, run = given(teacher=f"digits_teacher@{tmp_path / 't.pth'}")
     assert "agreement" in set(run.record("metrics")["metric"])
     _, taught = given("teacher", weights=tmp_path / "t.pth")
-    assert (taught.role, taught.objective, taught.info["source"]["name"]) == ("teacher", "", "t.pth")
+    assert (taught.role, taught.objective, taught.info["source"]["name"]) == (
+        "teacher",
+        "",
+        "t.pth",
+    )
 
 
 def test_a_module_of_one_s_own_is_left_as_it_was(tmp_path):
     model = toys.RowTeacher(scale=1.0)
     torch.save(toys.RowTeacher(scale=9.0).state_dict(), tmp_path / "w.pt")
     data = toys.dataset()
-    import_weights(tmp_path / "w.pt", model, data, tmp_path / "in", keys={"objective": "x", "seed": 0})
-    with pytest.raises(KdxError, match=r"the classes of the model of w\.pt stand in another order than the data's"):
-        import_weights(tmp_path / "w.pt", model, reordered(), tmp_path / "out", keys={"objective": "x", "seed": 0})
+    import_weights(
+        tmp_path / "w.pt", model, data, tmp_path / "in", keys={"objective": "x", "seed": 0}
+    )
+    with pytest.raises(
+        KdxError, match=r"the classes of the model of w\.pt stand in another order than the data's"
+    ):
+        import_weights(
+            tmp_path / "w.pt",
+            model,
+            reordered(),
+            tmp_path / "out",
+            keys={"objective": "x", "seed": 0},
+        )
     assert model.scale.item() == 1.0
     assert model.training
     assert not (tmp_path / "out").exists()
@@ -106,13 +136,19 @@ REFUSED = {
     "another model": ({"model": "resnet20"}, r"weights in .*model.safetensors' don't fit"),
     "no seed": ({"keys": {"seed": None}}, r"model.safetensors does not say its seed"),
     "gates": ({"keys": {"role": "explainer"}}, r"weights can be a student's or a teacher's"),
-    "a decomposition that is none": ({"keys": {"decomposition": "ternary"}}, r"it must be multiclass or binary"),
+    "a decomposition that is none": (
+        {"keys": {"decomposition": "ternary"}},
+        r"it must be multiclass or binary",
+    ),
     "a teacher of probabilities": (
         {"teacher": nn.Sequential(toys.RowTeacher(), nn.Sigmoid())},
         r"the teacher gives probabilities, not logits",
     ),
     "a model of probabilities": (
-        {"model": nn.Sequential(build_model("digits_student", 3, 1), nn.Softmax(dim=1)), "weights": "wrapped.pt"},
+        {
+            "model": nn.Sequential(build_model("digits_student", 3, 1), nn.Softmax(dim=1)),
+            "weights": "wrapped.pt",
+        },
         r"the model of wrapped.pt gives probabilities, not logits",
     ),
     "no file": ({"weights": "none.pt"}, "cannot load weights from 'none.pt'"),
@@ -143,9 +179,15 @@ def test_pickles_that_run_code_are_refused(given, tmp_path):
 
 def test_the_report_on_imported_runs_says_what_is_unknown(given, tmp_path):
     _, student = given()
-    (tmp_path / "r.csv").write_text("objective,seed,epoch,train_loss,val_acc,test_acc\n<b>crd</b>,0,1,2,.5,.5\n")
+    (tmp_path / "r.csv").write_text(
+        "objective,seed,epoch,train_loss,val_acc,test_acc\n<b>crd</b>,0,1,2,.5,.5\n"
+    )
     others = import_runs(tmp_path / "r.csv", "csv", tmp_path / "out")
-    page = Report(RunSet.of([student, *others])).save_html(tmp_path / "report").read_text(encoding="utf-8")
+    page = (
+        Report(RunSet.of([student, *others]))
+        .save_html(tmp_path / "report")
+        .read_text(encoding="utf-8")
+    )
     assert "No attribution is possible: none of the 2 runs is an explainer" in page
     assert "csv r.csv (unknown: decomposition, model, data set" in page
     assert "state_dict model.safetensors (unknown: images trained on" in page

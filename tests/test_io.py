@@ -41,7 +41,10 @@ def test_a_directory_has_its_name_only_when_finished(tmp_path):
 
 
 def test_a_directory_does_not_appear_if_the_body_raises(tmp_path):
-    with pytest.raises(RuntimeError, match="midway"), io.staged_directory(tmp_path / "one") as partial:
+    with (
+        pytest.raises(RuntimeError, match="midway"),
+        io.staged_directory(tmp_path / "one") as partial,
+    ):
         fill(partial / "file", "x")
     assert list(tmp_path.iterdir()) == []
 
@@ -70,6 +73,8 @@ def test_json_comes_back_and_refuses_what_json_has_not(tmp_path):
 
 
 def test_a_table_comes_back(tmp_path):
-    frame = pd.DataFrame({"epoch": [1, 2], "metric": ["loss", "accuracy"], "value": [0.5, float("nan")]})
+    frame = pd.DataFrame(
+        {"epoch": [1, 2], "metric": ["loss", "accuracy"], "value": [0.5, float("nan")]}
+    )
     io.write_parquet(tmp_path / "a.parquet", frame)
     pd.testing.assert_frame_equal(io.read_parquet(tmp_path / "a.parquet"), frame)

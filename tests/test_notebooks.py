@@ -30,10 +30,13 @@ def notebook(name: str) -> nbformat.NotebookNode:
 
 
 @pytest.mark.parametrize("names", TOGETHER, ids="+".join)
-def test_shortened_copies_run(names: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shortened_copies_run(
+    names: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In this process, which has imported torch; what cells show is made in every format.
 
-    The figures that cells draw are drawn; reports hold quick ones instead of theirs, which have tests of their own.
+    The figures that cells draw are drawn; reports hold quick ones instead of theirs, which have
+    tests of their own.
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plots, "FIGURES", quick_figures())
@@ -50,12 +53,16 @@ def test_shortened_copies_run(names: tuple[str, ...], tmp_path: Path, monkeypatc
 @pytest.mark.parametrize("names", TOGETHER, ids="+".join)
 def test_the_whole_notebooks_run(names: tuple[str, ...], tmp_path: Path) -> None:
     for name in names:
-        NotebookClient(notebook(name), timeout=900, resources={"metadata": {"path": str(tmp_path)}}).execute()
+        NotebookClient(
+            notebook(name), timeout=900, resources={"metadata": {"path": str(tmp_path)}}
+        ).execute()
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_outputs_are_committed_and_name_no_machine(path: Path) -> None:
-    tagged = [cell for cell in notebook(path.stem).cells if "parameters" in cell.metadata.get("tags", [])]
+    tagged = [
+        cell for cell in notebook(path.stem).cells if "parameters" in cell.metadata.get("tags", [])
+    ]
     assert len(tagged) == 1
     cells = [cell for cell in notebook(path.stem).cells if cell.cell_type == "code"]
     assert any(cell.outputs for cell in cells)

@@ -38,11 +38,16 @@ def test_a_fresh_draw_lies_in_the_range_with_95_per_cent(draws: int) -> None:
 
 def test_the_range_is_of_order_statistics() -> None:
     assert null.beside_one(np.arange(199, 0, -1)) == {
-        "null_mean": 100, "null_low": 5, "null_high": 195, "null_undefined": 0,
-    }  # fmt: skip
+        "null_mean": 100,
+        "null_low": 5,
+        "null_high": 195,
+        "null_undefined": 0,
+    }
     draws = np.random.default_rng(0).normal(size=(57, 3))
     expected = np.quantile(draws, [0.025, 0.975], axis=0, method="weibull")
-    np.testing.assert_allclose([null.beside(draws)[end] for end in ("null_low", "null_high")], expected)
+    np.testing.assert_allclose(
+        [null.beside(draws)[end] for end in ("null_low", "null_high")], expected
+    )
 
 
 def test_undefined_draws_are_left_out_column_by_column_and_too_few_make_no_range() -> None:
@@ -64,7 +69,9 @@ def test_no_draws_at_all_are_no_error(shape: tuple[int, ...]) -> None:
 
 
 def test_a_null_that_is_constant_or_infinite_keeps_its_ends() -> None:
-    """A value equal to all of its draws lies among them: no rounding of an interpolation leaves it out."""
+    """A value equal to all of its draws lies among them: no rounding of an interpolation leaves it
+    out.
+    """
     constant = np.full(49, 0.1 + 0.2)
     beside = null.beside_one(constant)
     assert beside["null_low"] == constant[0] == beside["null_high"]
@@ -77,7 +84,9 @@ def test_p_by_hand() -> None:
     draws = [[0.0, 0.6, 0.0], [0.1, 0.7, 0.0], [0.2, np.nan, 0.0]]
     p = null.p_value([0.1, 0.5, np.nan], draws, "less")
     np.testing.assert_allclose(p, [3 / 4, 2 / 4, np.nan])
-    np.testing.assert_allclose(null.p_value([0.1, 0.65, np.nan], draws, "greater"), [3 / 4, 3 / 4, np.nan])
+    np.testing.assert_allclose(
+        null.p_value([0.1, 0.65, np.nan], draws, "greater"), [3 / 4, 3 / 4, np.nan]
+    )
 
 
 def test_ties_up_to_rounding_count_at_any_scale() -> None:
@@ -98,53 +107,87 @@ def test_ties_up_to_rounding_count_at_any_scale() -> None:
 def test_no_range_is_said() -> None:
     assert null.shown(0.123, 0.456) == "null 0.12 to 0.46"
     assert null.shown(math.nan, math.nan) == "no range below 39 draws"
-    assert null.legend([0.1, math.nan]) == "grey: 95 % of its null, where it has a range (from 39 draws)"
+    assert (
+        null.legend([0.1, math.nan])
+        == "grey: 95 % of its null, where it has a range (from 39 draws)"
+    )
 
 
 def sources() -> dict[str, ast.Module]:
-    """Every module of the package but the one of nulls and those that compute something else, by its path."""
+    """Every module of the package but the one of nulls and those that compute something else, by
+    its path.
+    """
     paths = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
     assert set(ELSEWHERE) | {"null.py"} <= set(paths)
-    return {name: ast.parse(path.read_text()) for name, path in paths.items() if name not in {*ELSEWHERE, "null.py"}}
+    return {
+        name: ast.parse(path.read_text())
+        for name, path in paths.items()
+        if name not in {*ELSEWHERE, "null.py"}
+    }
 
 
 def takes_a_null_range(tree: ast.AST) -> bool:
     """Whether .025 or .975 stands anywhere, or 2.5 or 97.5 in a call that takes percentiles."""
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and "percentile" in ast.unparse(node.func)]
-    return bool(numbers_in(tree) & {0.025, 0.975}) or any(numbers_in(call) & {2.5, 97.5} for call in calls)
+    calls = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and "percentile" in ast.unparse(node.func)
+    ]
+    return bool(numbers_in(tree) & {0.025, 0.975}) or any(
+        numbers_in(call) & {2.5, 97.5} for call in calls
+    )
 
 
 def numbers_in(tree: ast.AST) -> set[float]:
-    return {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and type(node.value) is float}
+    return {
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and type(node.value) is float
+    }
 
 
 def adds_one_to_a_count(node: ast.AST) -> bool:
-    """1 + … or … + 1 over a count of comparisons: a sum, count_nonzero or mean of what holds a comparison."""
+    """1 + … or … + 1 over a count of comparisons: a sum, count_nonzero or mean of what holds a
+    comparison.
+    """
     if not (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add)):
         return False
-    one, counted = (node.left, node.right) if isinstance(node.left, ast.Constant) else (node.right, node.left)
+    one, counted = (
+        (node.left, node.right) if isinstance(node.left, ast.Constant) else (node.right, node.left)
+    )
     if not (isinstance(one, ast.Constant) and one.value == 1):
         return False
     calls = [call for call in ast.walk(counted) if isinstance(call, ast.Call)]
     names = {ast.unparse(call.func).rpartition(".")[2] for call in calls}
-    return bool(names & {"sum", "count_nonzero"}) and any(isinstance(part, ast.Compare) for part in ast.walk(counted))
+    return bool(names & {"sum", "count_nonzero"}) and any(
+        isinstance(part, ast.Compare) for part in ast.walk(counted)
+    )
 
 
 def is_p_formula(node: ast.AST) -> bool:
     """(1 + …)/(1 + …), whatever is counted."""
     if not (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div)):
         return False
-    sides = [re.sub(r"^(float|int)\((.*)\)$", r"\2", ast.unparse(side)) for side in (node.left, node.right)]
+    sides = [
+        re.sub(r"^(float|int)\((.*)\)$", r"\2", ast.unparse(side))
+        for side in (node.left, node.right)
+    ]
     return all(re.match(r"\(?1 \+ |.* \+ 1\)?$", side) for side in sides) and "len(" in sides[1]
 
 
 def test_one_room_computes_ranges_and_p_values() -> None:
     for name, tree in sources().items():
-        assert not takes_a_null_range(tree), f"{name} holds .025 or .975; ranges of nulls are those of null.beside"
+        assert not takes_a_null_range(tree), (
+            f"{name} holds .025 or .975; ranges of nulls are those of null.beside"
+        )
         for node in ast.walk(tree):
             where = f"{name}:{getattr(node, 'lineno', 0)}"
-            assert not adds_one_to_a_count(node), f"{where} counts draws; p-values are those of null.p_value"
-            assert not is_p_formula(node), f"{where} divides by 1 + R; p-values are those of null.p_value"
+            assert not adds_one_to_a_count(node), (
+                f"{where} counts draws; p-values are those of null.p_value"
+            )
+            assert not is_p_formula(node), (
+                f"{where} divides by 1 + R; p-values are those of null.p_value"
+            )
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 
 from kdx_analysis.pairing import shared
-from kdx_analysis.probes.measures import mean_over_epochs
-from kdx_analysis.runs.effects import by_seed, coverage, effects, effects_together, paired
+from kdx_analysis.probes.affinity import mean_over_epochs
+from kdx_analysis.runs.statistics.paired import by_seed, coverage, effects, effects_together, paired
 from tests.report.conftest import EPOCHS, write_study
 
 
@@ -39,8 +39,12 @@ def test_no_common_epoch_at_all():
 
 
 def test_pairs_of_subtasks_are_compared_on_those_that_both_have():
-    rows = pd.MultiIndex.from_product([[0], [1, 9], ["0-1", "0-2", "1-2"]], names=["seed", "epoch", "pair"])
-    table = pd.DataFrame({"hard": [1, NAN, 0, 1, 1, 0], "kd": [1, 0, 0, 1, 1, 1]}, index=rows, dtype=float)
+    rows = pd.MultiIndex.from_product(
+        [[0], [1, 9], ["0-1", "0-2", "1-2"]], names=["seed", "epoch", "pair"]
+    )
+    table = pd.DataFrame(
+        {"hard": [1, NAN, 0, 1, 1, 0], "kd": [1, 0, 0, 1, 1, 1]}, index=rows, dtype=float
+    )
     difference = paired(table, "kd", "hard")
     assert difference.mean == pytest.approx((0 + 1 / 3) / 2)  # (½ − ½), then (1 − ⅔)
     assert str(difference.coverage) == "2 epochs, 1 of 6 values of pairs left out"
@@ -68,21 +72,40 @@ def test_where_nothing_is_shared_each_keeps_its_own_and_nothing_is_compared():
 
 def test_stars_hold_over_all_metrics():
     rng = np.random.default_rng(0)
-    tables = {name: pd.DataFrame(rng.normal(size=(7, 4)), columns=list("abcd")) for name in ("severity", "accuracy")}
+    tables = {
+        name: pd.DataFrame(rng.normal(size=(7, 4)), columns=list("abcd"))
+        for name in ("severity", "accuracy")
+    }
     together = effects_together(tables, "a")
-    assert all(effect.confidence == pytest.approx(1 - 0.05 / 6) for several in together.values() for effect in several)
+    assert all(
+        effect.confidence == pytest.approx(1 - 0.05 / 6)
+        for several in together.values()
+        for effect in several
+    )
     alone = [effect for table in tables.values() for effect in effects(table, "a")]
     assert all(effect.confidence == pytest.approx(1 - 0.05 / 3) for effect in alone)
-    assert min(effect.p for several in together.values() for effect in several) >= min(effect.p for effect in alone)
+    assert min(effect.p for several in together.values() for effect in several) >= min(
+        effect.p for effect in alone
+    )
 
 
 def test_affinity_and_its_null_are_means_over_the_same_epochs():
     keys = {"split": "train", "metric": "affinity", "a": "x", "b": "y", "a_index": 0, "b_index": 1}
-    table = pd.DataFrame([
-        {**keys, "epoch": epoch, "null_draws": 39, "eta": 0.01, "n": 6, "value": value, "null_mean": null,
-         "undefined": int(value != value)}
-        for epoch, value, null in ((1, NAN, 9.0), (9, 0.2, 0.1), (16, 0.4, 0.3))
-    ])  # fmt: skip
+    table = pd.DataFrame(
+        [
+            {
+                **keys,
+                "epoch": epoch,
+                "null_draws": 39,
+                "eta": 0.01,
+                "n": 6,
+                "value": value,
+                "null_mean": null,
+                "undefined": int(value != value),
+            }
+            for epoch, value, null in ((1, NAN, 9.0), (9, 0.2, 0.1), (16, 0.4, 0.3))
+        ]
+    )
     row = mean_over_epochs(table).iloc[0]
     assert (row["value"], row["null_mean"]) == (pytest.approx(0.3), pytest.approx(0.2))
     assert (row["epochs"], row["probed"], row["undefined"]) == (2, 3, 1)
@@ -90,7 +113,9 @@ def test_affinity_and_its_null_are_means_over_the_same_epochs():
 
 @pytest.fixture
 def runs(tmp_path):
-    """Separation is the same under both objectives at every epoch, and 0/0 at the first under hard alone."""
+    """Separation is the same under both objectives at every epoch, and 0/0 at the first under hard
+    alone.
+    """
     study = write_study(tmp_path, ("hard", "kd"), 3, {}, roles=["explainer"])
     levels = dict(zip(EPOCHS, (0.0, 0.4, 0.8), strict=True))
     for run in study.filter(role="explainer"):

@@ -3,11 +3,11 @@ import pandas as pd
 import pytest
 import torch
 
-from kdx_analysis import probing
 from kdx_analysis.errors import KdxError
 from kdx_analysis.io import read_parquet
 from kdx_analysis.probes import conflict_of
 from kdx_analysis.runs import Run
+from kdx_analysis.study import probe_run as probing
 from tests import toys
 from tests.conftest import toy_study
 
@@ -33,8 +33,14 @@ def test_a_finished_explainer_is_what_it_was_at_the_end_of_its_training(probed) 
         ("conflict", ["split", "term", "level", "a", "b"]),
         ("contention", ["split", "term", "metric"]),
     ):
-        recorded = run.record(kind).query("epoch == 2").drop(columns="epoch").set_index(keys).sort_index()
-        anew = tables[kind] if "split" in keys else tables[kind].query("split == 'train'").drop(columns="split")
+        recorded = (
+            run.record(kind).query("epoch == 2").drop(columns="epoch").set_index(keys).sort_index()
+        )
+        anew = (
+            tables[kind]
+            if "split" in keys
+            else tables[kind].query("split == 'train'").drop(columns="split")
+        )
         anew = anew.set_index(keys).sort_index()[recorded.columns]
         pd.testing.assert_frame_equal(anew, recorded, rtol=1e-3, atol=1e-4)
 
@@ -51,8 +57,14 @@ def test_train_and_validation_stand_side_by_side(probed) -> None:
 
 def test_affinity_of_the_final_weights_stands_beside_its_mean_over_training(probed) -> None:
     run, found = probed
-    mean = found.tables["affinity_through_training"].query("metric == 'affinity' and split == 'val'")
-    recorded = run.record("affinity").query("metric == 'affinity' and split == 'val'").groupby(["a", "b"])["value"]
+    mean = found.tables["affinity_through_training"].query(
+        "metric == 'affinity' and split == 'val'"
+    )
+    recorded = (
+        run.record("affinity")
+        .query("metric == 'affinity' and split == 'val'")
+        .groupby(["a", "b"])["value"]
+    )
     expected = recorded.mean()[list(zip(mean["a"], mean["b"], strict=True))]
     np.testing.assert_allclose(mean["value"], expected)
     assert set(mean["epochs"]) == {run.record("affinity")["epoch"].nunique()}
@@ -76,10 +88,17 @@ def test_where_there_is_no_range_it_is_said(probed) -> None:
 def test_records_and_figures_are_written(probed, tmp_path) -> None:
     run, found = probed
     figures = probing.write_probe(found, tmp_path, run.classes)
-    by_split = {f"{name}_{split}" for name in ("explanation", "faithfulness") for split in ("train", "val")}
+    by_split = {
+        f"{name}_{split}" for name in ("explanation", "faithfulness") for split in ("train", "val")
+    }
     assert {path.stem for path in figures} == {
-        "conflict", "affinity", "output_conflict", "measures", "gates", *by_split,
-    }  # fmt: skip
+        "conflict",
+        "affinity",
+        "output_conflict",
+        "measures",
+        "gates",
+        *by_split,
+    }
     assert all(path.stat().st_size > 1000 for path in figures)
     for kind, table in found.tables.items():
         pd.testing.assert_frame_equal(read_parquet(tmp_path / f"{kind}.parquet"), table)
@@ -95,7 +114,9 @@ def test_models_without_gates_are_probed_on_the_same_images(finished, role) -> N
     chosen = data.probe_set("val", 2, 0)
     images = data.normalise(chosen.images.take(torch.arange(len(chosen))))
     margins = None if role == "teacher" else (lambda outputs: outputs)
-    expected = conflict_of(model, images, chosen.labels, margins=margins, null_draws=19, permutations=19)
+    expected = conflict_of(
+        model, images, chosen.labels, margins=margins, null_draws=19, permutations=19
+    )
     np.testing.assert_allclose(tables["conflict"]["cosine"], expected.pairs["cosine"], rtol=1e-5)
     assert "backward passes" in probing.announce(run, finished.study, ("val",))
 
@@ -111,11 +132,18 @@ def test_a_tree_has_the_weights_and_parents_of_its_run(tmp_path, monkeypatch) ->
     images = data.normalise(data.test.images.take(torch.arange(len(data.test))))
     with torch.no_grad():
         right = (model(images).argmax(dim=1) == data.test.labels).double().mean().item()
-    assert right == run.record("metrics").query("split == 'test' and metric == 'accuracy'")["value"].item()
+    assert (
+        right
+        == run.record("metrics").query("split == 'test' and metric == 'accuracy'")["value"].item()
+    )
     tables = probing.probe_run(run, study, runs.filter(role="teacher").runs[0].path).tables
     assert set(tables) == EVERY | FAITH | {
-        "contention", "contention_by_expert", "routing", "agreement", "affinity_through_training",
-    }  # fmt: skip
+        "contention",
+        "contention_by_expert",
+        "routing",
+        "agreement",
+        "affinity_through_training",
+    }
     assert {"routing", "agreement", "affinity", "conflict"} <= set(run.kinds)
     recorded = run.record("routing").drop(columns="epoch")
     anew = tables["routing"].query("split == 'train'")[recorded.columns].reset_index(drop=True)

@@ -25,7 +25,7 @@ def test_a_decorator_gives_back_the_thing(colours):
 
 
 def test_a_name_is_given_once(colours):
-    with pytest.raises(KeyError, match="colour 'red' is registered already"):
+    with pytest.raises(KdxError, match="colour 'red' is registered already"):
         colours.register("red")("#e00")
     assert colours["red"] == "#f00"
 
@@ -41,6 +41,7 @@ def test_many_names_are_not_all_printed():
     names = [f"model{i:02}" for i in range(21)]
     message = str(unknown("model", "zzz", names, "kdx list models"))
     assert message == (
-        "unknown model 'zzz'; 21 are valid, as model00, model01, model02; list them with 'kdx list models'"
+        "unknown model 'zzz'; 21 are valid, as model00, model01, model02; list them with 'kdx list "
+        "models'"
     )
     assert str(unknown("model", "zzz", names[:20])).endswith("model19")

@@ -7,11 +7,11 @@ import torch
 
 from kdx_analysis.config import digest
 from kdx_analysis.errors import KdxError
-from kdx_analysis.execution import Step, train_steps
 from kdx_analysis.models import HME
 from kdx_analysis.models.zoo import plain_stage
 from kdx_analysis.runs import Run, RunSet
-from kdx_analysis.study import Study, ready_studies
+from kdx_analysis.study.steps import Step, train_steps
+from kdx_analysis.study.study import Study, ready_studies
 from kdx_analysis.training import fit, score
 from kdx_analysis.training.checkpoints import fingerprint, load_weights
 from tests import toys
@@ -37,14 +37,18 @@ def assert_same_results(one: RunSet, two: RunSet) -> None:
         assert a.kinds == b.kinds
         for kind in a.kinds:
             pd.testing.assert_frame_equal(a.record(kind), b.record(kind), check_exact=True)
-        assert (a.path / "model.safetensors").read_bytes() == (b.path / "model.safetensors").read_bytes()
+        assert (a.path / "model.safetensors").read_bytes() == (
+            b.path / "model.safetensors"
+        ).read_bytes()
 
 
 def test_a_student_trains_beside_each_explainer(finished):
     made = [(run.role, run.objective, run.seed) for run in finished.runs]
     pairs = [(objective, seed) for objective in ("hard", "kd") for seed in (0, 1)]
     assert made[0] == ("teacher", "", 0)
-    assert sorted(made[1:]) == sorted((role, *pair) for role in ("student", "explainer") for pair in pairs)
+    assert sorted(made[1:]) == sorted(
+        (role, *pair) for role in ("student", "explainer") for pair in pairs
+    )
     assert len(RunSet.load(finished.out)) == len(made)
 
 
@@ -60,9 +64,19 @@ def test_a_run_tells_where_it_comes_from(finished):
 def test_an_explainer_has_every_record_and_a_student_only_metrics(finished):
     explainer = finished.runs.filter(role="explainer").runs[0]
     assert set(explainer.kinds) == {
-        "metrics", "gates", "gate_summary", "pathways", "routing", "conflict", "conflict_summary", "contention",
-        "contention_by_expert", "agreement", "affinity", "output_conflict",
-    }  # fmt: skip
+        "metrics",
+        "gates",
+        "gate_summary",
+        "pathways",
+        "routing",
+        "conflict",
+        "conflict_summary",
+        "contention",
+        "contention_by_expert",
+        "agreement",
+        "affinity",
+        "output_conflict",
+    }
     assert {run.kinds for run in finished.runs if run.role != "explainer"} == {("metrics",)}
 
 
@@ -80,7 +94,11 @@ def test_weights_on_disk_are_those_that_the_metrics_are_of(finished):
 def test_objectives_share_the_initial_weights_of_a_seed(finished):
     def first(objective: str, seed: int) -> list[float]:
         run = finished.runs.filter(role="explainer", objective=objective, seed=seed).runs[0]
-        return run.record("gate_summary").query("epoch == 1 and attention == 'alpha'")["initial"].tolist()
+        return (
+            run.record("gate_summary")
+            .query("epoch == 1 and attention == 'alpha'")["initial"]
+            .tolist()
+        )
 
     assert first("hard", 0) == first("kd", 0)
     assert first("hard", 0) != first("hard", 1)
@@ -94,7 +112,9 @@ def test_two_jobs_give_what_one_gives(finished, tmp_path):
     assert_same_results(runs, same)
     assert seen[0] == 3
     told = [(title, epoch.epoch) for title, epoch in seen[1:]]
-    assert sorted(told) == sorted((step.title, epoch) for step in study.plan(tmp_path) for epoch in (1, 2))
+    assert sorted(told) == sorted(
+        (step.title, epoch) for step in study.plan(tmp_path) for epoch in (1, 2)
+    )
 
 
 class recorded:  # noqa: N801
@@ -112,7 +132,9 @@ class recorded:  # noqa: N801
 
 def test_a_study_may_leave_its_report_out(finished, monkeypatch):
     written = []
-    monkeypatch.setattr("kdx_analysis.report.Report.save_html", lambda self, out: written.append(out))
+    monkeypatch.setattr(
+        "kdx_analysis.report.Report.save_html", lambda self, out: written.append(out)
+    )
     toy_study().run(finished.out, report=False)
     assert written == []
     toy_study().run(finished.out)
@@ -121,7 +143,7 @@ def test_a_study_may_leave_its_report_out(finished, monkeypatch):
 
 def test_finished_runs_are_not_trained_again(finished, monkeypatch):
     before = files(finished.out)
-    monkeypatch.setattr("kdx_analysis.execution.fit", None)
+    monkeypatch.setattr("kdx_analysis.study.steps.fit", None)
     again = toy_study().run(finished.out)
     assert [run.id for run in again] == [run.id for run in finished.runs]
     after = files(finished.out)
@@ -152,14 +174,22 @@ def test_another_seed_adds_to_a_study(finished):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "other"}, "holds another study: name is 'toy' there and 'other' here; choose another output"),
+        (
+            {"name": "other"},
+            "holds another study: name is 'toy' there and 'other' here; choose another output",
+        ),
         ({"teacher_training": {"epochs": 5}}, "teacher.training.epochs is 2 there and 5 here"),
         ({"student": toys.staged_net()}, "student is 'digits_student' there and 'StagedNet' here"),
-        ({"data": toys.dataset(val=toys.split("val", 8, 48, seed=9))}, "its images or its teacher's weights"),
+        (
+            {"data": toys.dataset(val=toys.split("val", 8, 48, seed=9))},
+            "its images or its teacher's weights",
+        ),
     ],
 )
-def test_a_directory_of_another_study_is_refused_and_left_as_it_was(finished, changes, message, monkeypatch):
-    monkeypatch.setattr("kdx_analysis.execution.fit", None)
+def test_a_directory_of_another_study_is_refused_and_left_as_it_was(
+    finished, changes, message, monkeypatch
+):
+    monkeypatch.setattr("kdx_analysis.study.steps.fit", None)
     before = files(finished.out)
     with pytest.raises(KdxError, match=message):
         toy_study(**changes).run(finished.out)
@@ -167,9 +197,11 @@ def test_a_directory_of_another_study_is_refused_and_left_as_it_was(finished, ch
 
 
 def test_a_directory_of_foreign_files_is_refused_and_left_as_it_was(tmp_path, monkeypatch):
-    monkeypatch.setattr("kdx_analysis.execution.fit", None)
+    monkeypatch.setattr("kdx_analysis.study.steps.fit", None)
     (tmp_path / "thesis.tex").write_text("x")
-    with pytest.raises(KdxError, match="is not empty and holds no study; choose another output directory"):
+    with pytest.raises(
+        KdxError, match="is not empty and holds no study; choose another output directory"
+    ):
         toy_study().run(tmp_path)
     with pytest.raises(KdxError, match="is a file; choose a directory"):
         toy_study().run(tmp_path / "thesis.tex")
@@ -211,7 +243,11 @@ def test_a_tree_grows_from_each_explainer(grown):
     assert set(explainer.kinds) - set(tree.kinds) == {"gates", "gate_summary", "pathways"}
     assert set(tree.kinds) - set(explainer.kinds) == {"tree"}
     assert tree.record("metrics")["epoch"].unique().tolist() == [1]
-    assert set(tree.record("metrics").query("split == 'test'")["metric"]) == {"accuracy", "hard_loss", "agreement"}
+    assert set(tree.record("metrics").query("split == 'test'")["metric"]) == {
+        "accuracy",
+        "hard_loss",
+        "agreement",
+    }
     assert tree.info["grown_from"] == {"run": explainer.id, "experts": explainer.info["experts"]}
     assert set(grown.values("accuracy", role="tree").columns) == {"hard"}
 
@@ -241,7 +277,9 @@ def test_phase_2_changes_the_tree_and_phase_1_changes_both(grown, tmp_path):
 
     both = ids(explainer=TREES)
     assert both == {run.role: run.id for run in grown}
-    assert ids(explainer={"experts": 2}) == {role: name for role, name in both.items() if role != "tree"}
+    assert ids(explainer={"experts": 2}) == {
+        role: name for role, name in both.items() if role != "tree"
+    }
     kept = ids(explainer=TREES | {"phase2": {"weights": "kept"}})
     assert {role for role in both if kept[role] != both[role]} == {"tree"}
     inherited = ids(explainer={"experts": 2, "phase2": {}})
@@ -270,8 +308,10 @@ def test_trees_of_two_jobs_are_those_of_one(tmp_path):
 def test_any_module_is_a_student_whose_weights_are_drawn_anew(tmp_path):
     student = torch.nn.Sequential(
         *(plain_stage(4 if i else 1, 4, pool=i == 1) for i in range(3)),
-        torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(64, 3),
-    )  # fmt: skip
+        torch.nn.AdaptiveAvgPool2d(4),
+        torch.nn.Flatten(),
+        torch.nn.Linear(64, 3),
+    )
     before = fingerprint(student)
     explainer = TREES | {"stages": ["0", "1", "2"]}
     runs = toy_study(**ONE, student=student, explainer=explainer).run(tmp_path)
@@ -288,14 +328,18 @@ def test_a_student_whose_weights_cannot_be_drawn_is_refused_before_training(tmp_
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return images[:, 0, 0, :3] + self.shift
 
-    with pytest.raises(KdxError, match=r"Shifted anew: it, a Shifted, holds shift and has no reset_parameters"):
+    with pytest.raises(
+        KdxError, match=r"Shifted anew: it, a Shifted, holds shift and has no reset_parameters"
+    ):
         toy_study(student=Shifted()).run(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_vam_is_on_students_alone_and_folded_into_the_weights_on_disk(finished, tmp_path):
     study = toy_study(vam={"blocks": 4, "gamma": 0.1}, objectives=["hard"], seeds=1)
-    plain = {step.role: step.path.name for step in toy_study(objectives=["hard"], seeds=1).plan(tmp_path)}
+    plain = {
+        step.role: step.path.name for step in toy_study(objectives=["hard"], seeds=1).plan(tmp_path)
+    }
     planned = {step.role: step.path.name for step in study.plan(tmp_path)}
     assert [role for role in plain if plain[role] != planned[role]] == ["student"]
 
@@ -320,7 +364,9 @@ def arms(tmp_path_factory) -> RunSet:
     """Students alone, under three arms of VAM and two seeds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("kdx_analysis.report.Report.save_html", lambda self, out: out)
-        return toy_study(roles=["student"], objectives=["kd"], vam=ARMS).run(tmp_path_factory.mktemp("arms"))
+        return toy_study(roles=["student"], objectives=["kd"], vam=ARMS).run(
+            tmp_path_factory.mktemp("arms")
+        )
 
 
 def test_arms_of_vam_are_runs_of_one_study(arms):
@@ -329,17 +375,33 @@ def test_arms_of_vam_are_runs_of_one_study(arms):
         (label, seed) for label in ARMS for seed in (0, 1)
     ]
     assert [run.id[:-8] for run in arms.filter(seed=1)] == [
-        "student-kd-plain-seed1-", "student-kd-vam-seed1-", "student-kd-vam_.1-seed1-",
-    ]  # fmt: skip
-    assert ["vam" in run.info["config"] for run in arms.filter(seed=0, role="student")] == [False, True, True]
-    assert ["vam_gates" in run.kinds for run in arms.filter(seed=0, role="student")] == [False, True, True]
-    entropy = arms.frame("vam_entropy").query("attention == 'alpha' and epoch == 2").groupby("vam")["value"].mean()
+        "student-kd-plain-seed1-",
+        "student-kd-vam-seed1-",
+        "student-kd-vam_.1-seed1-",
+    ]
+    assert ["vam" in run.info["config"] for run in arms.filter(seed=0, role="student")] == [
+        False,
+        True,
+        True,
+    ]
+    assert ["vam_gates" in run.kinds for run in arms.filter(seed=0, role="student")] == [
+        False,
+        True,
+        True,
+    ]
+    entropy = (
+        arms.frame("vam_entropy")
+        .query("attention == 'alpha' and epoch == 2")
+        .groupby("vam")["value"]
+        .mean()
+    )
     assert entropy["vam γ .1"] < entropy["vam"] < 1
 
 
 def test_a_study_without_arms_has_the_ids_that_it_had_before_there_were_arms(tmp_path):
     (_, one, _), (_, other, *_) = (
-        toy_study(objectives=["hard"], seeds=1, vam=vam).plan(tmp_path) for vam in (None, {"plain": None, "vam": {}})
+        toy_study(objectives=["hard"], seeds=1, vam=vam).plan(tmp_path)
+        for vam in (None, {"plain": None, "vam": {}})
     )
     assert one.config == other.config
     assert (one.path.name, other.path.name) == tuple(
@@ -351,7 +413,10 @@ def test_arms_start_with_the_same_weights_and_images(monkeypatch, tmp_path):
     seen = []
 
     def look(model, data, objective, config, **keys):
-        weights = {name.replace("plain_weight", "weight"): p.detach().clone() for name, p in model.named_parameters()}
+        weights = {
+            name.replace("plain_weight", "weight"): p.detach().clone()
+            for name, p in model.named_parameters()
+        }
         batches = []
         model.register_forward_pre_hook(
             lambda module, inputs: batches.append(inputs[0].clone()) if module.training else None
@@ -359,8 +424,10 @@ def test_arms_start_with_the_same_weights_and_images(monkeypatch, tmp_path):
         seen.append((weights, batches))
         return fit(model, data, objective, config, **keys)
 
-    monkeypatch.setattr("kdx_analysis.execution.fit", look)
-    study = toy_study(roles=["student"], objectives=["kd"], vam=ARMS, seeds=1, teacher=toys.RowTeacher())
+    monkeypatch.setattr("kdx_analysis.study.steps.fit", look)
+    study = toy_study(
+        roles=["student"], objectives=["kd"], vam=ARMS, seeds=1, teacher=toys.RowTeacher()
+    )
     study.run(tmp_path)
     (plain, images), *others = seen
     assert len(others) == 2
@@ -374,20 +441,39 @@ def test_arms_start_with_the_same_weights_and_images(monkeypatch, tmp_path):
 def test_a_teacher_of_another_study_is_taken_by_the_path_of_its_run(finished, tmp_path):
     path = next((finished.out / "teacher").iterdir())
     study = toy_study(teacher=path, objectives=("kd",), seeds=1)
-    study.check = lambda: None  # two epochs are few: this teacher may look as if its classes were permuted
+    study.check = lambda: (
+        None
+    )  # two epochs are few: this teacher may look as if its classes were permuted
     runs = study.run(tmp_path)
     teacher = runs.filter(role="teacher").runs[0]
-    assert (teacher.path / "model.safetensors").read_bytes() == (path / "model.safetensors").read_bytes()
-    test = teacher.record("metrics").query("split == 'test' and metric == 'accuracy'")["value"].item()
-    assert test == Run.load(path).record("metrics").query("split == 'test' and metric == 'accuracy'")["value"].item()
+    assert (teacher.path / "model.safetensors").read_bytes() == (
+        path / "model.safetensors"
+    ).read_bytes()
+    test = (
+        teacher.record("metrics").query("split == 'test' and metric == 'accuracy'")["value"].item()
+    )
+    assert (
+        test
+        == Run.load(path)
+        .record("metrics")
+        .query("split == 'test' and metric == 'accuracy'")["value"]
+        .item()
+    )
     weights = toy_study(teacher=f"digits_teacher@{path / 'model.safetensors'}")
     assert fingerprint(weights.given_teacher) == fingerprint(study.given_teacher)
 
 
-@pytest.mark.parametrize(("end", "off"), [(torch.nn.Softmax(dim=1), "softmax"), (torch.nn.Sigmoid(), "sigmoid")])
+@pytest.mark.parametrize(
+    ("end", "off"), [(torch.nn.Softmax(dim=1), "softmax"), (torch.nn.Sigmoid(), "sigmoid")]
+)
 def test_a_teacher_of_probabilities_is_refused_before_training(tmp_path, end, off):
-    study = toy_study(teacher=torch.nn.Sequential(toys.RowTeacher(), end), objectives=("kd",), seeds=1)
-    with pytest.raises(KdxError, match=f"the teacher gives probabilities, not logits: .* take the {off} off its end"):
+    study = toy_study(
+        teacher=torch.nn.Sequential(toys.RowTeacher(), end), objectives=("kd",), seeds=1
+    )
+    with pytest.raises(
+        KdxError,
+        match=f"the teacher gives probabilities, not logits: .* take the {off} off its end",
+    ):
         study.run(tmp_path / "out")
     assert not (tmp_path / "out").exists()
     toy_study(teacher=torch.nn.Sequential(toys.RowTeacher(), torch.nn.LogSoftmax(dim=1))).check()
@@ -449,7 +535,11 @@ def test_two_devices_train_one_run(tmp_path):
     training = toys.SECTIONS["training"] | {"accelerator": "cpu", "devices": 2}
     explainer = {"experts": 2, "warmup_epochs": 1, "phase2": {}}
     study = toy_study(
-        objectives=("kd",), seeds=1, training=training, explainer=explainer, teacher_training={"epochs": 1}
+        objectives=("kd",),
+        seeds=1,
+        training=training,
+        explainer=explainer,
+        teacher_training={"epochs": 1},
     )
     runs = study.run(tmp_path / "out", progress=lambda n: recorded(seen, n))
     assert [run.role for run in runs] == ["teacher", "student", "explainer", "tree"]
@@ -468,14 +558,21 @@ def test_a_teacher_that_other_processes_cannot_import_is_refused_in_words(tmp_pa
         def forward(self, images):
             return images.flatten(1)[:, :10]
 
-    study = Study(data="digits", teacher=Local(), student="digits_student", data_options={"val_fraction": 0.2})
+    study = Study(
+        data="digits", teacher=Local(), student="digits_student", data_options={"val_fraction": 0.2}
+    )
     steps = [Step.of(tmp_path, "student", study.config.objectives[0], seed, {}) for seed in (0, 1)]
     with pytest.raises(KdxError, match="use jobs=1"):
         train_steps(study, steps, tmp_path, 2, lambda title, epoch: None)
 
 
 def test_the_released_network_is_a_preset(tmp_path):
-    explainer = {"preset": "learn_to_branch", "form": "nce", "experts": [1, 2, 2], "warmup_epochs": 1}
+    explainer = {
+        "preset": "learn_to_branch",
+        "form": "nce",
+        "experts": [1, 2, 2],
+        "warmup_epochs": 1,
+    }
     explainer["phase2"] = {"statistics": "kept"}
     objectives = [{"name": "hard", "decomposition": "multiclass"}]
     runs = toy_study(objectives=objectives, seeds=1, explainer=explainer).run(tmp_path)

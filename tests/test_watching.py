@@ -3,9 +3,9 @@ import io
 import pytest
 from rich.console import Console
 
-from kdx_analysis import watching
 from kdx_analysis.errors import KdxError
 from kdx_analysis.io import read_json, write_json
+from kdx_analysis.study import monitor as watching
 from kdx_analysis.training import Epoch
 from kdx_analysis.training.progress import ProgressFile, write_plan
 
@@ -19,25 +19,49 @@ def alive(process) -> bool:
 
 @pytest.fixture
 def study(tmp_path):
-    """Done: the teacher (10 s an epoch). Running: a student at 1 of 4 epochs, 20 s each. Waiting: two. Stopped: one."""
+    """Done: the teacher (10 s an epoch). Running: a student at 1 of 4 epochs, 20 s each. Waiting:
+    two. Stopped: one.
+    """
     runs = [
-        ("teacher/t", "teacher"), ("runs/a", "student kd seed 0"), ("runs/b", "student kd seed 1"),
-        ("runs/c", "explainer [kd] seed 0"), ("runs/d", "explainer kd seed 1"),
-    ]  # fmt: skip
+        ("teacher/t", "teacher"),
+        ("runs/a", "student kd seed 0"),
+        ("runs/b", "student kd seed 1"),
+        ("runs/c", "explainer [kd] seed 0"),
+        ("runs/d", "explainer kd seed 1"),
+    ]
     write_plan(tmp_path, [(tmp_path / path, title) for path, title in runs])
     (tmp_path / "teacher" / "t").mkdir(parents=True)
     state = {"started": 100.0, "epochs": 4}
-    write_json(tmp_path / "progress/t.json", state | {"epoch": 4, "updated": 140.0, "loss": 0.5, "process": GONE})
+    write_json(
+        tmp_path / "progress/t.json",
+        state | {"epoch": 4, "updated": 140.0, "loss": 0.5, "process": GONE},
+    )
     write_json(
         tmp_path / "progress/a.json",
-        state | {"epoch": 1, "updated": 120.0, "loss": 1.25, "val_accuracy": 0.5, "temperature": None,
-                 "gate_entropy": None, "process": HERE},
-    )  # fmt: skip
+        state
+        | {
+            "epoch": 1,
+            "updated": 120.0,
+            "loss": 1.25,
+            "val_accuracy": 0.5,
+            "temperature": None,
+            "gate_entropy": None,
+            "process": HERE,
+        },
+    )
     write_json(
         tmp_path / "progress/c.json",
-        state | {"epoch": 2, "updated": 130.0, "loss": 1.0, "val_accuracy": 0.25, "temperature": 2.5,
-                 "gate_entropy": 0.75, "process": GONE},
-    )  # fmt: skip
+        state
+        | {
+            "epoch": 2,
+            "updated": 130.0,
+            "loss": 1.0,
+            "val_accuracy": 0.25,
+            "temperature": 2.5,
+            "gate_entropy": 0.75,
+            "process": GONE,
+        },
+    )
     return tmp_path
 
 
@@ -45,18 +69,27 @@ def test_every_state_and_the_time_left_by_hand(study):
     seen = watching.look(study, now=150.0, alive=alive)
     assert seen.runs["state"].tolist() == ["done", "running", "waiting", "stopped", "waiting"]
     student = seen.runs.iloc[1]
-    assert (student["epoch"], student["epochs"], student["loss"], student["val_accuracy"]) == (1, 4, 1.25, 0.5)
+    assert (student["epoch"], student["epochs"], student["loss"], student["val_accuracy"]) == (
+        1,
+        4,
+        1.25,
+        0.5,
+    )
     assert (student["left_s"], student["seen_s"]) == (60.0, 30.0)
     assert seen.runs["left_s"].isna().sum() == 4
     # the student 60 s, another student 4·20 s, two explainers 4·15 s each; one run at a time
     assert seen.left == pytest.approx(60 + 80 + 2 * 60)
     assert not seen.finished
-    assert seen.heading.endswith("1 of 5 runs done, 1 running, 1 stopped, 2 waiting, about 4 min left")
+    assert seen.heading.endswith(
+        "1 of 5 runs done, 1 running, 1 stopped, 2 waiting, about 4 min left"
+    )
 
 
 def test_two_at_work_take_half_as_long(study):
     write_json(study / "progress/d.json", read_json(study / "progress/c.json") | {"process": HERE})
-    assert watching.look(study, now=150.0, alive=alive).left == pytest.approx((60 + 80 + 60 + 30) / 2)
+    assert watching.look(study, now=150.0, alive=alive).left == pytest.approx(
+        (60 + 80 + 60 + 30) / 2
+    )
 
 
 def test_a_study_that_stands_still_says_how_to_go_on(study):
@@ -71,14 +104,24 @@ def test_before_the_first_epoch_nothing_is_estimated(tmp_path):
     assert watching.look(tmp_path).runs["state"].tolist() == ["waiting"]
     ProgressFile(tmp_path / "progress" / "a.json", 5)
     seen = watching.look(tmp_path)
-    assert (seen.runs["state"].tolist(), seen.runs["epoch"].tolist(), seen.left) == (["running"], [0], None)
+    assert (seen.runs["state"].tolist(), seen.runs["epoch"].tolist(), seen.left) == (
+        ["running"],
+        [0],
+        None,
+    )
 
 
 def test_the_file_of_a_training_follows_its_epochs(tmp_path):
     file = ProgressFile(tmp_path / "progress" / "a.json", 5)
     file(Epoch(3, 5, 1.5, 0.25, 0.5, float("nan")), None)
     told = read_json(tmp_path / "progress" / "a.json")
-    assert (told["epoch"], told["epochs"], told["loss"], told["val_accuracy"], told["temperature"]) == (
+    assert (
+        told["epoch"],
+        told["epochs"],
+        told["loss"],
+        told["val_accuracy"],
+        told["temperature"],
+    ) == (
         3,
         5,
         1.5,
@@ -138,5 +181,7 @@ def test_interrupting_the_watch_is_no_error(study):
 
 
 def test_a_directory_without_a_study(tmp_path):
-    with pytest.raises(KdxError, match="holds no study that was started; give the directory of kdx run"):
+    with pytest.raises(
+        KdxError, match="holds no study that was started; give the directory of kdx run"
+    ):
         watching.look(tmp_path)

@@ -1,4 +1,6 @@
-"""Tiny data and models whose answers are known; at module level, so that other processes can be handed them."""
+"""Tiny data and models whose answers are known; at module level, so that other processes can be
+handed them.
+"""
 
 import torch
 from torch import nn
@@ -21,7 +23,9 @@ def split(name: str, per_class: int, first_id: int = 0, seed: int = 0) -> Split:
     images = torch.randint(160, (len(labels), 1, 8, 8), generator=generator)
     for image, label in zip(images, labels.tolist(), strict=True):
         image[:, 2 * label : 2 * label + 2] += 60
-    return Split(name, TensorImages(images.to(torch.uint8)), labels, first_id + torch.arange(len(labels)))
+    return Split(
+        name, TensorImages(images.to(torch.uint8)), labels, first_id + torch.arange(len(labels))
+    )
 
 
 def dataset(**changes) -> Dataset:
@@ -42,12 +46,16 @@ def dataset(**changes) -> Dataset:
 
 
 class RowTeacher(nn.Module):
-    """Logit k is ``scale`` times the mean of rows 2k and 2k + 1: right on nearly every image of ``dataset``."""
+    """Logit k is ``scale`` times the mean of rows 2k and 2k + 1: right on nearly every image of
+    ``dataset``.
+    """
 
     def __init__(self, scale: float = 8.0, order: tuple[int, ...] = (0, 1, 2)) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.tensor(scale))
-        self.norm = nn.BatchNorm2d(1, affine=False)  # running statistics 0 and 1: in eval mode the identity
+        self.norm = nn.BatchNorm2d(
+            1, affine=False
+        )  # running statistics 0 and 1: in eval mode the identity
         self.order = order
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from kdx_analysis.data.augment import augment
+from kdx_analysis.data.augmentation import augment
 from kdx_analysis.data.dataset import Dataset, Split, channel_statistics
 from kdx_analysis.data.folder import decoded_within, read_folder
 from kdx_analysis.data.sources import DATASETS, Source
@@ -26,31 +26,40 @@ def load_dataset(
     size: int | None = None,
     max_memory: int = 2 * 2**30,
 ) -> Dataset:
-    """The data set of that ``name``, or the image folder at that path, with validation held out of train.
+    """The data set of that ``name``, or the image folder at that path, with validation held out of
+    train.
 
-    A Path is a folder; so is a string that is not registered and has a path separator or names a directory.
+    A Path is a folder; so is a string that is not registered and has a path separator or names a
+    directory.
 
     - ``data_dir``: where named data sets lie; by default $KDX_DATA, else ./data.
-    - ``per_class``: so many training images of each class, drawn before validation is held out of them; the
-      test split is always kept in full.
-    - ``val_fraction``: the share of each class's training images for validation, in (0, 1); a folder with a
-      val of its own keeps that.
+    - ``per_class``: so many training images of each class, drawn before validation is held out of
+      them; the test split is always kept in full.
+    - ``val_fraction``: the share of each class's training images for validation, in (0, 1); a
+      folder with a val of its own keeps that.
     - ``split_seed``: what both are drawn with.
     - ``size``: resize and centre-crop the images of a folder to this many pixels a side.
-    - ``max_memory``: a folder whose decoded images would take more bytes is decoded as images are taken.
+    - ``max_memory``: a folder whose decoded images would take more bytes is decoded as images are
+      taken.
 
-    Raises KdxError for an unknown name, missing or unusable files, an option out of its range, and whatever
-    :class:`Dataset` refuses.
+    Raises KdxError for an unknown name, missing or unusable files, an option out of its range, and
+    whatever :class:`Dataset` refuses.
     """
     if not 0 < val_fraction < 1:
-        raise KdxError(f"val_fraction is {val_fraction}: it must lie between 0 and 1, both excluded")
+        raise KdxError(
+            f"val_fraction is {val_fraction}: it must lie between 0 and 1, both excluded"
+        )
     from_folder = _is_folder(name)
     if from_folder:
         source = read_folder(Path(name).expanduser(), size)
     elif size is not None:
-        raise KdxError(f"size is for image folders, and {str(name)!r} has a size of its own: leave size out")
+        raise KdxError(
+            f"size is for image folders, and {str(name)!r} has a size of its own: leave size out"
+        )
     else:
-        source = DATASETS[str(name)](Path(data_dir or os.environ.get("KDX_DATA") or "data").expanduser())
+        source = DATASETS[str(name)](
+            Path(data_dir or os.environ.get("KDX_DATA") or "data").expanduser()
+        )
     train = source.train if per_class is None else _take(source, per_class, split_seed)
     val = source.val
     if val is None:
@@ -90,7 +99,7 @@ def _take(source: Source, per_class: int, seed: int) -> Split:
     if per_class > counts.min():
         fewest = int(counts.argmin())
         raise KdxError(
-            f"per_class is {per_class}, but class {source.classes[fewest]!r} of {source.name} has only "
-            f"{int(counts[fewest])} training images: lower per_class"
+            f"per_class is {per_class}, but class {source.classes[fewest]!r} of {source.name} has "
+            f"only {int(counts[fewest])} training images: lower per_class"
         )
     return source.train.subset(take_per_class(source.train.labels, per_class, seed))

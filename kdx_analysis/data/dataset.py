@@ -49,7 +49,9 @@ class TensorImages:
 
     def __init__(self, images: Tensor) -> None:
         if images.dtype != torch.uint8 or images.ndim != 4:
-            raise ValueError(f"images must be uint8 N×C×H×W, got {images.dtype} {tuple(images.shape)}")
+            raise ValueError(
+                f"images must be uint8 N×C×H×W, got {images.dtype} {tuple(images.shape)}"
+            )
         self._images = images
 
     def __len__(self) -> int:
@@ -74,8 +76,8 @@ class TensorImages:
 class Split:
     """Images with their labels, int64 (N,) in [0, K), and ids, int64 (N,).
 
-    An id is the sample's index in the file or listing of its source that the split was drawn from: train and
-    val share one, so their ids never meet.
+    An id is the sample's index in the file or listing of its source that the split was drawn from:
+    train and val share one, so their ids never meet.
     """
 
     name: str
@@ -93,23 +95,35 @@ class Split:
 
     def to(self, device: torch.device | str) -> Split:
         """The same split with all its tensors on ``device``."""
-        return replace(self, images=self.images.to(device), labels=self.labels.to(device), ids=self.ids.to(device))
+        return replace(
+            self,
+            images=self.images.to(device),
+            labels=self.labels.to(device),
+            ids=self.ids.to(device),
+        )
 
     def subset(self, indices: Tensor) -> Split:
         """The samples at the int64 ``indices`` (positions in this split, not ids), in that order."""
         indices = indices.to(self.labels.device)
-        return replace(self, images=self.images.subset(indices), labels=self.labels[indices], ids=self.ids[indices])
+        return replace(
+            self,
+            images=self.images.subset(indices),
+            labels=self.labels[indices],
+            ids=self.ids[indices],
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Three splits over the same K classes, with how to normalise and augment their images.
 
-    ``mean`` and ``std`` are per channel, of pixels scaled to [0, 1]; ``pad`` is in pixels. ``superclasses``
-    maps a superclass to its classes and holds each class once. Change a field with ``dataclasses.replace``.
+    ``mean`` and ``std`` are per channel, of pixels scaled to [0, 1]; ``pad`` is in pixels.
+    ``superclasses`` maps a superclass to its classes and holds each class once. Change a field with
+    ``dataclasses.replace``.
 
-    Raises KdxError if a label is no class, a class has no training sample, val has fewer samples than there
-    are classes, test is empty, images, mean and std disagree on the channels, or a std is not positive.
+    Raises KdxError if a label is no class, a class has no training sample, val has fewer samples
+    than there are classes, test is empty, images, mean and std disagree on the channels, or a std
+    is not positive.
     """
 
     name: str
@@ -150,22 +164,26 @@ class Dataset:
         """Images that are in memory already, with validation held out of train.
 
         Args:
-            train, test: (images, labels) each, tensors or arrays: uint8 N×C×H×W and integers N in [0, K).
+            train, test: (images, labels) each, tensors or arrays: uint8 N×C×H×W and integers N in
+                [0, K).
             classes: names of the K classes; by default the labels' numbers.
             name: of the data set.
             val_fraction: the share of each class's training images for validation, in (0, 1).
             split_seed: what validation is drawn with.
-            mean, std: per channel, of pixels scaled to [0, 1], as a teacher of yours was trained with; by default those
-                of the training images.
+            mean, std: per channel, of pixels scaled to [0, 1], as a teacher of yours was trained
+                with; by default those of the training images.
             pad: pixels of zero padding from which training images are cropped; 0: none.
             flip: training images are mirrored at random.
 
         Raises:
-            KdxError: images that are no uint8 N×C×H×W, with what to do about it; labels that are not one integer an
-                image; a ``val_fraction`` out of its range; whatever the class refuses.
+            KdxError: images that are no uint8 N×C×H×W, with what to do about it; labels that are
+                not one integer an image; a ``val_fraction`` out of its range; whatever the class
+                refuses.
         """
         if not 0 < val_fraction < 1:
-            raise KdxError(f"val_fraction is {val_fraction}: it must lie between 0 and 1, both excluded")
+            raise KdxError(
+                f"val_fraction is {val_fraction}: it must lie between 0 and 1, both excluded"
+            )
         whole, held_out = _split_of("train", *train), _split_of("test", *test)
         rest, held = stratified_indices(whole.labels, val_fraction, split_seed)
         images = whole.subset(rest)
@@ -173,10 +191,18 @@ class Dataset:
         if classes is None:
             classes = [str(k) for k in range(int(whole.labels.max()) + 1)]
         return cls(
-            name=name, train=images, val=replace(whole.subset(held), name="val"), test=held_out, classes=tuple(classes),
-            mean=measured[0] if mean is None else tuple(mean), std=measured[1] if std is None else tuple(std),
-            pad=pad, flip=flip, superclasses=None, source="tensors given by the user",
-        )  # fmt: skip
+            name=name,
+            train=images,
+            val=replace(whole.subset(held), name="val"),
+            test=held_out,
+            classes=tuple(classes),
+            mean=measured[0] if mean is None else tuple(mean),
+            std=measured[1] if std is None else tuple(std),
+            pad=pad,
+            flip=flip,
+            superclasses=None,
+            source="tensors given by the user",
+        )
 
     @property
     def _splits(self) -> tuple[Split, Split, Split]:
@@ -200,12 +226,15 @@ class Dataset:
     def normalise(self, images: Tensor) -> Tensor:
         """(x/255 - mean)/std per channel: uint8 B×C×H×W to float32 B×C×H×W, on the images' device."""
         mean, std = (
-            torch.tensor(values).view(-1, 1, 1).to(images.device, non_blocking=True) for values in (self.mean, self.std)
+            torch.tensor(values).view(-1, 1, 1).to(images.device, non_blocking=True)
+            for values in (self.mean, self.std)
         )
         return images.float().div_(255).sub_(mean).div_(std)
 
     def describe(self) -> dict[str, Any]:
-        """What it is, as JSON-able values; equal fingerprints mean the same samples in the same splits."""
+        """What it is, as JSON-able values; equal fingerprints mean the same samples in the same
+        splits.
+        """
         return {
             "name": self.name,
             "source": self.source,
@@ -218,22 +247,26 @@ class Dataset:
         }
 
     def probe_set(self, split: str, per_class: int, seed: int = 0) -> Split:
-        """A class-balanced, un-augmented subset of ``split`` ('train' or 'val'), by class, then by id.
+        """A class-balanced, un-augmented subset of ``split`` ('train' or 'val'), by class, then by
+        id.
 
-        Drawn without replacement with a generator of its own; a class with fewer than ``per_class`` samples
-        gives all of them. Raises KdxError if a class has none, or for any other split: probes that choose
-        between models must not see the test split.
+        Drawn without replacement with a generator of its own; a class with fewer than ``per_class``
+        samples gives all of them. Raises KdxError if a class has none, or for any other split:
+        probes that choose between models must not see the test split.
         """
         if split not in ("train", "val"):
             raise unknown("split of a probe set", split, ("train", "val"))
         if per_class < 1:
-            raise KdxError(f"a probe set of {per_class} images a class is empty: ask for at least 1")
+            raise KdxError(
+                f"a probe set of {per_class} images a class is empty: ask for at least 1"
+            )
         whole = self.train if split == "train" else self.val
         counts = whole.labels.bincount(minlength=self.num_classes)
         if not counts.all():
             lacking = self.classes[int(counts.argmin())]
             raise KdxError(
-                f"the {split} split of {self.name} has no sample of class {lacking!r} for a probe set: "
+                f"the {split} split of {self.name} has no sample of class {lacking!r} for a probe "
+                "set: "
                 "raise data.val_fraction or per_class"
             )
         by_id = whole.ids.argsort()
@@ -242,7 +275,8 @@ class Dataset:
         return whole.subset(ordered[taken.to(ordered.device)])
 
     def probe_images(self, split: str, per_class: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-        """Images of :meth:`probe_set` as models take them, normalised, B×C×H×W, and their labels, B.
+        """Images of :meth:`probe_set` as models take them, normalised, B×C×H×W, and their labels,
+        B.
 
         ``split`` is train or val, and ``per_class`` images of every class are drawn from it.
         """
@@ -259,8 +293,8 @@ class Dataset:
             )
         if split.images.shape != self.shape:
             raise KdxError(
-                f"{self.name}: {split.name} images are {split.images.shape} (C, H, W), train images are "
-                f"{self.shape}: all splits must share one shape"
+                f"{self.name}: {split.name} images are {split.images.shape} (C, H, W), train "
+                f"images are {self.shape}: all splits must share one shape"
             )
 
     def _validate_counts(self) -> None:
@@ -268,7 +302,8 @@ class Dataset:
         counts = self.train.labels.bincount(minlength=K)
         if not counts.all():
             raise KdxError(
-                f"class {self.classes[int(counts.argmin())]!r} of {self.name} has no training sample: "
+                f"class {self.classes[int(counts.argmin())]!r} of {self.name} has no training "
+                "sample: "
                 "add images of it or remove the class"
             )
         if len(self.val) < K:
@@ -283,13 +318,15 @@ class Dataset:
         C = self.shape[0]
         if not C == len(self.mean) == len(self.std):
             raise KdxError(
-                f"{self.name}: images have {C} channels, mean has {len(self.mean)} and std {len(self.std)}: "
+                f"{self.name}: images have {C} channels, mean has {len(self.mean)} and std "
+                f"{len(self.std)}: "
                 "give one value a channel"
             )
         for channel, std in enumerate(self.std):
             if not (math.isfinite(std) and std > 0):
                 raise KdxError(
-                    f"{self.name}: the std of channel {channel} is {std}: it must be positive, so the "
+                    f"{self.name}: the std of channel {channel} is {std}: it must be positive, so "
+                    "the "
                     "training images must not all be one colour there"
                 )
 
@@ -299,7 +336,8 @@ class Dataset:
             if filed[name] != 1 or name not in self.classes:
                 raise KdxError(
                     f"superclasses of {self.name}: {name!r} stands in {filed[name]} of them and is "
-                    f"{'' if name in self.classes else 'not '}a class: each class must stand in exactly one"
+                    f"{'' if name in self.classes else 'not '}a class: each class must stand in "
+                    "exactly one"
                 )
 
     def _fingerprint(self) -> str:
@@ -313,7 +351,9 @@ class Dataset:
 
 
 def channel_statistics(images: ImageStore) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, std) of each channel over all pixels of ``images``, scaled to [0, 1]; exact, from counts."""
+    """(mean, std) of each channel over all pixels of ``images``, scaled to [0, 1]; exact, from
+    counts.
+    """
     C = images.shape[0]
     counts = torch.zeros(C, 256, dtype=torch.float64)
     for indices in torch.arange(len(images)).split(_CHUNK):
@@ -333,16 +373,23 @@ def _split_of(name: str, images: Any, labels: Any) -> Split:
         raise KdxError(f"{name} images are {shape}: give N×C×H×W, for one channel images[:, None]")
     if images.ndim == 4 and shape[-1] in (1, 3) and shape[1] not in (1, 3):
         raise KdxError(
-            f"{name} images are {shape}, channels last: give N×C×H×W, torch.as_tensor(images).permute(0, 3, 1, 2)"
+            f"{name} images are {shape}, channels last: give N×C×H×W, "
+            "torch.as_tensor(images).permute(0, 3, 1, 2)"
         )
     if images.ndim != 4 or images.dtype != torch.uint8:
         raise KdxError(
             f"{name} images are {images.dtype} {shape}: give uint8 N×C×H×W; of floats in [0, 1] "
             "(images * 255).round().to(torch.uint8), before any normalising"
         )
-    if labels.ndim != 1 or len(labels) != len(images) or labels.is_floating_point() or labels.dtype == torch.bool:
+    if (
+        labels.ndim != 1
+        or len(labels) != len(images)
+        or labels.is_floating_point()
+        or labels.dtype == torch.bool
+    ):
         raise KdxError(
-            f"{name} labels are {labels.dtype} {tuple(labels.shape)} for {len(images)} images: give one class number "
+            f"{name} labels are {labels.dtype} {tuple(labels.shape)} for {len(images)} images: "
+            "give one class number "
             "for each, an integer from 0"
         )
     return Split(name, TensorImages(images), labels.long(), torch.arange(len(labels)))

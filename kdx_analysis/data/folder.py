@@ -1,4 +1,6 @@
-"""Image folders: ROOT/train/CLASS/*, ROOT/test/CLASS/*, perhaps ROOT/val/CLASS/*; or ROOT/CLASS/* alone."""
+"""Image folders: ROOT/train/CLASS/*, ROOT/test/CLASS/*, perhaps ROOT/val/CLASS/*; or ROOT/CLASS/*
+alone.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ from kdx_analysis.errors import KdxError
 
 # Only formats that Pillow decodes itself: a file that is called .png cannot start another program.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-_SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+_SUFFIXES = frozenset(
+    (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+)
 _GREY = ("1", "L")
 
 T = TypeVar("T")
@@ -31,8 +35,9 @@ T = TypeVar("T")
 class FolderImages:
     """An image store of files that are decoded when they are taken.
 
-    ``size`` is a side or (H, W): an image of another size is resized to cover it, then centre-cropped.
-    ``channels`` is 1 (grey) or 3 (RGB). Raises KdxError for a file that is no image.
+    ``size`` is a side or (H, W): an image of another size is resized to cover it, then
+    centre-cropped. ``channels`` is 1 (grey) or 3 (RGB). Raises KdxError for a file that is no
+    image.
     """
 
     def __init__(
@@ -84,29 +89,44 @@ class FolderImages:
 
 
 def read_folder(root: Path, size: int | None) -> Source:
-    """The image folder at ``root``, its images not decoded yet; classes are its folders, in order of name.
+    """The image folder at ``root``, its images not decoded yet; classes are its folders, in order
+    of name.
 
-    Ids number the files by class, then by name: those of train and then of val together, those of test apart;
-    in a folder in one piece all together. Images of one colour channel only make a data set of one channel.
+    Ids number the files by class, then by name: those of train and then of val together, those of
+    test apart; in a folder in one piece all together. Images of one colour channel only make a data
+    set of one channel.
 
-    Raises KdxError if the folder is missing or has no such layout, a file is no image of 8 bits, images
-    differ in size and ``size`` is not given, or superclasses.json does not map each class to a superclass.
+    Raises KdxError if the folder is missing or has no such layout, a file is no image of 8 bits,
+    images differ in size and ``size`` is not given, or superclasses.json does not map each class to
+    a superclass.
     """
     if not root.is_dir():
-        raise KdxError(f"{root} is no folder: give an image folder with CLASS/* or train/CLASS/* and test/CLASS/*")
+        raise KdxError(
+            f"{root} is no folder: give an image folder with CLASS/* or train/CLASS/* and "
+            "test/CLASS/*"
+        )
     if size is not None and size < 1:
         raise KdxError(f"size is {size} pixels: it must be at least 1")
     in_parts = bool(_folders(root / "train"))
-    parts = [part for part in ("train", "val", "test") if _folders(root / part)] if in_parts else ["."]
+    parts = (
+        [part for part in ("train", "val", "test") if _folders(root / part)] if in_parts else ["."]
+    )
     if in_parts and "test" not in parts:
         raise KdxError(f"{root} has train/CLASS but no test/CLASS folders: add test images")
     classes = tuple(folder.name for folder in _folders(root / parts[0]))
     if len(classes) < 2:
-        raise KdxError(f"{root} holds {len(classes)} class folder(s): put each of at least 2 classes in its own")
+        raise KdxError(
+            f"{root} holds {len(classes)} class folder(s): put each of at least 2 classes in its "
+            "own"
+        )
     listings = {part: _listing(root / part, classes) for part in parts}
-    height, width, channels = _common_shape([path for paths, _ in listings.values() for path in paths], size)
+    height, width, channels = _common_shape(
+        [path for paths, _ in listings.values() for path in paths], size
+    )
     splits = {
-        part: Split(part, FolderImages(paths, (height, width), channels), labels, torch.arange(len(labels)))
+        part: Split(
+            part, FolderImages(paths, (height, width), channels), labels, torch.arange(len(labels))
+        )
         for part, (paths, labels) in listings.items()
     }
     if in_parts:
@@ -133,13 +153,18 @@ def decoded_within(splits: Sequence[Split], max_memory: int) -> list[Split]:
     needed = sum(len(split) * int(np.prod(split.images.shape)) for split in splits)
     if needed > max_memory:
         return list(splits)
-    return [replace(split, images=TensorImages(split.images.take(torch.arange(len(split))))) for split in splits]
+    return [
+        replace(split, images=TensorImages(split.images.take(torch.arange(len(split)))))
+        for split in splits
+    ]
 
 
 def _folders(root: Path) -> list[Path]:
     if not root.is_dir():
         return []
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(
+        path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")
+    )
 
 
 def _listing(root: Path, classes: tuple[str, ...]) -> tuple[list[Path], Tensor]:
@@ -161,14 +186,19 @@ def _is_image(path: Path) -> bool:
 def _common_shape(paths: Sequence[Path], size: int | None) -> tuple[int, int, int]:
     """(H, W, C) that all images are to have, from their headers."""
     if not paths:
-        raise KdxError(f"the class folders hold no image; these are read: {', '.join(sorted(_SUFFIXES))}")
+        raise KdxError(
+            f"the class folders hold no image; these are read: {', '.join(sorted(_SUFFIXES))}"
+        )
     headers = _in_threads(lambda path: _open(path, lambda image: (image.size, image.mode)), paths)
     (width, height), _ = headers[0]
     for path, ((w, h), mode) in zip(paths, headers, strict=True):
         if mode.startswith(("I", "F")):
             raise KdxError(f"{path} has pixels of mode {mode}: convert it to 8 bits a channel")
         if size is None and (w, h) != (width, height):
-            raise KdxError(f"{path} is {w}×{h} pixels but {paths[0]} is {width}×{height}: give size to crop all alike")
+            raise KdxError(
+                f"{path} is {w}×{h} pixels but {paths[0]} is {width}×{height}: give size to crop "
+                "all alike"
+            )
     channels = 1 if all(mode in _GREY for _, mode in headers) else 3
     return (height, width, channels) if size is None else (size, size, channels)
 
@@ -179,14 +209,19 @@ def _superclasses(path: Path, classes: tuple[str, ...]) -> dict[str, tuple[str, 
     try:
         filed = io.read_json(path)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise KdxError(f"{path} is no JSON ({error}): write a map of each class to its superclass") from error
+        raise KdxError(
+            f"{path} is no JSON ({error}): write a map of each class to its superclass"
+        ) from error
     if not (isinstance(filed, dict) and all(isinstance(value, str) for value in filed.values())):
         raise KdxError(f"{path} must be a map of each class to the name of its superclass")
     wrong = sorted(set(filed) ^ set(classes))
     if wrong:
         place = "is no class folder" if wrong[0] in filed else "has no superclass"
         raise KdxError(f"{wrong[0]!r} in {path} {place}: it must name each class, and nothing else")
-    return {name: tuple(each for each in classes if filed[each] == name) for name in sorted(set(filed.values()))}
+    return {
+        name: tuple(each for each in classes if filed[each] == name)
+        for name in sorted(set(filed.values()))
+    }
 
 
 def _open(path: Path, read: Callable[[Image.Image], T]) -> T:
@@ -194,11 +229,16 @@ def _open(path: Path, read: Callable[[Image.Image], T]) -> T:
         with Image.open(path, formats=_FORMATS) as image:
             return read(image)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise KdxError(f"{path} cannot be read as an image ({error}): replace or remove it") from error
+        raise KdxError(
+            f"{path} cannot be read as an image ({error}): replace or remove it"
+        ) from error
 
 
 def _in_threads(function: Callable[..., T], *arguments: Iterable[Any]) -> list[T]:
-    truncated, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False  # WeasyPrint's import sets it
+    truncated, ImageFile.LOAD_TRUNCATED_IMAGES = (
+        ImageFile.LOAD_TRUNCATED_IMAGES,
+        False,
+    )  # WeasyPrint's import sets it
     try:
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             return list(pool.map(function, *arguments))

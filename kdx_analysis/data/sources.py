@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdx_analysis import _compat  # noqa: F401  (before torchvision, which is imported when it is asked for)
+from kdx_analysis import _compat  # noqa: F401
 from kdx_analysis.data.dataset import Split, TensorImages
 from kdx_analysis.data.splits import stratified_indices
 from kdx_analysis.errors import KdxError
@@ -24,7 +24,8 @@ _TEST_FRACTION, _TEST_SEED = 0.2, 0
 class Source:
     """A data set as its makers cut it: the fields of Dataset, before validation is held out.
 
-    ``val`` is None where train must give it, ``mean`` and ``std`` where they must be computed from train.
+    ``val`` is None where train must give it, ``mean`` and ``std`` where they must be computed from
+    train.
     """
 
     name: str
@@ -44,8 +45,8 @@ DATASETS: Registry[Callable[[Path], Source]] = Registry("data set")
 
 
 def hold_out_test(whole: Split) -> tuple[Split, Split]:
-    """(train, test) of a source in one piece: a fixed stratified test split of 20 %; ids stay those of
-    ``whole``."""
+    """(train, test) of a source in one piece: a fixed stratified test split of 20 %; ids stay those
+    of ``whole``."""
     rest, held = stratified_indices(whole.labels, _TEST_FRACTION, _TEST_SEED)
     return (
         Split("train", whole.images.subset(rest), whole.labels[rest], whole.ids[rest]),
@@ -76,7 +77,9 @@ def _digits(data_dir: Path) -> Source:
 
 @DATASETS.register("cifar10")
 def _cifar10(data_dir: Path) -> Source:
-    train, test, classes = _cifar("CIFAR10", "cifar10", data_dir, "cifar-10-python.tar.gz", "cifar-10-batches-py")
+    train, test, classes = _cifar(
+        "CIFAR10", "cifar10", data_dir, "cifar-10-python.tar.gz", "cifar-10-batches-py"
+    )
     return Source(
         name="cifar10",
         train=train,
@@ -92,7 +95,9 @@ def _cifar10(data_dir: Path) -> Source:
 
 @DATASETS.register("cifar100")
 def _cifar100(data_dir: Path) -> Source:
-    train, test, classes = _cifar("CIFAR100", "cifar100", data_dir, "cifar-100-python.tar.gz", "cifar-100-python")
+    train, test, classes = _cifar(
+        "CIFAR100", "cifar100", data_dir, "cifar-100-python.tar.gz", "cifar-100-python"
+    )
     return Source(
         name="cifar100",
         train=train,
@@ -113,8 +118,8 @@ def _fashion_mnist(data_dir: Path) -> Source:
         "FashionMNIST",
         data_dir,
         f"fashion_mnist is not whole in {data_dir}: download the four .gz files from "
-        "https://github.com/zalandoresearch/fashion-mnist, unpack them into FashionMNIST/raw there, or point "
-        "--data-dir / KDX_DATA to the folder that holds FashionMNIST",
+        "https://github.com/zalandoresearch/fashion-mnist, unpack them into FashionMNIST/raw "
+        "there, or point --data-dir / KDX_DATA to the folder that holds FashionMNIST",
     )
     return Source(
         name="fashion_mnist",
@@ -129,12 +134,15 @@ def _fashion_mnist(data_dir: Path) -> Source:
     )
 
 
-def _cifar(kind: str, name: str, data_dir: Path, archive: str, folder: str) -> tuple[Split, Split, tuple[str, ...]]:
+def _cifar(
+    kind: str, name: str, data_dir: Path, archive: str, folder: str
+) -> tuple[Split, Split, tuple[str, ...]]:
     train, test = _torchvision(
         kind,
         data_dir,
         f"{name} is not whole in {data_dir}: download {archive} from "
-        "https://www.cs.toronto.edu/~kriz/cifar.html, unpack it there, or point --data-dir / KDX_DATA to the "
+        "https://www.cs.toronto.edu/~kriz/cifar.html, unpack it there, or point --data-dir / "
+        "KDX_DATA to the "
         f"folder that holds {folder}",
     )
     splits = [
@@ -145,7 +153,9 @@ def _cifar(kind: str, name: str, data_dir: Path, archive: str, folder: str) -> t
 
 
 def _torchvision(kind: str, data_dir: Path, remedy: str) -> tuple[Any, Any]:
-    """(train, test) of a class of torchvision.datasets; KdxError with the ``remedy`` if a file fails."""
+    """(train, test) of a class of torchvision.datasets; KdxError with the ``remedy`` if a file
+    fails.
+    """
     from torchvision import datasets
 
     build = getattr(datasets, kind)

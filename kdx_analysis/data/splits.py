@@ -1,6 +1,7 @@
 """Which samples belong to which split: pure functions of labels and a seed.
 
-Draws come from a generator of their own on the CPU, so the global random state neither matters nor moves.
+Draws come from a generator of their own on the CPU, so the global random state neither matters nor
+moves.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ def _ascending(parts: list[Tensor]) -> Tensor:
 def stratified_indices(
     labels: Int64[Tensor, " N"], fraction: float, seed: int
 ) -> tuple[Int64[Tensor, " rest"], Int64[Tensor, " held"]]:
-    """Hold out ``fraction`` of each class: (rest, held out), ascending indices that partition 0 … N-1.
+    """Hold out ``fraction`` of each class: (rest, held out), ascending indices that partition 0 …
+    N-1.
 
-    A class of n ≥ 2 samples gives round(fraction·n), but at least 1 and at most n-1; a class of 1 gives none.
+    A class of n ≥ 2 samples gives round(fraction·n), but at least 1 and at most n-1; a class of 1
+    gives none.
     """
     rest, held = [], []
     for indices in _shuffled_classes(labels, seed):
@@ -41,7 +44,9 @@ def stratified_indices(
 
 
 @jaxtyped(typechecker=beartype)
-def take_per_class(labels: Int64[Tensor, " N"], per_class: int, seed: int) -> Int64[Tensor, " taken"]:
-    """Draw ``per_class`` samples of each class without replacement, all of a class that has fewer: ascending
-    indices."""
+def take_per_class(
+    labels: Int64[Tensor, " N"], per_class: int, seed: int
+) -> Int64[Tensor, " taken"]:
+    """Draw ``per_class`` samples of each class without replacement, all of a class that has fewer:
+    ascending indices."""
     return _ascending([indices[:per_class] for indices in _shuffled_classes(labels, seed)])

@@ -2,7 +2,13 @@
 
 from kdx_analysis.models import vam
 from kdx_analysis.models.hme import HME, Trace
-from kdx_analysis.models.resolve import build_model, check_fits, count_parameters, list_models, redrawn
+from kdx_analysis.models.resolve import (
+    build_model,
+    check_fits,
+    count_parameters,
+    list_models,
+    redrawn,
+)
 from kdx_analysis.models.splitting.experts import Level
 from kdx_analysis.models.splitting.split import Split
 from kdx_analysis.models.tree import Tree

@@ -12,11 +12,24 @@ Kind = Literal["softmax", "percentages", "sigmoid"]
 
 # A softmax rounded to bfloat16, the coarsest precision, gives rows whose sum is off by up to 2⁻⁸.
 _TOLERANCE = 2**-8
-# Logits of an untrained model may all lie in [0, 1] too; only values that span half of it are taken for a sigmoid's.
+# Logits of an untrained model may all lie in [0, 1] too; only values that span half of it are taken
+# for a sigmoid's.
 _SPREAD = 0.5
-# Trained sigmoids come near to both ends; a few outputs of an untrained network span nine tenths of [0, 1] hardly ever.
+# Trained sigmoids come near to both ends; a few outputs of an untrained network span nine tenths of
+# [0, 1] hardly ever.
 _NEAR = 0.05
-_RESHAPING = ("Clone", "View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "ToCopy", "Alias", "Select", "Slice")
+_RESHAPING = (
+    "Clone",
+    "View",
+    "UnsafeView",
+    "Reshape",
+    "Squeeze",
+    "Unsqueeze",
+    "ToCopy",
+    "Alias",
+    "Select",
+    "Slice",
+)
 _SAID = {
     "softmax": "every row of its outputs sums to 1, as a softmax's do: take the softmax off its end, or wrap it so "
     "that it returns their logarithm",
@@ -30,10 +43,10 @@ _SAID = {
 def probabilities(outputs: Tensor) -> Kind | None:
     """Of which kind outputs, B×K, are probabilities rather than logits; None if they may be logits.
 
-    They are where no value is below 0 and every row sums to 1 (softmax), or to 100 (percentages); or where all values
-    lie in [0, 1] and span ½ of it or more (sigmoid). Where every row holds one value alone they pass for logits, since
-    equal logits have the same softmax; and so do logarithms of a softmax, whose softmax is that of the logits. What is
-    not finite is no probability.
+    They are where no value is below 0 and every row sums to 1 (softmax), or to 100 (percentages);
+    or where all values lie in [0, 1] and span ½ of it or more (sigmoid). Where every row holds one
+    value alone they pass for logits, since equal logits have the same softmax; and so do logarithms
+    of a softmax, whose softmax is that of the logits. What is not finite is no probability.
 
     >>> logits = torch.tensor([[4.0, 0.0, -1.0], [0.5, 3.0, 0.0]])
     >>> [probabilities(x) for x in (logits.softmax(dim=1), 100 * logits.softmax(dim=1), logits.sigmoid())]
@@ -53,10 +66,12 @@ def probabilities(outputs: Tensor) -> Kind | None:
 
 
 def surely_probabilities(outputs: Tensor) -> bool:
-    """Whether outputs, B×K, are probabilities also where the model may be untrained and the images few.
+    """Whether outputs, B×K, are probabilities also where the model may be untrained and the images
+    few.
 
-    That is, where every row sums to 1 or to 100, or values lie in [0, 1] and come within .05 of either end. A few
-    logits of an untrained model may all lie in [0, 1] by accident, and say nothing by it.
+    That is, where every row sums to 1 or to 100, or values lie in [0, 1] and come within .05 of
+    either end. A few logits of an untrained model may all lie in [0, 1] by accident, and say
+    nothing by it.
 
     >>> logits = torch.tensor([[0.1, 0.7, 0.2], [0.2, 0.6, 0.3]])
     >>> surely_probabilities(logits), surely_probabilities(logits.softmax(dim=1))
@@ -69,7 +84,8 @@ def surely_probabilities(outputs: Tensor) -> bool:
 
 
 def ends_in_probabilities(outputs: Tensor) -> bool:
-    """Whether the last operation of the graph behind ``outputs`` that computes anything is a softmax or a sigmoid.
+    """Whether the last operation of the graph behind ``outputs`` that computes anything is a
+    softmax or a sigmoid.
 
     >>> logits = torch.tensor([[0.1, 0.7, 0.2], [0.2, 0.6, 0.3]], requires_grad=True)
     >>> [ends_in_probabilities(x) for x in (2 * logits, logits.sigmoid()[:, :2], logits.softmax(dim=1))]
@@ -82,18 +98,21 @@ def ends_in_probabilities(outputs: Tensor) -> bool:
 
 
 def check_logits(outputs: Tensor, num_classes: int, who: str) -> None:
-    """Raise KdxError, with what to do, where ``outputs`` can't be the logits that ``who`` gave for some images.
+    """Raise KdxError, with what to do, where ``outputs`` can't be the logits that ``who`` gave for
+    some images.
 
     That is, for another shape than B×K, values that are not finite, and probabilities.
     """
     if outputs.ndim != 2 or outputs.shape[1] != num_classes:
         raise KdxError(
-            f"{who} gives outputs of shape {'×'.join(map(str, outputs.shape)) or 'a number'}, wanted "
-            f"{len(outputs) if outputs.ndim else 1}×{num_classes}: wrap it so that it returns one logit a class"
+            f"{who} gives outputs of shape {'×'.join(map(str, outputs.shape)) or 'a number'}, "
+            f"wanted {len(outputs) if outputs.ndim else 1}×{num_classes}: wrap it so that it "
+            "returns one logit a class"
         )
     if wrong := int((~outputs.isfinite()).any(dim=1).sum()):
         raise KdxError(
-            f"the outputs of {who} are not finite on {wrong} of {len(outputs)} images: look at its weights and its "
+            f"the outputs of {who} are not finite on {wrong} of {len(outputs)} images: look at its "
+            "weights and its "
             "precision, and where it ends in log(softmax(…)) take log_softmax"
         )
     if (kind := probabilities(outputs)) is not None:

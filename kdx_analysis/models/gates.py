@@ -1,7 +1,7 @@
 """Gating attention: pure functions on the simplex, and the modules that hold or compute its logits.
 
-A gate is a row of attention. Level 1 is the trunk; α^l (N_l × N_{l-1}) are the gates into level l and
-α^{L+1} (K × N_L) those into the subtasks' heads.
+A gate is a row of attention. Level 1 is the trunk; α^l (N_l × N_{l-1}) are the gates into level l
+and α^{L+1} (K × N_L) those into the subtasks' heads.
 """
 
 from __future__ import annotations
@@ -18,17 +18,24 @@ from torch import Tensor, nn
 _HIDDEN = 32
 
 
-def attention(logits: Float[Tensor, "*rows N"], temperature: float | Float[Tensor, ""]) -> Float[Tensor, "*rows N"]:
-    """α = softmax(W / τ), each row on the simplex. Part of forward passes, so its shapes are not checked."""
+def attention(
+    logits: Float[Tensor, "*rows N"], temperature: float | Float[Tensor, ""]
+) -> Float[Tensor, "*rows N"]:
+    """α = softmax(W / τ), each row on the simplex. Part of forward passes, so its shapes are not
+    checked.
+    """
     return torch.softmax(logits / temperature, dim=-1)
 
 
 @jaxtyped(typechecker=beartype)
-def effective_attention(alpha: Float[Tensor, "*rows N"], spread: Float[Tensor, " N"]) -> Float[Tensor, "*rows N"]:
+def effective_attention(
+    alpha: Float[Tensor, "*rows N"], spread: Float[Tensor, " N"]
+) -> Float[Tensor, "*rows N"]:
     """A_ij = α_ij s_j / Σ_j' α_ij' s_j': what a gate lets through, given how much its parents vary.
 
-    α alone is not identified (scaling a parent's features shifts its logits at equal outputs); A is invariant to
-    that. ``spread`` is s, from :func:`spread`. A row whose parents do not vary at all is NaN.
+    α alone is not identified (scaling a parent's features shifts its logits at equal outputs); A is
+    invariant to that. ``spread`` is s, from :func:`spread`. A row whose parents do not vary at all
+    is NaN.
     """
     weighted = alpha * spread
     return weighted / weighted.sum(dim=-1, keepdim=True)
@@ -36,14 +43,17 @@ def effective_attention(alpha: Float[Tensor, "*rows N"], spread: Float[Tensor, "
 
 @jaxtyped(typechecker=beartype)
 def spread(features: Float[Tensor, "B N *axes"]) -> Float[Tensor, " N"]:
-    """s_j: root of the mean over C, H, W (T, D) of the variance over samples (dividing by B) of expert j's features."""
+    """s_j: root of the mean over C, H, W (T, D) of the variance over samples (dividing by B) of
+    expert j's features.
+    """
     return features.var(dim=0, correction=0).flatten(1).mean(dim=1).sqrt()
 
 
 def pathways(gates: Sequence[Tensor]) -> list[Tensor]:
     """P^l (K × N_l) for every level that the gates reach, in the order of the gates.
 
-    P^L = α^{L+1} and P^l = P^{l+1} α^{l+1}: row k says where subtask k draws its features from on level l.
+    P^L = α^{L+1} and P^l = P^{l+1} α^{l+1}: row k says where subtask k draws its features from on
+    level l.
     """
     paths = [gates[-1]]
     for gate in reversed(gates[:-1]):
@@ -76,7 +86,8 @@ class ParameterGate(nn.Module):
 
 
 class InputGate(nn.Module):
-    """Gate logits that depend on the input (Jordan & Jacobs 1994), B×N×M: a small network on the parents' features.
+    """Gate logits that depend on the input (Jordan & Jacobs 1994), B×N×M: a small network on the
+    parents' features.
 
     It reads the mean over positions of all M parents' features, B×M×C×… .
     """
@@ -107,7 +118,9 @@ class FixedGate(nn.Module):
 
 
 def sampled(logits: Tensor) -> Tensor:
-    """Logits with Gumbel noise, so that the softmax is a relaxed draw of one parent (Jang et al. 2017)."""
+    """Logits with Gumbel noise, so that the softmax is a relaxed draw of one parent (Jang et al.
+    2017).
+    """
     return logits - torch.empty_like(logits).exponential_().log()
 
 

@@ -29,8 +29,8 @@ class Trace:
     """What one forward pass of an explainer computes, from the trunk to the margins.
 
     Attributes:
-        features: per level l = 1…L the experts' features, B×N_l×C_l×H_l×W_l (tokens: B×N_l×T×D); level 1 is the
-            trunk, N_1 = 1.
+        features: per level l = 1…L the experts' features, B×N_l×C_l×H_l×W_l (tokens: B×N_l×T×D);
+            level 1 is the trunk, N_1 = 1.
         pooled: the last level's features as the heads read them, B×N_L×D.
         inputs: every subtask's gated input, B×K×D.
         margins: m_k, B×K: a subtask's only logit, or z_k1 − z_k0 where heads have two.
@@ -49,9 +49,10 @@ class Trace:
 class HME(nn.Module):
     """Trunk, levels of experts, gates between them, and one binary head per class.
 
-    The input of expert i on level l is Σ_j α^l_ij F_j^{l−1}, the input of subtask k's head Σ_j α^{L+1}_kj F_j^L.
-    What heads read of the features is linear in them, as gates are, so it is taken before they are mixed. Calling the
-    model gives the margins m_k (B×K), whose argmax over k is the multi-class prediction.
+    The input of expert i on level l is Σ_j α^l_ij F_j^{l−1}, the input of subtask k's head Σ_j
+    α^{L+1}_kj F_j^L. What heads read of the features is linear in them, as gates are, so it is
+    taken before they are mixed. Calling the model gives the margins m_k (B×K), whose argmax over k
+    is the multi-class prediction.
 
     Args:
         trunk: image → B×C_1×H×W, shared by all experts (tokens: B×T×D).
@@ -59,12 +60,14 @@ class HME(nn.Module):
         heads: gated inputs B×K×D → one logit a subtask, B×K, or two, B×K×2.
         readout: a level's features → what heads read of them, B×N×… → B×N×D.
         num_classes: K, the number of binary subtasks.
-        gates: ``parameter``, one logit per child and parent, or ``input``, a small network on the pooled features.
+        gates: ``parameter``, one logit per child and parent, or ``input``, a small network on the
+            pooled features.
         widths: channels of the experts' features on levels 2…L, which ``input`` gates read.
         top_k: every child draws from its strongest ``top_k`` parents only; None: from all.
         gumbel: Gumbel noise on the logits in train mode.
-        multiclass: calling the model gives the multi-class scores on which the released code's K-way softmax is
-            trained, in place of the margins; with one logit a subtask they are the same.
+        multiclass: calling the model gives the multi-class scores on which the released code's
+            K-way softmax is trained, in place of the margins; with one logit a subtask they are the
+            same.
     """
 
     tau: Tensor
@@ -121,22 +124,25 @@ class HME(nn.Module):
         image_shape: Sequence[int] | None = None,
         pool: int | None = None,
     ) -> HME:
-        """An explainer with the student's blocks: its first stage as trunk, later stages narrowed into experts.
+        """An explainer with the student's blocks: its first stage as trunk, later stages narrowed
+        into experts.
 
-        What was found stands in ``split``, a table. The weights are drawn anew from torch's random state; the student
-        is left as it is.
+        What was found stands in ``split``, a table. The weights are drawn anew from torch's random
+        state; the student is left as it is.
 
         Args:
             student: a feed-forward classifier of convolutional stages or transformer blocks.
             num_classes: K.
             experts: of every level, or one number a level.
-            budget: what all levels together keep of the stages that they stand for, within a tenth: parameters
-                (``params``), floating-point operations (``flops``), or the channels of each level (``width``).
+            budget: what all levels together keep of the stages that they stand for, within a tenth:
+                parameters (``params``), floating-point operations (``flops``), or the channels of
+                each level (``width``).
             gates, top_k, gumbel: as for the class.
-            stages: module paths at whose ends the trunk and each level end, where they should not be found by
-                resolution; a StagedNet declares its own.
+            stages: module paths at whose ends the trunk and each level end, where they should not
+                be found by resolution; a StagedNet declares its own.
             image_shape: C×H×W; by default the first common size that fits.
-            pool: heads read features averaged over a grid of this size; by default a StagedNet's own, else 1.
+            pool: heads read features averaged over a grid of this size; by default a StagedNet's
+                own, else 1.
 
         Raises:
             KdxError: the student can't be split; names the module and how to declare its stages.
@@ -155,19 +161,28 @@ class HME(nn.Module):
         heads = LinearHeads(num_classes, features[-1][1] if tokens else features[-1][0] * size**2)
         like = next(iter(levels[0].parameters()))
         made = cls(
-            trunk, levels, heads.to(like), readout=readout, num_classes=num_classes, gates=gates, top_k=top_k,
-            widths=[shape[-1] if tokens else shape[0] for shape in features], gumbel=gumbel,
-        ).to(like)  # fmt: skip
+            trunk,
+            levels,
+            heads.to(like),
+            readout=readout,
+            num_classes=num_classes,
+            gates=gates,
+            top_k=top_k,
+            widths=[shape[-1] if tokens else shape[0] for shape in features],
+            gumbel=gumbel,
+        ).to(like)
         made.split = with_heads(split, found, heads, num_classes)
         return made
 
     @classmethod
     def from_learn_to_branch(cls, state_dict: Mapping[str, Any]) -> HME:
-        """The explainer of a checkpoint of KDExplainer's released code, bare or wrapped in ``{'model': …}``.
+        """The explainer of a checkpoint of KDExplainer's released code, bare or wrapped in
+        ``{'model': …}``.
 
-        Form, K, experts and channels are found in names and shapes; its 7×7 stem, which its network does not use, is
-        left out. τ is not in it: set ``temperature`` to 5/epoch. Calling the explainer gives the multi-class scores
-        of that code (``multiclass``); probes ask its margins, as of any explainer.
+        Form, K, experts and channels are found in names and shapes; its 7×7 stem, which its network
+        does not use, is left out. τ is not in it: set ``temperature`` to 5/epoch. Calling the
+        explainer gives the multi-class scores of that code (``multiclass``); probes ask its
+        margins, as of any explainer.
 
         Raises KdxError where tensors are missing, unexpected or of another shape, naming them.
         """
@@ -197,34 +212,46 @@ class HME(nn.Module):
         return any(isinstance(gate, InputGate) for gate in self.gates)
 
     def gate_parameters(self) -> Iterator[nn.Parameter]:
-        """The gates' parameters, for an optimiser group of their own (no weight decay: it would sharpen or flatten)."""
+        """The gates' parameters, for an optimiser group of their own (no weight decay: it would
+        sharpen or flatten).
+        """
         return self.gates.parameters()
 
     def attention(self, logits: Sequence[Tensor] | None = None) -> list[Tensor]:
-        """α^l for l = 2…L+1 at the present τ, of the model's own gates or of ``logits`` in place of theirs.
+        """α^l for l = 2…L+1 at the present τ, of the model's own gates or of ``logits`` in place of
+        theirs.
 
-        The first, into level 2 from the single trunk, is all ones. Raises KdxError for ``input`` gates, whose
-        attention depends on the images: see :meth:`trace`.
+        The first, into level 2 from the single trunk, is all ones. Raises KdxError for ``input``
+        gates, whose attention depends on the images: see :meth:`trace`.
         """
         if logits is None and self.input_gated:
-            raise KdxError("the attention of input gates depends on the images; take trace(images).attention")
+            raise KdxError(
+                "the attention of input gates depends on the images; take trace(images).attention"
+            )
         first = self.tau.new_ones(self.experts[1], 1)
         if logits is not None:
             return [first, *(self._attention(w) for w in logits)]
         return [first, *(self._alpha(gate, first, noisy=False) for gate in self.gates)]
 
     def gated_by(self, gates: Iterable[nn.Module], features: Sequence[Tensor]) -> list[Tensor]:
-        """α^l for l = 2…L+1 of other modules, ``gates``, on a trace's ``features``, at the present τ, without noise."""
+        """α^l for l = 2…L+1 of other modules, ``gates``, on a trace's ``features``, at the present
+        τ, without noise.
+        """
         first = self.tau.new_ones(self.experts[1], 1)
         pairs = zip(gates, features[1:], strict=True)
-        return [first, *(self._alpha(gate, self._summary(gate, x), noisy=False) for gate, x in pairs)]
+        return [
+            first,
+            *(self._alpha(gate, self._summary(gate, x), noisy=False) for gate, x in pairs),
+        ]
 
     def trace(self, images: Tensor) -> Trace:
         """Run the model and keep what lies on the way; ``images`` are normalised, B×C×H×W."""
         trunk = self.trunk(images)
         features = [trunk.unsqueeze(1)]
         alphas = [trunk.new_ones(self.experts[1], 1)]
-        x = torch.cat([trunk] * self.experts[1], dim=1).unflatten(1, (self.experts[1], -1))  # keeps the memory format
+        x = torch.cat([trunk] * self.experts[1], dim=1).unflatten(
+            1, (self.experts[1], -1)
+        )  # keeps the memory format
         for level, gate in zip(self.levels, self.gates, strict=True):
             features.append(level(x))
             alphas.append(self._alpha(gate, self._summary(gate, features[-1]), noisy=self.training))
@@ -233,10 +260,14 @@ class HME(nn.Module):
         pooled = self.readout(features[-1])
         inputs = _mix(pooled, alphas[-1], self.gates[-1])
         logits = self.heads(inputs)
-        return Trace(tuple(features), pooled, inputs, margins_of(logits), scores_of(logits), tuple(alphas))
+        return Trace(
+            tuple(features), pooled, inputs, margins_of(logits), scores_of(logits), tuple(alphas)
+        )
 
     def outputs(self, trace: Trace) -> Tensor:
-        """What calling the model gives, of a trace: the margins, or of the multi-class form the scores, B×K."""
+        """What calling the model gives, of a trace: the margins, or of the multi-class form the
+        scores, B×K.
+        """
         return trace.scores if self.multiclass else trace.margins
 
     def forward(self, images: Tensor) -> Tensor:
@@ -244,7 +275,9 @@ class HME(nn.Module):
         return self.outputs(self.trace(images))
 
     def giving_margins(self) -> HME:
-        """The explainer, or where its call gives scores one of the very same modules whose call gives margins."""
+        """The explainer, or where its call gives scores one of the very same modules whose call
+        gives margins.
+        """
         if not self.multiclass:
             return self
         shared = copy.copy(self)
@@ -254,13 +287,18 @@ class HME(nn.Module):
     def harden(self, attention: Sequence[Tensor] | None = None) -> HME:
         """A copy whose every gate is fixed to the parent of its largest attention.
 
-        ``attention`` are α^l or A^l for l = 2…L+1 (the first is not looked at); by default the model's own α.
-        Raises KdxError if their shapes are not those of the model's gates.
+        ``attention`` are α^l or A^l for l = 2…L+1 (the first is not looked at); by default the
+        model's own α. Raises KdxError if their shapes are not those of the model's gates.
         """
         chosen = self.attention() if attention is None else list(attention)
-        shapes = [(n, m) for n, m in zip((*self.experts[1:], self.num_classes), self.experts, strict=True)]
+        shapes = [
+            (n, m) for n, m in zip((*self.experts[1:], self.num_classes), self.experts, strict=True)
+        ]
         if [tuple(a.shape) for a in chosen] != shapes:
-            raise KdxError(f"attention of shapes {[tuple(a.shape) for a in chosen]} does not fit, wanted {shapes}")
+            raise KdxError(
+                f"attention of shapes {[tuple(a.shape) for a in chosen]} does not fit, wanted "
+                f"{shapes}"
+            )
         copied = copy.deepcopy(self)
         copied.gates = nn.ModuleList(
             FixedGate(a.argmax(dim=-1).tolist(), a.shape[1]).to(self.tau.device) for a in chosen[1:]
@@ -268,19 +306,26 @@ class HME(nn.Module):
         return copied
 
     def pruned(self) -> HME:
-        """Of a hard explainer: a copy without the experts that no subtask reaches, with the same outputs.
+        """Of a hard explainer: a copy without the experts that no subtask reaches, with the same
+        outputs.
 
         Raises KdxError for an explainer that is not hard.
         """
         if not self.hard:
             raise KdxError("only a hard explainer has dead experts to prune; call harden() first")
-        live = [sorted(level) for level in self.tree([str(k) for k in range(self.num_classes)]).live]
+        live = [
+            sorted(level) for level in self.tree([str(k) for k in range(self.num_classes)]).live
+        ]
         copied = copy.deepcopy(self)
         copied.experts = tuple(len(level) for level in live)
-        copied.levels = nn.ModuleList(level.take(kept) for level, kept in zip(self._levels, live[1:], strict=True))
+        copied.levels = nn.ModuleList(
+            level.take(kept) for level, kept in zip(self._levels, live[1:], strict=True)
+        )
         children = (*live[2:], list(range(self.num_classes)))
         copied.gates = nn.ModuleList(
-            FixedGate([below.index(int(gate.parents[child])) for child in kept], len(below)).to(self.tau.device)
+            FixedGate([below.index(int(gate.parents[child])) for child in kept], len(below)).to(
+                self.tau.device
+            )
             for gate, kept, below in zip(self._fixed, children, live[1:], strict=True)
         )
         return copied
@@ -288,7 +333,8 @@ class HME(nn.Module):
     def redraw(self, *, statistics: bool = True) -> None:
         """Draw the weights of trunk, experts and heads anew; gates and τ stay.
 
-        ``statistics``: BatchNorm's running statistics start anew too; the released code keeps them in phase 2.
+        ``statistics``: BatchNorm's running statistics start anew too; the released code keeps them
+        in phase 2.
         """
         before = [buffer.clone() for buffer in self.buffers()]
         draw_anew(self.trunk)
@@ -300,7 +346,9 @@ class HME(nn.Module):
                 buffer.copy_(value)
 
     def tree(self, classes: Sequence[str]) -> Tree:
-        """Who draws from whom once every gate takes its strongest parent; ``classes`` name the subtasks."""
+        """Who draws from whom once every gate takes its strongest parent; ``classes`` name the
+        subtasks.
+        """
         return Tree.from_attention(self.attention(), classes)
 
     @property
@@ -312,7 +360,9 @@ class HME(nn.Module):
         return [gate for gate in self.gates if isinstance(gate, FixedGate)]
 
     def _summary(self, gate: nn.Module, features: Tensor) -> Tensor:
-        """What an input gate reads: features averaged over positions, B×M×C; others read nothing of it."""
+        """What an input gate reads: features averaged over positions, B×M×C; others read nothing of
+        it.
+        """
         if not isinstance(gate, InputGate):
             return features
         return features.mean(dim=2) if features.ndim == 4 else features.mean(dim=(3, 4))
@@ -324,7 +374,9 @@ class HME(nn.Module):
         return self._attention(sampled(logits) if noisy and self.gumbel else logits)
 
     def _attention(self, logits: Tensor) -> Tensor:
-        return attending.attention(logits if self.top_k is None else strongest(logits, self.top_k), self.tau)
+        return attending.attention(
+            logits if self.top_k is None else strongest(logits, self.top_k), self.tau
+        )
 
 
 def _mix(features: Tensor, alpha: Tensor, gate: nn.Module) -> Tensor:

@@ -1,10 +1,12 @@
-"""The network of KDExplainer's released code (after Learning to Branch, Guo et al., ICML 2020), and its checkpoints.
+"""The network of KDExplainer's released code (after Learning to Branch, Guo et al., ICML 2020), and
+its checkpoints.
 
-It has no trunk: experts of the first level read the image. The code trains a K-way softmax on multi-class scores,
-whichever form its heads have, so nothing in it is binary; here that is the multi-class form of the explainer, whose
-call gives those scores, and otherwise its call gives the margins m_k. The code takes log softmax(W/0.5)
-and softmaxes that again at t = 10/epoch; a log-softmax only shifts a row, so that is one softmax with
-τ = 0.5·t = 5/epoch, and ``temperature`` is τ.
+It has no trunk: experts of the first level read the image. The code trains a K-way softmax on
+multi-class scores, whichever form its heads have, so nothing in it is binary; here that is the
+multi-class form of the explainer, whose call gives those scores, and otherwise its call gives the
+margins m_k. The code takes log softmax(W/0.5) and softmaxes that again at t = 10/epoch; a
+log-softmax only shifts a row, so that is one softmax with τ = 0.5·t = 5/epoch, and ``temperature``
+is τ.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ _SHOWN = 4
 
 
 class SubtaskLinear(nn.Module):
-    """K linear layers as one batched product: y_bk = x_bk · W_k + c_k; B×K×D to B×K×D'. W starts N(0, 0.01²), c 0."""
+    """K linear layers as one batched product: y_bk = x_bk · W_k + c_k; B×K×D to B×K×D'. W starts
+    N(0, 0.01²), c 0.
+    """
 
     def __init__(self, num_classes: int, in_features: int, out_features: int) -> None:
         super().__init__()
@@ -50,7 +54,8 @@ class SubtaskLinear(nn.Module):
 
 
 class MLPHeads(nn.Module):
-    """Every subtask's head of the released code: Linear, ReLU, Dropout, twice, then Linear to one or two logits.
+    """Every subtask's head of the released code: Linear, ReLU, Dropout, twice, then Linear to one
+    or two logits.
 
     Calling it gives the logits of gated inputs B×K×D: B×K (``ce``) or B×K×2 (``nce``).
     """
@@ -75,7 +80,9 @@ class MLPHeads(nn.Module):
         return logits[..., 0] if self.form == "ce" else logits
 
     def margins(self, inputs: Tensor) -> Tensor:
-        """m_k, B×K: a subtask's only logit (``ce``) or z_k1 − z_k0 (``nce``), from its gated input B×K×D."""
+        """m_k, B×K: a subtask's only logit (``ce``) or z_k1 − z_k0 (``nce``), from its gated input
+        B×K×D.
+        """
         return margins_of(self(inputs))
 
 
@@ -88,26 +95,31 @@ def learn_to_branch(
     gumbel: bool = False,
     multiclass: bool = False,
 ) -> HME:
-    """The released network with fresh weights; images B×in_channels×H×W (32×32 there) to margins m_k, B×K.
+    """The released network with fresh weights; images B×in_channels×H×W (32×32 there) to margins
+    m_k, B×K.
 
-    An expert is conv3×3 BN ReLU conv3×3 BN ReLU maxpool2, 64 channels wide and 32 where it leaves the last level.
-    Heads read its features pooled to 7×7; the pool is linear and commutes with the gates' weighted sum, so features
-    are pooled before they are mixed. Convolutions start Kaiming-normal (fan-out), Linear N(0, 0.01²), BN 1/0, biases
-    0, gate logits uniform in [0, 1).
+    An expert is conv3×3 BN ReLU conv3×3 BN ReLU maxpool2, 64 channels wide and 32 where it leaves
+    the last level. Heads read its features pooled to 7×7; the pool is linear and commutes with the
+    gates' weighted sum, so features are pooled before they are mixed. Convolutions start
+    Kaiming-normal (fan-out), Linear N(0, 0.01²), BN 1/0, biases 0, gate logits uniform in [0, 1).
 
     Args:
         num_classes: K.
-        form: ``ce`` has one logit a class, ``nce`` two: z_k1 − z_k0 is the margin, the larger is the class's score.
+        form: ``ce`` has one logit a class, ``nce`` two: z_k1 − z_k0 is the margin, the larger is
+            the class's score.
         experts: of every level, from the one that reads the image.
         in_channels: of the images.
-        gumbel: Gumbel noise on the gates in train mode, as Learning to Branch has and the code, for all its names,
-            has not.
-        multiclass: its call gives the scores that the code's K-way softmax is trained on, as the code's does.
+        gumbel: Gumbel noise on the gates in train mode, as Learning to Branch has and the code, for
+            all its names, has not.
+        multiclass: its call gives the scores that the code's K-way softmax is trained on, as the
+            code's does.
 
     Raises KdxError for another form, or a level without experts.
     """
     if not experts or min(experts) < 1:
-        raise KdxError(f"experts = {tuple(experts)!r} should be numbers above 0, one for each level")
+        raise KdxError(
+            f"experts = {tuple(experts)!r} should be numbers above 0, one for each level"
+        )
     channels = _channels(len(experts), in_channels)
     levels = [Level.of(_expert(*c), n) for c, n in zip(channels, experts, strict=True)]
     heads = MLPHeads(num_classes, form, _LAST_WIDTH * _GRID**2)
@@ -132,7 +144,8 @@ class Released:
         experts: of every level, from the one that reads the image.
         in_channels: of the images.
         state: its tensors by its own names.
-        unused: names of its tensors that its network does not use (a 7×7 stem for other data, ``conv1_0``).
+        unused: names of its tensors that its network does not use (a 7×7 stem for other data,
+            ``conv1_0``).
     """
 
     form: Form
@@ -144,18 +157,23 @@ class Released:
 
     @classmethod
     def read(cls, checkpoint: Mapping[str, Any]) -> Released:
-        """Find form, K, experts and channels in names and shapes; ``checkpoint`` may be wrapped in ``{'model': …}``.
+        """Find form, K, experts and channels in names and shapes; ``checkpoint`` may be wrapped in
+        ``{'model': …}``.
 
         Raises KdxError where tensors are missing, unexpected or of another shape, naming them.
         """
         inner = checkpoint.get("model")
-        state = {str(name): value for name, value in (inner if isinstance(inner, Mapping) else checkpoint).items()}
+        state = {
+            str(name): value
+            for name, value in (inner if isinstance(inner, Mapping) else checkpoint).items()
+        }
         unused = tuple(name for name in state if name.startswith("conv1_0."))
         used = {name: value for name, value in state.items() if name not in unused}
         counts = dict.fromkeys(range(1, _highest(used, r"conv(\d+)_\d+\.")), 1)
         if not counts:
             raise KdxError(
-                "this is no checkpoint of the released code: it has no expert named like 'conv2_0.0.weight'; "
+                "this is no checkpoint of the released code: it has no expert named like "
+                "'conv2_0.0.weight'; "
                 f"it has {_some(sorted(state)) or 'nothing'}"
             )
         for level in counts:
@@ -169,34 +187,54 @@ class Released:
         return found
 
     def explainer(self) -> HME:
-        """The same network as an HME, in the checkpoint's precision and with its weights; τ is the caller's to set.
+        """The same network as an HME, in the checkpoint's precision and with its weights; τ is the
+        caller's to set.
 
         It is of the multi-class form, so that its outputs are those of the released code.
         """
-        model = learn_to_branch(self.num_classes, self.form, self.experts, self.in_channels, multiclass=True)
+        model = learn_to_branch(
+            self.num_classes, self.form, self.experts, self.in_channels, multiclass=True
+        )
         model.to(self.state["branch_2.0"].dtype)
         model.load_state_dict({**self.weights(), "tau": model.tau})
         return model
 
     def weights(self) -> dict[str, Tensor]:
-        """Its tensors by the explainer's names: experts of a level expert by expert, weights of all heads stacked."""
+        """Its tensors by the explainer's names: experts of a level expert by expert, weights of all
+        heads stacked.
+        """
         ours = {}
-        for level, (experts, shapes) in enumerate(zip(self.experts, self._expert_shapes(), strict=True), 1):
+        for level, (experts, shapes) in enumerate(
+            zip(self.experts, self._expert_shapes(), strict=True), 1
+        ):
             for name in shapes:
-                each = torch.stack([self.state[f"conv{level + 1}_{i}.{name}"] for i in range(experts)])
-                ours[f"levels.{level - 1}.body.{name}"] = each.flatten(0, 1) if each.ndim > 1 else each.max()
+                each = torch.stack(
+                    [self.state[f"conv{level + 1}_{i}.{name}"] for i in range(experts)]
+                )
+                ours[f"levels.{level - 1}.body.{name}"] = (
+                    each.flatten(0, 1) if each.ndim > 1 else each.max()
+                )
             ours[f"gates.{level - 1}.logits"] = self.state[f"branch_{level + 1}.0"]
         for place, (part, index) in {0: ("fc1", 0), 3: ("fc2", 0), 6: ("fc2", 3)}.items():
             names = [f"{part}_{k}.{index}" for k in range(self.num_classes)]
-            ours[f"heads.layers.{place}.weight"] = torch.stack([self.state[f"{name}.weight"].T for name in names])
-            ours[f"heads.layers.{place}.bias"] = torch.stack([self.state[f"{name}.bias"] for name in names])
+            ours[f"heads.layers.{place}.weight"] = torch.stack(
+                [self.state[f"{name}.weight"].T for name in names]
+            )
+            ours[f"heads.layers.{place}.bias"] = torch.stack(
+                [self.state[f"{name}.bias"] for name in names]
+            )
         return ours
 
     def _expert_shapes(self) -> list[dict[str, torch.Size]]:
         """Shapes of one expert's tensors by name, for every level."""
         with torch.device("meta"):
-            experts = [_expert(*channels) for channels in _channels(len(self.experts), self.in_channels)]
-        return [{name: tensor.shape for name, tensor in expert.state_dict().items()} for expert in experts]
+            experts = [
+                _expert(*channels) for channels in _channels(len(self.experts), self.in_channels)
+            ]
+        return [
+            {name: tensor.shape for name, tensor in expert.state_dict().items()}
+            for expert in experts
+        ]
 
     def _check(self) -> None:
         wanted = dict(self._shapes())
@@ -212,12 +250,18 @@ class Released:
         if any(wrong.values()):
             found = f"form {self.form}, {self.num_classes} classes, experts {self.experts}"
             what = "; ".join(f"{kind}: {_some(names)}" for kind, names in wrong.items() if names)
-            raise KdxError(f"this is no whole checkpoint of the released code (read as {found}): {what}")
+            raise KdxError(
+                f"this is no whole checkpoint of the released code (read as {found}): {what}"
+            )
 
     def _shapes(self) -> Iterator[tuple[str, torch.Size]]:
-        for level, (experts, shapes) in enumerate(zip(self.experts, self._expert_shapes(), strict=True), 1):
+        for level, (experts, shapes) in enumerate(
+            zip(self.experts, self._expert_shapes(), strict=True), 1
+        ):
             for i in range(experts):
-                yield from ((f"conv{level + 1}_{i}.{name}", shape) for name, shape in shapes.items())
+                yield from (
+                    (f"conv{level + 1}_{i}.{name}", shape) for name, shape in shapes.items()
+                )
         rows = (*self.experts[1:], self.num_classes)
         for level, shape in enumerate(zip(rows, self.experts, strict=True), 1):
             yield f"branch_{level + 1}.0", torch.Size(shape)
@@ -230,7 +274,9 @@ class Released:
 
 
 def _expert(into: int, between: int, out: int) -> nn.Sequential:
-    return nn.Sequential(*plain_stage(into, between, bias=True), *plain_stage(between, out, bias=True, pool=True))
+    return nn.Sequential(
+        *plain_stage(into, between, bias=True), *plain_stage(between, out, bias=True, pool=True)
+    )
 
 
 def _channels(levels: int, in_channels: int) -> list[tuple[int, int, int]]:

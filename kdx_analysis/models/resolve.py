@@ -38,12 +38,14 @@ def list_models(library: Library = "zoo") -> list[str]:
 
 
 def build_model(name: str, num_classes: int, in_channels: int) -> nn.Module:
-    """A model with fresh weights, for K classes and images B×in_channels×H×W. Nothing is downloaded.
+    """A model with fresh weights, for K classes and images B×in_channels×H×W. Nothing is
+    downloaded.
 
     ``name`` is one of the zoo (``resnet20``), of torchvision (``torchvision:resnet18``) or of timm
     (``timm:convnext_atto``).
 
-    Raises KdxError for an unknown name, and for torchvision's models where ``in_channels`` is not 3.
+    Raises KdxError for an unknown name, and for torchvision's models where ``in_channels`` is not
+    3.
     """
     library, colon, entry = name.partition(":")
     if not colon:
@@ -65,7 +67,9 @@ def _from_torchvision(name: str, entry: str, num_classes: int, in_channels: int)
         )
     from torchvision.models import get_model
 
-    return get_model(entry, weights=None, num_classes=num_classes, **_TORCHVISION_OPTIONS.get(entry, {}))
+    return get_model(
+        entry, weights=None, num_classes=num_classes, **_TORCHVISION_OPTIONS.get(entry, {})
+    )
 
 
 def _from_timm(name: str, entry: str, num_classes: int, in_channels: int) -> nn.Module:
@@ -77,16 +81,21 @@ def _from_timm(name: str, entry: str, num_classes: int, in_channels: int) -> nn.
 
 
 def redrawn(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` whose weights are drawn anew, all of them trainable; the model is left as it was.
+    """A copy of ``model`` whose weights are drawn anew, all of them trainable; the model is left as
+    it was.
 
-    Raises KdxError for a module that holds parameters and has no ``reset_parameters`` to draw them by.
+    Raises KdxError for a module that holds parameters and has no ``reset_parameters`` to draw them
+    by.
     """
     for name, module in model.named_modules():
         own = [parameter for parameter, _ in module.named_parameters(recurse=False)]
-        if own and not any(hasattr(module, reset) for reset in ("reset_parameters", "_reset_parameters")):
+        if own and not any(
+            hasattr(module, reset) for reset in ("reset_parameters", "_reset_parameters")
+        ):
             raise KdxError(
-                f"can't draw the weights of {type(model).__name__} anew: {name or 'it'}, a {type(module).__name__}, "
-                f"holds {', '.join(own)} and has no reset_parameters(); add one, or give the model by name, as "
+                f"can't draw the weights of {type(model).__name__} anew: {name or 'it'}, a "
+                f"{type(module).__name__}, holds {', '.join(own)} and has no reset_parameters(); "
+                "add one, or give the model by name, as "
                 "torchvision:NAME or timm:NAME"
             )
     fresh = copy.deepcopy(model)
@@ -95,9 +104,11 @@ def redrawn(model: nn.Module) -> nn.Module:
 
 
 def check_fits(model: nn.Module, shape: tuple[int, int, int], num_classes: int) -> None:
-    """Sends two images of zeros through ``model``, which is left as it was found (modes, statistics, RNG).
+    """Sends two images of zeros through ``model``, which is left as it was found (modes,
+    statistics, RNG).
 
-    ``shape`` is an image's C×H×W. Raises KdxError where the forward pass fails or its result is not 2×K.
+    ``shape`` is an image's C×H×W. Raises KdxError where the forward pass fails or its result is not
+    2×K.
     """
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     images = torch.zeros(2, *shape, dtype=like.dtype, device=like.device)
@@ -110,7 +121,8 @@ def check_fits(model: nn.Module, shape: tuple[int, int, int], num_classes: int) 
     except Exception as error:
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise KdxError(
-            f"images of {'×'.join(map(str, shape))} do not fit model {type(model).__name__}: {reason}; "
+            f"images of {'×'.join(map(str, shape))} do not fit model {type(model).__name__}: "
+            f"{reason}; "
             "choose another model, or change the images' size or channels"
         ) from error
     finally:
@@ -118,7 +130,8 @@ def check_fits(model: nn.Module, shape: tuple[int, int, int], num_classes: int) 
             module.training = training
     if not isinstance(logits, torch.Tensor):
         raise KdxError(
-            f"model gives a {type(logits).__name__}, not one tensor of logits: wrap it so that it returns B×K"
+            f"model gives a {type(logits).__name__}, not one tensor of logits: wrap it so that it "
+            "returns B×K"
         )
     if logits.ndim != 2 or len(logits) != 2:
         raise KdxError(
@@ -133,5 +146,7 @@ def check_fits(model: nn.Module, shape: tuple[int, int, int], num_classes: int) 
 
 
 def count_parameters(model: nn.Module) -> int:
-    """The number of scalars in all parameters of ``model``, frozen ones too; shared ones count once."""
+    """The number of scalars in all parameters of ``model``, frozen ones too; shared ones count
+    once.
+    """
     return sum(parameter.numel() for parameter in model.parameters())

@@ -1,4 +1,6 @@
-"""Objectives: hard labels, label smoothing, KD, and the ladder of controls between them (method of KDExplainer)."""
+"""Objectives: hard labels, label smoothing, KD, and the ladder of controls between them (method of
+KDExplainer).
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ class Objective:
 
     @property
     def distils(self) -> bool:
-        """Whether there is a distillation term (in KD's form, with the teacher's or a control's targets)."""
+        """Whether there is a distillation term (in KD's form, with the teacher's or a control's
+        targets).
+        """
         return self.config.name in TARGETS
 
     @property
@@ -45,22 +49,28 @@ class Objective:
         return self.distils and self.config.name != "hard_T"
 
     def terms(
-        self, margins: Tensor, labels: Tensor, teacher_logits: Tensor | None, generator: torch.Generator
+        self,
+        margins: Tensor,
+        labels: Tensor,
+        teacher_logits: Tensor | None,
+        generator: torch.Generator,
     ) -> dict[str, Tensor]:
         """Loss per sample, subtask and term, each weighted as it enters the objective.
 
         Args:
-            margins: the student's m_k (binary) or logits (multiclass), B×K; half precision is taken to float32.
+            margins: the student's m_k (binary) or logits (multiclass), B×K; half precision is taken
+                to float32.
             labels: int64, B.
             teacher_logits: v_k, B×K; may be None for objectives without a teacher.
             generator: draws the permutations of ``kd_shuffled``.
 
         Returns:
-            ``hard`` and, for objectives that distil, ``distillation``, each B×K. The loss is the sum over terms
-            and subtasks, averaged over the batch.
+            ``hard`` and, for objectives that distil, ``distillation``, each B×K. The loss is the
+            sum over terms and subtasks, averaged over the batch.
         """
         config, K = self.config, margins.shape[1]
-        # T² and the divergence it weighs would leave the range of float16, and the precision of bfloat16.
+        # T² and the divergence it weighs would leave the range of float16, and the precision of
+        # bfloat16.
         margins = margins.to(torch.promote_types(margins.dtype, torch.float32))
         one_hot = F.one_hot(labels, K).to(margins.dtype)
         if not self.distils:
@@ -74,7 +84,11 @@ class Objective:
         }
 
     def loss(
-        self, margins: Tensor, labels: Tensor, teacher_logits: Tensor | None, generator: torch.Generator
+        self,
+        margins: Tensor,
+        labels: Tensor,
+        teacher_logits: Tensor | None,
+        generator: torch.Generator,
     ) -> Tensor:
         """The terms' sum over subtasks, averaged over the batch; arguments as for :meth:`terms`."""
         terms = self.terms(margins, labels, teacher_logits, generator)
@@ -87,17 +101,22 @@ class Objective:
         return -weight * target * F.logsigmoid(margins) - (1 - target) * F.logsigmoid(-margins)
 
     def _divergence(
-        self, margins: Tensor, labels: Tensor, teacher_logits: Tensor | None, generator: torch.Generator
+        self,
+        margins: Tensor,
+        labels: Tensor,
+        teacher_logits: Tensor | None,
+        generator: torch.Generator,
     ) -> Tensor:
         """T² KL(q ‖ student at T), subtask by subtask, B×K in the margins' precision.
 
-        For the multiclass decomposition an entry is a class's share of the K-way divergence, T² times
-        :func:`divergence_terms`, which is 0 or more and sums to it.
+        For the multiclass decomposition an entry is a class's share of the K-way divergence, T²
+        times :func:`divergence_terms`, which is 0 or more and sums to it.
         """
         config, T = self.config, self.config.T
         binary = config.decomposition == "binary"
-        # At T = 100 student and teacher differ by a hundredth of their margins' difference, and the divergence by the
-        # square of that, which float32 can't tell from the rounding of its probabilities. MPS has no float64.
+        # At T = 100 student and teacher differ by a hundredth of their margins' difference, and the
+        # divergence by the square of that, which float32 can't tell from the rounding of its
+        # probabilities. MPS has no float64.
         wide = margins if margins.device.type == "mps" else margins.double()
         cut = F.one_hot(labels, margins.shape[1]).to(wide.dtype)
         rest = 1 - cut
@@ -107,17 +126,24 @@ class Objective:
             rest = torch.sigmoid(-teacher_log_odds(logits, T, config.cut)) if binary else 1 - cut
         target = TARGETS[config.name](cut, labels, generator)
         if not binary:
-            return (T**2 * divergence_terms(target, (wide / T).log_softmax(dim=1))).to(margins.dtype)
-        # 1 − q has no digits left where q is nearly 1, so it is the teacher's own wherever the target is.
+            return (T**2 * divergence_terms(target, (wide / T).log_softmax(dim=1))).to(
+                margins.dtype
+            )
+        # 1 − q has no digits left where q is nearly 1, so it is the teacher's own wherever the
+        # target is.
         against = torch.where(target == cut, rest, 1 - target)
-        terms = divergence_terms(target, F.logsigmoid(wide / T)) + divergence_terms(against, F.logsigmoid(-wide / T))
+        terms = divergence_terms(target, F.logsigmoid(wide / T)) + divergence_terms(
+            against, F.logsigmoid(-wide / T)
+        )
         return (T**2 * terms).to(margins.dtype)
 
 
 def divergence_terms(q: Tensor, log_p: Tensor) -> Tensor:
-    """q log(q/p) − q + p for every outcome: 0 or more, and KL(q ‖ p) in sum where q and p each sum to 1.
+    """q log(q/p) − q + p for every outcome: 0 or more, and KL(q ‖ p) in sum where q and p each sum
+    to 1.
 
-    Terms q log(q/p) are of either sign and cancel: their sum is of second order in log(q/p), they are of first.
+    Terms q log(q/p) are of either sign and cancel: their sum is of second order in log(q/p), they
+    are of first.
 
     Args:
         q: shares in [0, 1], any shape.

@@ -1,7 +1,8 @@
 """Targets: what the distillation term of an objective asks of every subtask.
 
-One entry of ``TARGETS`` a rung of the ladder. A target function takes the teacher's cut (B×K, what ``kd`` itself
-would match), the labels and a generator, and gives the targets q (B×K) that stand in its place.
+One entry of ``TARGETS`` a rung of the ladder. A target function takes the teacher's cut (B×K, what
+``kd`` itself would match), the labels and a generator, and gives the targets q (B×K) that stand in
+its place.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ def one_vs_rest_margins(logits: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
     highest, top = logits.detach().max(dim=1, keepdim=True)
     is_top = torch.zeros_like(logits, dtype=torch.bool).scatter(1, top, True)
     shares = (logits - highest).exp()
-    # Below the top the sum over the others holds exp 0, so a class can be taken off the sum over all without
-    # cancellation; for the top itself, all of whose others may be tiny, their sum is taken anew.
+    # Below the top the sum over the others holds exp 0, so a class can be taken off the sum over
+    # all without cancellation; for the top itself, all of whose others may be tiny, their sum is
+    # taken anew.
     others = highest + (shares.sum(dim=1, keepdim=True) - shares).masked_fill(is_top, 1).log()
     of_top = logits.masked_fill(is_top, -torch.inf).logsumexp(dim=1, keepdim=True)
     return logits - torch.where(is_top, of_top, others)
@@ -41,7 +43,8 @@ def one_vs_rest_margins(logits: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
 def teacher_cut(
     logits: Float[Tensor, "B K"], T: float, decomposition: str, cut: str = "two_way"
 ) -> Float[Tensor, "B K"]:
-    """The teacher's targets q at temperature T, for a ``decomposition`` and, if it is binary, a ``cut``.
+    """The teacher's targets q at temperature T, for a ``decomposition`` and, if it is binary, a
+    ``cut``.
 
     binary, ``two_way``: σ(u_k/T), its own one-vs-rest margins at the student's temperature. binary,
     ``softmax_then_cut``: softmax(v/T)_k. multiclass: softmax(v/T).
@@ -52,7 +55,9 @@ def teacher_cut(
 
 
 def teacher_log_odds(logits: Tensor, T: float, cut: str) -> Tensor:
-    """log q − log(1 − q) of the teacher's binary targets q, B×K: u/T, or for ``softmax_then_cut`` those of v/T."""
+    """log q − log(1 − q) of the teacher's binary targets q, B×K: u/T, or for ``softmax_then_cut``
+    those of v/T.
+    """
     return one_vs_rest_margins(logits) / T if cut == "two_way" else one_vs_rest_margins(logits / T)
 
 
@@ -81,7 +86,8 @@ def kd_flat(cut: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
 def kd_shuffled(
     cut: Float[Tensor, "B K"], labels: Int[Tensor, " B"], generator: torch.Generator
 ) -> Float[Tensor, "B K"]:
-    """The wrong classes' targets permuted anew for every sample: uneven softness without class structure.
+    """The wrong classes' targets permuted anew for every sample: uneven softness without class
+    structure.
 
     Its mean over permutations is ``kd_flat``.
     """

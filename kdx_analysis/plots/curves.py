@@ -7,9 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from kdx_analysis.errors import KdxError
-from kdx_analysis.plots.figure import Drawn, Figure, explainers
-from kdx_analysis.plots.style import (
+from kdx_analysis.drawing.style import (
     GREY,
     LIGHT,
     Width,
@@ -22,20 +20,37 @@ from kdx_analysis.plots.style import (
     plain,
     styled,
 )
+from kdx_analysis.errors import KdxError
+from kdx_analysis.plots.figure import Drawn, Figure, explainers
 from kdx_analysis.runs import RunSet
 
 _FLOOR = 1e-6
 
 
 def _entropy_data(runs: RunSet) -> pd.DataFrame:
-    """Columns objective, seed, epoch, level, heads, attention, value, initial, n, tau; value and initial are H/ln N."""
+    """Columns objective, seed, epoch, level, heads, attention, value, initial, n, tau; value and
+    initial are H/ln N.
+    """
     frame = explainers(runs).frame("gate_summary")
     frame = frame[(frame["of"] == "gates") & (frame["metric"] == "entropy_share")]
     heads = {run.id: run.record("gates")["level"].max() for run in explainers(runs)}
     frame = frame.assign(heads=frame["level"] == frame["run"].map(heads))
     if frame.empty:
-        raise KdxError("no gate has a choice, every level has one expert; give the explainers more experts")
-    columns = ["objective", "seed", "epoch", "level", "heads", "attention", "value", "initial", "n", "tau"]
+        raise KdxError(
+            "no gate has a choice, every level has one expert; give the explainers more experts"
+        )
+    columns = [
+        "objective",
+        "seed",
+        "epoch",
+        "level",
+        "heads",
+        "attention",
+        "value",
+        "initial",
+        "n",
+        "tau",
+    ]
     return frame[columns].reset_index(drop=True)
 
 
@@ -51,7 +66,9 @@ def _draw_entropy(data: pd.DataFrame, width: Width = "page") -> Drawn:
             chosen = data[(data["attention"] == attention) & (data["level"] == level)]
             for (objective, _), run in chosen.groupby(["objective", "seed"], sort=False):
                 run = run.sort_values("epoch")
-                ax.plot(run["epoch"], run["initial"].clip(_FLOOR), color=LIGHT, linewidth=0.6, zorder=1)
+                ax.plot(
+                    run["epoch"], run["initial"].clip(_FLOOR), color=LIGHT, linewidth=0.6, zorder=1
+                )
                 _line(ax, str(objective), run["epoch"], run["value"].clip(_FLOOR))
             gates = "the heads" if chosen["heads"].all() else f"level {level}"
             ax.set_title(f"gates into {gates},\n{title}", loc="left")
@@ -63,7 +80,9 @@ def _draw_entropy(data: pd.DataFrame, width: Width = "page") -> Drawn:
     for ax in axes[-1]:
         ax.set_xlabel("epoch")
     axes[0, 0].xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    reference = Line2D([], [], color=LIGHT, linewidth=0.9, label="the run's initial gates at the same τ")
+    reference = Line2D(
+        [], [], color=LIGHT, linewidth=0.9, label="the run's initial gates at the same τ"
+    )
     legend(figure, [*(handle(o) for o in in_order(data["objective"])), reference], _n(data))
     return figure, axes
 
@@ -72,8 +91,17 @@ def _line(ax: Axes, objective: str, epochs: pd.Series, values: pd.Series) -> Non
     """One run's values through its epochs, in its objective's look, with at most some six markers."""
     of = look(objective)
     every = max(1, len(epochs) // 6)
-    ax.plot(epochs, values, color=of.colour, linestyle=of.line, marker=of.marker, markersize=3.5, markevery=every,
-            linewidth=1, zorder=2)  # fmt: skip
+    ax.plot(
+        epochs,
+        values,
+        color=of.colour,
+        linestyle=of.line,
+        marker=of.marker,
+        markersize=3.5,
+        markevery=every,
+        linewidth=1,
+        zorder=2,
+    )
 
 
 def _log_scale(ax: Axes) -> None:
@@ -87,15 +115,18 @@ def _log_scale(ax: Axes) -> None:
 
 def _n(data: pd.DataFrame) -> str:
     """How many seeds, each drawn as its own line."""
-    return f"n = {counted(data.groupby('objective')['seed'].nunique())} per objective, one line each"
+    return (
+        f"n = {counted(data.groupby('objective')['seed'].nunique())} per objective, one line each"
+    )
 
 
 entropy = Figure(
     "entropy",
     "Gate entropy through training",
-    "Share H / ln N of the largest entropy, mean over the gates of a level, one line per seed: of effective attention "
-    "on the left and of α on the right. The temperature τ falls during training and lowers the entropy of any gates, "
-    "so the grey lines show each run's initial gates at the same τ; only the difference from grey is learned. The "
+    "Share H / ln N of the largest entropy, mean over the gates of a level, one line per seed: of "
+    "effective attention on the left and of α on the right. The temperature τ falls during "
+    "training and lowers the entropy of any gates, so the grey lines show each run's initial gates "
+    "at the same τ; only the difference from grey is learned. The "
     f"scale is logarithmic where values fall below 0.1 (those below {_FLOOR:.0e} drawn there).",
     _entropy_data,
     _draw_entropy,
@@ -109,14 +140,30 @@ _PANELS = {
 
 
 def _training_data(runs: RunSet) -> pd.DataFrame:
-    """Columns role, objective, seed, epoch, split, metric, value, n, selected (the epoch is the one selected)."""
+    """Columns role, objective, seed, epoch, split, metric, value, n, selected (the epoch is the one
+    selected).
+    """
     frame = runs.frame("metrics")
     frame = frame[[pair in _PANELS for pair in zip(frame["split"], frame["metric"], strict=True)]]
     if not (frame["role"] != "teacher").any():
-        raise KdxError("the runs hold no training of a student or an explainer; give runs of a study")
-    selected = {run.id: run.info["selection"]["epoch"] for run in runs}
+        raise KdxError(
+            "the runs hold no training of a student or an explainer; give runs of a study"
+        )
+    selected = {run.id: run.selected_epoch for run in runs}
     frame = frame.assign(selected=frame["epoch"] == frame["run"].map(selected))
-    columns = ["role", "vam", "objective", "run", "seed", "epoch", "split", "metric", "value", "n", "selected"]
+    columns = [
+        "role",
+        "vam",
+        "objective",
+        "run",
+        "seed",
+        "epoch",
+        "split",
+        "metric",
+        "value",
+        "n",
+        "selected",
+    ]
     return frame[columns].reset_index(drop=True)
 
 
@@ -133,7 +180,9 @@ def _draw_training(data: pd.DataFrame, width: Width = "page") -> Drawn:
                 run = run.sort_values("epoch")
                 _line(ax, str(objective), run["epoch"], run["value"])
             if metric == "accuracy":
-                teacher = data[(data["role"] == "teacher") & data["selected"] & (data["metric"] == metric)]
+                teacher = data[
+                    (data["role"] == "teacher") & data["selected"] & (data["metric"] == metric)
+                ]
                 for value in teacher["value"]:
                     ax.axhline(value, color=GREY, linewidth=1, linestyle="--", zorder=0)
             else:
@@ -145,7 +194,16 @@ def _draw_training(data: pd.DataFrame, width: Width = "page") -> Drawn:
         ax.set_xlabel("epoch")
     handles = [handle(o) for o in in_order(trained["objective"])]
     if (data["role"] == "teacher").any():
-        handles.append(Line2D([], [], color=GREY, linewidth=1, linestyle="--", label="teacher, at its selected epoch"))
+        handles.append(
+            Line2D(
+                [],
+                [],
+                color=GREY,
+                linewidth=1,
+                linestyle="--",
+                label="teacher, at its selected epoch",
+            )
+        )
     legend(figure, handles, _n(trained))
     return figure, axes
 
@@ -153,9 +211,10 @@ def _draw_training(data: pd.DataFrame, width: Width = "page") -> Drawn:
 training = Figure(
     "training",
     "Health of the trainings",
-    "Validation accuracy and training loss after every epoch, for the undivided students and the explainers, one line "
-    "per seed; dashed the teacher's validation accuracy. Losses of different objectives are on different scales and "
-    "can't be compared with each other. Accuracy by chance is 1/K.",
+    "Validation accuracy and training loss after every epoch, for the undivided students and the "
+    "explainers, one line per seed; dashed the teacher's validation accuracy. Losses of different "
+    "objectives are on different scales and can't be compared with each other. Accuracy by chance "
+    "is 1/K.",
     _training_data,
     _draw_training,
 )

@@ -10,12 +10,12 @@ from matplotlib.colors import to_rgba
 from torch import Tensor
 
 from kdx_analysis import null
+from kdx_analysis.drawing.style import GREY, INK, LIGHT, counted, drawing, panels, plain, styled
 from kdx_analysis.errors import KdxError
-from kdx_analysis.plots.style import GREY, INK, LIGHT, counted, drawing, panels, plain, styled
-from kdx_analysis.probes.attribution import Attribution, Conductance
-from kdx_analysis.probes.explanation import Explanation
-from kdx_analysis.probes.faithfulness import Faithfulness, LevelAblation
-from kdx_analysis.probes.sanity import Randomisation
+from kdx_analysis.probes.faithfulness.ablation import Faithfulness, LevelAblation
+from kdx_analysis.probes.faithfulness.attribution import Attribution, Conductance
+from kdx_analysis.probes.faithfulness.explanation import Explanation
+from kdx_analysis.probes.faithfulness.sanity import Randomisation
 
 Extent = tuple[float, float, float, float]
 _FOR, _AGAINST = "#B2182B", "#2166AC"
@@ -23,15 +23,18 @@ _FOR, _AGAINST = "#B2182B", "#2166AC"
 
 @styled
 def faithfulness(explanation: Explanation) -> tuple[matplotlib.figure.Figure, np.ndarray]:
-    """For one class: images, what its path's experts look at, their pathway mass and what their ablation costs.
+    """For one class: images, what its path's experts look at, their pathway mass and what their
+    ablation costs.
 
-    Heat is the integrated gradients through that expert, on one scale for all levels: red speaks for the class, blue
-    against it. Bars are all experts of the level, those of the path in colour.
+    Heat is the integrated gradients through that expert, on one scale for all levels: red speaks
+    for the class, blue against it. Bars are all experts of the level, those of the path in colour.
     """
     images, shown = explanation.attributions[0].images, len(explanation.attributions[0].images)
     rows = 1 + len(explanation.path)
     figure = drawing("page", 1.1 * rows + 0.7)
-    axes = figure.subplots(rows, shown + 2, squeeze=False, gridspec_kw={"width_ratios": [1] * shown + [1.45] * 2})
+    axes = figure.subplots(
+        rows, shown + 2, squeeze=False, gridspec_kw={"width_ratios": [1] * shown + [1.45] * 2}
+    )
     scale = max(float(of.maps.abs().max()) for of in explanation.attributions)
     grey = _grey(images)
     for ax, image in zip(axes[0], images, strict=False):
@@ -62,21 +65,27 @@ def faithfulness(explanation: Explanation) -> tuple[matplotlib.figure.Figure, np
         ax.spines[:].set_visible(False)
     figure.suptitle(
         f"{plain(explanation.name)}: what its path looks at, and what each expert is worth\n"
-        "red speaks for the class, blue against it, on one scale (integrated gradients through that expert)"
+        "red speaks for the class, blue against it, on one scale (integrated gradients through "
+        "that expert)"
     )
     return figure, axes
 
 
 @styled
-def ablation(record: Faithfulness, ax: Axes | None = None) -> tuple[matplotlib.figure.Figure, np.ndarray]:
-    """Margin lost to an expert's ablation against its pathway mass of A, a dot a subtask and expert.
+def ablation(
+    record: Faithfulness, ax: Axes | None = None
+) -> tuple[matplotlib.figure.Figure, np.ndarray]:
+    """Margin lost to an expert's ablation against its pathway mass of A, a dot a subtask and
+    expert.
 
-    A panel for each level with a choice; in ``ax`` the last of them. Filled: the subtask's strongest expert by A.
-    Raises KdxError where no level has one.
+    A panel for each level with a choice; in ``ax`` the last of them. Filled: the subtask's
+    strongest expert by A. Raises KdxError where no level has one.
     """
     levels = [of for of in record.levels if of.drop.shape[1] > 1]
     if not levels:
-        raise KdxError("every level has one expert, so there is nothing that attention could choose")
+        raise KdxError(
+            "every level has one expert, so there is nothing that attention could choose"
+        )
     if ax is not None:
         _scatter(ax, record, levels[-1])
         return _figure_of(ax), np.array([ax])
@@ -84,13 +93,19 @@ def ablation(record: Faithfulness, ax: Axes | None = None) -> tuple[matplotlib.f
     axes = panels(figure, len(levels), 3)
     for one, of in zip(axes, levels, strict=True):
         _scatter(one, record, of)
-    axes[0].set_ylabel(f"mean margin lost on the class's images\n(ablated features: {record.baseline})")
+    axes[0].set_ylabel(
+        f"mean margin lost on the class's images\n(ablated features: {record.baseline})"
+    )
     return figure, axes
 
 
 @styled
-def randomisation(record: Randomisation, ax: Axes | None = None) -> tuple[matplotlib.figure.Figure, np.ndarray]:
-    """Similarity of an attribution's maps to those under random weights, its mean, the null's range, the bound."""
+def randomisation(
+    record: Randomisation, ax: Axes | None = None
+) -> tuple[matplotlib.figure.Figure, np.ndarray]:
+    """Similarity of an attribution's maps to those under random weights, its mean, the null's
+    range, the bound.
+    """
     figure, ax = (drawing("column", 2.8), None) if ax is None else (_figure_of(ax), ax)
     ax = figure.subplots() if ax is None else ax
     table = record.to_frame()
@@ -98,7 +113,9 @@ def randomisation(record: Randomisation, ax: Axes | None = None) -> tuple[matplo
         values = record.similarity[row["measure"]].flatten().numpy()
         values = values[~np.isnan(values)]
         if not np.isnan(row["null_low"]):
-            ax.fill_between([x - 0.35, x + 0.35], row["null_low"], row["null_high"], color=LIGHT, linewidth=0)
+            ax.fill_between(
+                [x - 0.35, x + 0.35], row["null_low"], row["null_high"], color=LIGHT, linewidth=0
+            )
         ax.plot(np.linspace(x - 0.2, x + 0.2, len(values)), values, ".", color=GREY, markersize=3)
         ax.plot([x - 0.35, x + 0.35], [row["value"]] * 2, color=INK)
     ax.axhline(record.bound, color=GREY, linestyle="--", linewidth=0.8)
@@ -107,29 +124,39 @@ def randomisation(record: Randomisation, ax: Axes | None = None) -> tuple[matplo
     n = counted(table["n"], "map")
     undecided = "undecided under" if table["undecided"].any() else "does not survive"
     beside = "grey: null" if table["null_low"].notna().all() else null.NO_RANGE
-    ax.set_title(f"{'survives' if record.survives else undecided} random weights\n(n = {n}; {beside})")
+    ax.set_title(
+        f"{'survives' if record.survives else undecided} random weights\n(n = {n}; {beside})"
+    )
     return figure, np.array([ax])
 
 
 @styled
-def attribution(record: Attribution, ax: Axes | None = None) -> tuple[matplotlib.figure.Figure, np.ndarray]:
+def attribution(
+    record: Attribution, ax: Axes | None = None
+) -> tuple[matplotlib.figure.Figure, np.ndarray]:
     """Images side by side under their maps; red speaks for the subtask, blue against it."""
     B, H, W = record.maps.shape
-    figure, ax = (drawing("page" if B > 3 else "column", 1.7), None) if ax is None else (_figure_of(ax), ax)
+    figure, ax = (
+        (drawing("page" if B > 3 else "column", 1.7), None) if ax is None else (_figure_of(ax), ax)
+    )
     ax = figure.subplots() if ax is None else ax
     scale = float(record.maps.abs().max())
     for i, (picture, heat) in enumerate(zip(_grey(record.images), record.maps, strict=True)):
         left = i * 1.08 * W
         _overlay(ax, picture, heat, scale, (left, left + W, H, 0))
     ax.set(xlim=(0, (B - 1) * 1.08 * W + W), ylim=(H, 0), yticks=[], title=record.title)
-    ax.set_xticks([i * 1.08 * W + W / 2 for i in range(B)], [f"subtask {k}" for k in record.subtask.tolist()])
+    ax.set_xticks(
+        [i * 1.08 * W + W / 2 for i in range(B)], [f"subtask {k}" for k in record.subtask.tolist()]
+    )
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
     return figure, np.array([ax])
 
 
 @styled
-def conductance(record: Conductance, ax: Axes | None = None) -> tuple[matplotlib.figure.Figure, np.ndarray]:
+def conductance(
+    record: Conductance, ax: Axes | None = None
+) -> tuple[matplotlib.figure.Figure, np.ndarray]:
     """Every image's conductance a dot for each expert, and the experts' means."""
     figure, ax = (drawing("column", 2.4), None) if ax is None else (_figure_of(ax), ax)
     ax = figure.subplots() if ax is None else ax
@@ -157,18 +184,28 @@ def _scatter(ax: Axes, record: Faithfulness, of: LevelAblation) -> None:
         )
     ax.axhline(0, color=GREY, linewidth=0.6)
     table = record.agreement
-    row = table[(table["level"] == of.level) & (table["attention"] == "effective") & (table["measure"] == "drop")].iloc[
-        0
-    ]
+    row = table[
+        (table["level"] == of.level)
+        & (table["attention"] == "effective")
+        & (table["measure"] == "drop")
+    ].iloc[0]
     found = "ρ undefined: one side is flat"
     if not np.isnan(row["value"]):
         beside = null.shown(row["null_low"], row["null_high"])
         found = f"ρ = {row['value']:.2f}, n = {row['n']}, p = {row['p']:.2g}\n{beside}"
-    ax.set(xlim=(-0.04, 1.04), xlabel="pathway mass of A", title=f"level {of.level}: {row['says']}\n{found}")
+    ax.set(
+        xlim=(-0.04, 1.04),
+        xlabel="pathway mass of A",
+        title=f"level {of.level}: {row['says']}\n{found}",
+    )
 
 
-def _overlay(ax: Axes, picture: np.ndarray, heat: Tensor, scale: float, extent: Extent | None = None) -> None:
-    """A pale picture, and heat over it, red above 0 and blue below, the less see-through the stronger it is."""
+def _overlay(
+    ax: Axes, picture: np.ndarray, heat: Tensor, scale: float, extent: Extent | None = None
+) -> None:
+    """A pale picture, and heat over it, red above 0 and blue below, the less see-through the
+    stronger it is.
+    """
     ax.imshow(picture, cmap="gray", vmin=-3, vmax=1, extent=extent)
     strength = (heat / scale if scale > 0 else heat).numpy()
     colours = np.where(strength[..., None] > 0, to_rgba(_FOR), to_rgba(_AGAINST))
@@ -179,7 +216,9 @@ def _overlay(ax: Axes, picture: np.ndarray, heat: Tensor, scale: float, extent: 
 def _shown(image: Tensor, images: Tensor) -> np.ndarray:
     """An image as imshow takes it, in [0, 1] with all ``images`` on one scale: H×W, or H×W×3."""
     low, high = images.min(), images.max()
-    scaled = ((image - low) / (high - low)).float() if high > low else torch.zeros_like(image).float()
+    scaled = (
+        ((image - low) / (high - low)).float() if high > low else torch.zeros_like(image).float()
+    )
     return (scaled.permute(1, 2, 0) if len(image) == 3 else scaled.mean(dim=0)).numpy()
 
 

@@ -12,9 +12,9 @@ import matplotlib.figure
 import numpy as np
 import pandas as pd
 
+from kdx_analysis.drawing.style import Width, inches, style
 from kdx_analysis.errors import AbsentError, KdxError
 from kdx_analysis.io import staged_file, write_text
-from kdx_analysis.plots.style import Width, inches, style
 from kdx_analysis.registry import Registry, unknown
 from kdx_analysis.runs import RunSet
 
@@ -30,9 +30,10 @@ class Figure:
         name: stem of its files.
         title: its heading.
         caption: what is drawn, on which axes, beside which null.
-        data: the tidy table that is drawn; raises KdxError where the runs don't hold it, AbsentError where they are not
-            of the kind that it is about.
-        draw: that table as (figure, axes); it needs nothing else but the width, ``column`` or ``page``.
+        data: the tidy table that is drawn; raises KdxError where the runs don't hold it,
+            AbsentError where they are not of the kind that it is about.
+        draw: that table as (figure, axes); it needs nothing else but the width, ``column`` or
+            ``page``.
     """
 
     name: str
@@ -44,7 +45,9 @@ class Figure:
     def __post_init__(self) -> None:
         title = self.title if self.title.endswith("?") else f"{self.title}."
         told = f"{title}\n\n{self.caption}\n\nThe table it is drawn from. {inspect.cleandoc(self.data.__doc__ or '')}"
-        object.__setattr__(self, "__doc__", told)  # what `kdx.plots.ladder?` and the API reference show
+        object.__setattr__(
+            self, "__doc__", told
+        )  # what `kdx.plots.ladder?` and the API reference show
 
     def __call__(self, runs: RunSet, width: Width = "page") -> Drawn:
         return self.draw(self.data(runs), width)
@@ -52,10 +55,11 @@ class Figure:
     def write(
         self, runs: RunSet, folder: str | Path, width: Width = "page", format: Format = "svg"
     ) -> tuple[Path, Path]:
-        """Write the figure and its tidy data beside it, ``NAME.FORMAT`` and ``NAME.csv``, into ``folder``.
+        """Write the figure and its tidy data beside it, ``NAME.FORMAT`` and ``NAME.csv``, into
+        ``folder``.
 
-        Text in SVG and PDF stays text. PNG has 300 dots an inch. Raises KdxError for another format or width, or
-        where the runs don't hold what is drawn.
+        Text in SVG and PDF stays text. PNG has 300 dots an inch. Raises KdxError for another format
+        or width, or where the runs don't hold what is drawn.
         """
         if format not in get_args(Format):
             raise unknown("format of figures", format, get_args(Format))
@@ -76,8 +80,9 @@ FIGURES: Registry[Figure] = Registry("figure")
 def explainers(runs: RunSet, *, comparable: bool = False) -> RunSet:
     """The explainers among ``runs``.
 
-    With ``comparable``, of one decomposition only: conflict depends on how the subtasks are cut (method, §4).
-    Raises KdxError if there is none, if two stand for one objective and seed, or if they can't be compared.
+    With ``comparable``, of one decomposition only: conflict depends on how the subtasks are cut
+    (method, §4). Raises KdxError if there is none, if two stand for one objective and seed, or if
+    they can't be compared.
     """
     found = runs.filter(role="explainer")
     if not len(found):
@@ -94,7 +99,8 @@ def explainers(runs: RunSet, *, comparable: bool = False) -> RunSet:
     decompositions = sorted({run.info["decomposition"] for run in found})
     if comparable and len(decompositions) > 1:
         raise KdxError(
-            f"the explainers are of the decompositions {' and '.join(decompositions)}, between which objectives can't "
+            f"the explainers are of the decompositions {' and '.join(decompositions)}, between "
+            "which objectives can't "
             "be compared; filter the runs by decomposition"
         )
     return found

@@ -10,10 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.patches import Rectangle
 
-from kdx_analysis.errors import KdxError
-from kdx_analysis.plots.classes import LINE, name_classes, pitch, routed_clusters, unnamed
-from kdx_analysis.plots.figure import Drawn, Figure, explainers, of_first_seed
-from kdx_analysis.plots.style import (
+from kdx_analysis.drawing.classes import LINE, name_classes, pitch, routed_clusters, unnamed
+from kdx_analysis.drawing.style import (
     COLUMNS,
     GREY,
     Width,
@@ -27,6 +25,8 @@ from kdx_analysis.plots.style import (
     styled,
     wrapped,
 )
+from kdx_analysis.errors import KdxError
+from kdx_analysis.plots.figure import Drawn, Figure, explainers, of_first_seed
 from kdx_analysis.runs import Run, RunSet
 
 _GAPS = 0.2  # of the height, between the experts of a level
@@ -36,39 +36,65 @@ Span = tuple[float, float]
 
 
 def _stages(run: Run) -> pd.DataFrame:
-    """Mass that flows from every subtask and expert to every expert one level nearer to the image, at most 1 a level.
+    """Mass that flows from every subtask and expert to every expert one level nearer to the image,
+    at most 1 a level.
 
-    Gates that read the input are composed per sample, so of them only the last gates' mean is a flow.
+    Gates that read the input are composed per sample, so of them only the last gates' mean is a
+    flow.
     """
     gates = run.record("gates")
-    gates = gates[gates["epoch"] == run.info["selection"]["epoch"]]
+    gates = gates[gates["epoch"] == run.selected_epoch]
     paths = run.record("pathways")
-    paths = paths[paths["epoch"] == run.info["selection"]["epoch"]]
+    paths = paths[paths["epoch"] == run.selected_epoch]
     use = paths.groupby(["level", "expert"])["effective"].mean()
     heads = int(gates["level"].max())
     stages = []
     for level, rows in gates.groupby("level"):
         several = rows["parent"].nunique() > 1
         if several and (level == heads or "gates_by_class" not in run.kinds):
-            carried = 1 / rows["child_index"].nunique() if level == heads else rows["child_index"].map(use[level])
-            stages.append(rows.assign(heads=level == heads, mass=carried * rows["effective"], source_mass=carried))
+            carried = (
+                1 / rows["child_index"].nunique()
+                if level == heads
+                else rows["child_index"].map(use[level])
+            )
+            stages.append(
+                rows.assign(
+                    heads=level == heads, mass=carried * rows["effective"], source_mass=carried
+                )
+            )
     if not stages:
-        raise KdxError("no gate has a choice, every level has one expert; give the explainers more experts")
+        raise KdxError(
+            "no gate has a choice, every level has one expert; give the explainers more experts"
+        )
     return pd.concat(stages).assign(objective=run.objective, seed=run.seed)
 
 
 def _flow_data(runs: RunSet) -> pd.DataFrame:
     """One row per source and target, a source's targets being experts of the level below it.
 
-    Columns objective, seed, epoch, level (of the source), heads, source, row (of a subtask's, in clustered order, else
-    the expert's index), target, mass (shares of all subtasks), even (what even attention would make of it).
+    Columns objective, seed, epoch, level (of the source), heads, source, row (of a subtask's, in
+    clustered order, else the expert's index), target, mass (shares of all subtasks), even (what
+    even attention would make of it).
     """
     frame = pd.concat([_stages(run) for run in of_first_seed(runs)], ignore_index=True)
     rows = {k: row for row, k in enumerate(routed_clusters(explainers(runs)).order)}
     frame["row"] = frame["child_index"].where(~frame["heads"], frame["child_index"].map(rows))
-    frame["even"] = frame["source_mass"] / frame.groupby(["objective", "level"])["parent"].transform("nunique")
+    frame["even"] = frame["source_mass"] / frame.groupby(["objective", "level"])[
+        "parent"
+    ].transform("nunique")
     frame = frame.rename(columns={"child": "source", "parent": "target"})
-    columns = ["objective", "seed", "epoch", "level", "heads", "source", "row", "target", "mass", "even"]
+    columns = [
+        "objective",
+        "seed",
+        "epoch",
+        "level",
+        "heads",
+        "source",
+        "row",
+        "target",
+        "mass",
+        "even",
+    ]
     return frame[columns].reset_index(drop=True)
 
 
@@ -85,7 +111,11 @@ def _draw_flow(data: pd.DataFrame, width: Width = "page") -> Drawn:
     step = 1
     for i, (ax, objective) in enumerate(zip(axes, objectives, strict=True)):
         _draw_one(ax, data[data["objective"] == objective], look(objective).colour, height)
-        ax.set_title(wrapped(plain(objective), figure.get_figwidth() / columns), fontweight="bold", loc="left")
+        ax.set_title(
+            wrapped(plain(objective), figure.get_figwidth() / columns),
+            fontweight="bold",
+            loc="left",
+        )
         if i % columns == columns - 1 or i == len(objectives) - 1:
             ax.yaxis.tick_right()
             letters = 24 if width == "page" else 12
@@ -93,7 +123,10 @@ def _draw_flow(data: pd.DataFrame, width: Width = "page") -> Drawn:
             ax.tick_params(axis="y", length=0)
         else:
             ax.set_yticks([])
-    heading(figure, " · ".join(filter(None, [one_run(data), "darker: to the strongest parent", unnamed(step)])))
+    heading(
+        figure,
+        " · ".join(filter(None, [one_run(data), "darker: to the strongest parent", unnamed(step)])),
+    )
     return figure, axes
 
 
@@ -110,7 +143,14 @@ def _draw_one(ax: Axes, data: pd.DataFrame, colour: str, inches: float) -> None:
         spans = targets
         for expert, (top, bottom) in spans.items():
             if (bottom - top) / K * inches >= LINE:
-                ax.text(level - 1 - 2 * _WIDE, (top + bottom) / 2, str(expert), ha="right", va="center", fontsize=7)
+                ax.text(
+                    level - 1 - 2 * _WIDE,
+                    (top + bottom) / 2,
+                    str(expert),
+                    ha="right",
+                    va="center",
+                    fontsize=7,
+                )
     lowest = int(levels[-1]) - 1
     _nodes(ax, lowest, spans, colour)
     ax.set_xlim(lowest - 0.3, levels[0] + _WIDE)
@@ -138,17 +178,32 @@ def _placed(stage: pd.DataFrame, sources: Mapping[int, Span], K: int) -> dict[in
 
 
 def _bands(
-    ax: Axes, level: int, stage: pd.DataFrame, sources: Mapping[int, Span], targets: Mapping[int, Span], K: int,
+    ax: Axes,
+    level: int,
+    stage: pd.DataFrame,
+    sources: Mapping[int, Span],
+    targets: Mapping[int, Span],
+    K: int,
     colour: str,
-) -> None:  # fmt: skip
+) -> None:
     """Bands between a level and the one below, stacked at each end in the order of the other end."""
     place = {node: i for i, node in enumerate(targets)}
     rank = {row: i for i, row in enumerate(sources)}
-    stage = stage.assign(at=stage["target"].map(place), of=stage["row"].map(rank), high=(1 - _GAPS) * K * stage["mass"])
+    stage = stage.assign(
+        at=stage["target"].map(place),
+        of=stage["row"].map(rank),
+        high=(1 - _GAPS) * K * stage["mass"],
+    )
     stage = stage.sort_values(["of", "at"])
-    leaves = stage["row"].map(lambda row: sources[row][0]) + stage.groupby("row")["high"].cumsum() - stage["high"]
+    leaves = (
+        stage["row"].map(lambda row: sources[row][0])
+        + stage.groupby("row")["high"].cumsum()
+        - stage["high"]
+    )
     enters = (
-        stage["target"].map(lambda node: targets[node][0]) + stage.groupby("target")["high"].cumsum() - stage["high"]
+        stage["target"].map(lambda node: targets[node][0])
+        + stage.groupby("target")["high"].cumsum()
+        - stage["high"]
     )
     strongest = stage["mass"] == stage.groupby("row")["mass"].transform("max")
     step = np.linspace(0, 1, 20)
@@ -156,31 +211,48 @@ def _bands(
     x = level - 1 + _WIDE + (1 - 2 * _WIDE) * step
     for chosen, alpha in ((~strongest, 0.18), (strongest, 0.55)):
         bands = []
-        for start, end, high in zip(enters[chosen], leaves[chosen], stage.loc[chosen, "high"], strict=True):
+        for start, end, high in zip(
+            enters[chosen], leaves[chosen], stage.loc[chosen, "high"], strict=True
+        ):
             upper = start + (end - start) * ease
-            bands.append(np.concatenate([np.column_stack([x, upper]), np.column_stack([x, upper + high])[::-1]]))
+            bands.append(
+                np.concatenate(
+                    [np.column_stack([x, upper]), np.column_stack([x, upper + high])[::-1]]
+                )
+            )
         ax.add_collection(
-            PolyCollection(bands, facecolors=colour, alpha=alpha, linewidths=0, rasterized=len(stage) > 200),
+            PolyCollection(
+                bands, facecolors=colour, alpha=alpha, linewidths=0, rasterized=len(stage) > 200
+            ),
             autolim=False,
         )
 
 
 def _nodes(ax: Axes, level: int, spans: Mapping[int, Span], colour: str) -> None:
     for top, bottom in spans.values():
-        ax.add_patch(Rectangle((level - _WIDE, top), 2 * _WIDE, bottom - top, facecolor=colour, edgecolor=GREY,
-                               linewidth=0.2))  # fmt: skip
+        ax.add_patch(
+            Rectangle(
+                (level - _WIDE, top),
+                2 * _WIDE,
+                bottom - top,
+                facecolor=colour,
+                edgecolor=GREY,
+                linewidth=0.2,
+            )
+        )
 
 
 flow = Figure(
     "flow",
     "How features flow to every subtask",
-    "Pathways of effective attention A of one seed at the selected epoch, from the experts on the left to the subtasks "
-    "on the right: a band is as high as the share of all subtasks' features that pass it, a node as high as the "
-    "expert's use; darker, the strongest parent of each. Subtasks stand in the order of the gates' figure, experts "
-    "where few bands cross, with their index (numbers mean nothing across seeds, so flows are never averaged over "
-    "them). Levels with a single expert are left out. Of gates that read the input only the last are drawn, since "
-    "their pathways are composed per sample. Even attention would send every band 1/N of its source, which stands in "
-    "the data.",
+    "Pathways of effective attention A of one seed at the selected epoch, from the experts on the "
+    "left to the subtasks on the right: a band is as high as the share of all subtasks' features "
+    "that pass it, a node as high as the expert's use; darker, the strongest parent of each. "
+    "Subtasks stand in the order of the gates' figure, experts where few bands cross, with their "
+    "index (numbers mean nothing across seeds, so flows are never averaged over them). Levels with "
+    "a single expert are left out. Of gates that read the input only the last are drawn, since "
+    "their pathways are composed per sample. Even attention would send every band 1/N of its "
+    "source, which stands in the data.",
     _flow_data,
     _draw_flow,
 )

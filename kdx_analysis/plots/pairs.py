@@ -7,15 +7,28 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from kdx_analysis.drawing.marks import name_places
+from kdx_analysis.drawing.style import (
+    GREY,
+    LIGHT,
+    Width,
+    counted,
+    drawing,
+    heading,
+    look,
+    plain,
+    styled,
+    wrapped,
+)
 from kdx_analysis.plots.figure import Drawn, Figure
-from kdx_analysis.plots.marks import name_places
-from kdx_analysis.plots.style import GREY, LIGHT, Width, counted, drawing, heading, look, plain, styled, wrapped
 from kdx_analysis.runs import RunSet, arm_contrasts, t_interval
 from kdx_analysis.runs import arms as arms_of
 
 
 def _arms_data(runs: RunSet) -> pd.DataFrame:
-    """Columns student, objective, vam (the arm), reference (arms differ from it), seed, value (share right), n."""
+    """Columns student, objective, vam (the arm), reference (arms differ from it), seed, value
+    (share right), n.
+    """
     found = arms_of(runs)
     frames = [
         of_student.to_frame().query("metric == 'accuracy'").assign(student=student)
@@ -32,7 +45,9 @@ def _draw_arms(data: pd.DataFrame, width: Width = "page") -> Drawn:
     figure = drawing(width, 0.7 + 2.0 * len(panels))
     axes = figure.subplots(len(panels), 2, squeeze=False, sharex="col", width_ratios=(3, 2))
     for (left, right), ((student, objective), of_panel) in zip(axes, panels, strict=True):
-        table = 100 * of_panel.pivot(index="seed", columns="vam", values="value").reindex(columns=arms)
+        table = 100 * of_panel.pivot(index="seed", columns="vam", values="value").reindex(
+            columns=arms
+        )
         colour = look(str(objective)).colour
         _accuracies(left, table, colour)
         wide = figure.get_figwidth() / 2 - 0.4
@@ -45,7 +60,11 @@ def _draw_arms(data: pd.DataFrame, width: Width = "page") -> Drawn:
     axes[-1, 1].set_xlabel("percentage points")
     seeds = counted(of_panel.groupby("vam")["seed"].nunique().min() for _, of_panel in panels)
     tested = ", ".join(str(n) for n in sorted(data["n"].unique()))
-    heading(figure, f"n = {seeds} per arm, {tested} test images · points: seeds · bar: mean · line: 95 % t-interval")
+    heading(
+        figure,
+        f"n = {seeds} per arm, {tested} test images · points: seeds · bar: mean · line: 95 % "
+        "t-interval",
+    )
     return figure, axes
 
 
@@ -56,7 +75,15 @@ def _accuracies(ax: Axes, table: pd.DataFrame, colour: str) -> None:
         ax.plot(places, values, color=LIGHT, linewidth=0.7, zorder=1)
     for place, arm in enumerate(table):
         values = table[arm].dropna()
-        ax.plot(np.full(len(values), place), values, "o", color=colour, markersize=4.5, markeredgewidth=0, zorder=3)
+        ax.plot(
+            np.full(len(values), place),
+            values,
+            "o",
+            color=colour,
+            markersize=4.5,
+            markeredgewidth=0,
+            zorder=3,
+        )
         if len(values) > 1:
             ax.hlines(values.mean(), place - 0.18, place + 0.18, color=colour, linewidth=1.8)
     ax.set_ylabel("test accuracy, %")
@@ -73,7 +100,15 @@ def _differences(ax: Axes, table: pd.DataFrame, colour: str) -> None:
         if interval.n > 1:
             ax.hlines(y, interval.low, interval.high, color=colour, linewidth=1.2)
             ax.vlines(interval.mean, y - 0.2, y + 0.2, color=colour, linewidth=2)
-        ax.plot(values, np.full(len(values), y), "o", color=colour, markerfacecolor="white", markersize=4, zorder=3)
+        ax.plot(
+            values,
+            np.full(len(values), y),
+            "o",
+            color=colour,
+            markerfacecolor="white",
+            markersize=4,
+            zorder=3,
+        )
     ax.set_yticks(range(table.shape[1]), [plain(arm) for arm in table])
     ax.set_ylim(table.shape[1] - 0.5, -0.5)
     ax.locator_params(axis="x", nbins=5)
@@ -82,10 +117,10 @@ def _differences(ax: Axes, table: pd.DataFrame, colour: str) -> None:
 arms = Figure(
     "arms",
     "VAM: accuracy under every arm, pair by pair",
-    "Test accuracy of every student under every arm, thin lines joining the runs of one seed, which start with the "
-    "same weights and see the same images in the same order; beside it the paired differences from the first arm with "
-    "their 95 % t-interval (none with one seed), not corrected for several comparisons; they hold for the runs' own "
-    "teacher and split.",
+    "Test accuracy of every student under every arm, thin lines joining the runs of one seed, "
+    "which start with the same weights and see the same images in the same order; beside it the "
+    "paired differences from the first arm with their 95 % t-interval (none with one seed), not "
+    "corrected for several comparisons; they hold for the runs' own teacher and split.",
     _arms_data,
     _draw_arms,
 )

@@ -10,14 +10,16 @@ import pandas as pd
 import seaborn as sns
 
 from kdx_analysis import null
-from kdx_analysis.plots.classes import name_classes
-from kdx_analysis.plots.style import GREY, INK, drawing, heading, legend, panels, plain, styled
+from kdx_analysis.drawing.classes import name_classes
+from kdx_analysis.drawing.style import GREY, INK, drawing, heading, legend, panels, plain, styled
 
 THROUGH_TRAINING = "affinity_through_training"
 _SPLITS = {"train": ("o", INK), "val": ("s", "white")}
 
 
-def probed_figures(tables: Mapping[str, pd.DataFrame], classes: Sequence[str]) -> dict[str, matplotlib.figure.Figure]:
+def probed_figures(
+    tables: Mapping[str, pd.DataFrame], classes: Sequence[str]
+) -> dict[str, matplotlib.figure.Figure]:
     """Name → figure of everything in ``tables`` that has one."""
     K = len(classes)
     conflict = tables["conflict"]
@@ -27,22 +29,38 @@ def probed_figures(tables: Mapping[str, pd.DataFrame], classes: Sequence[str]) -
     steps = {f"{split}, final weights alone": of for split, of in affinity.groupby("split")}
     if THROUGH_TRAINING in tables:
         mean = tables[THROUGH_TRAINING].query("metric == 'affinity'")
-        steps |= {f"{s}, mean of {of['epochs'].max()} probed epochs": of for s, of in mean.groupby("split")}
+        steps |= {
+            f"{s}, mean of {of['epochs'].max()} probed epochs": of
+            for s, of in mean.groupby("split")
+        }
     figures = {
         "conflict": pair_matrices(
-            {str(split): _split_matrix(of, K, "cosine", "null_mean") for split, of in conflict.groupby("split")},
-            classes, "gradient cosine of the hard loss; its null above the diagonal", 1.0,
+            {
+                str(split): _split_matrix(of, K, "cosine", "null_mean")
+                for split, of in conflict.groupby("split")
+            },
+            classes,
+            "gradient cosine of the hard loss; its null above the diagonal",
+            1.0,
         )[0],
         "affinity": pair_matrices(
             {name: _directed_matrix(steps[name], K) for name in sorted(steps)},
-            classes, f"affinity Z of a step of {affinity['eta'].iloc[0]:g} for the row's subtask; red: it hurts", None,
+            classes,
+            f"affinity Z of a step of {affinity['eta'].iloc[0]:g} for the row's subtask; red: it "
+            "hurts",
+            None,
         )[0],
         "output_conflict": pair_matrices(
-            {str(split): _split_matrix(of, K, "value", "null_mean") for split, of in both.groupby("split")},
-            classes, "share of images that both claim; its null above the diagonal", None,
+            {
+                str(split): _split_matrix(of, K, "value", "null_mean")
+                for split, of in both.groupby("split")
+            },
+            classes,
+            "share of images that both claim; its null above the diagonal",
+            None,
         )[0],
         "measures": measures(_measures(tables))[0],
-    }  # fmt: skip
+    }
     if "gates" in tables:
         heads = tables["gates"][tables["gates"]["level"] == tables["gates"]["level"].max()]
         figures["gates"] = gate_matrices(heads)[0]
@@ -53,11 +71,17 @@ def probed_figures(tables: Mapping[str, pd.DataFrame], classes: Sequence[str]) -
 def pair_matrices(
     matrices: Mapping[str, np.ndarray], classes: Sequence[str], title: str, limit: float | None
 ) -> tuple[matplotlib.figure.Figure, np.ndarray]:
-    """K×K matrices, two in a row, on one scale that is symmetric about 0: ±``limit``, or the largest value there is."""
+    """K×K matrices, two in a row, on one scale that is symmetric about 0: ±``limit``, or the
+    largest value there is.
+    """
     K, names = len(classes), [str(name) for name in classes]
     if limit is None:
         limit = (
-            max((float(np.nanmax(np.abs(m))) for m in matrices.values() if np.isfinite(m).any()), default=1.0) or 1.0
+            max(
+                (float(np.nanmax(np.abs(m))) for m in matrices.values() if np.isfinite(m).any()),
+                default=1.0,
+            )
+            or 1.0
         )
     figure = drawing("page", 0.5 + 3.1 * -(-len(matrices) // 2))
     axes = panels(figure, len(matrices), 2)
@@ -84,7 +108,12 @@ def gate_matrices(heads: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.nda
         sns.heatmap(matrix, ax=ax, cmap="viridis", vmin=0, vmax=1, cbar=False)
         ax.set(xlabel="expert of the last level", ylabel="subtask")
         ax.set_title(split, loc="left")
-        names = of.drop_duplicates("child_index").sort_values("child_index")["child"].astype(str).tolist()
+        names = (
+            of.drop_duplicates("child_index")
+            .sort_values("child_index")["child"]
+            .astype(str)
+            .tolist()
+        )
         name_classes(ax, "y", names, 2.7 / len(names), start=0.5)
     figure.colorbar(axes[0].collections[0], ax=list(axes), aspect=25, pad=0.01)
     heading(figure, f"effective attention into the heads at τ = {heads['tau'].iloc[0]:.3g}")
@@ -93,7 +122,9 @@ def gate_matrices(heads: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.nda
 
 @styled
 def measures(data: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.ndarray]:
-    """Every measure with the range of its null (grey bars), a row each; columns name, split, value, null_…."""
+    """Every measure with the range of its null (grey bars), a row each; columns name, split, value,
+    null_….
+    """
     names = list(dict.fromkeys(data["name"]))
     figure = drawing("page", 0.9 + 0.2 * len(names))
     ax = figure.subplots()
@@ -104,8 +135,17 @@ def measures(data: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.ndarray]:
         y = np.arange(len(names)) + 0.18 * (i - (len(splits) - 1) / 2)
         marker, face = _SPLITS[split]
         ranged = of["null_low"].notna().to_numpy() & of["null_high"].notna().to_numpy()
-        ax.hlines(y[ranged], of["null_low"][ranged], of["null_high"][ranged], color=GREY, alpha=0.35, linewidth=4)
-        shown += ax.plot(of["value"], y, marker, color=INK, markerfacecolor=face, markersize=4, label=split)
+        ax.hlines(
+            y[ranged],
+            of["null_low"][ranged],
+            of["null_high"][ranged],
+            color=GREY,
+            alpha=0.35,
+            linewidth=4,
+        )
+        shown += ax.plot(
+            of["value"], y, marker, color=INK, markerfacecolor=face, markersize=4, label=split
+        )
     ax.axvline(0, color=GREY, linewidth=0.6)
     ax.set_yticks(range(len(names)), [plain(name) for name in names])
     ax.set_ylim(len(names) - 0.5, -0.5)
@@ -120,14 +160,21 @@ def _measures(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         if kind in tables:
             table = tables[kind][tables[kind]["term"] == "hard"]
             where = (
-                table["level"].map(lambda level: ", all levels" if level == "all" else f", level {level}")
+                table["level"].map(
+                    lambda level: ", all levels" if level == "all" else f", level {level}"
+                )
                 if "level" in table
                 else ""
             )
             parts.append(table.assign(name=table["metric"].str.replace("_", " ") + where))
     if "agreement" in tables:
         table = tables["agreement"].query("attention == 'effective' and method == 'spearman'")
-        name = "routing like " + table["reference"].str.replace("_", " ") + ", level " + table["level"].astype(str)
+        name = (
+            "routing like "
+            + table["reference"].str.replace("_", " ")
+            + ", level "
+            + table["level"].astype(str)
+        )
         parts.append(table.assign(name=name))
     if "faithfulness_agreement" in tables:
         table = tables["faithfulness_agreement"].query("attention == 'effective'")

@@ -1,4 +1,6 @@
-"""Two trees face to face, every subtask joined to itself: what another objective, or another seed, regroups."""
+"""Two trees face to face, every subtask joined to itself: what another objective, or another seed,
+regroups.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 
 from kdx_analysis import null
-from kdx_analysis.errors import KdxError
-from kdx_analysis.plots.classes import LINE, pitch, routed_clusters, shortened, unnamed
-from kdx_analysis.plots.comparisons import against_kd
-from kdx_analysis.plots.figure import Drawn, Figure, explainers, of_first_seed
-from kdx_analysis.plots.style import (
+from kdx_analysis.drawing.classes import LINE, pitch, routed_clusters, shortened, unnamed
+from kdx_analysis.drawing.style import (
     GREY,
     INK,
     LETTER,
@@ -29,6 +28,9 @@ from kdx_analysis.plots.style import (
     styled,
     wrapped,
 )
+from kdx_analysis.errors import KdxError
+from kdx_analysis.plots.comparisons import against_kd
+from kdx_analysis.plots.figure import Drawn, Figure, explainers, of_first_seed
 from kdx_analysis.plots.trees import branches, edges_of, node
 from kdx_analysis.runs import Run, RunSet
 
@@ -36,7 +38,9 @@ _PERMUTATIONS = 199
 
 
 def _pairs(found: RunSet) -> list[tuple[Run, Run]]:
-    """KD with another seed, with its nearest control and with hard labels; without KD, of the first objective."""
+    """KD with another seed, with its nearest control and with hard labels; without KD, of the first
+    objective.
+    """
     first = {run.objective: run for run in of_first_seed(found)}
     try:
         base, others = against_kd(RunSet(tuple(first.values())))
@@ -56,8 +60,8 @@ def _tangle_data(runs: RunSet) -> pd.DataFrame:
     """One row per edge of either tree of a pair, with the columns of the tree's figure.
 
     Columns pair (its panel's title), side (left, right), objective, seed, child_level, child,
-    child_y, parent, parent_y, name, subtasks, share, and of the pair correlation (cophenetic, NaN where undefined),
-    null_mean, null_low, null_high (leaves permuted), permutations.
+    child_y, parent, parent_y, name, subtasks, share, and of the pair correlation (cophenetic, NaN
+    where undefined), null_mean, null_low, null_high (leaves permuted), permutations.
     """
     found = explainers(runs)
     order = routed_clusters(found).order
@@ -70,11 +74,19 @@ def _tangle_data(runs: RunSet) -> pd.DataFrame:
         pair = f"{a.objective}, seed {a.seed} | {b.objective}, seed {b.seed}"
         likeness = a.tree.null("cophenetic_correlation", b.tree, _PERMUTATIONS, generator)
         for side, run, edges in (("left", a, left), ("right", b, right)):
-            frames.append(edges.assign(
-                pair=pair, side=side, objective=run.objective, seed=run.seed, correlation=likeness.value,
-                null_mean=likeness.null_mean, null_low=likeness.null_low, null_high=likeness.null_high,
-                permutations=likeness.permutations,
-            ))  # fmt: skip
+            frames.append(
+                edges.assign(
+                    pair=pair,
+                    side=side,
+                    objective=run.objective,
+                    seed=run.seed,
+                    correlation=likeness.value,
+                    null_mean=likeness.null_mean,
+                    null_low=likeness.null_low,
+                    null_high=likeness.null_high,
+                    permutations=likeness.permutations,
+                )
+            )
     data = pd.concat(frames, ignore_index=True)
     keys = ["pair", "side", "objective", "seed"]
     return data[keys + [column for column in data.columns if column not in keys]]
@@ -95,10 +107,19 @@ def _draw_tangle(data: pd.DataFrame, width: Width = "page") -> Drawn:
     for ax, pair in zip(axes, pairs, strict=True):
         _draw_pair(ax, data[data["pair"] == pair], wide, step)
         ax.set_ylim(K - 0.3, -0.7)
-    heading(figure, " · ".join(filter(None, [
-        "names follow the left tree; lines lead to the same subtask in the right one (n = 1 pair a panel)",
-        unnamed(step),
-    ])))  # fmt: skip
+    heading(
+        figure,
+        " · ".join(
+            filter(
+                None,
+                [
+                    "names follow the left tree; lines lead to the same subtask in the right one "
+                    "(n = 1 pair a panel)",
+                    unnamed(step),
+                ],
+            )
+        ),
+    )
     return figure, axes
 
 
@@ -116,7 +137,10 @@ def _draw_pair(ax: Axes, data: pd.DataFrame, wide: float, step: int) -> None:
         ax.add_collection(branches(edges, colour, x.tolist()), autolim=False)
         experts = edges.loc[edges["child_level"] != last, ["child_level", "child", "child_y"]]
         trunk = edges.loc[edges["child_level"] == 2, ["parent", "parent_y"]].drop_duplicates()
-        nodes = [*trunk.assign(level=1)[["level", "parent", "parent_y"]].to_numpy(), *experts.to_numpy()]
+        nodes = [
+            *trunk.assign(level=1)[["level", "parent", "parent_y"]].to_numpy(),
+            *experts.to_numpy(),
+        ]
         if step == 1:
             for level, expert, y in nodes:
                 node(ax, float(x[int(level) - 1]), y, f"{expert:.0f}", colour)
@@ -131,13 +155,16 @@ def _draw_pair(ax: Axes, data: pd.DataFrame, wide: float, step: int) -> None:
         for y, place in zip(left["child_y"], right.reindex(left.index), strict=True)
     ]
     colours = [INK if odd else "#999999" for odd in group]
-    ax.add_collection(LineCollection(lines, colors=colours, linewidths=0.8 if step == 1 else 0.5), autolim=False)
+    ax.add_collection(
+        LineCollection(lines, colors=colours, linewidths=0.8 if step == 1 else 0.5), autolim=False
+    )
     first = data.iloc[0]
     found = (
-        "cophenetic correlation undefined: a tree groups nothing" if np.isnan(first["correlation"])
+        "cophenetic correlation undefined: a tree groups nothing"
+        if np.isnan(first["correlation"])
         else f"cophenetic correlation {signed(first['correlation'])}, "
         f"{null.shown(first['null_low'], first['null_high'], signed)}"
-    )  # fmt: skip
+    )
     ax.set_title(wrapped(plain(first["pair"]), wide), fontweight="bold", loc="left")
     ax.set_xlabel(wrapped(found, wide), loc="left", color=GREY)
     ax.set_xlim(0, wide)
@@ -148,13 +175,14 @@ def _draw_pair(ax: Axes, data: pd.DataFrame, wide: float, step: int) -> None:
 tanglegram = Figure(
     "tanglegram",
     "Tree against tree",
-    "KD's tree beside its tree with another seed, beside that of the nearest control with the same seed, and beside "
-    "that of hard labels (or of the objective farthest from KD that was run): a tanglegram. Lines join every subtask "
-    "to itself and change their grey from one expert of the left tree to the next; the right tree's leaves are turned, "
-    "as far as it allows, to follow the left one's. Edges are as thick as the share of subtasks that pass them; the "
-    "trunks are outermost, experts are numbered within their level. Below: the cophenetic correlation of the two trees "
-    "and the range that holds it with 95 % if leaves are permuted. The first panel says how much of what the others "
-    "show another seed does too.",
+    "KD's tree beside its tree with another seed, beside that of the nearest control with the same "
+    "seed, and beside that of hard labels (or of the objective farthest from KD that was run): a "
+    "tanglegram. Lines join every subtask to itself and change their grey from one expert of the "
+    "left tree to the next; the right tree's leaves are turned, as far as it allows, to follow the "
+    "left one's. Edges are as thick as the share of subtasks that pass them; the trunks are "
+    "outermost, experts are numbered within their level. Below: the cophenetic correlation of the "
+    "two trees and the range that holds it with 95 % if leaves are permuted. The first panel says "
+    "how much of what the others show another seed does too.",
     _tangle_data,
     _draw_tangle,
 )

@@ -1,44 +1,55 @@
 """Probes: a model and data in, tidy tables out.
 
-``gates`` and ``conflict`` are pure functions on tensors, ``gradients`` makes the Gram matrices that conflict is
-read from, ``ExplainerProbe`` records all of it through a training; ``vam`` is the same for VAM's gates. ``affinity``,
-``outputs`` and ``agreement`` ask what a step for one subtask does to another, what subtasks claim, and what routing
-agrees with; ``gates_of``, ``conflict_of`` and ``affinity_of`` hand back what one model shows, ``ConflictProbe`` takes
-its images batch by batch, ``MeasureRecord`` sets several models side by side. ``planted`` makes explainers whose
-conflicts are known, ``validate`` holds the probes against them. ``faithfulness`` asks whether attention says what an
-ablation confirms, ``attribution`` what experts look at, ``sanity`` whether that is the model's doing; ``watch`` records
-what any code makes a model compute.
+``gates`` and ``conflict`` are pure functions on tensors, ``gradients`` makes the Gram matrices that
+conflict is read from, ``ExplainerProbe`` records all of it through a training; ``vam`` is the same
+for VAM's gates. ``affinity``, ``outputs`` and ``agreement`` ask what a step for one subtask does to
+another, what subtasks claim, and what routing agrees with; ``gates_of``, ``conflict_of`` and
+``affinity_of`` hand back what one model shows, ``ConflictProbe`` takes its images batch by batch,
+``MeasureRecord`` sets several models side by side. ``planted`` makes explainers whose conflicts are
+known, ``validate`` holds the probes against them. ``faithfulness`` asks whether attention says what
+an ablation confirms, ``attribution`` what experts look at, ``sanity`` whether that is the model's
+doing; ``watch`` records what any code makes a model compute.
 """
 
 from kdx_analysis.probes import (
     affinity,
     agreement,
-    attribution,
+    claims,
     conflict,
     faithfulness,
     gates,
-    gradients,
-    outputs,
     planted,
-    sanity,
+    recording,
     vam,
-    watch,
 )
+from kdx_analysis.probes.across_models import MeasureRecord
 from kdx_analysis.probes.affinity import affinity_of, subtask_affinity
 from kdx_analysis.probes.agreement import Mantel, mantel
-from kdx_analysis.probes.attribution import Attribution, Conductance, conductance, grad_cam, integrated_gradients
 from kdx_analysis.probes.batches import ConflictProbe
-from kdx_analysis.probes.explanation import Explanation, explain
-from kdx_analysis.probes.faithfulness import Faithfulness, ablate
-from kdx_analysis.probes.gradients import Cost, Grams, probing_cost, subtask_gradients, subtask_grams
-from kdx_analysis.probes.measure_record import MeasureRecord
-from kdx_analysis.probes.parts import module_groups
-from kdx_analysis.probes.recorder import ExplainerProbe
-from kdx_analysis.probes.records import ConflictRecord, GateRecord, conflict_of, gates_of
-from kdx_analysis.probes.sanity import Randomisation, randomisation, randomised
-from kdx_analysis.probes.validation import Validation, validate
+from kdx_analysis.probes.conflict.grams import (
+    Cost,
+    Grams,
+    probing_cost,
+    subtask_gradients,
+    subtask_grams,
+)
+from kdx_analysis.probes.conflict.parts import module_groups
+from kdx_analysis.probes.conflict.record import ConflictRecord, conflict_of
+from kdx_analysis.probes.faithfulness.ablation import Faithfulness, ablate
+from kdx_analysis.probes.faithfulness.attribution import (
+    Attribution,
+    Conductance,
+    conductance,
+    grad_cam,
+    integrated_gradients,
+)
+from kdx_analysis.probes.faithfulness.explanation import Explanation, explain
+from kdx_analysis.probes.faithfulness.sanity import Randomisation, randomisation, randomised
+from kdx_analysis.probes.gates.record import GateRecord, gates_of
+from kdx_analysis.probes.planted.validation import Validation, validate
+from kdx_analysis.probes.recording import Recording, probe
+from kdx_analysis.probes.training_probe import ExplainerProbe
 from kdx_analysis.probes.vam import VAMProbe
-from kdx_analysis.probes.watch import Recording, probe
 
 __all__ = [
     "Attribution",
@@ -61,7 +72,7 @@ __all__ = [
     "affinity",
     "affinity_of",
     "agreement",
-    "attribution",
+    "claims",
     "conductance",
     "conflict",
     "conflict_of",
@@ -70,21 +81,18 @@ __all__ = [
     "gates",
     "gates_of",
     "grad_cam",
-    "gradients",
     "integrated_gradients",
     "mantel",
     "module_groups",
-    "outputs",
     "planted",
     "probe",
     "probing_cost",
     "randomisation",
     "randomised",
-    "sanity",
+    "recording",
     "subtask_affinity",
     "subtask_gradients",
     "subtask_grams",
     "validate",
     "vam",
-    "watch",
 ]

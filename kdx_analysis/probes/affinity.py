@@ -1,9 +1,12 @@
-"""Does a step for one subtask help or hurt another? TAG affinity (Fifty et al. 2021, arXiv 2109.04617)."""
+"""Does a step for one subtask help or hurt another? TAG affinity (Fifty et al. 2021, arXiv
+2109.04617).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import pandas as pd
 import torch
 from beartype import beartype
@@ -12,10 +15,16 @@ from torch import Tensor, nn
 
 from kdx_analysis import null
 from kdx_analysis.errors import KdxError
+from kdx_analysis.metrics import evaluated, metric
 from kdx_analysis.models import HME
-from kdx_analysis.probes import measures
-from kdx_analysis.probes.gradients import Cost, probing_cost, residuals, subtask_gradients, with_null
-from kdx_analysis.probes.subject import fitted, in_full, undisturbed, unwrapped, usable
+from kdx_analysis.models.modes import fitted, in_full, undisturbed, unwrapped, usable
+from kdx_analysis.probes.conflict.grams import (
+    Cost,
+    probing_cost,
+    residuals,
+    subtask_gradients,
+    with_null,
+)
 from kdx_analysis.probes.subtasks import Asked, OneVsRest, not_finite
 
 ETA = 0.01
@@ -23,9 +32,39 @@ NULL_DRAWS = null.LEAST_DRAWS
 
 
 @jaxtyped(typechecker=beartype)
-def affinity(before: Float[Tensor, " K"], after: Float[Tensor, "*draws K K"]) -> Float[Tensor, "*draws K K"]:
-    """Z_{a→b} = 1 − L_b(after a step for a)/L_b(before): above 0 the step helps, below it hurts; 0/0 is NaN."""
+def affinity(
+    before: Float[Tensor, " K"], after: Float[Tensor, "*draws K K"]
+) -> Float[Tensor, "*draws K K"]:
+    """Z_{a→b} = 1 − L_b(after a step for a)/L_b(before): above 0 the step helps, below it hurts;
+    0/0 is NaN.
+    """
     return 1 - after / before
+
+
+@metric(
+    "affinity",
+    title="affinity of subtasks",
+    reads="affinities",
+    unit="Z",
+    describes="median over ordered pairs of Z = 1 − L_b after a step of "
+    f"η = {ETA:g} down a's gradient / L_b before it; above 0 a step for one subtask helps the other",
+    definition="median over ordered pairs of Z_ab = 1 − L_b(θ − η g_a/‖g_a‖)/L_b(θ)",
+    source="TAG: Fifty et al. 2021, arXiv 2109.04617",
+    over_pairs="median",
+    of_pair=lambda affinity: affinity,
+    recorded="median_affinity",
+)
+@jaxtyped(typechecker=beartype)
+def median_affinity(affinities: Float[Tensor, "*draws K K"]) -> Float[Tensor, "*draws"]:
+    """Median of Z_{a→b} over ordered pairs a ≠ b; NaN pairs left out, NaN if none is left.
+
+    A median, since a loss that is nearly 0 makes a mean of its own.
+
+    >>> median_affinity(torch.tensor([[9.0, 0.2], [0.4, 9.0]]))
+    tensor(0.3000)
+    """
+    a, b = _ordered_pairs(affinities.shape[-1])
+    return affinities[..., a, b].nanquantile(0.5, dim=-1)
 
 
 @torch.inference_mode(False)
@@ -42,24 +81,27 @@ def subtask_affinity(
     max_memory: int = 2**30,
     num_classes: int | None = None,
 ) -> Tensor:
-    """Z_{a→b} of all pairs of subtasks, (1 + R)×K×K: row a steps θ − η g_a/‖g_a‖ on the shared parameters, column b.
+    """Z_{a→b} of all pairs of subtasks, (1 + R)×K×K: row a steps θ − η g_a/‖g_a‖ on the shared
+    parameters, column b.
 
-    θ are an explainer's trunk and experts, of another model its ``groups``. Every step is taken on copies, so the
-    model is never touched; there is no momentum. A subtask whose gradient is zero gives a row of NaN. Takes K backward
-    passes for as many sets of gradients as fit in memory together, and K(1 + R) forward passes.
+    θ are an explainer's trunk and experts, of another model its ``groups``. Every step is taken on
+    copies, so the model is never touched; there is no momentum. A subtask whose gradient is zero
+    gives a row of NaN. Takes K backward passes for as many sets of gradients as fit in memory
+    together, and K(1 + R) forward passes.
 
     Args:
         model: images → outputs; BN in eval mode; one in half precision is probed as a float32 copy.
         images: normalised, B×C×H×W.
-        loss: margins → loss of every sample and subtask, B×K, entry (b, k) of m_bk alone; the same hard loss for every
-            objective.
+        loss: margins → loss of every sample and subtask, B×K, entry (b, k) of m_bk alone; the same
+            hard loss for every objective.
         margins, groups, max_memory: as for :func:`subtask_grams`.
         eta: length of a step, above 0.
         null_draws: R; the null steps along the gradients of residuals dealt to other samples.
         seed: of the null.
         num_classes: K, where the model gives several tensors, of which it tells the outputs.
 
-    Raises KdxError for a step length that isn't above 0 and for losses or gradients that are not finite.
+    Raises KdxError for a step length that isn't above 0 and for losses or gradients that are not
+    finite.
     """
     if not eta > 0:
         raise KdxError(f"a step of length eta = {eta} shows nothing; take one above 0")
@@ -79,20 +121,29 @@ def subtask_affinity(
         own = outputs if margins is None else margins(outputs)
         before = losses({})
         if culprits := not_finite(before.unsqueeze(0)):
-            raise KdxError(f"the losses of subtasks {culprits} are not finite; did the run diverge?")
+            raise KdxError(
+                f"the losses of subtasks {culprits} are not finite; did the run diverge?"
+            )
         r = residuals(loss, own)
         sets = with_null(r, null_draws, seed)
         values = dict(model.named_parameters())
         at_once = _sets_at_once(model, r.shape[1], max_memory)
         after = []
         for chunk in sets.split(at_once):
-            gradients = subtask_gradients(model, images, chunk, margins=margins, groups=groups, max_memory=max_memory)
+            gradients = subtask_gradients(
+                model, images, chunk, margins=margins, groups=groups, max_memory=max_memory
+            )
             for draw in range(len(chunk)):
                 for k in range(r.shape[1]):
                     g = {name: gradient[draw, k] for name, gradient in gradients.items()}
                     norm = torch.stack([part.double().norm() for part in g.values()]).norm()
                     after.append(
-                        losses({name: values[name] - (eta * part / norm).to(values[name]) for name, part in g.items()})
+                        losses(
+                            {
+                                name: values[name] - (eta * part / norm).to(values[name])
+                                for name, part in g.items()
+                            }
+                        )
                     )
     return affinity(before, torch.stack(after).unflatten(0, (len(sets), -1)))
 
@@ -117,11 +168,13 @@ def affinity_of(
 
     Args:
         model, images, labels, classes, margins, groups, seed, max_memory: as for
-            :func:`kdx_analysis.probes.records.conflict_of`, whose errors it raises.
-        eta, null_draws: as for :func:`subtask_affinity`; at least one draw, and below 39 the null has no range.
+            :func:`kdx_analysis.probes.conflict.record.conflict_of`, whose errors it raises.
+        eta, null_draws: as for :func:`subtask_affinity`; at least one draw, and below 39 the null
+            has no range.
 
     Returns:
-        The columns of :func:`kdx_analysis.probes.measures.affinity_table`, eta and n, the number of images.
+        The columns of :func:`kdx_analysis.probes.conflict.tables.affinity_table`, eta and n, the number of
+        images.
 
     Raises KdxError for no null draw, and as ``conflict_of`` does.
     """
@@ -129,10 +182,18 @@ def affinity_of(
         raise KdxError(f"{null_draws} draws make no null; take 1 or more")
     asked = OneVsRest.of(model, images, labels, classes, margins)
     z = subtask_affinity(
-        asked.model, asked.images, asked.loss, margins=asked.margins, groups=groups, eta=eta, null_draws=null_draws,
-        seed=seed, max_memory=max_memory, num_classes=len(asked.classes),
-    )  # fmt: skip
-    return measures.affinity_table(z, asked.classes).assign(eta=eta, n=len(images))
+        asked.model,
+        asked.images,
+        asked.loss,
+        margins=asked.margins,
+        groups=groups,
+        eta=eta,
+        null_draws=null_draws,
+        seed=seed,
+        max_memory=max_memory,
+        num_classes=len(asked.classes),
+    )
+    return affinity_table(z, asked.classes).assign(eta=eta, n=len(images))
 
 
 def affinity_cost(
@@ -145,16 +206,85 @@ def affinity_cost(
     groups: Sequence[Sequence[str]] | None = None,
     max_memory: int = 2**30,
 ) -> Cost:
-    """Passes and memory of :func:`affinity_of` with so many ``null_draws`` under ``max_memory`` bytes, without them."""
+    """Passes and memory of :func:`affinity_of` with so many ``null_draws`` under ``max_memory``
+    bytes, without them.
+    """
     actual = margins or (lambda outputs: outputs)  # steps go along gradients with the gates' factor
     sets, at_once = 1 + null_draws, _sets_at_once(model, num_classes, max_memory)
     cost = Cost(3 + num_classes * sets, 0, len(images), 0, 0)
     for first in range(0, sets, at_once):
         chunk = min(at_once, sets - first)
-        cost += probing_cost(model, images, num_classes, chunk, margins=actual, groups=groups, max_memory=max_memory)
+        cost += probing_cost(
+            model, images, num_classes, chunk, margins=actual, groups=groups, max_memory=max_memory
+        )
     return cost
 
 
 def _sets_at_once(model: nn.Module, num_classes: int, max_memory: int) -> int:
     """Sets of residuals whose gradients are held together."""
-    return max(1, max_memory // (num_classes * sum(p.numel() * p.element_size() for p in model.parameters())))
+    return max(
+        1,
+        max_memory // (num_classes * sum(p.numel() * p.element_size() for p in model.parameters())),
+    )
+
+
+def _ordered_pairs(K: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of all pairs (a, b) of K subtasks, a ≠ b."""
+    a, b = np.nonzero(~np.eye(K, dtype=bool))
+    return a, b
+
+
+def affinity_table(affinities: Tensor, classes: Sequence[str]) -> pd.DataFrame:
+    """Z_{a→b} of every ordered pair, and over all of them: metric, a, b ('' where all are meant),
+    a_index, b_index, ….
+
+    Then value, undefined (pairs of which it is NaN: the gradient of a is zero), null_…, null_draws.
+    Over all pairs: ``median_affinity``, since a loss that is nearly 0 makes a mean of its own, and
+    ``hurt_share``, that with Z < 0.
+
+    Args:
+        affinities: (1 + R)×K×K; the first is measured, the others are its null.
+    """
+    a, b = _ordered_pairs(len(classes))
+    names = np.array(classes, dtype=object)
+    affinities = affinities.double().cpu()
+    chosen = affinities[:, a, b]
+    # A null over pairs that the value lacks would be that of another figure.
+    shared = chosen.where(~chosen[:1].isnan(), torch.nan)
+    undefined = shared.isnan()
+    hurt = torch.where(undefined, torch.nan, (shared < 0).double()).nanmean(dim=1)
+    found = evaluated("affinities", affinities.where(~affinities[:1].isnan(), torch.nan))
+    rows = [{"metric": name, **null.with_value(each.value)} for name, each in found.items()]
+    rows.append({"metric": "hurt_share", **null.with_value(hurt)})
+    nobody = {"a": "", "b": "", "a_index": -1, "b_index": -1}
+    counted = int(undefined[0].sum())
+    whole = pd.DataFrame([{**row, **nobody, "undefined": counted} for row in rows])
+    pairs = pd.DataFrame(
+        {
+            "metric": "affinity",
+            "a": names[a],
+            "b": names[b],
+            "a_index": a,
+            "b_index": b,
+            "value": chosen[0].numpy(),
+            "undefined": undefined[0].int().numpy(),
+            **null.beside(chosen[1:]),
+        }
+    )
+    return pd.concat([pairs, whole], ignore_index=True).assign(null_draws=len(chosen) - 1)
+
+
+def mean_over_epochs(affinity: pd.DataFrame) -> pd.DataFrame:
+    """Recorded affinities averaged over epochs: split, metric, a, b, …, value, undefined,
+    null_mean, epochs, probed.
+
+    A value and its null are means over the same ``epochs`` of the ``probed`` ones: those at which
+    the value is defined.
+    """
+    keys = ["split", "metric", "a", "b", "a_index", "b_index", "null_draws", "eta", "n"]
+    table = affinity.assign(null_mean=affinity["null_mean"].where(affinity["value"].notna()))
+    grouped = table.groupby(keys, sort=False)
+    means = grouped[["value", "null_mean"]].mean()
+    means["undefined"] = grouped["undefined"].sum()
+    means["epochs"], means["probed"] = grouped["value"].count(), grouped["epoch"].nunique()
+    return means.reset_index()

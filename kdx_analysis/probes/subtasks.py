@@ -1,4 +1,6 @@
-"""A classifier's K one-vs-rest subtasks: its margins, their plain hard loss, and what every probe refuses of both."""
+"""A classifier's K one-vs-rest subtasks: its margins, their plain hard loss, and what every probe
+refuses of both.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,8 @@ from torch import Tensor, nn
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME
 from kdx_analysis.models.answers import ends_in_probabilities, surely_probabilities
+from kdx_analysis.models.modes import fitted, in_full, undisturbed, unwrapped, usable
 from kdx_analysis.objectives import one_vs_rest_margins
-from kdx_analysis.probes.subject import fitted, in_full, undisturbed, unwrapped, usable
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +27,8 @@ class OneVsRest:
     """A classifier on a probe set, and the plain hard loss of its K subtasks.
 
     Attributes:
-        model: the model without wrappers, or a float32 copy of one in half precision; an explainer gives its margins.
+        model: the model without wrappers, or a float32 copy of one in half precision; an explainer
+            gives its margins.
         images: on the model's device, B×C×H×W.
         margins: outputs → margins; None where outputs are margins.
         outputs: the margins, B×K.
@@ -55,7 +58,13 @@ class OneVsRest:
         if margins is None and isinstance(model, HME):
             model = model.giving_margins()
         images = fitted(images, model)
-        expected = len(classes) if classes is not None else int(labels.max()) + 1 if labels.numel() else None
+        expected = (
+            len(classes)
+            if classes is not None
+            else int(labels.max()) + 1
+            if labels.numel()
+            else None
+        )
         answers = asked(model, images, expected)
         if margins is None and not isinstance(model, HME):
             check_logits(finite(answers), model, images)
@@ -67,8 +76,8 @@ class OneVsRest:
     def loss(self, margins: Tensor) -> Tensor:
         """BCE(σ(m_k), 1[y = k]) of every image and subtask, B×K.
 
-        By logsigmoid: PyTorch's own loss on logits loses what is left of it, and of its gradient, at margins beyond
-        ±14 in float32.
+        By logsigmoid: PyTorch's own loss on logits loses what is left of it, and of its gradient,
+        at margins beyond ±14 in float32.
         """
         return -self.one_hot * F.logsigmoid(margins) - (1 - self.one_hot) * F.logsigmoid(-margins)
 
@@ -86,14 +95,17 @@ class Asked(nn.Module):
 
 
 def asked(model: nn.Module, images: Tensor, num_classes: int | None = None) -> Tensor:
-    """What a model in eval mode answers, B×K; a warning says which of several things that it gives was taken."""
+    """What a model in eval mode answers, B×K; a warning says which of several things that it gives
+    was taken.
+    """
     with undisturbed(model), torch.no_grad():
         given = model(images.clone())
         taken = answer(given, len(images), num_classes)
         if not isinstance(given, Tensor):
             (name,) = [name for name, tensor in _tensors(given) if tensor is taken]
             warnings.warn(
-                f"the model gives {described(given)}; probed is {name}, its only tensor with a row an image and a "
+                f"the model gives {described(given)}; probed is {name}, its only tensor with a row "
+                "an image and a "
                 "column a class",
                 stacklevel=3,
             )
@@ -101,16 +113,21 @@ def asked(model: nn.Module, images: Tensor, num_classes: int | None = None) -> T
 
 
 def answer(given: Any, B: int, num_classes: int | None = None) -> Tensor:
-    """The one tensor B×K among what a model gives: it, or an entry of a dict, a sequence or a dataclass.
+    """The one tensor B×K among what a model gives: it, or an entry of a dict, a sequence or a
+    dataclass.
 
-    Where several have two axes, it is the one with ``num_classes`` columns. Raises KdxError, which names what came.
+    Where several have two axes, it is the one with ``num_classes`` columns. Raises KdxError, which
+    names what came.
     """
-    fitting = [t for _, t in _tensors(given) if t.ndim == 2 and len(t) == B and t.is_floating_point()]
+    fitting = [
+        t for _, t in _tensors(given) if t.ndim == 2 and len(t) == B and t.is_floating_point()
+    ]
     if len(fitting) > 1:
         fitting = [t for t in fitting if t.shape[1] == num_classes]
     if len(fitting) != 1:
         raise KdxError(
-            f"the model gives {described(given)} for {B} images; wanted are logits of shape B×K, one row an image and "
+            f"the model gives {described(given)} for {B} images; wanted are logits of shape B×K, "
+            "one row an image and "
             "one column a class. Wrap the model in a module whose forward gives them alone"
         )
     if fitting[0].dtype in (torch.float16, torch.bfloat16):
@@ -121,7 +138,8 @@ def answer(given: Any, B: int, num_classes: int | None = None) -> Tensor:
 def computes_in(dtype: object) -> str:
     """Why a model is refused that computes in half precision."""
     return (
-        f"the model computes in {dtype}, although its parameters do not: too coarse for the angles of gradients; take "
+        f"the model computes in {dtype}, although its parameters do not: too coarse for the angles "
+        "of gradients; take "
         "torch.autocast out of its forward"
     )
 
@@ -130,7 +148,9 @@ def described(given: Any) -> str:
     """What a model gives, in words: its type, and the shapes of the tensors in it."""
     if isinstance(given, Tensor):
         return f"a tensor of shape {'×'.join(map(str, given.shape)) or '()'} and {given.dtype}"
-    parts = [f"{name} {'×'.join(map(str, tensor.shape)) or '()'}" for name, tensor in _tensors(given)]
+    parts = [
+        f"{name} {'×'.join(map(str, tensor.shape)) or '()'}" for name, tensor in _tensors(given)
+    ]
     return f"a {type(given).__name__} of {', '.join(parts) or 'no tensors'}"
 
 
@@ -153,19 +173,24 @@ def _tensors(given: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def check_logits(outputs: Tensor, model: nn.Module, images: Tensor) -> None:
-    """KdxError if a model's outputs are of one class or probabilities, of which there are no one-vs-rest margins."""
+    """KdxError if a model's outputs are of one class or probabilities, of which there are no
+    one-vs-rest margins.
+    """
     _check_several(outputs)
     if surely_probabilities(outputs) or _ends_in_probabilities(model, images, outputs.shape[1]):
         raise KdxError(
-            f"the model's outputs look like probabilities ({float(outputs.min()):.3g} to {float(outputs.max()):.3g}), "
-            "not like logits; leave out its last softmax or sigmoid, or say by margins= how to get from them to "
-            "margins (margins=torch.logit for either; for logits that only look so, one_vs_rest_margins of "
-            "kdx_analysis.objectives)"
+            f"the model's outputs look like probabilities ({float(outputs.min()):.3g} to "
+            f"{float(outputs.max()):.3g}), "
+            "not like logits; leave out its last softmax or sigmoid, or say by margins= how to get "
+            "from them to margins (margins=torch.logit for either; for logits that only look so, "
+            "one_vs_rest_margins of kdx_analysis.objectives)"
         )
 
 
 def _ends_in_probabilities(model: nn.Module, images: Tensor, num_classes: int) -> bool:
-    """By the graph of two images; False for a model that does not run on two, which is refused with that reason."""
+    """By the graph of two images; False for a model that does not run on two, which is refused with
+    that reason.
+    """
     with undisturbed(model), torch.enable_grad():
         try:
             given = model(images[:2].clone().requires_grad_())
@@ -175,14 +200,23 @@ def _ends_in_probabilities(model: nn.Module, images: Tensor, num_classes: int) -
 
 
 def pictures(images: Any) -> Tensor:
-    """``images`` as one finite floating-point tensor B×C×H×W, B ≥ 1, from a tensor, an array or a list of either."""
+    """``images`` as one finite floating-point tensor B×C×H×W, B ≥ 1, from a tensor, an array or a
+    list of either.
+    """
     if isinstance(images, list | tuple) and len({tuple(np.shape(image)) for image in images}) > 1:
-        raise KdxError("images of different sizes can't be one batch; resize them to one size, as B×C×H×W")
+        raise KdxError(
+            "images of different sizes can't be one batch; resize them to one size, as B×C×H×W"
+        )
     images = _tensor("images", images)
     if images.ndim != 4 or not len(images) or not images.is_floating_point():
-        hint = "" if images.is_floating_point() else "; divide pixels by 255, subtract the mean, divide by std"
+        hint = (
+            ""
+            if images.is_floating_point()
+            else "; divide pixels by 255, subtract the mean, divide by std"
+        )
         raise KdxError(
-            f"images of shape {tuple(images.shape)} and {images.dtype} should be normalised, B×C×H×W, B ≥ 1{hint}"
+            f"images of shape {tuple(images.shape)} and {images.dtype} should be normalised, "
+            f"B×C×H×W, B ≥ 1{hint}"
         )
     if not images.isfinite().all():
         raise KdxError("images hold values that are not finite; look at how they are normalised")
@@ -196,13 +230,19 @@ def integers(labels: Any) -> Tensor:
 
 def _tensor(what: str, given: Any) -> Tensor:
     if isinstance(given, Tensor):
-        return given.clone() if given.is_inference() and not torch.is_inference_mode_enabled() else given
+        return (
+            given.clone()
+            if given.is_inference() and not torch.is_inference_mode_enabled()
+            else given
+        )
     try:
         if isinstance(given, list | tuple) and given and isinstance(given[0], Tensor):
             return torch.stack(list(given))
         return torch.from_numpy(np.array(given))
     except (TypeError, ValueError, RuntimeError) as error:
-        raise KdxError(f"{what} of type {type(given).__name__} make no tensor ({error}); give a torch.Tensor") from None
+        raise KdxError(
+            f"{what} of type {type(given).__name__} make no tensor ({error}); give a torch.Tensor"
+        ) from None
 
 
 def named(classes: Sequence[str] | None, K: int) -> tuple[str, ...]:
@@ -216,21 +256,35 @@ def named(classes: Sequence[str] | None, K: int) -> tuple[str, ...]:
 def labelled(images: Tensor, labels: Any, K: int) -> Tensor:
     """``labels`` as int64, if they are one of K classes for each of one image or more."""
     labels = integers(labels)
-    if labels.shape != (len(images),) or not len(images) or labels.is_floating_point() or labels.is_complex():
+    if (
+        labels.shape != (len(images),)
+        or not len(images)
+        or labels.is_floating_point()
+        or labels.is_complex()
+    ):
         raise KdxError(
-            f"labels of shape {tuple(labels.shape)} and {labels.dtype} don't fit {len(images)} images; "
+            f"labels of shape {tuple(labels.shape)} and {labels.dtype} don't fit {len(images)} "
+            "images; "
             "give one integer for each of one image or more"
         )
     if int(labels.min()) < 0 or int(labels.max()) >= K:
-        raise KdxError(f"labels from {int(labels.min())} to {int(labels.max())} should lie in 0 to {K - 1}")
+        raise KdxError(
+            f"labels from {int(labels.min())} to {int(labels.max())} should lie in 0 to {K - 1}"
+        )
     return labels.long()
 
 
 def check_classes(labels: Tensor, classes: Sequence[str]) -> None:
     """KdxError if a class has no label."""
-    lacking = [classes[k] for k in (torch.bincount(labels, minlength=len(classes)) == 0).nonzero().flatten().tolist()]
+    lacking = [
+        classes[k]
+        for k in (torch.bincount(labels, minlength=len(classes)) == 0).nonzero().flatten().tolist()
+    ]
     if lacking:
-        raise KdxError(f"no image is of class {', '.join(map(repr, lacking[:5]))}; give some images of every class")
+        raise KdxError(
+            f"no image is of class {', '.join(map(repr, lacking[:5]))}; give some images of every "
+            "class"
+        )
 
 
 def not_finite(values: Tensor) -> list[int]:
@@ -241,14 +295,20 @@ def not_finite(values: Tensor) -> list[int]:
 def finite(margins: Tensor) -> Tensor:
     """``margins`` if they are B×K and finite; else KdxError names the subtasks."""
     if margins.ndim != 2:
-        raise KdxError(f"the model gives outputs of shape {tuple(margins.shape)}; wanted B×K, one a subtask")
+        raise KdxError(
+            f"the model gives outputs of shape {tuple(margins.shape)}; wanted B×K, one a subtask"
+        )
     if wrong := not_finite(margins):
         raise KdxError(f"margins of subtasks {wrong} are not finite; did the run diverge?")
     return margins
 
 
-def subtasks(margins: Tensor, labels: Tensor, classes: Sequence[str] | None) -> tuple[tuple[str, ...], Tensor]:
-    """Names and int64 labels, unless margins are not finite or not of two classes or more, or a class has no image."""
+def subtasks(
+    margins: Tensor, labels: Tensor, classes: Sequence[str] | None
+) -> tuple[tuple[str, ...], Tensor]:
+    """Names and int64 labels, unless margins are not finite or not of two classes or more, or a
+    class has no image.
+    """
     names = named(classes, finite(margins).shape[1])
     _check_several(margins)
     labels = labelled(margins, labels, len(names))
@@ -259,6 +319,13 @@ def subtasks(margins: Tensor, labels: Tensor, classes: Sequence[str] | None) -> 
 def _check_several(outputs: Tensor) -> None:
     if outputs.shape[1] < 2:
         raise KdxError(
-            "a model of one class has no pairs to compare; give one of two classes or more (where one logit z stands "
-            "for two classes, let the model give the columns 0 and z)"
+            "a model of one class has no pairs to compare; give one of two classes or more (where "
+            "one logit z stands for two classes, let the model give the columns 0 and z)"
         )
+
+
+def pair_columns(classes: Sequence[str]) -> dict[str, np.ndarray]:
+    """Columns a, b, a_index, b_index of all pairs of subtasks a < b."""
+    names = np.array(classes, dtype=object)
+    a, b = np.triu_indices(len(names), k=1)
+    return {"a": names[a], "b": names[b], "a_index": a, "b_index": b}

@@ -1,14 +1,16 @@
-"""Claims as a paper would print them: a sentence a finding, with its effect, interval, n and the figures behind it."""
+"""Claims as a paper would print them: a sentence a finding, with its effect, interval, n and the
+figures behind it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from kdx_analysis.report.answer import Answer, change
-from kdx_analysis.report.findings import ASKED, NO, ONE_SEED, UNDECIDED, Finding
+from kdx_analysis.metrics import METRICS, asked_about
+from kdx_analysis.report.answers import Answer, change
+from kdx_analysis.report.findings import NO, ONE_SEED, UNDECIDED, Finding
 from kdx_analysis.report.numbers import decimals_for, estimate, latex, number
-from kdx_analysis.runs import METRIC
 
 _FIGURES = ("differences", "ladder")
 _FIGURES_OF = {"gate_entropy": (*_FIGURES, "entropy")}
@@ -37,15 +39,17 @@ class Claim:
 def claims(answer: Answer, labels: Mapping[str, str], drawn: Collection[str]) -> list[Claim]:
     """KD against its nearest control on every metric asked about, then whatever else is decided.
 
-    Every interval is corrected over all metrics and contrasts, so the chance that any of the sentences is false is at
-    most 5 %, where differences over seeds are normal.
+    Every interval is corrected over all metrics and contrasts, so the chance that any of the
+    sentences is false is at most 5 %, where differences over seeds are normal.
 
     Args:
         labels: rung → the objective's label, as of :func:`answer`.
         drawn: names of the figures that the report shows.
     """
-    measured = [f for f in answer.findings if f.metric in ASKED and f.effect is not None]
-    first = [f for f in measured if f.contrast.attributes and f.contrast == answer.findings[0].contrast]
+    measured = [f for f in answer.findings if f.metric in asked_about() and f.effect is not None]
+    first = [
+        f for f in measured if f.contrast.attributes and f.contrast == answer.findings[0].contrast
+    ]
     decided = [f for f in measured if f not in first and f.quotable.changed]
     return [
         Claim(
@@ -58,7 +62,7 @@ def claims(answer: Answer, labels: Mapping[str, str], drawn: Collection[str]) ->
 
 
 def _sentence(finding: Finding, labels: Mapping[str, str]) -> str:
-    contrast, effect, title = finding.contrast, finding.effect, METRIC[finding.metric].title
+    contrast, effect, title = finding.contrast, finding.effect, METRICS[finding.metric].title
     assert effect is not None
     a, b = labels[contrast.a], labels[contrast.b]
     over = f", {effect.coverage}" if str(effect.coverage) else ""
@@ -72,8 +76,8 @@ def _sentence(finding: Finding, labels: Mapping[str, str]) -> str:
     if finding.verdict == NO:
         margin = number(finding.margin, decimals_for(effect))
         return (
-            f"{a} and {b} differ in {title} by less than {margin}, a tenth of its value under {labels['hard']}: "
-            f"{signed} ({interval})."
+            f"{a} and {b} differ in {title} by less than {margin}, a tenth of its value under "
+            f"{labels['hard']}: {signed} ({interval})."
         )
     if finding.verdict == ONE_SEED:
         return f"One seed, nothing decided: {a} − {b} is {signed} in {title} (no interval, n = 1)."
@@ -84,7 +88,9 @@ def _sentence(finding: Finding, labels: Mapping[str, str]) -> str:
 
 
 def _above_null(finding: Finding, a: str, b: str) -> str:
-    """What is left of an effect above the null, with the seeds and epochs of that where they are other ones."""
+    """What is left of an effect above the null, with the seeds and epochs of that where they are
+    other ones.
+    """
     assert finding.effect is not None
     excess = finding.quotable.excess
     if excess is None:

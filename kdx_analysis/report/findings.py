@@ -1,4 +1,6 @@
-"""What the paired seeds decide: every metric under every contrast of objectives. Pure functions on numbers."""
+"""What the paired seeds decide: every metric under every contrast of objectives. Pure functions on
+numbers.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +12,20 @@ from itertools import pairwise
 import pandas as pd
 
 from kdx_analysis.config import LADDER
+from kdx_analysis.metrics import METRICS, asked_about
 from kdx_analysis.report.numbers import listed
-from kdx_analysis.runs import METRIC, METRICS, Paired, bonferroni
-from kdx_analysis.runs.effects import by_seed, paired
+from kdx_analysis.runs import Paired, bonferroni
+from kdx_analysis.runs.statistics.paired import by_seed, paired
 
-CONFLICT = tuple(metric.name for metric in METRICS if metric.conflict)
-ASKED = (*CONFLICT, "gate_entropy")
 MARGIN_SHARE = 0.1
 LOWERS, RAISES, NO, UNDECIDED, ONE_SEED, NOT_MEASURED = (
-    "lowers", "raises", "no difference", "undecided", "one seed", "not measured",
-)  # fmt: skip
+    "lowers",
+    "raises",
+    "no difference",
+    "undecided",
+    "one seed",
+    "not measured",
+)
 _ADDS = {
     "hard_T": ("temperature", "loss scale"),
     "kd_flat": ("softness",),
@@ -39,7 +45,9 @@ class Contrast:
 
     @property
     def attributes(self) -> bool:
-        """Whether it sets KD against a control, so that something of KD's effect is told from the rest."""
+        """Whether it sets KD against a control, so that something of KD's effect is told from the
+        rest.
+        """
         return self.a == "kd" and self.b in LADDER[1:]
 
 
@@ -49,11 +57,13 @@ class Decision:
 
     Attributes:
         effect: paired difference a − b with its interval; None if no seed has both.
-        excess: the paired difference of what the metric has above its null, over the seeds and epochs at which both
-            sides have a null; None where there is no such seed, or the metric has no null.
+        excess: the paired difference of what the metric has above its null, over the seeds and
+            epochs at which both sides have a null; None where there is no such seed, or the metric
+            has no null.
         has_null: whether the metric has one.
         confidence: of both intervals.
-        verdict: lowers, raises, no difference, undecided, one seed, not measured; '' for metrics not asked about.
+        verdict: lowers, raises, no difference, undecided, one seed, not measured; '' for metrics
+            not asked about.
     """
 
     effect: Paired | None
@@ -69,10 +79,16 @@ class Decision:
 
     @property
     def beyond_null(self) -> bool:
-        """Whether the excess over the null is decided as the effect is; True where the metric has no null to ask."""
+        """Whether the excess over the null is decided as the effect is; True where the metric has
+        no null to ask.
+        """
         if not self.has_null or self.effect is None:
             return True
-        return self.excess is not None and self.excess.excludes_zero and self.excess.mean * self.effect.mean > 0
+        return (
+            self.excess is not None
+            and self.excess.excludes_zero
+            and self.excess.mean * self.effect.mean > 0
+        )
 
 
 @dataclass(frozen=True)
@@ -80,12 +96,12 @@ class Finding:
     """One metric under one contrast.
 
     Attributes:
-        margin: a tenth of the metric's mean size under hard labels; NaN if hard was not run or the metric not
-            asked about.
-        quotable: what is decided at 95 % over all metrics and contrasts together, so that every such sentence of a
-            report may be quoted beside the others.
-        alone: what this contrast decides by itself, at 95 % over the metrics asked about. It is the answer to a
-            question that was asked beforehand; of many contrasts it is exploratory.
+        margin: a tenth of the metric's mean size under hard labels; NaN if hard was not run or the
+            metric not asked about.
+        quotable: what is decided at 95 % over all metrics and contrasts together, so that every
+            such sentence of a report may be quoted beside the others.
+        alone: what this contrast decides by itself, at 95 % over the metrics asked about. It is the
+            answer to a question that was asked beforehand; of many contrasts it is exploratory.
     """
 
     metric: str
@@ -113,17 +129,18 @@ class Finding:
         """What the change of the metric means, in words."""
         assert self.effect is not None
         after, before = self.effect.levels
-        return METRIC[self.metric].meaning(before, after)
+        return METRICS[self.metric].meaning(before, after)
 
 
 def contrasts(labels: Mapping[str, str]) -> tuple[Contrast, ...]:
     """What to compare, given the rungs that were run.
 
-    KD against its nearest control, that control against hard, then neighbours on the way down the ladder, then KD
-    against hard and against label smoothing.
+    KD against its nearest control, that control against hard, then neighbours on the way down the
+    ladder, then KD against hard and against label smoothing.
 
     Args:
-        labels: rung (hard, hard_T, kd_flat, kd_shuffled, kd, label_smoothing) → the objective's label.
+        labels: rung (hard, hard_T, kd_flat, kd_shuffled, kd, label_smoothing) → the objective's
+            label.
     """
     rungs = [rung for rung in LADDER if rung in labels]
     down = [(a, b) for b, a in pairwise(rungs)][::-1]
@@ -143,14 +160,17 @@ def _adds(a: str, b: str) -> str:
         return "all of KD: includes temperature and softness"
     if (a, b) == ("kd", "hard_T"):
         return "everything but temperature and loss scale"
-    return listed([what for rung in LADDER[LADDER.index(a) : LADDER.index(b) : -1] for what in _ADDS[rung]])
+    return listed(
+        [what for rung in LADDER[LADDER.index(a) : LADDER.index(b) : -1] for what in _ADDS[rung]]
+    )
 
 
 def verdict(effect: Paired | None, margin: float) -> str:
-    """What an interval decides: lowers or raises where it excludes 0, no difference where it lies within ± margin.
+    """What an interval decides: lowers or raises where it excludes 0, no difference where it lies
+    within ± margin.
 
-    Differences that are the same in every seed have an interval of width zero, which decides nothing unless they
-    are all 0.
+    Differences that are the same in every seed have an interval of width zero, which decides
+    nothing unless they are all 0.
     """
     if effect is None:
         return NOT_MEASURED
@@ -166,29 +186,39 @@ def verdict(effect: Paired | None, margin: float) -> str:
 
 
 def find(
-    values: Mapping[str, pd.DataFrame], labels: Mapping[str, str], nulls: Mapping[str, pd.DataFrame] | None = None
+    values: Mapping[str, pd.DataFrame],
+    labels: Mapping[str, str],
+    nulls: Mapping[str, pd.DataFrame] | None = None,
 ) -> tuple[Finding, ...]:
     """Every metric under every contrast.
 
-    With m metrics asked about that were measured, and k comparisons of them under all contrasts, intervals are at
-    1 − 0.05/k where they may be quoted and at 1 − 0.05/m where a contrast stands alone.
+    With m metrics asked about that were measured, and k comparisons of them under all contrasts,
+    intervals are at 1 − 0.05/k where they may be quoted and at 1 − 0.05/m where a contrast stands
+    alone.
 
     Args:
-        values: metric → its value by rungs (columns), one row a seed, or as :meth:`RunSet.by_epoch` has them; NaN or no
-            column where not measured. A difference is over the epochs at which both sides are defined.
+        values: metric → its value by rungs (columns), one row a seed, or as :meth:`RunSet.by_epoch`
+            has them; NaN or no column where not measured. A difference is over the epochs at which
+            both sides are defined.
         labels: as for :func:`contrasts`.
         nulls: metric → its null, as ``values``.
     """
-    asked = [metric for metric in ASKED if metric in values and values[metric].notna().to_numpy().any()]
+    asked = [
+        metric
+        for metric in asked_about()
+        if metric in values and values[metric].notna().to_numpy().any()
+    ]
     measured = []
-    for metric in (*asked, *(metric for metric in values if metric not in ASKED)):
+    for metric in (*asked, *(metric for metric in values if metric not in asked_about())):
         above = _above_null(values[metric], (nulls or {}).get(metric))
         for contrast in contrasts(labels):
-            sides, reduction = (contrast.a, contrast.b), METRIC[metric].pairs_make
+            sides, reduction = (contrast.a, contrast.b), METRICS[metric].pairs_make
             effect = paired(values[metric], *sides, over_pairs=reduction)
             excess = None if above is None else paired(above, *sides, over_pairs=reduction)
             measured.append((metric, contrast, effect, excess))
-    compared = sum(effect is not None and effect.n > 1 and metric in asked for metric, _, effect, _ in measured)
+    compared = sum(
+        effect is not None and effect.n > 1 and metric in asked for metric, _, effect, _ in measured
+    )
     together, alone = (bonferroni(family) for family in (compared, len(asked)))
     margins = {metric: _margin(values[metric], metric) for metric in asked}
     found = []
@@ -196,7 +226,8 @@ def find(
         margin = margins.get(metric, math.nan)
         has_null = metric in (nulls or {})
         decisions = (
-            _decision(metric, effect, excess, has_null, margin, confidence) for confidence in (together, alone)
+            _decision(metric, effect, excess, has_null, margin, confidence)
+            for confidence in (together, alone)
         )
         found.append(Finding(metric, contrast, margin, *decisions))
     return tuple(found)
@@ -209,11 +240,24 @@ def _above_null(table: pd.DataFrame, null: pd.DataFrame | None) -> pd.DataFrame 
 def _margin(table: pd.DataFrame, metric: str) -> float:
     if "hard" not in table.columns:
         return math.nan
-    return MARGIN_SHARE * abs(float(by_seed(table[["hard"]], METRIC[metric].pairs_make)["hard"].mean()))
+    return MARGIN_SHARE * abs(
+        float(by_seed(table[["hard"]], METRICS[metric].pairs_make)["hard"].mean())
+    )
 
 
 def _decision(
-    metric: str, effect: Paired | None, excess: Paired | None, has_null: bool, margin: float, confidence: float
+    metric: str,
+    effect: Paired | None,
+    excess: Paired | None,
+    has_null: bool,
+    margin: float,
+    confidence: float,
 ) -> Decision:
     effect, excess = (None if each is None else each.at(confidence) for each in (effect, excess))
-    return Decision(effect, excess, has_null, confidence, verdict(effect, margin) if metric in ASKED else "")
+    return Decision(
+        effect,
+        excess,
+        has_null,
+        confidence,
+        verdict(effect, margin) if metric in asked_about() else "",
+    )

@@ -15,10 +15,14 @@ def markdown(html: str) -> str:
     soup = BeautifulSoup(html, "html.parser")
     for part in soup(["style", "script", "nav"]):
         part.decompose()
-    for heading in soup.select("th.group"):  # Markdown's tables have no row groups: a row like the others
+    for heading in soup.select(
+        "th.group"
+    ):  # Markdown's tables have no row groups: a row like the others
         heading.name = "td"
         del heading["colspan"]
-    converter = _Converter(heading_style="atx", bullets="-", sub_symbol="<sub>", sup_symbol="<sup>", escape_misc=True)
+    converter = _Converter(
+        heading_style="atx", bullets="-", sub_symbol="<sub>", sup_symbol="<sup>", escape_misc=True
+    )
     return str(converter.convert_soup(soup)).strip() + "\n"
 
 
@@ -26,7 +30,9 @@ class _Converter(MarkdownConverter):
     """Keeps the line breaks of cells, and escapes no sign that means nothing inside a line."""
 
     def convert_br(self, el: Any, text: str, parent_tags: set[str]) -> str:
-        return "<br>" if parent_tags & {"td", "th"} else str(super().convert_br(el, text, parent_tags))  # type: ignore[misc]
+        if parent_tags & {"td", "th"}:
+            return "<br>"
+        return str(super().convert_br(el, text, parent_tags))  # type: ignore[misc]
 
     def escape(self, text: str, parent_tags: set[str]) -> str:
         escaped = str(super().escape(text, parent_tags))  # type: ignore[misc]
@@ -43,11 +49,13 @@ def pdf(html: str) -> bytes:
         from weasyprint.urls import URLFetcher
     except ImportError:
         raise KdxError(
-            "a PDF needs WeasyPrint: pip install 'kdx_analysis[pdf]', or print the HTML report from a browser"
+            "a PDF needs WeasyPrint: pip install 'kdx_analysis[pdf]', or print the HTML report "
+            "from a browser"
         ) from None
     except OSError as error:
         raise KdxError(
-            f"WeasyPrint does not find Pango ({error}): apt-get install libpangoft2-1.0-0, or brew install pango, or "
+            f"WeasyPrint does not find Pango ({error}): apt-get install libpangoft2-1.0-0, or brew "
+            "install pango, or "
             "print the HTML report from a browser"
         ) from None
     held = URLFetcher(allowed_protocols=["data"], fail_on_errors=True)

@@ -23,16 +23,21 @@ class Health:
         role, objective, vam, seed: its keys.
         epochs: trained; 0 for a teacher that was given.
         selected: epoch whose weights are kept, by ``rule``.
-        first_loss, last_loss: of training, in the first and last epoch; NaN for a teacher that was given.
-        fall: share by which the training loss fell from the last epoch but one to the last; NaN below two epochs.
+        first_loss, last_loss: of training, in the first and last epoch; NaN for a teacher that was
+            given.
+        fall: share by which the training loss fell from the last epoch but one to the last; NaN
+            below two epochs.
         finite: whether the loss of every epoch is.
         accuracy: on the test split.
-        chance: the accuracy that guessing among K classes surpasses once in 740 times: 1/K and three standard errors;
-            NaN where classes or test images are unknown.
-        undefined_pairs, pairs: of subtasks, over all probed epochs and both probe sets, whose cosine of hard-loss
-            gradients is undefined, out of so many; None where conflict was not probed.
-        undefined_gates: probed figures of separation and modulation that are 0/0; None where there is none.
-        dead: share of the last level's experts that no subtask reaches at the selected epoch; NaN without experts.
+        chance: the accuracy that guessing among K classes surpasses once in 740 times: 1/K and
+            three standard errors; NaN where classes or test images are unknown.
+        undefined_pairs, pairs: of subtasks, over all probed epochs and both probe sets, whose
+            cosine of hard-loss gradients is undefined, out of so many; None where conflict was not
+            probed.
+        undefined_gates: probed figures of separation and modulation that are 0/0; None where there
+            is none.
+        dead: share of the last level's experts that no subtask reaches at the selected epoch; NaN
+            without experts.
     """
 
     run: str
@@ -87,8 +92,9 @@ def summary(trainings: Sequence[Health]) -> list[str]:
         f"The loss is finite in every epoch of all {len(trained)} trainings."
         if not broken
         else f"The loss is not finite in {len(broken)} of {len(trained)} trainings: {', '.join(broken)}.",
-        f"The training loss still fell by more than {100 * STILL_FALLING:g} % in the last epoch of {len(falling)} of "
-        f"{len(trained)} trainings{': these may not have converged.' if falling else '.'}",
+        f"The training loss still fell by more than {100 * STILL_FALLING:g} % in the last epoch of "
+        f"{len(falling)} of {len(trained)} "
+        f"trainings{': these may not have converged.' if falling else '.'}",
     ]
     if guessing:
         sentences.append(f"No better than chance on the test split: {', '.join(guessing)}.")
@@ -96,19 +102,25 @@ def summary(trainings: Sequence[Health]) -> list[str]:
     if with_experts:
         dead = [t.dead for t in with_experts if t.dead > 0]
         sentences.append(
-            f"In {len(dead)} of {len(with_experts)} explainers some experts of the last level are dead (no subtask "
-            f"reaches them){f', at most {100 * max(dead):.0f} % of them' if dead else ''}."
+            f"In {len(dead)} of {len(with_experts)} explainers some experts of the last level are "
+            "dead (no subtask reaches "
+            f"them){f', at most {100 * max(dead):.0f} % of them' if dead else ''}."
         )
     pairs = [t for t in trainings if t.pairs]
     if pairs:
-        undefined, total = sum(t.undefined_pairs or 0 for t in pairs), sum(t.pairs or 0 for t in pairs)
+        undefined, total = (
+            sum(t.undefined_pairs or 0 for t in pairs),
+            sum(t.pairs or 0 for t in pairs),
+        )
         sentences.append(
-            f"Of {total} cosines between subtasks' gradients {undefined} are undefined (a zero gradient) and left out."
+            f"Of {total} cosines between subtasks' gradients {undefined} are undefined (a zero "
+            "gradient) and left out."
         )
     gated = [t for t in trainings if t.undefined_gates is not None]
     if gated:
         sentences.append(
-            f"{sum(t.undefined_gates or 0 for t in gated)} figures of separation and modulation are undefined (0/0); "
+            f"{sum(t.undefined_gates or 0 for t in gated)} figures of separation and modulation "
+            "are undefined (0/0); "
             "objectives are compared over the epochs at which all of them are defined."
         )
     return sentences
@@ -116,23 +128,31 @@ def summary(trainings: Sequence[Health]) -> list[str]:
 
 def _health(run: Run) -> Health:
     metrics = run.record("metrics")
-    losses = metrics[(metrics["split"] == "train") & (metrics["metric"] == "loss")].sort_values("epoch")["value"]
+    losses = metrics[(metrics["split"] == "train") & (metrics["metric"] == "loss")].sort_values(
+        "epoch"
+    )["value"]
     loss = [float(value) for value in losses]
     undefined, pairs = _pairs(run)
     return Health(
-        run.id, run.role, run.objective, run.vam, run.seed, len(loss), int(run.info["selection"]["epoch"]),
+        run.id,
+        run.role,
+        run.objective,
+        run.vam,
+        run.seed,
+        len(loss),
+        run.selected_epoch,
         str(run.info["selection"]["rule"]),
         first_loss=loss[0] if loss else math.nan,
         last_loss=loss[-1] if loss else math.nan,
         fall=1 - loss[-1] / loss[-2] if len(loss) > 1 and loss[-2] else math.nan,
         finite=all(map(math.isfinite, loss)),
-        accuracy=_accuracy(metrics[metrics["epoch"] == run.info["selection"]["epoch"]]),
+        accuracy=_accuracy(metrics[metrics["epoch"] == run.selected_epoch]),
         chance=_chance(run),
         undefined_pairs=undefined,
         pairs=pairs,
         undefined_gates=_undefined_gates(run),
         dead=_dead(run),
-    )  # fmt: skip
+    )
 
 
 def _accuracy(selected: pd.DataFrame) -> float:
@@ -174,7 +194,7 @@ def _dead(run: Run) -> float:
         return math.nan
     table = run.record("gate_summary")
     chosen = table[
-        (table["epoch"] == run.info["selection"]["epoch"])
+        (table["epoch"] == run.selected_epoch)
         & (table["metric"] == "dead_share")
         & (table["attention"] == "effective")
     ]

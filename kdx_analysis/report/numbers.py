@@ -1,13 +1,23 @@
-"""Shares in per cent; other numbers are shown as :mod:`kdx_analysis.runs.numbers` does."""
+"""Shares in per cent; other numbers are shown as :mod:`kdx_analysis.runs.tables.numbers` does."""
 
 from __future__ import annotations
 
 import re
 
 from kdx_analysis.runs import Interval
-from kdx_analysis.runs.numbers import MISSING, decimals_for, estimate, listed, number
+from kdx_analysis.runs.tables.numbers import MISSING, decimals_for, estimate, listed, number
 
-__all__ = ["MISSING", "decimals_for", "estimate", "latex", "listed", "number", "percent", "size_of_change", "tied"]
+__all__ = [
+    "MISSING",
+    "decimals_for",
+    "estimate",
+    "latex",
+    "listed",
+    "number",
+    "percent",
+    "size_of_change",
+    "tied",
+]
 
 
 def percent(interval: Interval | None) -> str:
@@ -15,7 +25,11 @@ def percent(interval: Interval | None) -> str:
     if interval is None:
         return MISSING
     mean = number(100 * interval.mean, 1)
-    return mean if interval.n < 2 else f"{mean} [{number(100 * interval.low, 1)}, {number(100 * interval.high, 1)}]"
+    return (
+        mean
+        if interval.n < 2
+        else f"{mean} [{number(100 * interval.low, 1)}, {number(100 * interval.high, 1)}]"
+    )
 
 
 def size_of_change(effect: Interval, decimals: int | None = None) -> str:
@@ -30,10 +44,23 @@ def tied(text: str) -> str:
 
 
 _TIES = re.compile(r"(?<=\d) (?=%)|(?<=\bn) (?==)|(?<==) (?=\d)|(?<=\d,) (?=[−+]?[\d.]+\])")
-_LATEX = str.maketrans({
-    "−": "$-$", "±": r"$\pm$", "–": "--", "%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "$": r"\$", "{": r"\{",
-    "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}",
-})  # fmt: skip
+_LATEX = str.maketrans(
+    {
+        "−": "$-$",
+        "±": r"$\pm$",
+        "–": "--",
+        "%": r"\%",
+        "_": r"\_",
+        "&": r"\&",
+        "#": r"\#",
+        "$": r"\$",
+        "{": r"\{",
+        "}": r"\}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "\\": r"\textbackslash{}",
+    }
+)
 
 
 def latex(text: str) -> str:

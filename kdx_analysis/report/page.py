@@ -20,11 +20,14 @@ from markupsafe import Markup
 from kdx_analysis import plots
 from kdx_analysis.errors import AbsentError, KdxError
 from kdx_analysis.io import staged_file, write_text
-from kdx_analysis.report import arms, cite, formats, health, numbers, provenance, tables, trees
-from kdx_analysis.report.answer import Answer
+from kdx_analysis.metrics import METRICS
+from kdx_analysis.report import arm_findings as arms
+from kdx_analysis.report import formats, health, numbers, provenance, tables, trees
+from kdx_analysis.report import methods as cite
+from kdx_analysis.report.answers import Answer
 from kdx_analysis.report.claims import Claim, claims
 from kdx_analysis.report.findings import LOWERS, RAISES, Decision, Finding
-from kdx_analysis.runs import METRIC, RunSet, ladders
+from kdx_analysis.runs import RunSet, ladders
 
 PAGE, FIGURES, ANSWER, ARMS, TREES = "report.html", "figures", "answer.csv", "arms.csv", "trees.csv"
 EMBEDDED = 3_000_000  # bytes of figures in a page, as long as their PNGs allow
@@ -59,10 +62,11 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Report:
-    """The report on runs of one study: the answer, its tables and figures, and where they come from.
+    """The report on runs of one study: the answer, its tables and figures, and where they come
+    from.
 
-    Shows itself in a notebook; :meth:`save` writes it as a page, as Markdown or as PDF, with its figures and tables
-    beside it. Raises KdxError if there is none but a teacher among the runs.
+    Shows itself in a notebook; :meth:`save` writes it as a page, as Markdown or as PDF, with its
+    figures and tables beside it. Raises KdxError if there is none but a teacher among the runs.
     """
 
     runs: RunSet
@@ -70,7 +74,8 @@ class Report:
     def __post_init__(self) -> None:
         if all(run.role == "teacher" for run in self.runs):
             raise KdxError(
-                "there is no run but a teacher's, and nothing to report; give the directory of a study or of imports"
+                "there is no run but a teacher's, and nothing to report; give the directory of a "
+                "study or of imports"
             )
 
     @cached_property
@@ -108,7 +113,9 @@ class Report:
 
     @cached_property
     def _trees(self) -> tuple[list[str], pd.DataFrame | None]:
-        """What the trees support, and the trees; nothing where the runs hold no gates to take them from."""
+        """What the trees support, and the trees; nothing where the runs hold no gates to take them
+        from.
+        """
         try:
             return trees.trees_sentence(self.runs), trees.newicks(self.runs)
         except KdxError:  # the tree's figure is left out for the same reason, and says so
@@ -118,20 +125,27 @@ class Report:
         return self._render("fragment.html.j2", files_at=None)
 
     def save(self, out: str | Path) -> Path:
-        """Write the report as its file's suffix says, ``.html``, ``.md`` or ``.pdf``, and return the file's path.
+        """Write the report as its file's suffix says, ``.html``, ``.md`` or ``.pdf``, and return
+        the file's path.
 
-        A path without suffix is a directory, for ``report.html`` in it. Raises KdxError for another suffix.
+        A path without suffix is a directory, for ``report.html`` in it. Raises KdxError for another
+        suffix.
         """
         path = Path(out)
         if path.suffix not in _SAVERS:
-            raise KdxError(f"{str(path)!r} has a suffix that no report is written as: choose .html, .md or .pdf")
+            raise KdxError(
+                f"{str(path)!r} has a suffix that no report is written as: choose .html, .md or "
+                ".pdf"
+            )
         return _SAVERS[path.suffix](self, path)
 
     def save_html(self, out: str | Path) -> Path:
-        """Write the page, and ``answer.csv``, ``trees.csv`` and ``figures/`` beside it; the page comes last.
+        """Write the page, and ``answer.csv``, ``trees.csv`` and ``figures/`` beside it; the page
+        comes last.
 
         Args:
-            out: a directory, for ``report.html`` in it, or the page's own path, ending in ``.html``.
+            out: a directory, for ``report.html`` in it, or the page's own path, ending in
+                ``.html``.
 
         Returns:
             The page's path.
@@ -187,53 +201,70 @@ class Report:
         return found
 
     def _answer_csv(self) -> str:
-        texts = [answer.to_frame().to_csv(index=False, header=not i) for i, answer in enumerate(self.answers)]
+        texts = [
+            answer.to_frame().to_csv(index=False, header=not i)
+            for i, answer in enumerate(self.answers)
+        ]
         return "".join(texts)
 
     def _render(self, template: str, *, files_at: str | None, embed: bool = True) -> str:
-        """``files_at``: where the files beside the page are linked to; ``embed``: whether it holds its figures."""
+        """``files_at``: where the files beside the page are linked to; ``embed``: whether it holds
+        its figures.
+        """
         drawn, left_out = self._figures
         titles = {figure.name: re.split("[:,]", figure.title)[0] for figure in drawn}
         trainings = health.health(self.runs)
         script = _resource("report.js")
         told = zip(self.answers, ladders(self.runs), strict=True)
-        return _environment().get_template(template).render(
-            answers=[
-                {"said": answer, "grid": _grid(answer), "claims": claims(answer, labels, titles)}
-                for answer, labels in told
-            ],
-            by_chance=_by_chance,
-            answer_file=ANSWER,
-            arms=self.arms,
-            arms_file=ARMS,
-            margin=100 * arms.MARGIN,
-            accuracy=tables.accuracy(arms.first_arm(self.runs)) if self.answers or not self.arms else [],
-            teachers=tables.teacher_accuracy(self.runs),
-            tested_images=tables.tested_images(self.runs),
-            headlines=tables.headline_tables(self.runs),
-            figures=drawn,
-            titles=titles,
-            sources=_embedded(drawn) if embed else {name: f"{FIGURES}/{name}.svg" for name in titles},
-            trees=self._trees[0],
-            trees_file=TREES,
-            left_out=left_out,
-            files_at=files_at,
-            trainings=trainings,
-            health_summary=health.summary(trainings),
-            provenance=provenance.provenance(self.runs),
-            differing=provenance.differing(self.runs),
-            given=cite.given(self.runs),
-            selection=provenance.selection(self.runs),
-            methods=cite.methods(self.runs, self._confidences()),
-            bibtex=cite.bibtex(),
-            study=", ".join(dict.fromkeys(str(run.info["study"]) for run in self.runs)),
-            objectives=self.runs.objectives,
-            seeds=self.runs.seeds,
-            classes=self.runs.classes,
-            style=Markup(_resource("style.css")),
-            script=Markup(script),
-            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        )  # fmt: skip
+        return (
+            _environment()
+            .get_template(template)
+            .render(
+                answers=[
+                    {
+                        "said": answer,
+                        "grid": _grid(answer),
+                        "claims": claims(answer, labels, titles),
+                    }
+                    for answer, labels in told
+                ],
+                by_chance=_by_chance,
+                answer_file=ANSWER,
+                arms=self.arms,
+                arms_file=ARMS,
+                margin=100 * arms.MARGIN,
+                accuracy=tables.accuracy(arms.first_arm(self.runs))
+                if self.answers or not self.arms
+                else [],
+                teachers=tables.teacher_accuracy(self.runs),
+                tested_images=tables.tested_images(self.runs),
+                headlines=tables.headline_tables(self.runs),
+                figures=drawn,
+                titles=titles,
+                sources=_embedded(drawn)
+                if embed
+                else {name: f"{FIGURES}/{name}.svg" for name in titles},
+                trees=self._trees[0],
+                trees_file=TREES,
+                left_out=left_out,
+                files_at=files_at,
+                trainings=trainings,
+                health_summary=health.summary(trainings),
+                provenance=provenance.provenance(self.runs),
+                differing=provenance.differing(self.runs),
+                given=cite.given(self.runs),
+                selection=provenance.selection(self.runs),
+                methods=cite.methods(self.runs, self._confidences()),
+                bibtex=cite.bibtex(),
+                study=", ".join(dict.fromkeys(str(run.info["study"]) for run in self.runs)),
+                objectives=self.runs.objectives,
+                seeds=self.runs.seeds,
+                classes=self.runs.classes,
+                style=Markup(_resource("style.css")),
+                script=Markup(script),
+                script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            )
+        )
 
 
 _SAVERS: dict[str, Callable[[Report, Path], Path]] = {
@@ -245,7 +276,8 @@ _SAVERS: dict[str, Callable[[Report, Path], Path]] = {
 
 
 def _embedded(figures: Sequence[Drawn]) -> dict[str, str]:
-    """The data address of every figure: the SVG, which stays sharp when enlarged, as far as EMBEDDED allows.
+    """The data address of every figure: the SVG, which stays sharp when enlarged, as far as
+    EMBEDDED allows.
 
     The smallest SVGs go first; the figures that are left over show their PNG.
     """
@@ -268,7 +300,9 @@ def _grid(answer: Answer) -> dict[str, Any]:
     contrasts = list(dict.fromkeys(finding.contrast for finding in answer.findings))
     metrics = dict.fromkeys(finding.metric for finding in answer.findings)
     cells = {(finding.metric, finding.contrast): finding for finding in answer.findings}
-    rows = [(METRIC[metric], [cells[metric, contrast] for contrast in contrasts]) for metric in metrics]
+    rows = [
+        (METRICS[metric], [cells[metric, contrast] for contrast in contrasts]) for metric in metrics
+    ]
     return {"contrasts": contrasts, "rows": rows}
 
 
@@ -278,7 +312,8 @@ def _by_chance(answer: Answer) -> str:
         return ""
     return (
         f"Of {answer.compared} comparisons at {100 * answer.confidence:.4g} % each, "
-        f"{numbers.number(answer.by_chance, 2)} would come out decided on average if nothing differed."
+        f"{numbers.number(answer.by_chance, 2)} would come out decided on average if nothing "
+        "differed."
     )
 
 

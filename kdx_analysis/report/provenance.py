@@ -1,4 +1,6 @@
-"""Where the figures come from: study, data, teacher, versions, hardware, and what differs between runs."""
+"""Where the figures come from: study, data, teacher, versions, hardware, and what differs between
+runs.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ def provenance(runs: RunSet) -> list[tuple[str, list[str]]]:
 
 
 def differing(runs: RunSet) -> list[tuple[str, str, list[str]]]:
-    """Role, configuration key and its values with the number of runs, for keys in which runs of a role differ."""
+    """Role, configuration key and its values with the number of runs, for keys in which runs of a
+    role differ.
+    """
     rows = []
     for role in ROLES:
         for key, values in runs.filter(role=role).diff().items():
@@ -109,7 +113,11 @@ def _gates(run: Run) -> str | None:
     facts = [f"{section['gates']} gates", f"τ {tau['schedule']} from {tau['start']:g}{end}"]
     facts += [f"the {section['top_k']} largest kept"] if section["top_k"] else []
     facts += ["Gumbel noise"] if section["gumbel"] else []
-    facts += [f"frozen in the first {section['warmup_epochs']} epochs"] if section["warmup_epochs"] else []
+    facts += (
+        [f"frozen in the first {section['warmup_epochs']} epochs"]
+        if section["warmup_epochs"]
+        else []
+    )
     return "; ".join(facts)
 
 
@@ -117,10 +125,19 @@ def _vam(run: Run) -> str | None:
     arm = f"{run.vam}: " if run.vam else ""
     if not (section := run.info["config"].get("vam")):
         return f"{arm}none" if arm else None
-    size = f"{section['blocks']} blocks" if section["channels"] is None else f"{section['channels']} channels a block"
-    gamma, tau = ({key: of[key] for key in ("start", "end") if key == "start" or of["schedule"] != "constant"}
-                  for of in (section["gamma"], section["temperature"]))  # fmt: skip
-    facts = [f"{name} {' to '.join(f'{value:g}' for value in of.values())}" for name, of in (("γ", gamma), ("τ", tau))]
+    size = (
+        f"{section['blocks']} blocks"
+        if section["channels"] is None
+        else f"{section['channels']} channels a block"
+    )
+    gamma, tau = (
+        {key: of[key] for key in ("start", "end") if key == "start" or of["schedule"] != "constant"}
+        for of in (section["gamma"], section["temperature"])
+    )
+    facts = [
+        f"{name} {' to '.join(f'{value:g}' for value in of.values())}"
+        for name, of in (("γ", gamma), ("τ", tau))
+    ]
     return f"{arm}{', '.join([size, *facts, section['scale']])}"
 
 
@@ -133,7 +150,9 @@ def _phase2(run: Run) -> str | None:
 def _pruned(run: Run) -> str | None:
     if run.info["grown_from"] is None:
         return None
-    before, after = (", ".join(map(str, of["experts"])) for of in (run.info["grown_from"], run.info))
+    before, after = (
+        ", ".join(map(str, of["experts"])) for of in (run.info["grown_from"], run.info)
+    )
     return f"{before} → {after}"
 
 

@@ -7,18 +7,19 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from kdx_analysis.report.answer import Answer, answer
+from kdx_analysis.metrics import METRICS, Metric
+from kdx_analysis.report.answers import Answer, answer
 from kdx_analysis.report.numbers import number
-from kdx_analysis.runs import METRICS, Interval, Metric, Run, RunSet, ladders, t_interval
-from kdx_analysis.runs.effects import coverage, side_by_side
+from kdx_analysis.runs import Interval, Run, RunSet, ladders, t_interval
+from kdx_analysis.runs.statistics.paired import coverage, side_by_side
 
 
 def answers(runs: RunSet) -> list[Answer]:
     """One answer per KD objective that explainers were trained under, over all headline metrics."""
     if not len(runs.filter(role="explainer")):
         return []
-    tables = {metric.name: runs.by_epoch(metric.name) for metric in METRICS}
-    with_null = [metric for metric in METRICS if metric.has_null]
+    tables = {metric.name: runs.by_epoch(metric.name) for metric in METRICS.values()}
+    with_null = [metric for metric in METRICS.values() if metric.has_null]
     nulls = {metric.name: runs.by_epoch(metric.name, of="null") for metric in with_null}
     found = []
     for labels in ladders(runs):
@@ -27,7 +28,9 @@ def answers(runs: RunSet) -> list[Answer]:
     return found
 
 
-def _by_rung(tables: Mapping[str, pd.DataFrame], rungs: Mapping[str, str]) -> dict[str, pd.DataFrame]:
+def _by_rung(
+    tables: Mapping[str, pd.DataFrame], rungs: Mapping[str, str]
+) -> dict[str, pd.DataFrame]:
     """The columns of objectives that have a rung, under its name."""
     return {
         name: table[[label for label in table if label in rungs]].rename(columns=rungs)
@@ -37,7 +40,9 @@ def _by_rung(tables: Mapping[str, pd.DataFrame], rungs: Mapping[str, str]) -> di
 
 @dataclass(frozen=True)
 class Scores:
-    """One row of the accuracy table: means over seeds, as shares; None where the role was not trained."""
+    """One row of the accuracy table: means over seeds, as shares; None where the role was not
+    trained.
+    """
 
     name: str
     student: Interval | None
@@ -49,7 +54,9 @@ class Scores:
 
 
 def accuracy(runs: RunSet) -> list[Scores]:
-    """Test accuracy and agreement with the teacher by objective: undivided student, explainer, tree."""
+    """Test accuracy and agreement with the teacher by objective: undivided student, explainer,
+    tree.
+    """
     columns = {
         (metric, role): runs.values(metric, role=role)
         for metric in ("accuracy", "agreement")
@@ -80,7 +87,7 @@ def teacher_accuracy(runs: RunSet) -> list[tuple[str, float]]:
     found = []
     for run in runs.filter(role="teacher"):
         table = run.record("metrics")
-        at_end = table[table["epoch"] == run.info["selection"]["epoch"]]
+        at_end = table[table["epoch"] == run.selected_epoch]
         right = at_end[(at_end["split"] == "test") & (at_end["metric"] == "accuracy")]
         found += [(model_name(run), float(value)) for value in right["value"].tail(1)]
     return found
@@ -100,9 +107,11 @@ def tested_images(runs: RunSet) -> list[str]:
 
 @dataclass(frozen=True)
 class Headline:
-    """One metric under one objective: mean over seeds and mean null, by split; ``n`` a dash where it is unknown.
+    """One metric under one objective: mean over seeds and mean null, by split; ``n`` a dash where
+    it is unknown.
 
-    Means are over the epochs at which all objectives are defined; ``over`` says how many of how many, by split.
+    Means are over the epochs at which all objectives are defined; ``over`` says how many of how
+    many, by split.
     """
 
     objective: str
@@ -124,15 +133,18 @@ class HeadlineTable:
 def headline_tables(runs: RunSet) -> list[HeadlineTable]:
     """Every headline metric that has splits or nulls to show, in the order of METRICS.
 
-    Of the explainers, or of all but teachers where there is none, as among models trained elsewhere.
+    Of the explainers, or of all but teachers where there is none, as among models trained
+    elsewhere.
     """
     explainers = runs.filter(role="explainer")
     role = "explainer" if len(explainers) else "student"
-    shown = explainers if len(explainers) else RunSet.of(run for run in runs if run.role != "teacher")
+    shown = (
+        explainers if len(explainers) else RunSet.of(run for run in runs if run.role != "teacher")
+    )
     frame = shown.to_frame()
     frame = frame[~frame["metric"].isin(["accuracy", "agreement"])].dropna(subset="value")
     found = []
-    for metric in METRICS:
+    for metric in METRICS.values():
         of_metric = frame[frame["metric"] == metric.name]
         for attention in sorted(of_metric["attention"].unique(), reverse=True):
             chosen = of_metric[of_metric["attention"] == attention]

@@ -20,21 +20,25 @@ _GROUPS = {
 
 
 def newicks(runs: RunSet) -> pd.DataFrame:
-    """The trees of all explainers: run, objective, seed, epoch, newick. Raises KdxError if one has no gates."""
+    """The trees of all explainers: run, objective, seed, epoch, newick. Raises KdxError if one has
+    no gates.
+    """
     rows = [
-        (run.id, run.objective, run.seed, run.info["selection"]["epoch"], run.tree.to_newick())
+        (run.id, run.objective, run.seed, run.selected_epoch, run.tree.to_newick())
         for run in runs.filter(role="explainer")
     ]
     return pd.DataFrame(rows, columns=["run", "objective", "seed", "epoch", "newick"])
 
 
 def trees_sentence(runs: RunSet) -> list[str]:
-    """How alike the explainers' trees are, beside random leaf order, and what follows for the objective.
+    """How alike the explainers' trees are, beside random leaf order, and what follows for the
+    objective.
 
-    The verdict rests on the cophenetic correlation, which counts likeness by degrees; shared clades are all or
-    nothing. The tree is called a property of the objective where trees of one objective under two seeds are more
-    alike than 19 of 20 random leaf orders, and than under 19 of 20 dealings of the objectives to the runs of each
-    seed. Raises KdxError if an explainer has no gates.
+    The verdict rests on the cophenetic correlation, which counts likeness by degrees; shared clades
+    are all or nothing. The tree is called a property of the objective where trees of one objective
+    under two seeds are more alike than 19 of 20 random leaf orders, and than under 19 of 20
+    dealings of the objectives to the runs of each seed. Raises KdxError if an explainer has no
+    gates.
     """
     pairs = tree_pairs(explainers(runs))
     return [*filter(None, [_clades(pairs), _correlations(pairs)]), _verdict(pairs, runs)]
@@ -55,11 +59,16 @@ def _clades(pairs: TreePairs) -> str:
 def _correlations(pairs: TreePairs) -> str:
     held = {group: pairs.of(CORRELATION, group) for group in _GROUPS}
     parts = [
-        f"for {_GROUPS[group]} {number(values.mean(), 2)} (n = {_counted(values)}; random leaf order {_range(draws)})"
+        f"for {_GROUPS[group]} {number(values.mean(), 2)} (n = {_counted(values)}; random leaf "
+        f"order {_range(draws)})"
         for group, (values, draws) in held.items()
         if len(values)
     ]
-    return f"Of the levels at which subtasks part, the mean cophenetic correlation is {listed(parts)}." if parts else ""
+    return (
+        f"Of the levels at which subtasks part, the mean cophenetic correlation is {listed(parts)}."
+        if parts
+        else ""
+    )
 
 
 def _verdict(pairs: TreePairs, runs: RunSet) -> str:
@@ -69,13 +78,13 @@ def _verdict(pairs: TreePairs, runs: RunSet) -> str:
         return "Undecidable: whether the tree is a property of the objective, as no objective was run with two seeds."
     if not len(values):
         return (
-            "Undecidable: whether the tree is a property of the objective, as no two trees of one objective both part "
-            "their subtasks on more than one level."
+            "Undecidable: whether the tree is a property of the objective, as no two trees of one "
+            "objective both part their subtasks on more than one level."
         )
     if null.p_value(values.mean(), draws, "greater") > _RARE:
         return (
-            "The tree is not shown to be a property of the objective: under another seed the same objective gives a "
-            "tree that is not clearly more alike than random leaf order makes it."
+            "The tree is not shown to be a property of the objective: under another seed the same "
+            "objective gives a tree that is not clearly more alike than random leaf order makes it."
         )
     beyond = "Trees of one objective are more alike over seeds than random leaf order makes them"
     if len(found.objectives) < 2:
@@ -83,16 +92,17 @@ def _verdict(pairs: TreePairs, runs: RunSet) -> str:
     dealt = deal_objectives(pairs.table)
     if dealt.exact and 1 / dealt.dealings > _RARE:
         return (
-            f"Undecided: {beyond[0].lower()}{beyond[1:]}, but there are only {dealt.dealings} ways to deal the "
-            "objectives to the runs of each seed, too few to tell the objective's part from the data's."
+            f"Undecided: {beyond[0].lower()}{beyond[1:]}, but there are only {dealt.dealings} ways "
+            "to deal the "
+            "objectives to the runs of each seed, too few to tell the objective's part from the "
+            "data's."
         )
-    rarely = (
-        f"{dealt.alike} of {dealt.dealings} ways to deal the objectives to the runs of each seed make them as alike"
-    )
+    rarely = f"{dealt.alike} of {dealt.dealings} ways to deal the objectives to the runs of each seed make them as alike"
     if dealt.alike / dealt.dealings > _RARE:
         return (
-            f"The tree is not shown to be a property of the objective: {beyond[0].lower()}{beyond[1:]}, but hardly "
-            f"more than trees of different objectives ({rarely})."
+            "The tree is not shown to be a property of the objective: "
+            f"{beyond[0].lower()}{beyond[1:]}, but hardly more than trees of different objectives "
+            f"({rarely})."
         )
     return f"The tree is in part a property of the objective: {beyond[0].lower()}{beyond[1:]}, and {rarely}."
 
@@ -107,7 +117,9 @@ def _counted(values: np.ndarray) -> str:
 
 
 def _range(draws: np.ndarray) -> str:
-    """The mean of a group under random leaf order, and the range that holds one more draw with 95 %."""
+    """The mean of a group under random leaf order, and the range that holds one more draw with 95
+    %.
+    """
     beside = null.beside_one(draws)
     low, high = (number(beside[end], 2) for end in ("null_low", "null_high"))
     return f"{number(beside['null_mean'], 2)}, 95 % of draws {low} to {high}"

@@ -2,13 +2,18 @@
 
 from kdx_analysis.runs.aggregates import Aggregate, interquartile_mean, probability_of_improvement
 from kdx_analysis.runs.arms import ArmContrast, arm_contrasts, arms
-from kdx_analysis.runs.comparison import Comparison
-from kdx_analysis.runs.directory import ROLES, Run, environment, run_id, write_run
-from kdx_analysis.runs.effects import Effect, effects
-from kdx_analysis.runs.headlines import METRIC, METRICS, Metric
 from kdx_analysis.runs.ladders import ladders
+from kdx_analysis.runs.run import ROLES, Run, environment, run_id, write_run
 from kdx_analysis.runs.runset import RunSet
-from kdx_analysis.runs.significance import (
+from kdx_analysis.runs.statistics.intervals import (
+    Interval,
+    Paired,
+    bonferroni,
+    paired_difference,
+    t_interval,
+)
+from kdx_analysis.runs.statistics.paired import Effect, effects
+from kdx_analysis.runs.statistics.pvalues import (
     LEAST_SEEDS,
     PValue,
     holm,
@@ -16,8 +21,8 @@ from kdx_analysis.runs.significance import (
     permutation_test,
     sign_flip_test,
 )
-from kdx_analysis.runs.statistics import Interval, Paired, bonferroni, paired_difference, t_interval
-from kdx_analysis.runs.tables import Table
+from kdx_analysis.runs.tables.comparison import Comparison
+from kdx_analysis.runs.tables.table import Table
 from kdx_analysis.runs.trees import Dealt, TreePairs, deal_objectives, tree_pairs
 
 __all__ = [
@@ -31,7 +36,6 @@ __all__ = [
     "Dealt",
     "Effect",
     "Interval",
-    "Metric",
     "PValue",
     "Paired",
     "Run",

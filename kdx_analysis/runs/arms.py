@@ -1,4 +1,6 @@
-"""Students under the arms of one study: with VAM, without it, and what sets one arm apart from another."""
+"""Students under the arms of one study: with VAM, without it, and what sets one arm apart from
+another.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from typing import Any
 
 from kdx_analysis.config import flatten
 from kdx_analysis.errors import AbsentError
-from kdx_analysis.runs.directory import Run
+from kdx_analysis.runs.run import Run
 from kdx_analysis.runs.runset import RunSet
 
 
@@ -29,19 +31,25 @@ def arms(runs: RunSet) -> RunSet:
     """The students among ``runs`` that are of arms. Raises AbsentError if there are not two arms."""
     found = RunSet(tuple(run for run in runs if run.role == "student" and run.vam))
     if len({run.vam for run in found}) < 2:
-        raise AbsentError(f"the {len(runs)} runs hold no two arms of VAM; give runs of a study that maps vam to arms")
+        raise AbsentError(
+            f"the {len(runs)} runs hold no two arms of VAM; give runs of a study that maps vam to "
+            "arms"
+        )
     return found
 
 
 def arm_contrasts(runs: RunSet) -> tuple[ArmContrast, ...]:
-    """Every arm against the first, which is the one without VAM if there is one, then what the entropy term alone adds.
+    """Every arm against the first, which is the one without VAM if there is one, then what the
+    entropy term alone adds.
 
     Raises AbsentError if there are not two arms.
     """
     settings = {run.vam: _setting(run) for run in arms(runs)}
     first, *others = sorted(settings, key=lambda arm: bool(settings[arm]))
     pairs = [(arm, first) for arm in others]
-    pairs += [(a, b) for b in others for a in others if _adds_entropy_alone(settings[a], settings[b])]
+    pairs += [
+        (a, b) for b in others for a in others if _adds_entropy_alone(settings[a], settings[b])
+    ]
     return tuple(ArmContrast(a, b, _adds(settings[a], settings[b])) for a, b in pairs)
 
 

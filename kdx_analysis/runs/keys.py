@@ -9,16 +9,18 @@ from typing import Any, NamedTuple
 from kdx_analysis.config import flatten
 from kdx_analysis.errors import KdxError
 from kdx_analysis.registry import unknown
-from kdx_analysis.runs.directory import Run
+from kdx_analysis.runs.run import Run
 
 NOT_SET = "not set"
 _LABELS = ("objective", "objective.name", "objective.label")
 
 
 def value_of(run: Run, key: str) -> Hashable:
-    """The value of a run's key (objective, seed, …) or of a dotted key of its configuration (``training.lr``).
+    """The value of a run's key (objective, seed, …) or of a dotted key of its configuration
+    (``training.lr``).
 
-    Numbers, texts and truth values are themselves, lists are as JSON has them, what is not there is 'not set'.
+    Numbers, texts and truth values are themselves, lists are as JSON has them, what is not there is
+    'not set'.
     """
     return canonical(run.keys[key] if key in run.keys else flatten(run.info["config"]).get(key))
 
@@ -27,12 +29,18 @@ def canonical(value: Any) -> Hashable:
     """A value of a configuration as one that can be compared and name a column."""
     if value is None:
         return NOT_SET
-    return value if isinstance(value, str | int | float) else json.dumps(list(value), ensure_ascii=False)
+    return (
+        value
+        if isinstance(value, str | int | float)
+        else json.dumps(list(value), ensure_ascii=False)
+    )
 
 
 def known_keys(runs: Iterable[Run]) -> list[str]:
     """Keys of runs, then dotted keys of their configurations."""
-    return list(dict.fromkeys(name for run in runs for name in (*run.keys, *flatten(run.info["config"]))))
+    return list(
+        dict.fromkeys(name for run in runs for name in (*run.keys, *flatten(run.info["config"])))
+    )
 
 
 def check_key(runs: Sequence[Run], key: str) -> None:
@@ -49,11 +57,15 @@ def in_order(values: Iterable[Hashable]) -> list[Any]:
 
 
 def differing(runs: Iterable[Run]) -> dict[str, list[Any]]:
-    """Dotted configuration keys in which the runs differ, with each run's value (None where it has none)."""
+    """Dotted configuration keys in which the runs differ, with each run's value (None where it has
+    none).
+    """
     flat = [flatten(run.info["config"]) for run in runs]
     keys = dict.fromkeys(key for config in flat for key in config)
     table = {key: [config.get(key) for config in flat] for key in keys}
-    return {key: values for key, values in table.items() if any(value != values[0] for value in values)}
+    return {
+        key: values for key, values in table.items() if any(value != values[0] for value in values)
+    }
 
 
 class Shared(NamedTuple):
@@ -65,15 +77,18 @@ class Shared(NamedTuple):
 
 
 def places(runs: Sequence[Run], by: str) -> dict[Shared, dict[Hashable, int]]:
-    """Where every run stands in a table of what is compared: what a row shares → value of ``by`` → number of the run.
+    """Where every run stands in a table of what is compared: what a row shares → value of ``by`` →
+    number of the run.
 
-    Where ``by`` is a setting of the objective (``decomposition``, ``objective.T``), pairs share its name and whichever
-    of its other settings vary among the runs. Raises KdxError for ``by='seed'``, for a key that no run has, and if
-    two runs stand in one place.
+    Where ``by`` is a setting of the objective (``decomposition``, ``objective.T``), pairs share its
+    name and whichever of its other settings vary among the runs. Raises KdxError for ``by='seed'``,
+    for a key that no run has, and if two runs stand in one place.
     """
     check_key(runs, by)
     if by == "seed":
-        raise KdxError("runs are paired by their seeds, so seeds can't be compared; choose another key")
+        raise KdxError(
+            "runs are paired by their seeds, so seeds can't be compared; choose another key"
+        )
     table: dict[Shared, dict[Hashable, list[int]]] = {}
     for number, (run, objective) in enumerate(zip(runs, _objectives(runs, by), strict=True)):
         row = table.setdefault(Shared("" if by == "role" else run.role, objective, run.seed), {})
@@ -82,15 +97,19 @@ def places(runs: Sequence[Run], by: str) -> dict[Shared, dict[Hashable, int]]:
         for column, numbers in row.items():
             if len(numbers) > 1:
                 raise _in_one_place([runs[number] for number in numbers], by, column)
-    return {shared: {column: numbers[0] for column, numbers in row.items()} for shared, row in table.items()}
+    return {
+        shared: {column: numbers[0] for column, numbers in row.items()}
+        for shared, row in table.items()
+    }
 
 
 def _in_one_place(runs: Sequence[Run], by: str, column: Hashable) -> KdxError:
     first = runs[0]
     compared = "" if by in ("role", "objective") else f", {by} {column!r}"
     return KdxError(
-        f"{len(runs)} runs are {first.role} {first.objective!r} with seed {first.seed}{compared}; they differ in "
-        f"{', '.join(differing(runs)) or 'nothing'}: filter the runs, or report their directories apart"
+        f"{len(runs)} runs are {first.role} {first.objective!r} with seed {first.seed}{compared}; "
+        f"they differ in {', '.join(differing(runs)) or 'nothing'}: filter the runs, or report "
+        "their directories apart"
     )
 
 
@@ -100,10 +119,14 @@ def _objectives(runs: Sequence[Run], by: str) -> list[str]:
     if by != "decomposition" and not by.startswith("objective."):
         return [run.objective for run in runs]
     left_out = {"objective.name", "objective.label", f"objective.{by.removeprefix('objective.')}"}
-    settings = [key for key in differing(runs) if key.startswith("objective.") and key not in left_out]
+    settings = [
+        key for key in differing(runs) if key.startswith("objective.") and key not in left_out
+    ]
     labels = []
     for run in runs:
         config = flatten(run.info["config"])
-        varied = [f"{key.removeprefix('objective.')}={config[key]}" for key in settings if key in config]
+        varied = [
+            f"{key.removeprefix('objective.')}={config[key]}" for key in settings if key in config
+        ]
         labels.append(" ".join([str(config.get("objective.name", run.objective)), *varied]))
     return labels

@@ -13,12 +13,17 @@ _DISTILLATION = ("T", "lambda", "cut")
 
 
 def ladders(runs: RunSet) -> list[dict[str, str]]:
-    """For each KD objective of the explainers, rung → label of it and of the controls that share its settings.
+    """For each KD objective of the explainers, rung → label of it and of the controls that share
+    its settings.
 
     Without a KD objective there is one ladder, that of the highest control.
     """
-    configs = {run.objective: run.info["config"]["objective"] for run in runs.filter(role="explainer")}
-    tops = [label for label, config in configs.items() if config["name"] == "kd"] or list(configs)[-1:]
+    configs = {
+        run.objective: run.info["config"]["objective"] for run in runs.filter(role="explainer")
+    }
+    tops = [label for label, config in configs.items() if config["name"] == "kd"] or list(configs)[
+        -1:
+    ]
     return [_ladder(configs, configs[top]) for top in tops]
 
 

@@ -13,21 +13,24 @@ import pandas as pd
 
 from kdx_analysis.config import LADDER
 from kdx_analysis.errors import KdxError
+from kdx_analysis.metrics import METRICS
 from kdx_analysis.registry import unknown
-from kdx_analysis.runs.comparison import Comparison, compare
-from kdx_analysis.runs.directory import INFO, ROLES, Run
-from kdx_analysis.runs.effects import over_epochs, paired, side_by_side
-from kdx_analysis.runs.headlines import METRIC, per_pair, preferred
+from kdx_analysis.runs.headlines import per_pair, preferred
 from kdx_analysis.runs.keys import canonical, check_key, differing, in_order, places, value_of
-from kdx_analysis.runs.statistics import Paired
-from kdx_analysis.runs.tables import Table, make_table
+from kdx_analysis.runs.run import INFO, ROLES, Run
+from kdx_analysis.runs.statistics.intervals import Paired
+from kdx_analysis.runs.statistics.paired import over_epochs, paired, side_by_side
+from kdx_analysis.runs.tables.comparison import Comparison, compare
+from kdx_analysis.runs.tables.table import Table, make_table
 
 ORDER = (*LADDER[:1], "label_smoothing", *LADDER[1:])
 
 
 @dataclass(frozen=True)
 class RunSet:
-    """Finished runs, in the order teacher, then objective by objective, arm by arm (VAM's), seed by seed."""
+    """Finished runs, in the order teacher, then objective by objective, arm by arm (VAM's), seed by
+    seed.
+    """
 
     runs: tuple[Run, ...]
 
@@ -57,10 +60,12 @@ class RunSet:
         return iter(self.runs)
 
     def filter(self, **keys: Any) -> RunSet:
-        """The runs that have the given values under keys of runs or dotted keys of the configuration.
+        """The runs that have the given values under keys of runs or dotted keys of the
+        configuration.
 
-        A value may be a list of allowed ones: ``filter(role="student", **{"training.lr": [0.1, 0.2]})``. A run without
-        the key has the value None there. Raises KdxError for a key that no run has.
+        A value may be a list of allowed ones: ``filter(role="student", **{"training.lr": [0.1,
+        0.2]})``. A run without the key has the value None there. Raises KdxError for a key that no
+        run has.
         """
         runs = self.runs
         for key, wanted in keys.items():
@@ -71,30 +76,43 @@ class RunSet:
         return RunSet(runs)
 
     def group(self, by: str) -> dict[Any, RunSet]:
-        """The runs under each value of a key of runs or of the configuration; numbers by size, others as they come.
+        """The runs under each value of a key of runs or of the configuration; numbers by size,
+        others as they come.
 
         Runs that have no such key are under 'not set'. Raises KdxError for a key that no run has.
         """
         check_key(self.runs, by)
         values = [value_of(run, by) for run in self.runs]
         return {
-            value: RunSet(tuple(run for run, its in zip(self.runs, values, strict=True) if its == value))
+            value: RunSet(
+                tuple(run for run, its in zip(self.runs, values, strict=True) if its == value)
+            )
             for value in in_order(values)
         }
 
     def pair(self, a: Any, b: Any, *, by: str = "objective") -> tuple[tuple[Run, Run], ...]:
-        """The pairs of runs in which ``by`` is a and b, that share role, objective and seed where ``by`` leaves them.
+        """The pairs of runs in which ``by`` is a and b, that share role, objective and seed where
+        ``by`` leaves them.
 
         Raises KdxError if no run has one of the values, or if two runs stand for one of a pair.
         """
         rows = places(self.runs, by).values()
         _check_values((a, b), by, [value_of(run, by) for run in self.runs])
-        return tuple((self.runs[row[a]], self.runs[row[b]]) for row in rows if a in row and b in row)
+        return tuple(
+            (self.runs[row[a]], self.runs[row[b]]) for row in rows if a in row and b in row
+        )
 
     def diff(self) -> pd.DataFrame:
-        """The configuration where the runs differ: runs (rows, by id) by dotted keys; 'not set' where one has none."""
-        table = {key: [canonical(value) for value in values] for key, values in differing(self.runs).items()}
-        return pd.DataFrame(table, index=pd.Index([run.id for run in self.runs], name="run"), dtype=object)
+        """The configuration where the runs differ: runs (rows, by id) by dotted keys; 'not set'
+        where one has none.
+        """
+        table = {
+            key: [canonical(value) for value in values]
+            for key, values in differing(self.runs).items()
+        }
+        return pd.DataFrame(
+            table, index=pd.Index([run.id for run in self.runs], name="run"), dtype=object
+        )
 
     @property
     def objectives(self) -> tuple[str, ...]:
@@ -111,11 +129,15 @@ class RunSet:
         """The classes, which all runs share that know theirs. Raises KdxError where they don't."""
         distinct = {run.classes for run in self.runs if run.classes}
         if len(distinct) > 1:
-            raise KdxError(f"the runs are about {len(distinct)} different sets of classes; filter by study")
+            raise KdxError(
+                f"the runs are about {len(distinct)} different sets of classes; filter by study"
+            )
         return distinct.pop() if distinct else ()
 
     def frame(self, kind: str) -> pd.DataFrame:
-        """The records of one ``kind`` of all runs that hold them, under each run's keys. KdxError if none does."""
+        """The records of one ``kind`` of all runs that hold them, under each run's keys. KdxError
+        if none does.
+        """
         frames = [run.record(kind).assign(**run.keys) for run in self.runs if kind in run.kinds]
         if not frames:
             raise KdxError(f"none of the {len(self)} runs has {kind!r} records")
@@ -124,8 +146,8 @@ class RunSet:
     def to_frame(self) -> pd.DataFrame:
         """Headline figures of all runs: the keys, then what :attr:`Run.headlines` holds.
 
-        Each is the mean over its run's own epochs. Figures that are set against each other are taken over common ones:
-        see :meth:`values` and :meth:`paired`.
+        Each is the mean over its run's own epochs. Figures that are set against each other are
+        taken over common ones: see :meth:`values` and :meth:`paired`.
         """
         self._some()
         return self._keyed([run.headlines.assign(**run.keys) for run in self.runs])
@@ -148,74 +170,100 @@ class RunSet:
         return frame[keys + [column for column in frame.columns if column not in keys]]
 
     def values(
-        self, metric: str, *, by: str = "objective", role: str = "explainer", split: str | None = None,
-        attention: str | None = None, of: Literal["value", "null"] = "value",
-    ) -> pd.DataFrame:  # fmt: skip
-        """One headline figure as a table of what is compared: pairs (rows) by the values of ``by`` (columns).
+        self,
+        metric: str,
+        *,
+        by: str = "objective",
+        role: str = "explainer",
+        split: str | None = None,
+        attention: str | None = None,
+        of: Literal["value", "null"] = "value",
+    ) -> pd.DataFrame:
+        """One headline figure as a table of what is compared: pairs (rows) by the values of ``by``
+        (columns).
 
-        A row holds runs that share their seed and, where the runs compared have several, their objective. Other
-        differences between runs of one column are refused rather than averaged over. A figure of several epochs is the
-        mean over those at which it is defined for every run of the row that has it at all, so that a row may be read
-        across; where there is no such epoch, over each run's own. :meth:`by_epoch` has every epoch.
+        A row holds runs that share their seed and, where the runs compared have several, their
+        objective. Other differences between runs of one column are refused rather than averaged
+        over. A figure of several epochs is the mean over those at which it is defined for every run
+        of the row that has it at all, so that a row may be read across; where there is no such
+        epoch, over each run's own. :meth:`by_epoch` has every epoch.
 
         Args:
-            metric: one of METRIC.
-            by: a key of runs (objective, role, study, decomposition, …) or a dotted key of the configuration.
+            metric: one of METRICS.
+            by: a key of runs (objective, role, study, decomposition, …) or a dotted key of the
+                configuration.
             role: of the runs; where ``by`` is 'role', all but teachers are compared.
-            split, attention: by default those that headlines rest on: train for conflict, test for accuracy,
-                effective attention for gates.
-            of: the figure itself, or its null, over those of the same epochs at which it is defined.
+            split, attention: by default those that headlines rest on: train for conflict, test for
+                accuracy, effective attention for gates.
+            of: the figure itself, or its null, over those of the same epochs at which it is
+                defined.
 
         Raises:
-            KdxError: an unknown name, or two runs for one cell, with the configuration keys in which they differ.
+            KdxError: an unknown name, or two runs for one cell, with the configuration keys in
+                which they differ.
         """
         read = partial(self.by_epoch, metric, by=by, role=role, split=split, attention=attention)
         values, chosen = side_by_side(read()), read(of=of)
-        return over_epochs(chosen.where(values.notna()), METRIC[metric].pairs_make)
+        return over_epochs(chosen.where(values.notna()), METRICS[metric].pairs_make)
 
     def by_epoch(
-        self, metric: str, *, by: str = "objective", role: str = "explainer", split: str | None = None,
-        attention: str | None = None, of: Literal["value", "null"] = "value",
-    ) -> pd.DataFrame:  # fmt: skip
-        """:meth:`values` epoch by epoch: rows are keyed by seed, epoch and, where there are several, objective.
+        self,
+        metric: str,
+        *,
+        by: str = "objective",
+        role: str = "explainer",
+        split: str | None = None,
+        attention: str | None = None,
+        of: Literal["value", "null"] = "value",
+    ) -> pd.DataFrame:
+        """:meth:`values` epoch by epoch: rows are keyed by seed, epoch and, where there are
+        several, objective.
 
-        A cell is NaN where a run has no such figure, or where it is undefined, as 0/0. An epoch is its number, or for
-        runs of other lengths that were probed equally often its place among the probed ones (1, 2, …); a figure of the
-        selected epoch has that one alone. Where a figure of pairs of subtasks lacks some of them in any run, rows are
-        keyed by pair too, so that runs can be compared on the pairs that they share.
+        A cell is NaN where a run has no such figure, or where it is undefined, as 0/0. An epoch is
+        its number, or for runs of other lengths that were probed equally often its place among the
+        probed ones (1, 2, …); a figure of the selected epoch has that one alone. Where a figure of
+        pairs of subtasks lacks some of them in any run, rows are keyed by pair too, so that runs
+        can be compared on the pairs that they share.
 
         Args:
-            metric: one of METRIC.
+            metric: one of METRICS.
             by, role, split, attention: as for :meth:`values`.
             of: the figure itself, or its null, which is NaN where the figure is.
 
         Raises:
             KdxError: as :meth:`values` does.
         """
-        if metric not in METRIC:
-            raise unknown("headline figure", metric, METRIC)
+        if metric not in METRICS:
+            raise unknown("headline figure", metric, METRICS)
         check_key(self.runs, by)
         frame = self._per_epoch
         roles = np.array([run.role for run in self.runs], dtype=object)[frame.index]
         of_role = roles != "teacher" if by == "role" else roles == role
         chosen = frame[of_role & (frame["metric"] == metric)]
         for column, wanted in (("split", split), ("attention", attention)):
-            chosen = chosen[chosen[column] == (preferred(set(chosen[column])) if wanted is None else wanted)]
-        if METRIC[metric].over_pairs and (chosen["undefined"] > 0).any():
+            chosen = chosen[
+                chosen[column] == (preferred(set(chosen[column])) if wanted is None else wanted)
+            ]
+        if METRICS[metric].over_pairs and (chosen["undefined"] > 0).any():
             chosen = self._by_pair(chosen, metric)
         return self._crossed(chosen, by, of)
 
     def _by_pair(self, chosen: pd.DataFrame, metric: str) -> pd.DataFrame:
-        """Rows of ``chosen``, one an epoch, as one a pair of subtasks, without those of runs that hold no pairs.
+        """Rows of ``chosen``, one an epoch, as one a pair of subtasks, without those of runs that
+        hold no pairs.
 
-        Where none of the runs does they stay as they are. Nulls are of the pairs that each run has, so there is none of
-        the pairs that several share.
+        Where none of the runs does they stay as they are. Nulls are of the pairs that each run has,
+        so there is none of the pairs that several share.
         """
         tables = []
         for number, rows in chosen.groupby(level=0, sort=False):
             pairs = per_pair(self.runs[int(str(number))], metric)
             if not pairs.empty:
-                merged = rows.drop(columns="value").merge(pairs, on=["split", "epoch"], how="left").assign(null=np.nan)
+                merged = (
+                    rows.drop(columns="value")
+                    .merge(pairs, on=["split", "epoch"], how="left")
+                    .assign(null=np.nan)
+                )
                 tables.append(merged.set_axis([number] * len(merged)))
         if not tables:
             return chosen
@@ -233,84 +281,117 @@ class RunSet:
             for shared, row in rows.items()
             for column, place in row.items()
         }
-        placed = pd.DataFrame([at[number] for number in chosen.index], columns=["objective", "seed", "column"])
+        placed = pd.DataFrame(
+            [at[number] for number in chosen.index], columns=["objective", "seed", "column"]
+        )
         long = placed.assign(epoch=_epoch_keys(chosen), value=chosen[of].to_numpy(dtype=float))
         long = long.assign(pair=chosen["pair"].to_numpy()) if "pair" in chosen else long
-        table = long.set_index([*keys, "column"])["value"].unstack("column").reindex(columns=range(len(columns)))
+        table = (
+            long.set_index([*keys, "column"])["value"]
+            .unstack("column")
+            .reindex(columns=range(len(columns)))
+        )
         table.columns = pd.Index(columns, name=by)
         if len(objectives) < 2:
             return table.droplevel("objective")
         return table.rename(index=dict(enumerate(objectives)), level="objective")
 
-    def paired(self, metric: str, a: Any, b: Any, *, confidence: float = 0.95, **which: Any) -> Paired:
-        """Difference a − b of ``metric`` over the seeds that both have, with its t-interval at ``confidence``.
+    def paired(
+        self, metric: str, a: Any, b: Any, *, confidence: float = 0.95, **which: Any
+    ) -> Paired:
+        """Difference a − b of ``metric`` over the seeds that both have, with its t-interval at
+        ``confidence``.
 
-        A figure of several epochs is compared epoch by epoch, over those at which both are defined, and then averaged;
-        ``coverage`` of the result says over how many. ``which`` is as for :meth:`values`. Where a seed has several
-        pairs, one for each objective, its difference is their mean: n counts seeds, of which those that lack an
-        objective are left out. Raises KdxError if all do, or if no seed has both.
+        A figure of several epochs is compared epoch by epoch, over those at which both are defined,
+        and then averaged; ``coverage`` of the result says over how many. ``which`` is as for
+        :meth:`values`. Where a seed has several pairs, one for each objective, its difference is
+        their mean: n counts seeds, of which those that lack an objective are left out. Raises
+        KdxError if all do, or if no seed has both.
         """
         by = which.get("by", "objective")
         _check_values((a, b), by, self.by_epoch(metric, **which).columns)
-        two = RunSet(tuple(run for run in self.runs if value_of(run, by) in (a, b)))  # no other run's epochs count
+        two = RunSet(
+            tuple(run for run in self.runs if value_of(run, by) in (a, b))
+        )  # no other run's epochs count
         table = two.by_epoch(metric, **which)
-        found = paired(table, a, b, confidence, METRIC[metric].pairs_make)
+        found = paired(table, a, b, confidence, METRICS[metric].pairs_make)
         if found is None:
             raise KdxError(
-                f"{metric} of {a} and {b} can't be paired: no seed has both, at an epoch at which both are defined"
+                f"{metric} of {a} and {b} can't be paired: no seed has both, at an epoch at which "
+                "both are defined"
             )
         return found
 
     def table(
-        self, rows: str = "objective", columns: str = "metric", metric: str | Sequence[str] | None = None, *,
-        role: str | None = None, against: Any = None, confidence: float = 0.95,
-    ) -> Table:  # fmt: skip
-        """Mean over seeds, Student-t interval and n of every cell, as DataFrame, Markdown, CSV and LaTeX.
+        self,
+        rows: str = "objective",
+        columns: str = "metric",
+        metric: str | Sequence[str] | None = None,
+        *,
+        role: str | None = None,
+        against: Any = None,
+        confidence: float = 0.95,
+    ) -> Table:
+        """Mean over seeds, Student-t interval and n of every cell, as DataFrame, Markdown, CSV and
+        LaTeX.
 
-        Bold is what paired differences decide, with Bonferroni's correction over the m comparisons of the whole table,
-        all metrics together (t-intervals at 1 − 0.05/m; method, §7): with ``against`` every value that differs from
-        it, without it the one value, if any, that is better than each of the others. Figures of several epochs are
-        compared epoch by epoch, over those at which both are defined; a cell is the mean over the epochs at which all
-        runs of its seed are, and its ``over`` says how many those are.
+        Bold is what paired differences decide, with Bonferroni's correction over the m comparisons
+        of the whole table, all metrics together (t-intervals at 1 − 0.05/m; method, §7): with
+        ``against`` every value that differs from it, without it the one value, if any, that is
+        better than each of the others. Figures of several epochs are compared epoch by epoch, over
+        those at which both are defined; a cell is the mean over the epochs at which all runs of its
+        seed are, and its ``over`` says how many those are.
 
         Args:
-            rows, columns: two keys of runs or of the configuration, or one and 'metric'. What is compared are the
-                rows, or the columns where the rows are metrics.
-            metric: one or several of METRIC; by default all that the runs hold.
-            role: of the runs; by default explainers, else students, else trees. Both keys' runs where one is 'role'.
+            rows, columns: two keys of runs or of the configuration, or one and 'metric'. What is
+                compared are the rows, or the columns where the rows are metrics.
+            metric: one or several of METRICS; by default all that the runs hold.
+            role: of the runs; by default explainers, else students, else trees. Both keys' runs
+                where one is 'role'.
             against: the value of the key that others are compared with.
             confidence: of each interval, and of all comparisons together.
 
         Raises:
-            KdxError: an unknown name, no run of the role, several metrics where none of the keys is 'metric', or two
-                runs for one seed of a cell.
+            KdxError: an unknown name, no run of the role, several metrics where none of the keys is
+                'metric', or two runs for one seed of a cell.
         """
         return make_table(self, rows, columns, metric, role, against, confidence)
 
     def compare(
-        self, metric: str | Sequence[str] | None = None, *, by: str = "objective", against: Any = None,
-        role: str | None = None, confidence: float = 0.95,
-    ) -> Comparison:  # fmt: skip
-        """Every value of ``by``, its paired difference from ``against`` over seeds, and what else differs.
+        self,
+        metric: str | Sequence[str] | None = None,
+        *,
+        by: str = "objective",
+        against: Any = None,
+        role: str | None = None,
+        confidence: float = 0.95,
+    ) -> Comparison:
+        """Every value of ``by``, its paired difference from ``against`` over seeds, and what else
+        differs.
 
-        Intervals of differences are Bonferroni's over all comparisons shown, of all metrics; from six seeds on p-values
-        of paired t-tests stand beside them, adjusted by Holm over the same, and below none.
+        Intervals of differences are Bonferroni's over all comparisons shown, of all metrics; from
+        six seeds on p-values of paired t-tests stand beside them, adjusted by Holm over the same,
+        and below none.
 
         Args:
             metric, role, confidence: as for :meth:`table`.
             by: a key of runs or of the configuration.
-            against: a value of it; by default the first, which is 'hard' of objectives and the least of numbers.
+            against: a value of it; by default the first, which is 'hard' of objectives and the
+                least of numbers.
 
         Raises:
-            KdxError: an unknown name, no run of the role, fewer than two values, or two runs for one seed of a cell.
+            KdxError: an unknown name, no run of the role, fewer than two values, or two runs for
+                one seed of a cell.
         """
         return compare(self, metric, by, against, role, confidence)
 
 
 def _epoch_keys(chosen: pd.DataFrame) -> np.ndarray:
-    """The epoch of every row: its number, or its place in its run for runs of other lengths, probed equally often.
+    """The epoch of every row: its number, or its place in its run for runs of other lengths, probed
+    equally often.
 
-    A place then says the share of the training that is done, as a third; the last probed epoch ends it.
+    A place then says the share of the training that is done, as a third; the last probed epoch ends
+    it.
     """
     by_run = chosen["epoch"].groupby(level=0, sort=False)
     if by_run.max().nunique() < 2 or by_run.nunique().nunique() > 1:

@@ -1,4 +1,6 @@
-"""How far the trees of several runs agree: every pair of runs, beside trees with their leaves permuted."""
+"""How far the trees of several runs agree: every pair of runs, beside trees with their leaves
+permuted.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ import torch
 from kdx_analysis import null
 from kdx_analysis.models.tree import Tree
 from kdx_analysis.models.tree.compare import clade_distance, permuted
-from kdx_analysis.runs.directory import Run
+from kdx_analysis.runs.run import Run
 
 OBJECTIVE, SEED, NEITHER = "objective", "seed", "neither"
 DISTANCE, CORRELATION = "robinson_foulds", "cophenetic_correlation"
@@ -28,24 +30,33 @@ class TreePairs:
 
     Attributes:
         table: two rows per pair, of the measures robinson_foulds (in [0, 1], 0 the same clades) and
-            cophenetic_correlation (in [−1, 1]): measure, run_a, run_b, objective_a, objective_b, seed_a, seed_b,
-            shared (objective, seed or neither), value (NaN where undefined), null_mean, null_low, null_high (what
-            holds one more draw with 95 %), null_undefined, draws.
-        null: draws×rows, the same once the leaves of every tree are permuted, each tree's on its own.
+            cophenetic_correlation (in [−1, 1]): measure, run_a, run_b, objective_a, objective_b,
+            seed_a, seed_b, shared (objective, seed or neither), value (NaN where undefined),
+            null_mean, null_low, null_high (what holds one more draw with 95 %), null_undefined,
+            draws.
+        null: draws×rows, the same once the leaves of every tree are permuted, each tree's on its
+            own.
     """
 
     table: pd.DataFrame
     null: np.ndarray
 
     def of(self, measure: str, shared: str) -> tuple[np.ndarray, np.ndarray]:
-        """Defined values of a ``measure`` over pairs with this ``shared``, and their mean in every draw of the null."""
-        chosen = (self.table["measure"] == measure) & (self.table["shared"] == shared) & self.table["value"].notna()
+        """Defined values of a ``measure`` over pairs with this ``shared``, and their mean in every
+        draw of the null.
+        """
+        chosen = (
+            (self.table["measure"] == measure)
+            & (self.table["shared"] == shared)
+            & self.table["value"].notna()
+        )
         values = self.table.loc[chosen, "value"].to_numpy()
         return values, self.null[:, chosen.to_numpy()].mean(axis=1) if len(values) else np.empty(0)
 
 
 def tree_pairs(explainers: Iterable[Run]) -> TreePairs:
-    """Every pair of ``explainers``, one for each objective and seed; the null is drawn with a seed of its own.
+    """Every pair of ``explainers``, one for each objective and seed; the null is drawn with a seed
+    of its own.
 
     Raises KdxError if one has no gates, or if two are about different classes.
     """
@@ -55,15 +66,23 @@ def tree_pairs(explainers: Iterable[Run]) -> TreePairs:
         runs[0].tree.robinson_foulds(run.tree)  # refuses other classes
     generator = torch.Generator().manual_seed(0)
     values = _likeness([run.tree for run in runs])
-    draws = np.array([_likeness([permuted(run.tree, generator) for run in runs]) for _ in range(_NULL_DRAWS)])
-    table = pd.DataFrame({
-        "measure": np.repeat([DISTANCE, CORRELATION], len(pairs)),
-        "run_a": [a.id for a, _ in pairs] * 2, "run_b": [b.id for _, b in pairs] * 2,
-        "objective_a": [a.objective for a, _ in pairs] * 2, "objective_b": [b.objective for _, b in pairs] * 2,
-        "seed_a": [a.seed for a, _ in pairs] * 2, "seed_b": [b.seed for _, b in pairs] * 2,
-        "shared": [_shared(a, b) for a, b in pairs] * 2,
-        "value": values, **null.beside(draws),
-    })  # fmt: skip
+    draws = np.array(
+        [_likeness([permuted(run.tree, generator) for run in runs]) for _ in range(_NULL_DRAWS)]
+    )
+    table = pd.DataFrame(
+        {
+            "measure": np.repeat([DISTANCE, CORRELATION], len(pairs)),
+            "run_a": [a.id for a, _ in pairs] * 2,
+            "run_b": [b.id for _, b in pairs] * 2,
+            "objective_a": [a.objective for a, _ in pairs] * 2,
+            "objective_b": [b.objective for _, b in pairs] * 2,
+            "seed_a": [a.seed for a, _ in pairs] * 2,
+            "seed_b": [b.seed for _, b in pairs] * 2,
+            "shared": [_shared(a, b) for a, b in pairs] * 2,
+            "value": values,
+            **null.beside(draws),
+        }
+    )
     return TreePairs(table.assign(draws=_NULL_DRAWS), draws)
 
 
@@ -72,7 +91,9 @@ def _likeness(trees: Sequence[Tree]) -> np.ndarray:
     distances = [clade_distance(a.clades, b.clades) for a, b in combinations(trees, 2)]
     above = np.triu_indices(len(trees[0].classes), k=1)
     with np.errstate(invalid="ignore", divide="ignore"):  # constant ones are NaN
-        correlations = np.atleast_2d(np.corrcoef([tree.cophenetic().numpy()[above] for tree in trees]))
+        correlations = np.atleast_2d(
+            np.corrcoef([tree.cophenetic().numpy()[above] for tree in trees])
+        )
     return np.array([*distances, *correlations[np.triu_indices(len(trees), k=1)]])
 
 
@@ -82,9 +103,11 @@ def _shared(a: Run, b: Run) -> str:
 
 @dataclass(frozen=True)
 class Dealt:
-    """Of ``dealings`` of the objectives to the runs of each seed, ``alike`` make those of one objective as alike.
+    """Of ``dealings`` of the objectives to the runs of each seed, ``alike`` make those of one
+    objective as alike.
 
-    The dealing that was observed is one of both. ``exact``: they are all that there are, not a sample.
+    The dealing that was observed is one of both. ``exact``: they are all that there are, not a
+    sample.
     """
 
     alike: int
@@ -93,18 +116,29 @@ class Dealt:
 
 
 def deal_objectives(table: pd.DataFrame) -> Dealt:
-    """Does the objective leave a mark on the tree? Deal the objectives anew to the runs within every seed.
+    """Does the objective leave a mark on the tree? Deal the objectives anew to the runs within
+    every seed.
 
-    Counts how often the mean cophenetic correlation of pairs with one objective and two seeds is as great as it is.
-    Where the objective does not matter every dealing is as likely, whatever the seed does to the trees.
+    Counts how often the mean cophenetic correlation of pairs with one objective and two seeds is as
+    great as it is. Where the objective does not matter every dealing is as likely, whatever the
+    seed does to the trees.
 
     Args:
         table: that of :class:`TreePairs`.
     """
     table = table[table["measure"] == CORRELATION]
-    ends = [table[[f"run_{end}", f"objective_{end}", f"seed_{end}"]].set_axis(["run", "objective", "seed"], axis=1)
-            for end in "ab"]  # fmt: skip
-    runs = pd.concat(ends).drop_duplicates("run").sort_values(["seed", "objective"]).reset_index(drop=True)
+    ends = [
+        table[[f"run_{end}", f"objective_{end}", f"seed_{end}"]].set_axis(
+            ["run", "objective", "seed"], axis=1
+        )
+        for end in "ab"
+    ]
+    runs = (
+        pd.concat(ends)
+        .drop_duplicates("run")
+        .sort_values(["seed", "objective"])
+        .reset_index(drop=True)
+    )
     place = {run: i for i, run in enumerate(runs["run"])}
     likeness = np.full((len(runs), len(runs)), np.nan)
     likeness[table["run_a"].map(place), table["run_b"].map(place)] = table["value"]
@@ -125,7 +159,9 @@ def deal_objectives(table: pd.DataFrame) -> Dealt:
 
 
 def _other_dealings(blocks: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
-    """All labels of the runs but their own, seed by seed; the first seed's stay, as only who goes with whom counts."""
+    """All labels of the runs but their own, seed by seed; the first seed's stay, as only who goes
+    with whom counts.
+    """
     dealings = product(*(permutations(block) for block in blocks[1:]))
     next(dealings)  # that which was observed
     for rest in dealings:

@@ -3,4 +3,13 @@
 from kdx_analysis.training.loop import Epoch, Fit, fabric_for, fit, predict, reproducible, score
 from kdx_analysis.training.schedules import temperature_at
 
-__all__ = ["Epoch", "Fit", "fabric_for", "fit", "predict", "reproducible", "score", "temperature_at"]
+__all__ = [
+    "Epoch",
+    "Fit",
+    "fabric_for",
+    "fit",
+    "predict",
+    "reproducible",
+    "score",
+    "temperature_at",
+]

@@ -1,4 +1,6 @@
-"""Weights on disk and back: safetensors, or a ``state_dict`` that torch loads with ``weights_only=True``."""
+"""Weights on disk and back: safetensors, or a ``state_dict`` that torch loads with
+``weights_only=True``.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +21,22 @@ from kdx_analysis.models.learn_to_branch import Released, learn_to_branch
 
 
 def save_weights(path: Path, model: nn.Module, metadata: Mapping[str, str] | None = None) -> None:
-    """Write the model's ``state_dict`` as safetensors, whole or not at all; ``metadata`` stands in its header."""
-    own = {"memory_format": torch.contiguous_format}  # safetensors takes no tensors that share memory
-    state = {name: tensor.detach().cpu().clone(**own) for name, tensor in model.state_dict().items()}
+    """Write the model's ``state_dict`` as safetensors, whole or not at all; ``metadata`` stands in
+    its header.
+    """
+    own = {
+        "memory_format": torch.contiguous_format
+    }  # safetensors takes no tensors that share memory
+    state = {
+        name: tensor.detach().cpu().clone(**own) for name, tensor in model.state_dict().items()
+    }
     with staged_file(path) as partial:
         save_file(state, partial, dict(metadata) if metadata else None)
 
 
 def read_state(path: Path) -> Mapping[str, Tensor]:
-    """The tensors of a file by name; a pickled one may wrap them in ``{'model': …}`` or ``{'state_dict': …}``.
+    """The tensors of a file by name; a pickled one may wrap them in ``{'model': …}`` or
+    ``{'state_dict': …}``.
 
     Raises KdxError if the file can't be read safely or holds no mapping.
     """
@@ -46,7 +55,10 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
     if not isinstance(state, Mapping):
-        raise KdxError(f"cannot load weights from {str(path)!r}: it holds a {type(state).__name__}, no named tensors")
+        raise KdxError(
+            f"cannot load weights from {str(path)!r}: it holds a {type(state).__name__}, no named "
+            "tensors"
+        )
     return state
 
 
@@ -59,11 +71,14 @@ def load_weights(path: Path, model: nn.Module) -> None:
         model.load_state_dict(read_state(path))
     except (RuntimeError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise KdxError(f"weights in {str(path)!r} don't fit {type(model).__name__}: {reason}") from None
+        raise KdxError(
+            f"weights in {str(path)!r} don't fit {type(model).__name__}: {reason}"
+        ) from None
 
 
 def convert_learn_to_branch(checkpoint: Path, out: Path) -> Released:
-    """Write a checkpoint of the released code as an explainer's weights; what it was stands in the file's header.
+    """Write a checkpoint of the released code as an explainer's weights; what it was stands in the
+    file's header.
 
     Raises KdxError if ``checkpoint`` can't be read safely or is none of the released code's.
     """
@@ -80,7 +95,8 @@ def convert_learn_to_branch(checkpoint: Path, out: Path) -> Released:
 
 
 def load_learn_to_branch(path: Path | str) -> HME:
-    """The explainer that ``kdx convert`` wrote, of the multi-class form: its outputs are the released code's scores.
+    """The explainer that ``kdx convert`` wrote, of the multi-class form: its outputs are the
+    released code's scores.
 
     Raises KdxError if the file can't be read or was written otherwise.
     """
@@ -92,10 +108,15 @@ def load_learn_to_branch(path: Path | str) -> HME:
     except SafetensorError:
         told = {}
     if told.get("preset") != "learn_to_branch":
-        raise KdxError(f"{str(path)!r} was not written by kdx convert: convert the released code's checkpoint first")
+        raise KdxError(
+            f"{str(path)!r} was not written by kdx convert: convert the released code's checkpoint "
+            "first"
+        )
     experts = [int(n) for n in told["experts"].split()]
     form: Any = told["form"]
-    model = learn_to_branch(int(told["num_classes"]), form, experts, int(told["in_channels"]), multiclass=True)
+    model = learn_to_branch(
+        int(told["num_classes"]), form, experts, int(told["in_channels"]), multiclass=True
+    )
     model.to(next(tensor.dtype for tensor in state.values() if tensor.is_floating_point()))
     load_weights(path, model)
     return model

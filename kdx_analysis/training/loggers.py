@@ -29,16 +29,20 @@ class Logger(Protocol):
 
 
 class _TensorBoard:
-    """Fabric's logger; the event files of a run lie in ``logs/tensorboard/RUN``, those of an earlier try go.
+    """Fabric's logger; the event files of a run lie in ``logs/tensorboard/RUN``, those of an
+    earlier try go.
 
-    Hyperparameters are written with the first metrics, as TensorBoard shows the former only beside the latter.
+    Hyperparameters are written with the first metrics, as TensorBoard shows the former only beside
+    the latter.
     """
 
     def __init__(self, folder: Path, study: str, run: str) -> None:
         from lightning_fabric.loggers import TensorBoardLogger
 
         shutil.rmtree(folder / "tensorboard" / run, ignore_errors=True)
-        self._logger = TensorBoardLogger(folder / "tensorboard", name="", version=run, default_hp_metric=False)
+        self._logger = TensorBoardLogger(
+            folder / "tensorboard", name="", version=run, default_hp_metric=False
+        )
         self._params: dict[str, Any] | None = None
 
     def log_hyperparams(self, params: Mapping[str, Any]) -> None:
@@ -57,12 +61,18 @@ class _TensorBoard:
 
 
 class _MLflow:
-    """MLflow's client; where it writes is MLflow's to decide (MLFLOW_TRACKING_URI). The study is the experiment."""
+    """MLflow's client; where it writes is MLflow's to decide (MLFLOW_TRACKING_URI). The study is
+    the experiment.
+    """
 
     def __init__(self, folder: Path, study: str, run: str) -> None:
         self._client = importlib.import_module("mlflow.tracking").MlflowClient()
         experiment = self._client.get_experiment_by_name(study)
-        identity = self._client.create_experiment(study) if experiment is None else experiment.experiment_id
+        identity = (
+            self._client.create_experiment(study)
+            if experiment is None
+            else experiment.experiment_id
+        )
         self._run = self._client.create_run(identity, run_name=run).info.run_id
 
     def log_hyperparams(self, params: Mapping[str, Any]) -> None:
@@ -80,7 +90,8 @@ class _MLflow:
 class _WandB:
     """W&B's client; the study is the project, and ``epoch`` the axis of every metric.
 
-    W&B's own step only grows, but a selected epoch may lie before the last, so steps are told as a metric.
+    W&B's own step only grows, but a selected epoch may lie before the last, so steps are told as a
+    metric.
     """
 
     def __init__(self, folder: Path, study: str, run: str) -> None:
@@ -100,8 +111,10 @@ class _WandB:
 
 
 _LOGGERS: dict[str, Callable[[Path, str, str], Logger]] = {
-    "tensorboard": _TensorBoard, "mlflow": _MLflow, "wandb": _WandB,
-}  # fmt: skip
+    "tensorboard": _TensorBoard,
+    "mlflow": _MLflow,
+    "wandb": _WandB,
+}
 
 
 def check_loggers(names: Sequence[str]) -> None:
@@ -109,7 +122,8 @@ def check_loggers(names: Sequence[str]) -> None:
     lacking = [name for name in names if find_spec(name) is None]
     if lacking:
         raise KdxError(
-            f"the logger {lacking[0]} needs its package: pip install 'kdx_analysis[{','.join(lacking)}]', or leave it "
+            f"the logger {lacking[0]} needs its package: pip install "
+            f"'kdx_analysis[{','.join(lacking)}]', or leave it "
             "out of loggers"
         )
 
@@ -118,10 +132,13 @@ Log = Callable[[Mapping[str, float], int], None]
 
 
 @contextmanager
-def logged(names: Sequence[str], folder: Path, study: str, run: str, params: Mapping[str, Any]) -> Iterator[Log]:
+def logged(
+    names: Sequence[str], folder: Path, study: str, run: str, params: Mapping[str, Any]
+) -> Iterator[Log]:
     """Something that takes metrics and their epoch and hands them to every logger.
 
-    A logger that fails is left out from then on, with a warning: the training is worth more than its log.
+    A logger that fails is left out from then on, with a warning: the training is worth more than
+    its log.
 
     Args:
         names: of the loggers; their packages are there (:func:`check_loggers`).

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from kdx_analysis.config import ObjectiveConfig, TemperatureConfig, TrainingConfig, VAMConfig
 from kdx_analysis.data import Dataset, Split, augment
 from kdx_analysis.errors import KdxError
+from kdx_analysis.metrics import evaluated
 from kdx_analysis.models import HME
 from kdx_analysis.models import vam as attention
 from kdx_analysis.models.answers import check_logits
@@ -34,9 +35,10 @@ _STREAMS = ("order", "augmentation", "shuffling")
 class Epoch:
     """Where a training stands: what progress shows and what callbacks are handed.
 
-    ``temperature`` is τ, None for models without gates that move; ``gate_entropy`` the mean over all gates of
-    H/ln N (of VAM: H/ln M), None where gates are no parameters; ``loss`` is the objective's mean over the epoch,
-    without VAM's penalty. ``scores`` are the epoch's rows of the history by ``split/metric``.
+    ``temperature`` is τ, None for models without gates that move; ``gate_entropy`` the mean over
+    all gates of H/ln N (of VAM: H/ln M), None where gates are no parameters; ``loss`` is the
+    objective's mean over the epoch, without VAM's penalty. ``scores`` are the epoch's rows of the
+    history by ``split/metric``.
     """
 
     epoch: int
@@ -66,7 +68,9 @@ class Fit:
 
 @contextmanager
 def reproducible(seed: int, threads: int) -> Iterator[None]:
-    """Seed torch's random state and have it use so many ``threads`` inside the body; both are as before afterwards."""
+    """Seed torch's random state and have it use so many ``threads`` inside the body; both are as
+    before afterwards.
+    """
     before = torch.get_num_threads()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -78,7 +82,8 @@ def reproducible(seed: int, threads: int) -> Iterator[None]:
 
 
 def fabric_for(config: TrainingConfig) -> Fabric:
-    """Fabric with the device, precision and processes of ``config``; Fabric's own complaints become KdxErrors.
+    """Fabric with the device, precision and processes of ``config``; Fabric's own complaints become
+    KdxErrors.
 
     Several devices with strategy ``auto`` are spawned processes, which also work from a notebook.
     """
@@ -89,13 +94,17 @@ def fabric_for(config: TrainingConfig) -> Fabric:
         return Fabric(
             accelerator=config.accelerator,
             devices=config.devices,
-            strategy="ddp_spawn" if config.strategy == "auto" and config.devices not in (1, "1") else config.strategy,
+            strategy="ddp_spawn"
+            if config.strategy == "auto" and config.devices not in (1, "1")
+            else config.strategy,
             precision=config.precision,
         )
     except (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException) as error:
         reason = " ".join(str(error).split())
         wanted = f"accelerator={config.accelerator!r}, devices={config.devices!r}, strategy={config.strategy!r}"
-        raise KdxError(f"cannot train with {wanted}, precision={config.precision!r}: {reason}") from None
+        raise KdxError(
+            f"cannot train with {wanted}, precision={config.precision!r}: {reason}"
+        ) from None
     finally:
         logger.setLevel(level)
 
@@ -118,20 +127,24 @@ def fit(
 
     Args:
         model: images → B×K logits or margins.
-        data: where training, validation and test images come from; only train and validation guide the training.
+        data: where training, validation and test images come from; only train and validation guide
+            the training.
         objective: what is matched.
         config: optimiser, length, precision, selection.
-        seed: of the order of samples, the augmentation and the shuffled control; initial weights are the caller's.
-        fabric: already launched, where there are several processes; made from ``config`` by default.
+        seed: of the order of samples, the augmentation and the shuffled control; initial weights
+            are the caller's.
+        fabric: already launched, where there are several processes; made from ``config`` by
+            default.
         teacher: images → B×K logits, kept in eval mode without gradients.
         temperature: annealing of an explainer's gates.
         gate_warmup: first epochs in which its gates stay exactly as they are.
-        vam: penalty γ·(mean of H/ln M) and temperature of a model that has VAM; by default no penalty, and τ stays.
+        vam: penalty γ·(mean of H/ln M) and temperature of a model that has VAM; by default no
+            penalty, and τ stays.
         callbacks: called after every epoch with the unwrapped model.
 
     Raises:
-        KdxError: the objective needs a teacher and there is none, or one whose outputs can't be logits; or the loss
-            stops being finite.
+        KdxError: the objective needs a teacher and there is none, or one whose outputs can't be
+            logits; or the loss stops being finite.
     """
     if Objective(objective).needs_teacher and teacher is None:
         raise KdxError(f"objective {objective.name!r} needs a teacher; pass teacher=")
@@ -164,7 +177,9 @@ def fit(
             tau = temperature_at(vam.temperature, epoch, config.epochs)
             gamma = penalty_at(vam.gamma, epoch, config.epochs)
             attention.set_temperature(model, tau)
-        loss = run.train_epoch(epoch, wrapped_optimizer, scheduler, gates if epoch <= gate_warmup else (), gamma)
+        loss = run.train_epoch(
+            epoch, wrapped_optimizer, scheduler, gates if epoch <= gate_warmup else (), gamma
+        )
         scores = run.score(data.val)
         scores = [{"split": "train", "metric": "loss", "value": loss, "n": run.samples}, *scores]
         rows += [{"epoch": epoch, **row} for row in scores]
@@ -192,17 +207,19 @@ def by_name(rows: Iterable[Mapping[Any, Any]]) -> dict[str, float]:
 
 @torch.no_grad()
 def predict(model: nn.Module, split: Split, data: Dataset, batch_size: int = 512) -> Tensor:
-    """Logits or margins of every sample of ``split``, N×K float32 on the CPU, in eval mode on the model's device.
+    """Logits or margins of every sample of ``split``, N×K float32 on the CPU, in eval mode on the
+    model's device.
 
-    ``batch_size`` samples at a time; the model's training mode is restored. Raises KdxError for a model that gives
-    anything but a tensor.
+    ``batch_size`` samples at a time; the model's training mode is restored. Raises KdxError for a
+    model that gives anything but a tensor.
     """
 
     def answered(images: Tensor) -> Tensor:
         outputs = model(images)
         if not isinstance(outputs, Tensor):
             raise KdxError(
-                f"{type(model).__name__} gives a {type(outputs).__name__}, not one tensor of logits: wrap it so that "
+                f"{type(model).__name__} gives a {type(outputs).__name__}, not one tensor of "
+                "logits: wrap it so that "
                 "it returns B×K"
             )
         return outputs.float().cpu()
@@ -220,23 +237,29 @@ def predict(model: nn.Module, split: Split, data: Dataset, batch_size: int = 512
 
 
 def score(
-    model: nn.Module, split: Split, data: Dataset, decomposition: str, teacher_choice: Tensor | None = None
+    model: nn.Module,
+    split: Split,
+    data: Dataset,
+    decomposition: str,
+    teacher_outputs: Tensor | None = None,
 ) -> list[dict[str, Any]]:
-    """Accuracy, hard loss and agreement with the teacher on ``split``: rows of split, metric, value, n.
+    """Every metric of outputs, and the hard loss, on ``split``: rows of split, metric, value, n.
 
-    The loss is that of the ``decomposition``, binary or multiclass. ``teacher_choice`` are the teacher's classes for
-    every sample, N; without it there is no agreement.
+    The loss is that of the ``decomposition``, binary or multiclass. ``teacher_outputs`` are the teacher's logits for
+    every sample, N×K; without them there is no metric of both.
     """
     outputs, labels = predict(model, split, data), split.labels.cpu()
-    choice = outputs.argmax(dim=1)
-    hard = Objective(ObjectiveConfig.model_validate({"name": "hard", "decomposition": decomposition}))
-    values = {
-        "accuracy": float((choice == labels).double().mean()),
-        "hard_loss": float(hard.loss(outputs, labels, None, torch.Generator())),
-    }
-    if teacher_choice is not None:
-        values["agreement"] = float((choice == teacher_choice).double().mean())
-    return [{"split": split.name, "metric": name, "value": value, "n": len(split)} for name, value in values.items()]
+    config = ObjectiveConfig.model_validate({"name": "hard", "decomposition": decomposition})
+    loss = Objective(config).loss(outputs, labels, None, torch.Generator())
+    values = {name: each.value for name, each in evaluated("outputs", outputs, labels).items()}
+    values["hard_loss"] = loss
+    if teacher_outputs is not None:
+        of_both = evaluated("outputs of both", outputs, labels, teacher_outputs)
+        values |= {name: each.value for name, each in of_both.items()}
+    return [
+        {"split": split.name, "metric": name, "value": float(value), "n": len(split)}
+        for name, value in values.items()
+    ]
 
 
 class _Training:
@@ -264,13 +287,15 @@ class _Training:
         }
         self.batch = min(config.batch_size, len(data.train) // fabric.world_size)
         if self.batch < 2:
-            raise KdxError(f"{len(data.train)} training images are too few for {fabric.world_size} processes")
+            raise KdxError(
+                f"{len(data.train)} training images are too few for {fabric.world_size} processes"
+            )
         self.steps_per_epoch = len(data.train) // (self.batch * fabric.world_size)
         self.samples = self.steps_per_epoch * self.batch * fabric.world_size
         self.objective = Objective(objective)
         if objective.scale_to is not None:
             self.objective = self._scaled(model, objective)
-        self.teacher_choice: dict[str, Tensor] = {}
+        self.teacher_outputs: dict[str, Tensor] = {}
 
     def images(self, split: Split, indices: Tensor, augmented: bool = False) -> Tensor:
         images = split.images.take(indices)
@@ -288,9 +313,16 @@ class _Training:
             return self.teacher(images).float()
 
     def train_epoch(
-        self, epoch: int, optimizer: Any, scheduler: Any, frozen: Sequence[nn.Parameter], gamma: float
+        self,
+        epoch: int,
+        optimizer: Any,
+        scheduler: Any,
+        frozen: Sequence[nn.Parameter],
+        gamma: float,
     ) -> float:
-        """One pass over train in a fresh order, the last incomplete batch left out; the objective's mean loss."""
+        """One pass over train in a fresh order, the last incomplete batch left out; the objective's
+        mean loss.
+        """
         self.wrapped.train()
         fabric, train = self.fabric, self.data.train
         order = torch.randperm(len(train), generator=self.generators["order"])[: self.samples]
@@ -300,10 +332,14 @@ class _Training:
             images = self.images(train, indices, augmented=True)
             labels = train.labels[indices.to(train.labels.device)]
             margins = self.wrapped(images).float()
-            loss = self.objective.loss(margins, labels, self.teacher_logits(images), self.generators["shuffling"])
+            loss = self.objective.loss(
+                margins, labels, self.teacher_logits(images), self.generators["shuffling"]
+            )
             optimizer.zero_grad()
             fabric.backward(loss + gamma * attention.entropy(self.model) if gamma else loss)
-            for parameter in frozen:  # without a gradient the optimiser skips it; DDP must still see one made
+            for (
+                parameter
+            ) in frozen:  # without a gradient the optimiser skips it; DDP must still see one made
                 parameter.grad = None
             optimizer.step()
             scheduler.step()
@@ -311,22 +347,26 @@ class _Training:
         mean = float(fabric.all_reduce(total / self.steps_per_epoch, reduce_op="mean"))  # type: ignore[arg-type]
         if not math.isfinite(mean):
             raise KdxError(
-                f"the loss of objective {self.objective.config.label!r} is {mean} in epoch {epoch}; "
+                f"the loss of objective {self.objective.config.label!r} is {mean} in epoch "
+                f"{epoch}; "
                 "lower training.lr or use precision 32-true"
             )
         return mean
 
     def score(self, split: Split) -> list[dict[str, Any]]:
         with self.fabric.autocast():
-            if self.teacher is not None and split.name not in self.teacher_choice:
-                self.teacher_choice[split.name] = predict(self.teacher, split, self.data).argmax(dim=1)
+            if self.teacher is not None and split.name not in self.teacher_outputs:
+                self.teacher_outputs[split.name] = predict(self.teacher, split, self.data)
             decomposition = self.objective.config.decomposition
-            return score(self.wrapped, split, self.data, decomposition, self.teacher_choice.get(split.name))
+            outputs = self.teacher_outputs.get(split.name)
+            return score(self.wrapped, split, self.data, decomposition, outputs)
 
     def _scaled(self, model: nn.Module, objective: ObjectiveConfig) -> Objective:
         kd = Objective(objective.model_copy(update={"name": "kd", "scale_to": None}))
         if self.teacher is None:
-            raise KdxError(f"objective {objective.label!r} is scaled to kd and needs a teacher; pass teacher=")
+            raise KdxError(
+                f"objective {objective.label!r} is scaled to kd and needs a teacher; pass teacher="
+            )
         images = self.images(self.data.train, torch.arange(min(len(self.data.train), 256)))
         labels = self.data.train.labels[: len(images)]
         was_training = model.training
@@ -334,7 +374,9 @@ class _Training:
         parameters = [p for p in model.parameters() if p.requires_grad]
         with torch.no_grad():
             teacher_logits = self.teacher(images).float()
-        factor = scale_to(kd, Objective(objective), model(images).float(), parameters, labels, teacher_logits)
+        factor = scale_to(
+            kd, Objective(objective), model(images).float(), parameters, labels, teacher_logits
+        )
         model.train(was_training)
         return Objective(objective, factor)
 
@@ -342,7 +384,9 @@ class _Training:
 def _gate_entropy(model: nn.Module) -> float | None:
     if attention.attended_layers(model):
         return float(attention.entropy(model).detach())
-    if not isinstance(model, HME) or not all(isinstance(gate, ParameterGate) for gate in model.gates):
+    if not isinstance(model, HME) or not all(
+        isinstance(gate, ParameterGate) for gate in model.gates
+    ):
         return None
     shares = [entropy_share(gate).flatten() for gate in model.attention() if gate.shape[1] > 1]
     return float(torch.cat(shares).detach().mean()) if shares else float("nan")
@@ -353,14 +397,24 @@ def _gate_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """Weights in one group, gates in another, with a rate and a weight decay of their own; VAM's gates never decay."""
+    """Weights in one group, gates in another, with a rate and a weight decay of their own; VAM's
+    gates never decay.
+    """
     gates, vam_gates = _gate_parameters(model), list(attention.gate_parameters(model))
     chosen = {id(p) for p in (*gates, *vam_gates)}
     weights = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
-    groups: list[dict[str, Any]] = [{"params": weights, "lr": config.lr, "weight_decay": config.weight_decay}]
+    groups: list[dict[str, Any]] = [
+        {"params": weights, "lr": config.lr, "weight_decay": config.weight_decay}
+    ]
     for parameters, decay in ((gates, config.gate_weight_decay), (vam_gates, 0.0)):
         if parameters:
-            groups.append({"params": parameters, "lr": config.lr * config.gate_lr_factor, "weight_decay": decay})
+            groups.append(
+                {
+                    "params": parameters,
+                    "lr": config.lr * config.gate_lr_factor,
+                    "weight_decay": decay,
+                }
+            )
     match config.optimizer:
         case "sgd":
             return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=config.nesterov)

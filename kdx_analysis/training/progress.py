@@ -1,4 +1,6 @@
-"""What a training shows while it runs: nothing, or Rich progress bars in a terminal; and what it leaves on disk."""
+"""What a training shows while it runs: nothing, or Rich progress bars in a terminal; and what it
+leaves on disk.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def no_progress(runs: int) -> Iterator[Progress]:
 
 @contextmanager
 def rich_progress(runs: int) -> Iterator[Progress]:
-    """A bar for each of the ``runs`` that is in training and one for all of them; nothing if not in a terminal."""
+    """A bar for each of the ``runs`` that is in training and one for all of them; nothing if not in
+    a terminal.
+    """
     from rich import progress as rich
     from rich.console import Console
 
@@ -41,9 +45,12 @@ def rich_progress(runs: int) -> Iterator[Progress]:
             yield show
         return
     columns = (
-        rich.TextColumn("{task.description}"), rich.BarColumn(20), rich.MofNCompleteColumn(),
-        rich.TextColumn("{task.fields[state]}"), rich.TimeRemainingColumn(),
-    )  # fmt: skip
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(20),
+        rich.MofNCompleteColumn(),
+        rich.TextColumn("{task.fields[state]}"),
+        rich.TimeRemainingColumn(),
+    )
     with rich.Progress(*columns, console=console, transient=True) as bars:
         total = bars.add_task("runs", total=runs, state="")
         tasks: dict[str, rich.TaskID] = {}
@@ -70,31 +77,42 @@ def describe(epoch: Epoch) -> str:
 
 
 def write_plan(out: Path, runs: Iterable[tuple[Path, str]]) -> None:
-    """Leave in the study's directory which runs (directory, title) it is going to have, in their order."""
+    """Leave in the study's directory which runs (directory, title) it is going to have, in their
+    order.
+    """
     plan = [{"run": path.relative_to(out).as_posix(), "title": title} for path, title in runs]
     write_json(out / PROGRESS / PLAN, plan)
 
 
 class ProgressFile:
-    """A callback that keeps one small file: which training it is, in which process, and the epoch it has reached.
+    """A callback that keeps one small file: which training it is, in which process, and the epoch
+    it has reached.
 
-    The file is whole at every moment and only for looking at: where it can't be written the training goes on.
+    The file is whole at every moment and only for looking at: where it can't be written the
+    training goes on.
     """
 
     def __init__(self, path: Path, epochs: int) -> None:
         self.path = path
         own = psutil.Process(os.getpid())
         process = {"host": platform.node(), "pid": own.pid, "created": own.create_time()}
-        self.state: dict[str, Any] = {"epochs": epochs, "epoch": 0, "started": time.time(), "process": process}
+        self.state: dict[str, Any] = {
+            "epochs": epochs,
+            "epoch": 0,
+            "started": time.time(),
+            "process": process,
+        }
         self._write()
 
     def __call__(self, epoch: Epoch, model: object) -> None:
         entropy = epoch.gate_entropy
         self.state |= {
-            "epoch": epoch.epoch, "loss": epoch.loss, "val_accuracy": epoch.val_accuracy,
+            "epoch": epoch.epoch,
+            "loss": epoch.loss,
+            "val_accuracy": epoch.val_accuracy,
             "temperature": epoch.temperature,
             "gate_entropy": None if entropy is None or math.isnan(entropy) else entropy,
-        }  # fmt: skip
+        }
         self._write()
 
     def _write(self) -> None:

@@ -10,8 +10,8 @@ from kdx_analysis.config import PenaltyConfig, TemperatureConfig, TrainingConfig
 def temperature_at(config: TemperatureConfig, epoch: int, epochs: int) -> float:
     """The gates' τ in ``epoch`` (from 1) of ``epochs``.
 
-    reciprocal: start/epoch. exponential: start·(end/start)^f and cosine: end + (start − end)(1 + cos πf)/2, with
-    f = (epoch − 1)/(epochs − 1). constant: start.
+    reciprocal: start/epoch. exponential: start·(end/start)^f and cosine: end + (start − end)(1 +
+    cos πf)/2, with f = (epoch − 1)/(epochs − 1). constant: start.
     """
     fraction = (epoch - 1) / max(epochs - 1, 1)
     match config.schedule:
@@ -26,7 +26,9 @@ def temperature_at(config: TemperatureConfig, epoch: int, epochs: int) -> float:
 
 
 def penalty_at(config: PenaltyConfig, epoch: int, epochs: int) -> float:
-    """γ of VAM's entropy penalty in ``epoch`` (from 1) of ``epochs``; linear: start + (end − start)·f, f as above."""
+    """γ of VAM's entropy penalty in ``epoch`` (from 1) of ``epochs``; linear: start + (end −
+    start)·f, f as above.
+    """
     if config.schedule == "constant":
         return config.start
     return config.start + (config.end - config.start) * (epoch - 1) / max(epochs - 1, 1)
@@ -50,10 +52,11 @@ def learning_rate_factor(config: TrainingConfig, step: int, steps_per_epoch: int
 
 
 def learn_to_branch_factor(epoch: int, epochs: int) -> float:
-    """Multiplier of both learning rates in ``epoch`` (from 1) of ``epochs`` of the released code's phase 1.
+    """Multiplier of both learning rates in ``epoch`` (from 1) of ``epochs`` of the released code's
+    phase 1.
 
-    A quarter, a half, then 1 up to epoch 4; in odd epochs e ≥ 5 it is 1 − (e − 1)/⌊1.03093·epochs⌋, kept for the
-    even one behind. The code freezes the gates in epochs 1 and 2.
+    A quarter, a half, then 1 up to epoch 4; in odd epochs e ≥ 5 it is 1 − (e − 1)/⌊1.03093·epochs⌋,
+    kept for the even one behind. The code freezes the gates in epochs 1 and 2.
     """
     if epoch <= 4:
         return (0.25, 0.5, 1.0, 1.0)[epoch - 1]
@@ -62,5 +65,7 @@ def learn_to_branch_factor(epoch: int, epochs: int) -> float:
 
 
 def halving_factor(epoch: int, every: int) -> float:
-    """Multiplier of the learning rate in ``epoch`` (from 1): halved after ``every`` epochs, again and again."""
+    """Multiplier of the learning rate in ``epoch`` (from 1): halved after ``every`` epochs, again
+    and again.
+    """
     return 0.5 ** ((epoch - 1) // every)

@@ -1,4 +1,6 @@
-"""Whether a teacher speaks the data's language: logits, the same order of classes, the same normalisation."""
+"""Whether a teacher speaks the data's language: logits, the same order of classes, the same
+normalisation.
+"""
 
 from __future__ import annotations
 
@@ -19,25 +21,31 @@ _SAMPLES = 2000
 
 
 def check_teacher(teacher: nn.Module, data: Dataset, who: str = "the teacher") -> float:
-    """Accuracy of ``teacher`` on (the first 2,000 images of) validation, after three checks on them.
+    """Accuracy of ``teacher`` on (the first 2,000 images of) validation, after three checks on
+    them.
 
-    Raises KdxError, which names the model as ``who``, if its outputs can't be logits, B×K; or if its answers fit the
-    labels better by more than 10 points under another order of the classes (found by linear assignment on the
-    confusion matrix of one half, tried on the other), or under another normalisation of the images (none, ImageNet's,
-    [−1, 1]).
+    Raises KdxError, which names the model as ``who``, if its outputs can't be logits, B×K; or if
+    its answers fit the labels better by more than 10 points under another order of the classes
+    (found by linear assignment on the confusion matrix of one half, tried on the other), or under
+    another normalisation of the images (none, ImageNet's, [−1, 1]).
     """
-    split = data.val.subset(torch.randperm(len(data.val), generator=torch.Generator().manual_seed(0))[:_SAMPLES])
+    split = data.val.subset(
+        torch.randperm(len(data.val), generator=torch.Generator().manual_seed(0))[:_SAMPLES]
+    )
     labels = split.labels.cpu()
     outputs = predict(teacher, split, data)
     check_logits(outputs, data.num_classes, who)
     if _ends_in_probabilities(teacher, split, data):
         raise KdxError(
-            f"{who} gives probabilities, not logits: its last operation is a softmax or a sigmoid; take it off, or "
+            f"{who} gives probabilities, not logits: its last operation is a softmax or a sigmoid; "
+            "take it off, or "
             "wrap the model so that it returns log_softmax or log(p / (1 − p)) of them"
         )
     choice = outputs.argmax(dim=1)
     accuracy = _accuracy(choice, labels)
-    half = len(labels) // 2  # an order is found on one half and tried on the other, or chance would find one
+    half = (
+        len(labels) // 2
+    )  # an order is found on one half and tried on the other, or chance would find one
     confusion = torch.zeros(data.num_classes, data.num_classes).index_put_(
         (labels[:half], choice[:half]), torch.ones(half), accumulate=True
     )
@@ -46,27 +54,38 @@ def check_teacher(teacher: nn.Module, data: Dataset, who: str = "the teacher") -
     meant[torch.from_numpy(columns)] = torch.from_numpy(rows)
     reordered = _accuracy(meant[choice[half:]], labels[half:])
     normalised = {
-        name: _accuracy(predict(teacher, split, dataclasses.replace(data, mean=mean, std=std)).argmax(dim=1), labels)
+        name: _accuracy(
+            predict(teacher, split, dataclasses.replace(data, mean=mean, std=std)).argmax(dim=1),
+            labels,
+        )
         for name, mean, std in _other_normalisations(data)
     }
     name, other = max(normalised.items(), key=lambda item: item[1])
     if other > accuracy + _MARGIN and other >= reordered:
         raise KdxError(
-            f"{who} expects images normalised otherwise: {accuracy:.0%} of validation is right with the "
-            f"data's mean {data.mean} and std {data.std}, {other:.0%} with {name}; give the data that mean and "
+            f"{who} expects images normalised otherwise: {accuracy:.0%} of validation is right "
+            f"with the data's mean {data.mean} and std {data.std}, {other:.0%} with {name}; give "
+            "the data that mean and "
             "std, or wrap the teacher so that it undoes the data's"
         )
     if reordered > _accuracy(choice[half:], labels[half:]) + _MARGIN:
-        wrong = [f"{data.classes[j]!r} as {data.classes[i]!r}" for i, j in zip(rows, columns, strict=True) if i != j]
+        wrong = [
+            f"{data.classes[j]!r} as {data.classes[i]!r}"
+            for i, j in zip(rows, columns, strict=True)
+            if i != j
+        ]
         raise KdxError(
-            f"the classes of {who} stand in another order than the data's: {accuracy:.0%} of validation is right, "
-            f"{reordered:.0%} when reading {', '.join(wrong[:3])}; reorder its outputs to {list(data.classes[:3])}, ..."
+            f"the classes of {who} stand in another order than the data's: {accuracy:.0%} of "
+            f"validation is right, {reordered:.0%} when reading {', '.join(wrong[:3])}; reorder "
+            f"its outputs to {list(data.classes[:3])}, ..."
         )
     return accuracy
 
 
 def _ends_in_probabilities(teacher: nn.Module, split: Split, data: Dataset) -> bool:
-    """By the graph of two images: the outputs of a soft sigmoid may look like an untrained model's logits."""
+    """By the graph of two images: the outputs of a soft sigmoid may look like an untrained model's
+    logits.
+    """
     like = next(iter(teacher.parameters()), split.images.take(torch.arange(1)))
     images = data.normalise(split.images.take(torch.arange(min(2, len(split)))).to(like.device))
     was_training = [(module, module.training) for module in teacher.modules()]

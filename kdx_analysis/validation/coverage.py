@@ -1,7 +1,8 @@
 """Do the nulls' ranges hold what they say, and are the p-values no smaller than they may be?
 
-A null is right where the value beside it is one more draw of it: of such values the printed range must hold 95 %, and
-p ≤ .05 may hold for 5 %. Every room that prints a range is asked, by the way that its tables go.
+A null is right where the value beside it is one more draw of it: of such values the printed range
+must hold 95 %, and p ≤ .05 may hold for 5 %. Every room that prints a range is asked, by the way
+that its tables go.
 """
 
 from __future__ import annotations
@@ -16,14 +17,18 @@ import numpy as np
 import pandas as pd
 import torch
 
+from kdx_analysis import null
 from kdx_analysis.models import Tree
 from kdx_analysis.plots.accuracy import _likeness
-from kdx_analysis.probes import conflict, measures
+from kdx_analysis.probes.affinity import affinity_table
 from kdx_analysis.probes.agreement import mantel
-from kdx_analysis.probes.faithfulness import related
-from kdx_analysis.probes.gradients import Grams
-from kdx_analysis.probes.records import GateRecord
-from kdx_analysis.probes.sanity import Randomisation
+from kdx_analysis.probes.claims import output_table
+from kdx_analysis.probes.conflict import formulas as conflict
+from kdx_analysis.probes.conflict import tables as measures
+from kdx_analysis.probes.conflict.grams import Grams
+from kdx_analysis.probes.faithfulness.ablation import related
+from kdx_analysis.probes.faithfulness.sanity import Randomisation
+from kdx_analysis.probes.gates.record import GateRecord
 from kdx_analysis.runs.trees import CORRELATION, tree_pairs
 from kdx_analysis.validation.outcome import Row
 
@@ -64,7 +69,8 @@ class Room:
 
 
 def coverage(seed: int = 0, values: int = VALUES) -> list[Row]:
-    """One row a room and R of how many values its range holds, and one of every p-value of how many are ≤ .05.
+    """One row a room and R of how many values its range holds, and one of every p-value of how many
+    are ≤ .05.
 
     Args:
         seed: of all draws.
@@ -93,10 +99,24 @@ def _rows(room: Room, draws: int, found: Found) -> Iterator[Row]:
         held = float(found.inside.mean())
         least, most = NOMINAL - _slack(n), 1.0 if room.tied else NOMINAL + _slack(n)
         wanted = f"≥ {least:.3f}" if room.tied else f"{least:.3f} to {most:.3f}"
-        yield Row(f"share in the null's range, R = {draws}", room.name, held, wanted, n, least <= held <= most)
+        yield Row(
+            f"share in the null's range, R = {draws}",
+            room.name,
+            held,
+            wanted,
+            n,
+            least <= held <= most,
+        )
     for name, p in found.p.items():
         rare, most = float((p <= RARE).mean()), RARE + _slack(len(p))
-        yield Row(f"{name} ≤ {RARE:g}, R = {draws}", room.name, rare, f"≤ {most:.3f}", len(p), rare <= most)
+        yield Row(
+            f"{name} ≤ {RARE:g}, R = {draws}",
+            room.name,
+            rare,
+            f"≤ {most:.3f}",
+            len(p),
+            rare <= most,
+        )
 
 
 def _slack(n: int) -> float:
@@ -120,7 +140,9 @@ def _pairs(draws: int, values: int, seed: int) -> Found:
     inside = []
     for _ in _calls(values, K * (K - 1) // 2):
         gradients = torch.randn(1 + draws, 1, K, 6, generator=generator, dtype=torch.float64)
-        pairs, _ = measures.conflict_tables(Grams((gradients @ gradients.mT,), None), [str(k) for k in range(K)])
+        pairs, _ = measures.conflict_tables(
+            Grams((gradients @ gradients.mT,), None), [str(k) for k in range(K)]
+        )
         inside.append(_inside(pairs[pairs["level"] == "all"], "cosine"))
     return Found(np.concatenate(inside))
 
@@ -132,7 +154,7 @@ def _affinities(draws: int, values: int, seed: int) -> Found:
         z = (
             torch.randn(1 + draws, K, K, generator=generator, dtype=torch.float64).exp().neg()
         )  # a long tail to one side
-        table = measures.affinity_table(z, [str(k) for k in range(K)])
+        table = affinity_table(z, [str(k) for k in range(K)])
         inside.append(_inside(table[table["metric"] == "affinity"]))
     return Found(np.concatenate(inside))
 
@@ -143,7 +165,7 @@ def _claims(draws: int, values: int, seed: int) -> Found:
     inside = []
     for call in _calls(values, K * (K - 1) // 2):
         margins = torch.randn(20, K, generator=generator)
-        table = measures.output_table(margins, [str(k) for k in range(K)], draws, seed + call)
+        table = output_table(margins, [str(k) for k in range(K)], draws, seed + call)
         inside.append(_inside(table[table["metric"] == "claimed_by_both"]))
     return Found(np.concatenate(inside))
 
@@ -152,18 +174,22 @@ def _one_by_one(draws: int, values: int, seed: int) -> Found:
     """A metric of its own, as in the summaries of conflict and contention."""
     generator = torch.Generator().manual_seed(seed)
     metric = torch.rand(values, 1 + draws, generator=generator, dtype=torch.float64)
-    return Found(_inside(pd.DataFrame([measures.beside_null("metric", of) for of in metric])))
+    return Found(
+        _inside(pd.DataFrame([{"metric": "metric", **null.with_value(row)} for row in metric]))
+    )
 
 
 def _modulations(draws: int, values: int, seed: int) -> Found:
-    """Gates whose rows were drawn alike, so that any order of them is as likely, and gradients like their null's."""
+    """Gates whose rows were drawn alike, so that any order of them is as likely, and gradients like
+    their null's.
+    """
     generator = torch.Generator().manual_seed(seed)
     tables = []
     for _ in range(values):
         gradients = torch.randn(1 + draws, 3, 5, 4, generator=generator, dtype=torch.float64)
         gates = torch.rand(5, 3, generator=generator, dtype=torch.float64).mul(3).softmax(dim=1)
         value, p = conflict.modulation(gradients @ gradients.mT, gates, 39, generator)
-        tables.append({**measures.beside_null("modulation", value), "p": float(p[0])})
+        tables.append({"metric": "modulation", **null.with_value(value), "p": float(p[0])})
     table = pd.DataFrame(tables)
     return Found(_inside(table), {"p of modulation": table["p"].to_numpy()})
 
@@ -177,15 +203,23 @@ def _gates(draws: int, values: int, seed: int) -> Found:
     inside: list[np.ndarray] = []
     while sum(map(len, inside)) < values:
         alpha = tuple(
-            torch.rand(shape, generator=generator, dtype=torch.float64).div(0.2).softmax(dim=1) for shape in shapes
+            torch.rand(shape, generator=generator, dtype=torch.float64).div(0.2).softmax(dim=1)
+            for shape in shapes
         )
         record = GateRecord(
-            model="", classes=tuple("abcdef"), temperature=0.2, top_k=None, alpha=alpha,
-            sums=tuple(features.sum() * one for one in ones), squares=tuple((features**2).sum() * one for one in ones),
+            model="",
+            classes=tuple("abcdef"),
+            temperature=0.2,
+            top_k=None,
+            alpha=alpha,
+            sums=tuple(features.sum() * one for one in ones),
+            squares=tuple((features**2).sum() * one for one in ones),
             labels=torch.arange(2),
-        )  # fmt: skip
+        )
         table = record.summary(null_draws=draws, seed=seed + len(inside))
-        inside.append(_inside(table[(table["attention"] == "effective") & table["metric"].isin(GATES)]))
+        inside.append(
+            _inside(table[(table["attention"] == "effective") & table["metric"].isin(GATES)])
+        )
     return Found(np.concatenate(inside))
 
 
@@ -202,8 +236,13 @@ def _mantel(classes: int) -> Callable[[int, int, int], Found]:
 def _ablations(draws: int, values: int, seed: int) -> Found:
     generator = torch.Generator().manual_seed(seed)
     tables = torch.rand(values, 2, 5, 4, generator=generator, dtype=torch.float64)
-    found = pd.DataFrame([related(mass, table, draws, seed + i) for i, (mass, table) in enumerate(tables)])
-    return Found(_inside(found), {"p": found["p"].to_numpy(), "p of subtasks": found["p_subtasks"].to_numpy()})
+    found = pd.DataFrame(
+        [related(mass, table, draws, seed + i) for i, (mass, table) in enumerate(tables)]
+    )
+    return Found(
+        _inside(found),
+        {"p": found["p"].to_numpy(), "p of subtasks": found["p_subtasks"].to_numpy()},
+    )
 
 
 def _sanity(draws: int, values: int, seed: int) -> Found:
@@ -218,16 +257,21 @@ def _sanity(draws: int, values: int, seed: int) -> Found:
 def _accuracies(draws: int, values: int, seed: int) -> Found:
     """Conflict and accuracy of eight runs that have nothing to do with each other."""
     rng = np.random.default_rng(seed)
-    found = pd.DataFrame([
-        _likeness(pd.DataFrame({"value": of[0], "accuracy": of[1]})) for of in rng.random((values, 2, 8))
-    ])  # fmt: skip
+    found = pd.DataFrame(
+        [
+            _likeness(pd.DataFrame({"value": of[0], "accuracy": of[1]}))
+            for of in rng.random((values, 2, 8))
+        ]
+    )
     return Found(_inside(found, "rho"))
 
 
 def _random_tree(rng: np.random.Generator, classes: int) -> Tree:
     """Of three levels: every subtask under any of three experts, and these under any of two."""
     attention = [np.ones((2, 1)), rng.random((3, 2)), rng.random((classes, 3))]
-    return Tree.from_attention([torch.from_numpy(rows) for rows in attention], [str(k) for k in range(classes)])
+    return Tree.from_attention(
+        [torch.from_numpy(rows) for rows in attention], [str(k) for k in range(classes)]
+    )
 
 
 def _tree_nulls(draws: int, values: int, seed: int) -> Found:
@@ -235,17 +279,22 @@ def _tree_nulls(draws: int, values: int, seed: int) -> Found:
     found = []
     for _ in range(values):
         tree, distances = _random_tree(rng, 6), rng.random((6, 6))
-        found.append(vars(tree.null("cophenetic_correlation", distances + distances.T, draws, generator)))
+        found.append(
+            vars(tree.null("cophenetic_correlation", distances + distances.T, draws, generator))
+        )
     table = pd.DataFrame(found).dropna(subset="value")
     return Found(_inside(table), {"p": table["p"].to_numpy()})
 
 
 def _tree_pairs(draws: int, values: int, seed: int) -> Found:
-    """Trees with their subtasks dealt at random, every two of them beside the same with leaves permuted."""
+    """Trees with their subtasks dealt at random, every two of them beside the same with leaves
+    permuted.
+    """
     rng = np.random.default_rng(seed)
     count = next(n for n in range(2, values + 3) if n * (n - 1) // 2 >= values)
     runs: list[Any] = [
-        SimpleNamespace(id=str(i), objective="hard", seed=i, tree=_random_tree(rng, 6)) for i in range(count)
+        SimpleNamespace(id=str(i), objective="hard", seed=i, tree=_random_tree(rng, 6))
+        for i in range(count)
     ]
     table = tree_pairs(runs).table
     return Found(_inside(table[(table["measure"] == CORRELATION) & table["value"].notna()]))

@@ -1,7 +1,8 @@
 """Conflict of networks built in every way that a user may build one, against plain autograd.
 
-What is to be right stands here a second time and by itself: margins, losses, and K backward passes of
-``torch.autograd.grad``. A new way to build a network is a function with a docstring, and a row of ``WAYS``.
+What is to be right stands here a second time and by itself: margins, losses, and K backward passes
+of ``torch.autograd.grad``. A new way to build a network is a function with a docstring, and a row
+of ``WAYS``.
 """
 
 from __future__ import annotations
@@ -26,7 +27,13 @@ from kdx_analysis.validation.outcome import Outcome, Row
 
 TOLERANCE = 1e-6
 _K, _B, _C = 4, 12, 6
-_LEFT_OUT = ("head", "unused", "module.head", "_orig_mod.head", "5")  # 5 is the classifier of a chain
+_LEFT_OUT = (
+    "head",
+    "unused",
+    "module.head",
+    "_orig_mod.head",
+    "5",
+)  # 5 is the classifier of a chain
 
 
 class Net(nn.Module):
@@ -106,7 +113,9 @@ class ByBranch(Net):
 
     def features(self, x: Tensor) -> Tensor:
         rows = [torch.relu(self.a(image[None])) for image in x]
-        return torch.cat([torch.relu(self.b(row)) if float(row.mean()) > 0.3 else row for row in rows])
+        return torch.cat(
+            [torch.relu(self.b(row)) if float(row.mean()) > 0.3 else row for row in rows]
+        )
 
 
 class Backwards(Net):
@@ -280,7 +289,9 @@ class BackboneWithoutGradient(Net):
 
 
 class PartWithoutGradient(Net):
-    """The first convolution's features are detached: its gradient is zero, as a training step would have it."""
+    """The first convolution's features are detached: its gradient is zero, as a training step would
+    have it.
+    """
 
     def features(self, x: Tensor) -> Tensor:
         return torch.relu(self.b(torch.relu(self.a(x)).detach()))
@@ -349,7 +360,9 @@ class HeadsOfUnits(Net):
 
     def __init__(self) -> None:
         super().__init__()
-        self.head = nn.ModuleList(nn.Sequential(nn.Linear(_C, 1), nn.ReLU(), nn.Linear(1, 1)) for _ in range(_K))
+        self.head = nn.ModuleList(
+            nn.Sequential(nn.Linear(_C, 1), nn.ReLU(), nn.Linear(1, 1)) for _ in range(_K)
+        )
         self.head[0][0].bias.data.fill_(-9)
 
     def forward(self, x: Tensor) -> Any:
@@ -431,7 +444,9 @@ def hooked() -> Net:
 def backward_hooked() -> Net:
     """A backward hook doubles the gradient that a layer hands on."""
     net = Net()
-    net.b.register_full_backward_hook(lambda module, gradients, behind: tuple(2 * g for g in gradients))
+    net.b.register_full_backward_hook(
+        lambda module, gradients, behind: tuple(2 * g for g in gradients)
+    )
     return net
 
 
@@ -460,7 +475,9 @@ def tied() -> Net:
 
 
 def frozen() -> Net:
-    """The first convolution asks for no gradient; what subtasks would do to it is probed all the same."""
+    """The first convolution asks for no gradient; what subtasks would do to it is probed all the
+    same.
+    """
     net = Net()
     net.a.requires_grad_(False)
     return net
@@ -583,7 +600,10 @@ WAYS: tuple[Way, ...] = (
     Way("BatchNorm with running statistics", trained_statistics),
     Way("GroupNorm", lambda: between(nn.GroupNorm(2, _C))),
     Way("InstanceNorm", lambda: between(nn.InstanceNorm2d(_C, affine=True))),
-    Way("InstanceNorm with running statistics", lambda: between(nn.InstanceNorm2d(_C, True, track_running_stats=True))),
+    Way(
+        "InstanceNorm with running statistics",
+        lambda: between(nn.InstanceNorm2d(_C, True, track_running_stats=True)),
+    ),
     Way("LayerNorm", lambda: between(nn.LayerNorm([_C, 8, 8]))),
     Way("dropout", lambda: between(nn.Dropout(0.5))),
     Way("transposed convolution", upwards),
@@ -606,13 +626,23 @@ WAYS: tuple[Way, ...] = (
     Way("a module in two stages", TwoStages, find=True),
     Way("a counter as first parameter", CountedFirst, find=True),
     Way("log-probabilities", LogProbabilities),
-    Way("outputs in a tuple", lambda: Structured(lambda z, f: (z, f)), logits=lambda given: given[0]),
-    Way("outputs in a dict", lambda: Structured(lambda z, f: {"x": f, "y": z}), logits=lambda given: given["y"]),
+    Way(
+        "outputs in a tuple", lambda: Structured(lambda z, f: (z, f)), logits=lambda given: given[0]
+    ),
+    Way(
+        "outputs in a dict",
+        lambda: Structured(lambda z, f: {"x": f, "y": z}),
+        logits=lambda given: given["y"],
+    ),
     Way("outputs in a dataclass", lambda: Structured(Result), logits=lambda given: given.logits),
     Way("explainer", lambda: explainer("parameter"), find=True),
     Way("explainer whose gates read the input", lambda: explainer("input"), find=True),
     Way("tree", lambda: explainer("parameter").harden(), find=True),
-    Way("batch statistics", lambda: between(nn.BatchNorm2d(_C, track_running_stats=False)), "'a.1' (BatchNorm2d)"),
+    Way(
+        "batch statistics",
+        lambda: between(nn.BatchNorm2d(_C, track_running_stats=False)),
+        "'a.1' (BatchNorm2d)",
+    ),
     Way("a head that takes the batch's mean off", BatchMean, "'head' (_Centred)"),
     Way("noise in eval mode", lambda: between(Noise()), "'a.1' (Noise)"),
     Way("dropout in eval mode", lambda: between(AlwaysDropout()), "'a.1' (AlwaysDropout)"),
@@ -623,16 +653,22 @@ WAYS: tuple[Way, ...] = (
     Way("shared part under no_grad", BackboneWithoutGradient, "no gradient reaches 'a', 'b'"),
     Way("forward under no_grad", WithoutGradient, "no gradient reaches 'a', 'b'"),
     Way("probabilities", Probabilities, "look like probabilities"),
-    Way("no tensor among the outputs", lambda: Structured(lambda z, f: SimpleNamespace(z=z)), "SimpleNamespace"),
+    Way(
+        "no tensor among the outputs",
+        lambda: Structured(lambda z, f: SimpleNamespace(z=z)),
+        "SimpleNamespace",
+    ),
 )
 
 
 def validate() -> Outcome:
-    """Conflict of every network in ``WAYS``: right to 1e-6 in float64, or refused where it can't be, by name.
+    """Conflict of every network in ``WAYS``: right to 1e-6 in float64, or refused where it can't
+    be, by name.
 
-    Compared are the cosines of all pairs over all shared parameters, which :func:`kdx_analysis.probes.conflict_of`
-    gives beside a null, and the Gram matrices of :func:`kdx_analysis.probes.subtask_grams`, relative to their largest
-    entry, of one set of residuals and of three. No argument, no network access, nothing written; some seconds.
+    Compared are the cosines of all pairs over all shared parameters, which
+    :func:`kdx_analysis.probes.conflict_of` gives beside a null, and the Gram matrices of
+    :func:`kdx_analysis.probes.subtask_grams`, relative to their largest entry, of one set of
+    residuals and of three. No argument, no network access, nothing written; some seconds.
     """
     return Outcome("models", [_row(way) for way in WAYS])
 
@@ -641,7 +677,9 @@ def _row(way: Way) -> Row:
     pairs = _K * (_K - 1) // 2
     wanted = f"refused, naming {way.refused}" if way.refused else f"≤ {TOLERANCE:g}"
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the older norms are deprecated, and structured outputs warn by design
+        warnings.simplefilter(
+            "ignore"
+        )  # the older norms are deprecated, and structured outputs warn by design
         torch.manual_seed(0)
         model = way.build().double()
         images, labels = torch.randn(_B, 3, 8, 8, dtype=torch.float64), torch.arange(_B) % _K
@@ -661,24 +699,34 @@ def _difference(way: Way, model: nn.Module, images: Tensor, labels: Tensor) -> f
     residuals, margins, expected = _reference(way, model, images, labels)
     norms = expected.diagonal().sqrt()
     by_hand = expected / (norms[:, None] * norms)
-    cosines = torch.tensor([[found.get((a, b), 0.0) for b in range(_K)] for a in range(_K)], dtype=torch.float64)
+    cosines = torch.tensor(
+        [[found.get((a, b), 0.0) for b in range(_K)] for a in range(_K)], dtype=torch.float64
+    )
     differences = [(cosines - by_hand).triu(1).abs().max()]
     for sets in (1, 3):
-        grams = subtask_grams(model, images, residuals.expand(sets, -1, -1), margins=margins, groups=groups)
+        grams = subtask_grams(
+            model, images, residuals.expand(sets, -1, -1), margins=margins, groups=groups
+        )
         differences.append((grams.total() - expected).abs().max() / expected.abs().max())
     return float(torch.stack(differences).max())  # NaN if one of them is
 
 
 def _paths(model: nn.Module) -> list[str]:
     """Modules with parameters, without the classifier and unused ones."""
-    paths = [path for path, module in model.named_modules() if any(True for _ in module.parameters(recurse=False))]
+    paths = [
+        path
+        for path, module in model.named_modules()
+        if any(True for _ in module.parameters(recurse=False))
+    ]
     return [path for path in paths if not path.startswith(_LEFT_OUT)]
 
 
 def _reference(
     way: Way, model: nn.Module, images: Tensor, labels: Tensor
 ) -> tuple[Tensor, Callable[[Tensor], Tensor] | None, Tensor]:
-    """∂L/∂m (B×K), margins from logits (None for an explainer), and the Gram matrix, by K plain backward passes."""
+    """∂L/∂m (B×K), margins from logits (None for an explainer), and the Gram matrix, by K plain
+    backward passes.
+    """
     asking = {name: p.requires_grad for name, p in model.named_parameters()}
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -688,12 +736,19 @@ def _reference(
     margins = logits if isinstance(model, HME) else _one_vs_rest(logits)
     one_hot = F.one_hot(labels, _K).double()
     losses = F.binary_cross_entropy_with_logits(margins, one_hot, reduction="none").sum(dim=0)
-    shared = [p for name, p in model.named_parameters() if not name.startswith((*_LEFT_OUT, "gates"))]
+    shared = [
+        p for name, p in model.named_parameters() if not name.startswith((*_LEFT_OUT, "gates"))
+    ]
     rows = []
     for loss in losses:
         loss.backward(retain_graph=True)
         rows.append(
-            torch.cat([torch.zeros(p.numel()).double() if p.grad is None else p.grad.flatten() for p in shared])
+            torch.cat(
+                [
+                    torch.zeros(p.numel()).double() if p.grad is None else p.grad.flatten()
+                    for p in shared
+                ]
+            )
         )
         for parameter in model.parameters():
             parameter.grad = None
@@ -716,7 +771,9 @@ def _one_vs_rest(logits: Tensor) -> Tensor:
 
 
 def _by_hook(norm: Callable[[nn.Module], nn.Module]) -> Callable[[nn.Module], nn.Module]:
-    """``norm`` of a module in float64, as its computed weight is no parameter that ``.double()`` would reach."""
+    """``norm`` of a module in float64, as its computed weight is no parameter that ``.double()``
+    would reach.
+    """
     return lambda module: norm(module.double())
 
 

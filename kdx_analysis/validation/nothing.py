@@ -12,10 +12,11 @@ import pandas as pd
 import torch
 
 from kdx_analysis.config import LADDER
-from kdx_analysis.report.answer import answer
+from kdx_analysis.metrics import asked_about
+from kdx_analysis.report.answers import answer
 from kdx_analysis.report.claims import claims
-from kdx_analysis.report.findings import ASKED, LOWERS, RAISES
-from kdx_analysis.runs.effects import effects_together, paired
+from kdx_analysis.report.findings import LOWERS, RAISES
+from kdx_analysis.runs.statistics.paired import effects_together, paired
 from kdx_analysis.validation import coverage
 from kdx_analysis.validation.outcome import Outcome, Row
 
@@ -24,29 +25,33 @@ SEEDS = (3, 5, 10)
 MOST = 0.06  # of studies: 5 % and what 2,000 studies may be off by chance, two standard errors
 RUNGS = (*LADDER, "label_smoothing")
 
-# The digits study, over its objectives: means, standard deviations over seeds, correlations of the metrics in the order
-# of ASKED, and the correlation of two objectives of one seed.
+# The digits study, over its objectives: means, standard deviations over seeds, correlations of the
+# metrics in the order of asked_about(), and the correlation of two objectives of one seed.
 LEVELS = np.array([0.31, 0.056, 0.021, 0.32, 0.015, 0.39])
 SPREADS = np.array([0.044, 0.014, 0.016, 0.14, 0.18, 0.055])
-CORRELATIONS = np.array([
-    [1.00, 0.65, 0.87, -0.32, -0.03, 0.35],
-    [0.65, 1.00, 0.40, -0.23, -0.04, -0.21],
-    [0.87, 0.40, 1.00, -0.10, 0.22, 0.29],
-    [-0.32, -0.23, -0.10, 1.00, 0.82, -0.09],
-    [-0.03, -0.04, 0.22, 0.82, 1.00, 0.10],
-    [0.35, -0.21, 0.29, -0.09, 0.10, 1.00],
-])  # fmt: skip
+CORRELATIONS = np.array(
+    [
+        [1.00, 0.65, 0.87, -0.32, -0.03, 0.35],
+        [0.65, 1.00, 0.40, -0.23, -0.04, -0.21],
+        [0.87, 0.40, 1.00, -0.10, 0.22, 0.29],
+        [-0.32, -0.23, -0.10, 1.00, 0.82, -0.09],
+        [-0.03, -0.04, 0.22, 0.82, 1.00, 0.10],
+        [0.35, -0.21, 0.29, -0.09, 0.10, 1.00],
+    ]
+)
 WITHIN_SEED = 0.2
 
 
 def validate(studies: int = STUDIES, values: int = coverage.VALUES) -> Outcome:
-    """Ranges of nulls, claims of studies without any effect, and objectives that are equal but not at every epoch.
+    """Ranges of nulls, claims of studies without any effect, and objectives that are equal but not
+    at every epoch.
 
     - Coverage: how often a fresh draw of a null lies in the range that is printed of it.
-    - Claims: ``studies`` in which all objectives have one distribution, with the digits study's covariance; the share
-      of them in which any sentence of the claims is false, in which the opening says Yes, and in which
-      :meth:`RunSet.compare` has a star.
-    - Missing epochs: two objectives that are equal at every epoch that both have, of which one lacks the first.
+    - Claims: ``studies`` in which all objectives have one distribution, with the digits study's
+      covariance; the share of them in which any sentence of the claims is false, in which the
+      opening says Yes, and in which :meth:`RunSet.compare` has a star.
+    - Missing epochs: two objectives that are equal at every epoch that both have, of which one
+      lacks the first.
 
     It takes some ten minutes of two cores; every core has a process of its own.
 
@@ -57,9 +62,13 @@ def validate(studies: int = STUDIES, values: int = coverage.VALUES) -> Outcome:
     jobs: list[Callable[[], list[Row]]] = [partial(_claims, studies, seeds) for seeds in SEEDS]
     jobs += [partial(coverage.of_room, place, draws, values) for place, draws in coverage.asked()]
     jobs.append(partial(_missing_epochs, studies))
-    with ProcessPoolExecutor(mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(
+        mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
         found = list(pool.map(_done, jobs))
-    return Outcome("nothing", [row for rows in (*found[len(SEEDS) :], *found[: len(SEEDS)]) for row in rows])
+    return Outcome(
+        "nothing", [row for rows in (*found[len(SEEDS) :], *found[: len(SEEDS)]) for row in rows]
+    )
 
 
 def _done(job: Callable[[], list[Row]]) -> list[Row]:
@@ -67,15 +76,22 @@ def _done(job: Callable[[], list[Row]]) -> list[Row]:
 
 
 def null_studies(studies: int, seeds: int, seed: int = 0) -> Iterator[dict[str, pd.DataFrame]]:
-    """Studies in which no objective does anything: metric → seeds by rungs, as :func:`answer` takes them."""
+    """Studies in which no objective does anything: metric → seeds by rungs, as :func:`answer` takes
+    them.
+    """
     rng = np.random.default_rng(seed)
     metrics = np.linalg.cholesky(CORRELATIONS)
     K = len(RUNGS)
     rungs = np.linalg.cholesky(WITHIN_SEED + (1 - WITHIN_SEED) * np.eye(K))
     for _ in range(studies):
-        noise = np.einsum("nrm,km,or->nok", rng.normal(size=(seeds, K, len(ASKED))), metrics, rungs)
+        noise = np.einsum(
+            "nrm,km,or->nok", rng.normal(size=(seeds, K, len(asked_about()))), metrics, rungs
+        )
         values = LEVELS + SPREADS * noise
-        yield {metric: pd.DataFrame(values[:, :, i], columns=list(RUNGS)) for i, metric in enumerate(ASKED)}
+        yield {
+            metric: pd.DataFrame(values[:, :, i], columns=list(RUNGS))
+            for i, metric in enumerate(asked_about())
+        }
 
 
 def _claims(studies: int, seeds: int) -> list[Row]:
@@ -89,7 +105,9 @@ def _claims(studies: int, seeds: int) -> list[Row]:
         decided += sum(finding.alone.changed for finding in said.findings)
         expected += said.by_chance
         found = effects_together(values, "hard")
-        stars += any(effect.difference.excludes_zero for several in found.values() for effect in several)
+        stars += any(
+            effect.difference.excludes_zero for several in found.values() for effect in several
+        )
     on = f"studies without any effect, n = {seeds} seeds"
     shares = {
         "a false sentence among the claims": false,
@@ -104,14 +122,18 @@ def _claims(studies: int, seeds: int) -> list[Row]:
 
 
 def _missing_epochs(studies: int) -> list[Row]:
-    """Equal objectives of which one is undefined at the first epoch, where both are far below what they are later."""
+    """Equal objectives of which one is undefined at the first epoch, where both are far below what
+    they are later.
+    """
     rng = np.random.default_rng(1)
     levels, epochs = np.array([0.0, 0.3, 0.6, 0.9]), (1, 9, 16, 24)
     rows = pd.MultiIndex.from_product([range(3), epochs], names=["seed", "epoch"])
     differences, false = [], 0
     for _ in range(studies):
         table = pd.DataFrame(
-            np.tile(levels, 3)[:, None] + rng.normal(0, 0.05, (len(rows), 2)), index=rows, columns=["hard", "kd"]
+            np.tile(levels, 3)[:, None] + rng.normal(0, 0.05, (len(rows), 2)),
+            index=rows,
+            columns=["hard", "kd"],
         )
         table.loc[(slice(None), 1), "hard"] = np.nan
         found = paired(table, "kd", "hard")

@@ -1,4 +1,6 @@
-"""What a part of ``kdx validate`` found: one row a yardstick, what was wanted of it, and whether it holds."""
+"""What a part of ``kdx validate`` found: one row a yardstick, what was wanted of it, and whether it
+holds.
+"""
 
 from __future__ import annotations
 

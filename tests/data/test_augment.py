@@ -2,7 +2,7 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from kdx_analysis.data.augment import augment, flip, pad_and_crop
+from kdx_analysis.data.augmentation import augment, flip, pad_and_crop
 
 
 def generator(seed=0):
@@ -33,7 +33,9 @@ def test_pad_and_crop_equals_a_loop_over_samples(pad):
 def test_flip_equals_a_loop_over_samples():
     x = images()
     mirrored = torch.rand(len(x), generator=generator()) < 0.5
-    expected = torch.stack([each.flip(-1) if m else each for each, m in zip(x, mirrored, strict=True)])
+    expected = torch.stack(
+        [each.flip(-1) if m else each for each, m in zip(x, mirrored, strict=True)]
+    )
     assert mirrored.unique().numel() == 2
     assert flip(x, generator()).equal(expected)
 

@@ -10,7 +10,12 @@ from kdx_analysis.errors import KdxError
 
 
 def split(name, labels, first_id=0, shape=(3, 4, 4)):
-    images = torch.arange(len(labels), dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, *shape).contiguous()
+    images = (
+        torch.arange(len(labels), dtype=torch.uint8)
+        .view(-1, 1, 1, 1)
+        .expand(-1, *shape)
+        .contiguous()
+    )
     ids = torch.arange(first_id, first_id + len(labels))
     return Split(name, TensorImages(images), torch.tensor(labels, dtype=torch.int64), ids)
 
@@ -69,7 +74,10 @@ def test_probe_set_depends_on_the_seed_and_not_on_the_order_of_the_split():
     toy = dataset()
     reversed_train = toy.train.subset(torch.arange(6, -1, -1))
     draws = {tuple(toy.probe_set("train", 2, seed).ids.tolist()) for seed in range(9)}
-    again = {tuple(dataset(train=reversed_train).probe_set("train", 2, seed).ids.tolist()) for seed in range(9)}
+    again = {
+        tuple(dataset(train=reversed_train).probe_set("train", 2, seed).ids.tolist())
+        for seed in range(9)
+    }
     assert draws == again
     assert len(draws) == 3  # two of the three ants
 

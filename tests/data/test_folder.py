@@ -38,7 +38,9 @@ def everything(split):
 
 def test_folder_images_take_equals_the_pixels_that_were_written(tmp_path):
     paths = [tmp_path / f"{i}.png" for i in range(5)]
-    pixels = torch.stack([write(path, i, size=(3, 2)) for i, path in enumerate(paths)]).permute(0, 3, 1, 2)
+    pixels = torch.stack([write(path, i, size=(3, 2)) for i, path in enumerate(paths)]).permute(
+        0, 3, 1, 2
+    )
     store = FolderImages(paths, (2, 3))
     indices = torch.tensor([4, 0, 0, 2])
     assert (len(store), store.shape) == (5, (3, 2, 3))
@@ -66,7 +68,9 @@ def test_max_memory_is_of_all_splits_together(parts):
 def test_statistics_are_those_of_the_training_images_alone(parts):
     data = load_dataset(parts)
     pixels = everything(data.train).double() / 255
-    torch.testing.assert_close(torch.tensor(data.mean).double(), pixels.mean((0, 2, 3)), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        torch.tensor(data.mean).double(), pixels.mean((0, 2, 3)), rtol=1e-6, atol=0
+    )
     deviation = pixels.std((0, 2, 3), correction=0)
     torch.testing.assert_close(torch.tensor(data.std).double(), deviation, rtol=1e-6, atol=0)
     fill(parts / "test", count=2, seed=5000)
@@ -188,7 +192,9 @@ def test_a_program_in_postscript_is_not_run(parts):
 
 
 def test_sixteen_bits_are_refused(parts):
-    Image.fromarray(np.full((16, 16), 40000, dtype=np.uint16)).save(parts / "train" / "ant" / "0.png")
+    Image.fromarray(np.full((16, 16), 40000, dtype=np.uint16)).save(
+        parts / "train" / "ant" / "0.png"
+    )
     with pytest.raises(KdxError, match="mode I;16: convert it to 8 bits"):
         load_dataset(parts)
 

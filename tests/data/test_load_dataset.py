@@ -16,7 +16,9 @@ REAL = os.environ.get("KDX_DATA")
 
 def needs(folder):
     there = REAL is not None and (Path(REAL) / folder).is_dir()
-    return pytest.mark.skipif(not there, reason=f"KDX_DATA is not set to a folder that holds {folder}")
+    return pytest.mark.skipif(
+        not there, reason=f"KDX_DATA is not set to a folder that holds {folder}"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +38,19 @@ def test_digits_pixels_are_sixteenths_of_255(digits):
 
     place = torch.tensor([7])
     raw = load_digits().images[digits.train.ids[7]]
-    assert digits.train.images.take(place)[0, 0].tolist() == np.round(raw * 255 / 16).astype(int).tolist()
+    assert (
+        digits.train.images.take(place)[0, 0].tolist()
+        == np.round(raw * 255 / 16).astype(int).tolist()
+    )
 
 
 def test_declared_statistics_of_digits_are_those_of_its_training_part():
     source = DATASETS["digits"](Path())
     mean, std = channel_statistics(source.train.images)
-    assert (source.mean, source.std) == (pytest.approx(mean, abs=1e-4), pytest.approx(std, abs=1e-4))
+    assert (source.mean, source.std) == (
+        pytest.approx(mean, abs=1e-4),
+        pytest.approx(std, abs=1e-4),
+    )
 
 
 def test_splits_never_overlap(digits):
@@ -51,7 +59,10 @@ def test_splits_never_overlap(digits):
 
 
 def test_splits_are_stratified(digits):
-    whole = torch.cat([split.labels for split in (digits.train, digits.val, digits.test)]).bincount() / 1797
+    whole = (
+        torch.cat([split.labels for split in (digits.train, digits.val, digits.test)]).bincount()
+        / 1797
+    )
     for split in (digits.train, digits.val, digits.test):
         torch.testing.assert_close(split.labels.bincount() / len(split), whole, rtol=0, atol=0.005)
 
@@ -98,8 +109,12 @@ def test_what_load_dataset_refuses(name, options, message):
         ("fashion_mnist", "github.com/zalandoresearch/fashion-mnist", "FashionMNIST"),
     ],
 )
-def test_a_missing_data_set_says_what_to_download_and_where_to_put_it(name, file, folder, tmp_path, monkeypatch):
-    with pytest.raises(KdxError, match=rf"(?s){name} is not whole in .*{file}.*--data-dir / KDX_DATA .*{folder}"):
+def test_a_missing_data_set_says_what_to_download_and_where_to_put_it(
+    name, file, folder, tmp_path, monkeypatch
+):
+    with pytest.raises(
+        KdxError, match=rf"(?s){name} is not whole in .*{file}.*--data-dir / KDX_DATA .*{folder}"
+    ):
         load_dataset(name, data_dir=tmp_path)
     monkeypatch.setenv("KDX_DATA", str(tmp_path / "elsewhere"))
     with pytest.raises(KdxError, match="elsewhere"):
@@ -140,7 +155,12 @@ def test_cifar100_superclasses_are_those_of_the_subset():
 @needs("cifar-10-batches-py")
 def test_cifar10():
     data = load_dataset("cifar10", data_dir=REAL)
-    assert (len(data.train), len(data.val), len(data.test), data.shape) == (45000, 5000, 10000, (3, 32, 32))
+    assert (len(data.train), len(data.val), len(data.test), data.shape) == (
+        45000,
+        5000,
+        10000,
+        (3, 32, 32),
+    )
     assert data.classes[:3] == ("airplane", "automobile", "bird")
     assert data.val.labels.bincount().tolist() == [500] * 10
     assert data.normalise(data.train.images.take(torch.arange(2000))).mean().abs() < 0.05
@@ -149,7 +169,12 @@ def test_cifar10():
 @needs("FashionMNIST")
 def test_fashion_mnist():
     data = load_dataset("fashion_mnist", data_dir=REAL)
-    assert (len(data.train), len(data.val), len(data.test), data.shape) == (54000, 6000, 10000, (1, 28, 28))
+    assert (len(data.train), len(data.val), len(data.test), data.shape) == (
+        54000,
+        6000,
+        10000,
+        (1, 28, 28),
+    )
     assert (data.classes[0], data.classes[9], data.pad) == ("T-shirt/top", "Ankle boot", 2)
     mean, std = channel_statistics(data.train.images)
     assert (mean, std) == (pytest.approx(data.mean, abs=1e-3), pytest.approx(data.std, abs=1e-3))

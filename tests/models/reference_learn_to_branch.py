@@ -1,4 +1,5 @@
-"""The released code's network, built from its description alone: plain loops, its names, its two softmaxes.
+"""The released code's network, built from its description alone: plain loops, its names, its two
+softmaxes.
 
 An independent reference for the preset: nothing here comes from the package.
 """
@@ -36,7 +37,9 @@ class ReleasedNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.K, self.form, self.experts = num_classes, form, experts
-        self.conv1_0 = nn.Sequential(nn.Conv2d(in_channels, 64, 7, stride=2, padding=3), nn.BatchNorm2d(64), nn.ReLU())
+        self.conv1_0 = nn.Sequential(
+            nn.Conv2d(in_channels, 64, 7, stride=2, padding=3), nn.BatchNorm2d(64), nn.ReLU()
+        )
         channels = {1: (in_channels, 64, 64), 2: (64, 64, 64), 3: (64, 64, 32)}
         rows = {2: experts[1], 3: experts[2], 4: num_classes}
         for level in (1, 2, 3):
@@ -46,12 +49,22 @@ class ReleasedNetwork(nn.Module):
             gate = nn.Parameter(torch.rand(rows[level + 1], below))
             setattr(self, f"branch_{level + 1}", nn.ParameterList([gate]))
         for k in range(num_classes):
-            setattr(self, f"fc1_{k}", nn.Sequential(nn.Linear(1568, 128), nn.ReLU(), nn.Dropout(dropout)))
+            setattr(
+                self,
+                f"fc1_{k}",
+                nn.Sequential(nn.Linear(1568, 128), nn.ReLU(), nn.Dropout(dropout)),
+            )
             last = nn.Linear(128, 1 if form == "ce" else 2)
-            setattr(self, f"fc2_{k}", nn.Sequential(nn.Linear(128, 128), nn.ReLU(), nn.Dropout(dropout), last))
+            setattr(
+                self,
+                f"fc2_{k}",
+                nn.Sequential(nn.Linear(128, 128), nn.ReLU(), nn.Dropout(dropout), last),
+            )
 
     def attention(self, level: int, t: float | None) -> torch.Tensor:
-        """Rows of the gates above ``level`` at the code's temperature t = 10/epoch; one-hot if t is None."""
+        """Rows of the gates above ``level`` at the code's temperature t = 10/epoch; one-hot if t is
+        None.
+        """
         logits = getattr(self, f"branch_{level + 1}")[0]
         log_probabilities = torch.log(torch.softmax(logits / 0.5, dim=1))
         if t is None:
@@ -62,7 +75,10 @@ class ReleasedNetwork(nn.Module):
         return torch.stack(self.scores(images, t), dim=1)
 
     def scores(self, images: torch.Tensor, t: float | None) -> list[torch.Tensor]:
-        return [z[:, 0] if self.form == "ce" else torch.maximum(z[:, 0], z[:, 1]) for z in self.logits(images, t)]
+        return [
+            z[:, 0] if self.form == "ce" else torch.maximum(z[:, 0], z[:, 1])
+            for z in self.logits(images, t)
+        ]
 
     def logits(self, images: torch.Tensor, t: float | None) -> list[torch.Tensor]:
         """Every subtask's one or two logits, B×1 or B×2."""
@@ -83,8 +99,12 @@ class ReleasedNetwork(nn.Module):
         return logits
 
 
-def released_network(num_classes: int, form: str, seed: int = 0, **options: object) -> ReleasedNetwork:
-    """With random weights, gates far from uniform, and random BatchNorm weights and running statistics."""
+def released_network(
+    num_classes: int, form: str, seed: int = 0, **options: object
+) -> ReleasedNetwork:
+    """With random weights, gates far from uniform, and random BatchNorm weights and running
+    statistics.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(tensor: torch.Tensor, low: float, high: float) -> None:

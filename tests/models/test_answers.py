@@ -52,18 +52,32 @@ def test_what_may_be_logits_is_taken_for_logits(case):
 
 
 def test_targets_of_log_probabilities_are_those_of_the_logits():
-    torch.testing.assert_close((ACCEPTED["log softmax"] / 4).softmax(dim=1), (LOGITS / 4).softmax(dim=1))
+    torch.testing.assert_close(
+        (ACCEPTED["log softmax"] / 4).softmax(dim=1), (LOGITS / 4).softmax(dim=1)
+    )
 
 
 @pytest.mark.parametrize(
     ("outputs", "message"),
     [
-        (LOGITS.softmax(dim=1), r"^Net gives probabilities, not logits: every row .* 1, .*softmax off.*logarithm$"),
-        (100 * LOGITS.softmax(dim=1), r"every row of its outputs sums to 100: .*logarithm of outputs / 100"),
-        (LOGITS.sigmoid(), r"all its outputs lie in \[0, 1\], .*sigmoid off its end, .* log\(p / \(1 − p\)\)"),
+        (
+            LOGITS.softmax(dim=1),
+            r"^Net gives probabilities, not logits: every row .* 1, .*softmax off.*logarithm$",
+        ),
+        (
+            100 * LOGITS.softmax(dim=1),
+            r"every row of its outputs sums to 100: .*logarithm of outputs / 100",
+        ),
+        (
+            LOGITS.sigmoid(),
+            r"all its outputs lie in \[0, 1\], .*sigmoid off its end, .* log\(p / \(1 − p\)\)",
+        ),
         (LOGITS[:, :9], r"Net gives outputs of shape 40×9, wanted 40×10: wrap it"),
         (LOGITS.unsqueeze(2), r"outputs of shape 40×10×1, wanted 40×10"),
-        (torch.where(LOGITS > 6, torch.nan, LOGITS), r"the outputs of Net are not finite on \d+ of 40 images"),
+        (
+            torch.where(LOGITS > 6, torch.nan, LOGITS),
+            r"the outputs of Net are not finite on \d+ of 40 images",
+        ),
         (torch.where(LOGITS > 6, -torch.inf, LOGITS), r"not finite on .* take log_softmax"),
     ],
 )

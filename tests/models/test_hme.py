@@ -26,7 +26,9 @@ def model() -> HME:
 
 
 def reference(hme: HME, images: torch.Tensor) -> torch.Tensor:
-    """The plain loop over experts and subtasks of method section 2, one narrow convolution block at a time."""
+    """The plain loop over experts and subtasks of method section 2, one narrow convolution block at
+    a time.
+    """
     features = [hme.trunk(images)]
     logits = iter(gate.logits for gate in hme.gates)
     for level, side_by_side in enumerate(hme.levels):
@@ -34,14 +36,23 @@ def reference(hme: HME, images: torch.Tensor) -> torch.Tensor:
             hme.experts[level + 1],
             [getattr(side_by_side.body.stages, str(level + 1)).get_submodule(i) for i in "012"],
         )
-        gate = torch.ones(n, 1, dtype=images.dtype) if level == 0 else attention(next(logits), hme.temperature)
+        gate = (
+            torch.ones(n, 1, dtype=images.dtype)
+            if level == 0
+            else attention(next(logits), hme.temperature)
+        )
         conv, norm, *rest = module
         outputs = []
         for i in range(n):
             x = sum(gate[i, j] * f for j, f in enumerate(features))
-            w, b = conv.weight.chunk(n)[i], slice(i * conv.out_channels // n, (i + 1) * conv.out_channels // n)
+            w, b = (
+                conv.weight.chunk(n)[i],
+                slice(i * conv.out_channels // n, (i + 1) * conv.out_channels // n),
+            )
             x = nn.functional.conv2d(x, w, None, conv.stride, conv.padding)
-            x = nn.functional.batch_norm(x, norm.running_mean[b], norm.running_var[b], norm.weight[b], norm.bias[b])
+            x = nn.functional.batch_norm(
+                x, norm.running_mean[b], norm.running_var[b], norm.weight[b], norm.bias[b]
+            )
             for layer in rest:
                 x = layer(x)
             outputs.append(x)
@@ -71,7 +82,9 @@ def test_equals_the_plain_loop_forward_and_gradient(model: HME) -> None:
 
 
 def test_a_gate_row_belongs_to_the_child_and_a_column_to_the_parent(model: HME) -> None:
-    """Closing the gate of one subtask to all experts but one leaves the other subtasks' margins alone."""
+    """Closing the gate of one subtask to all experts but one leaves the other subtasks' margins
+    alone.
+    """
     images = torch.randn(4, 1, 8, 8, dtype=torch.float64)
     model.eval()
     before = model(images)
@@ -129,7 +142,9 @@ def test_low_temperature_sharpens_the_gates(model: HME) -> None:
     model.temperature = 1e-3
     assert model.attention()[-1].amax(dim=1).min() > 0.99
     model.temperature = 1e3
-    torch.testing.assert_close(model.attention()[-1], torch.full((5, 4), 0.25, dtype=torch.float64), atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        model.attention()[-1], torch.full((5, 4), 0.25, dtype=torch.float64), atol=1e-3, rtol=0
+    )
 
 
 @pytest.mark.parametrize("experts", [(2, 2), 0, (4, 4, 0)])
@@ -147,12 +162,18 @@ def lone(level: Level) -> list[nn.Module]:
     return [level.take([i]) for i in range(level.experts)]
 
 
-@pytest.mark.parametrize("options", [{}, {"top_k": 2}, {"gates": "input"}, {"gates": "input", "top_k": 1}])
+@pytest.mark.parametrize(
+    "options", [{}, {"top_k": 2}, {"gates": "input"}, {"gates": "input", "top_k": 1}]
+)
 @pytest.mark.parametrize("family", ["zoo resnet20", "timm convnext", "timm vit"])
 def test_any_student_equals_the_plain_loop(family: str, options: dict[str, object]) -> None:
     """Forward and the gradients of gates and images, sample by sample and child by child."""
     torch.manual_seed(0)
-    model = HME.from_student(FAMILIES[family](), 4, 3, image_shape=(3, 32, 32), **options).double().eval()
+    model = (
+        HME.from_student(FAMILIES[family](), 4, 3, image_shape=(3, 32, 32), **options)
+        .double()
+        .eval()
+    )
     model.temperature = 0.7
     images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
 
@@ -160,7 +181,10 @@ def test_any_student_equals_the_plain_loop(family: str, options: dict[str, objec
         if hasattr(gate, "logits"):
             logits = gate.logits
         else:
-            pooled = [f[sample].mean(dim=0) if f.ndim == 3 else f[sample].mean(dim=(1, 2)) for f in features]
+            pooled = [
+                f[sample].mean(dim=0) if f.ndim == 3 else f[sample].mean(dim=(1, 2))
+                for f in features
+            ]
             hidden = torch.relu(gate.hidden(torch.cat(pooled)))
             logits = gate.out(hidden).reshape(gate.shape)
         chosen = []
@@ -173,16 +197,23 @@ def test_any_student_equals_the_plain_loop(family: str, options: dict[str, objec
     def loop(x: torch.Tensor) -> torch.Tensor:
         below = [model.trunk(x)] * 3
         for level, gate in zip(model.levels, model.gates, strict=True):
-            features = [expert(f.unsqueeze(1))[:, 0] for expert, f in zip(lone(level), below, strict=True)]
+            features = [
+                expert(f.unsqueeze(1))[:, 0] for expert, f in zip(lone(level), below, strict=True)
+            ]
             children = len(rows(gate, features, 0))
             below = [
-                torch.stack([
-                    sum(rows(gate, features, b)[i, j] * f[b] for j, f in enumerate(features)) for b in range(len(x))
-                ])
+                torch.stack(
+                    [
+                        sum(rows(gate, features, b)[i, j] * f[b] for j, f in enumerate(features))
+                        for b in range(len(x))
+                    ]
+                )
                 for i in range(children)
-            ]  # fmt: skip
+            ]
         inputs = [model.readout(f.unsqueeze(1))[:, 0] for f in below]
-        margins = [f @ w + b for f, w, b in zip(inputs, model.heads.weight, model.heads.bias, strict=True)]
+        margins = [
+            f @ w + b for f, w, b in zip(inputs, model.heads.weight, model.heads.bias, strict=True)
+        ]
         return torch.stack(margins, dim=1)
 
     parameters = list(model.gate_parameters())
@@ -215,8 +246,14 @@ def test_noise_is_drawn_in_training_only_and_on_average_follows_the_gate() -> No
     model.train().temperature = 1e-3
     with torch.no_grad():
         model.gates[-1].logits[0] = torch.tensor([0.0, 1.0, 2.0])
-        drawn = torch.stack([model.trace(images).attention[-1][0] for _ in range(400)]).round().mean(dim=0)
-    torch.testing.assert_close(drawn, torch.softmax(torch.tensor([0.0, 1.0, 2.0]), 0), rtol=0, atol=0.08)
+        drawn = (
+            torch.stack([model.trace(images).attention[-1][0] for _ in range(400)])
+            .round()
+            .mean(dim=0)
+        )
+    torch.testing.assert_close(
+        drawn, torch.softmax(torch.tensor([0.0, 1.0, 2.0]), 0), rtol=0, atol=0.08
+    )
     assert model.attention()[-1][0, 2] > 0.999  # without noise
 
 
@@ -239,7 +276,12 @@ def test_pruning_removes_dead_experts_and_nothing_else(model: HME) -> None:
     hard = model.eval().harden(chosen)
     pruned = hard.pruned()
     assert hard.experts == (1, 2, 3, 4)
-    assert pruned.experts == (1, 1, 2, 2)  # expert 2 of level 3, whose row is even, takes its first parent
+    assert pruned.experts == (
+        1,
+        1,
+        2,
+        2,
+    )  # expert 2 of level 3, whose row is even, takes its first parent
     torch.testing.assert_close(pruned(images), hard(images), rtol=0, atol=1e-12)
     operations = []
     for explainer in (hard, pruned):

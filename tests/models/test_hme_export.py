@@ -14,7 +14,13 @@ from kdx_analysis.models import HME, build_model, vam
 from tests.models.families import FAMILIES, K
 
 KINDS = ["soft", "tree"]
-SLOW = ["timm resnet", "torchvision shufflenet", "timm convnext", "torchvision densenet", "timm vit"]
+SLOW = [
+    "timm resnet",
+    "torchvision shufflenet",
+    "timm convnext",
+    "torchvision densenet",
+    "timm vit",
+]
 
 
 def explainer(family: str, kind: str) -> tuple[HME, torch.Tensor]:
@@ -40,7 +46,9 @@ def _exported(family: str, kind: str) -> None:
     batch = torch.export.Dim("batch")
     program = torch.export.export(model, (images,), dynamic_shapes=({0: batch},))
     with torch.no_grad():
-        torch.testing.assert_close(program.module()(images[:3]), model(images[:3]), rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            program.module()(images[:3]), model(images[:3]), rtol=0, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -59,7 +67,9 @@ def _to_onnx(family: str, kind: str) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     model, images = explainer(family, kind)
     batch = torch.export.Dim("batch")
-    program = torch.onnx.export(model, (images,), dynamo=True, dynamic_shapes=({0: batch},), verbose=False)
+    program = torch.onnx.export(
+        model, (images,), dynamo=True, dynamic_shapes=({0: batch},), verbose=False
+    )
     session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
     (got,) = session.run(None, {session.get_inputs()[0].name: images[:3].numpy()})
     with torch.no_grad():
@@ -81,7 +91,10 @@ def test_every_family_is_onnx(family: str, kind: str) -> None:
 @pytest.mark.parametrize("family", ["digits", "timm convnext"])
 def test_copies_pickles_and_safetensors(family: str, kind: str, tmp_path: Path) -> None:
     model, images = explainer(family, kind)
-    save_file({name: t.contiguous() for name, t in model.state_dict().items()}, tmp_path / "model.safetensors")
+    save_file(
+        {name: t.contiguous() for name, t in model.state_dict().items()},
+        tmp_path / "model.safetensors",
+    )
     loaded = copy.deepcopy(model)
     with torch.no_grad():
         for parameter in loaded.parameters():

@@ -54,10 +54,13 @@ def test_scores_are_those_of_the_released_network_at_every_temperature(form, dty
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
-    ("classes", "experts", "channels", "size"), [(7, (2, 4, 8), 3, 32), (2, (3, 2, 5), 1, 28), (3, (1, 2, 1), 3, 16)]
+    ("classes", "experts", "channels", "size"),
+    [(7, (2, 4, 8), 3, 32), (2, (3, 2, 5), 1, 28), (3, (1, 2, 1), 3, 16)],
 )
 @torch.no_grad()
-def test_classes_experts_and_channels_are_found_in_the_checkpoint(form, classes, experts, channels, size):
+def test_classes_experts_and_channels_are_found_in_the_checkpoint(
+    form, classes, experts, channels, size
+):
     reference, model = converted(form, classes=classes, experts=experts, in_channels=channels)
     model.temperature = 0.5
     assert (model.num_classes, model.experts) == (classes, (1, *experts))
@@ -80,23 +83,38 @@ def test_training_goes_the_same_way(form):
 
     theirs = {name: p.grad for name, p in reference.named_parameters()}
     pairs = list(
-        zip([p.grad for p in model.gate_parameters()], [theirs[f"branch_{i}.0"] for i in (2, 3, 4)], strict=True)
+        zip(
+            [p.grad for p in model.gate_parameters()],
+            [theirs[f"branch_{i}.0"] for i in (2, 3, 4)],
+            strict=True,
+        )
     )
     for number, level in enumerate(model.levels, 2):
         for name, parameter in level.body.named_parameters():
             beside = torch.cat([theirs[f"conv{number}_{i}.{name}"] for i in range(level.experts)])
             pairs.append((parameter.grad, beside))
     for layer, name in zip(
-        [model.heads.layers[i] for i in (0, 3, 6)], ("fc1_{}.0", "fc2_{}.0", "fc2_{}.3"), strict=True
+        [model.heads.layers[i] for i in (0, 3, 6)],
+        ("fc1_{}.0", "fc2_{}.0", "fc2_{}.3"),
+        strict=True,
     ):
-        pairs.append((layer.weight.grad, torch.stack([theirs[f"{name.format(k)}.weight"].T for k in range(3)])))
-        pairs.append((layer.bias.grad, torch.stack([theirs[f"{name.format(k)}.bias"] for k in range(3)])))
+        pairs.append(
+            (
+                layer.weight.grad,
+                torch.stack([theirs[f"{name.format(k)}.weight"].T for k in range(3)]),
+            )
+        )
+        pairs.append(
+            (layer.bias.grad, torch.stack([theirs[f"{name.format(k)}.bias"] for k in range(3)]))
+        )
     assert len(pairs) == len(list(model.parameters()))
     for ours, their in pairs:
         torch.testing.assert_close(ours, their, rtol=1e-8, atol=1e-12)
 
     reference.eval(), model.eval()
-    torch.testing.assert_close(model(x), reference(x, 10 / 7), rtol=0, atol=1e-10)  # through running statistics
+    torch.testing.assert_close(
+        model(x), reference(x, 10 / 7), rtol=0, atol=1e-10
+    )  # through running statistics
 
 
 @torch.no_grad()
@@ -114,18 +132,38 @@ def test_the_unused_stem_is_named_and_a_bare_state_is_taken():
     reference = released_network(2, "nce", experts=(1, 2, 3))
     state = checkpoint(reference)["model"]
     released = Released.read(state)
-    assert (released.form, released.num_classes, released.experts, released.in_channels) == ("nce", 2, (1, 2, 3), 3)
+    assert (released.form, released.num_classes, released.experts, released.in_channels) == (
+        "nce",
+        2,
+        (1, 2, 3),
+        3,
+    )
     assert released.unused == tuple(name for name in state if name.startswith("conv1_0."))
     assert len(released.unused) == 7
-    assert Released.read({name: state[name] for name in state if name not in released.unused}).unused == ()
+    assert (
+        Released.read({name: state[name] for name in state if name not in released.unused}).unused
+        == ()
+    )
 
 
 WRONG = {
-    "no expert at all": (lambda s: s.clear(), "no expert named like 'conv2_0.0.weight'; it has nothing"),
+    "no expert at all": (
+        lambda s: s.clear(),
+        "no expert named like 'conv2_0.0.weight'; it has nothing",
+    ),
     "no names": (lambda s: (s.clear(), s.update({0: torch.zeros(2)})), "it has 0$"),
-    "an expert's tensor": (lambda s: s.pop("conv3_1.4.running_var"), "missing: conv3_1.4.running_var"),
-    "a whole expert": (lambda s: [s.pop(n) for n in list(s) if n.startswith("conv4_0.")], "missing: conv4_0.0.bias"),
-    "a level": (lambda s: [s.pop(n) for n in list(s) if n.startswith("conv3_")], "missing: conv3_0.0.bias, .* more"),
+    "an expert's tensor": (
+        lambda s: s.pop("conv3_1.4.running_var"),
+        "missing: conv3_1.4.running_var",
+    ),
+    "a whole expert": (
+        lambda s: [s.pop(n) for n in list(s) if n.startswith("conv4_0.")],
+        "missing: conv4_0.0.bias",
+    ),
+    "a level": (
+        lambda s: [s.pop(n) for n in list(s) if n.startswith("conv3_")],
+        "missing: conv3_0.0.bias, .* more",
+    ),
     "a gate": (lambda s: s.pop("branch_4.0"), "missing: branch_4.0$"),
     "the last head": (lambda s: s.pop("fc2_1.3.weight"), "missing: fc2_1.3.weight$"),
     "the first head": (lambda s: s.pop("fc2_0.3.weight"), "missing: fc2_0.3.weight"),
@@ -134,7 +172,10 @@ WRONG = {
         lambda s: s.update({"branch_3.0": torch.zeros(2, 3)}),
         r"another shape: branch_3.0 \(2, 3\) instead of \(3, 2\)$",
     ),
-    "three logits": (lambda s: s.update({"fc2_0.3.weight": torch.zeros(3, 128)}), r"fc2_0.3.weight \(3, 128\)"),
+    "three logits": (
+        lambda s: s.update({"fc2_0.3.weight": torch.zeros(3, 128)}),
+        r"fc2_0.3.weight \(3, 128\)",
+    ),
     "no tensor": (lambda s: s.update({"branch_2.0": "x"}), r"branch_2.0 str instead of \(2, 1\)$"),
 }
 
@@ -162,7 +203,10 @@ def test_fresh_weights_start_as_the_released_code_has_them():
     assert first.weight.std().item() == pytest.approx(0.01, rel=0.01)
     assert not first.bias.any()
     assert not last.bias.any()
-    assert [module.p for module in model.modules() if isinstance(module, nn.Dropout)] == [0.15, 0.15]
+    assert [module.p for module in model.modules() if isinstance(module, nn.Dropout)] == [
+        0.15,
+        0.15,
+    ]
 
 
 def test_experts_start_kaiming_normal_of_the_fan_out():
@@ -193,10 +237,17 @@ def test_weights_drawn_anew_may_keep_running_statistics_as_the_released_code_doe
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.redraw(statistics=False)
     for name, tensor in model.state_dict().items():
-        kept = "running_" in name or name.startswith("gates.") or name == "tau" or name.endswith("num_batches_tracked")
+        kept = (
+            "running_" in name
+            or name.startswith("gates.")
+            or name == "tau"
+            or name.endswith("num_batches_tracked")
+        )
         assert torch.equal(tensor, before[name]) == kept, name
     model.redraw()
-    assert not any(tensor.any() for name, tensor in model.state_dict().items() if name.endswith("running_mean"))
+    assert not any(
+        tensor.any() for name, tensor in model.state_dict().items() if name.endswith("running_mean")
+    )
 
 
 @pytest.mark.parametrize("arguments", [{"form": "bce"}, {"experts": ()}, {"experts": (2, 0)}])

@@ -6,7 +6,13 @@ import torch
 from torch import nn
 
 from kdx_analysis.errors import KdxError
-from kdx_analysis.models.resolve import build_model, check_fits, count_parameters, list_models, redrawn
+from kdx_analysis.models.resolve import (
+    build_model,
+    check_fits,
+    count_parameters,
+    list_models,
+    redrawn,
+)
 from kdx_analysis.models.zoo import MODELS, StagedNet
 
 
@@ -31,7 +37,9 @@ def test_torchvision_and_timm_by_prefix() -> None:
     assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 7)
 
 
-@pytest.mark.parametrize(("library", "name"), [("torchvision", "torchvision:resnet18"), ("timm", "timm:convnext_atto")])
+@pytest.mark.parametrize(
+    ("library", "name"), [("torchvision", "torchvision:resnet18"), ("timm", "timm:convnext_atto")]
+)
 def test_listed_names_are_those_that_build(library: str, name: str) -> None:
     names = list_models(library)
     assert name in names
@@ -66,14 +74,16 @@ def test_names_that_would_be_downloaded_are_unknown() -> None:
 
 
 def test_torchvision_takes_three_channels_only() -> None:
-    with pytest.raises(KdxError, match="3 channels, data has 1: choose a model of the zoo or of timm"):
+    with pytest.raises(
+        KdxError, match="3 channels, data has 1: choose a model of the zoo or of timm"
+    ):
         build_model("torchvision:resnet18", 10, 1)
 
 
 def test_the_zoo_needs_neither_torchvision_nor_timm() -> None:
     code = (
-        "import sys; from kdx_analysis.models import resolve; resolve.build_model('resnet20', 10, 3);"
-        "assert not {'torchvision', 'timm'} & sys.modules.keys()"
+        "import sys; from kdx_analysis.models import resolve; resolve.build_model('resnet20', 10, "
+        "3);assert not {'torchvision', 'timm'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -92,10 +102,14 @@ def test_a_model_that_fits_is_left_as_it_was() -> None:
     assert torch.equal(torch.get_rng_state(), rng)
 
 
-def test_the_forward_pass_runs_in_eval_mode_without_gradients_on_two_images_of_the_models_dtype() -> None:
+def test_the_forward_pass_runs_in_eval_mode_without_gradients_on_two_images_of_the_models_dtype() -> (
+    None
+):
     seen = []
     model = linear(1, 4, 3).double()
-    model.register_forward_pre_hook(lambda m, x: seen.append((x[0], m.training, torch.is_grad_enabled())))
+    model.register_forward_pre_hook(
+        lambda m, x: seen.append((x[0], m.training, torch.is_grad_enabled()))
+    )
     check_fits(model, (1, 4, 4), 3)
     ((images, training, gradients),) = seen
     assert images.dtype == torch.float64
@@ -107,7 +121,9 @@ def test_the_forward_pass_runs_in_eval_mode_without_gradients_on_two_images_of_t
 def test_images_that_do_not_fit() -> None:
     model = build_model("vgg8", 10, 3).train()
     rng = torch.get_rng_state()
-    with pytest.raises(KdxError, match=r"images of 1×8×8 do not fit model StagedNet: .+; ") as caught:
+    with pytest.raises(
+        KdxError, match=r"images of 1×8×8 do not fit model StagedNet: .+; "
+    ) as caught:
         check_fits(model, (1, 8, 8), 10)
     assert "\n" not in str(caught.value)
     assert all(module.training for module in model.modules())
@@ -136,7 +152,9 @@ def test_count_parameters_counts_frozen_ones_and_shared_ones_once() -> None:
 
 
 def test_redrawn_is_a_copy_with_other_weights_all_trainable() -> None:
-    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(72, 3)).eval()
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(72, 3)
+    ).eval()
     model[0].requires_grad_(False)
     model[1].running_mean.fill_(7.0)
     model[1].weight.data.fill_(5.0)

@@ -1,4 +1,6 @@
-"""Heads of two logits a class: m_k = z_k1 − z_k0 in training and probes alike, and the released code's scores apart."""
+"""Heads of two logits a class: m_k = z_k1 − z_k0 in training and probes alike, and the released
+code's scores apart.
+"""
 
 import copy
 import pickle
@@ -10,14 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import kdx_analysis as kdx
-from kdx_analysis import probing
 from kdx_analysis.config import ObjectiveConfig, TrainingConfig
 from kdx_analysis.models import HME
 from kdx_analysis.models.learn_to_branch import learn_to_branch
 from kdx_analysis.objectives import one_vs_rest_margins
 from kdx_analysis.probes.affinity import subtask_affinity
-from kdx_analysis.probes.gradients import undisturbed
+from kdx_analysis.probes.conflict.grams import undisturbed
 from kdx_analysis.probes.subtasks import OneVsRest
+from kdx_analysis.study import probe_run as probing
 from kdx_analysis.training import fit
 from tests.conftest import toy_study
 from tests.models.reference_learn_to_branch import checkpoint, released_network
@@ -131,33 +133,53 @@ def test_conflict_and_claims_are_those_of_the_difference():
     g = torch.stack([torch.cat([part.flatten() for part in row]) for row in rows])
     cosines = F.normalize(g) @ F.normalize(g).T
     for model in (margins, scores):
-        pairs = kdx.probes.conflict_of(model, IMAGES, LABELS, null_draws=19).pairs.query("level == 'all'")
+        pairs = kdx.probes.conflict_of(model, IMAGES, LABELS, null_draws=19).pairs.query(
+            "level == 'all'"
+        )
         wanted = cosines.numpy()[pairs["a_index"], pairs["b_index"]]
         np.testing.assert_allclose(pairs["cosine"], wanted, rtol=1e-6, atol=1e-9)
         asked = OneVsRest.of(model, IMAGES, LABELS, None, None)
         assert torch.equal(asked.outputs > 0, m > 0)
-    of_scores = kdx.probes.conflict_of(scores, IMAGES, LABELS, margins=one_vs_rest_margins, null_draws=19)
+    of_scores = kdx.probes.conflict_of(
+        scores, IMAGES, LABELS, margins=one_vs_rest_margins, null_draws=19
+    )
     apart = of_scores.pairs.query("level == 'all'")["cosine"] - pairs["cosine"]
     assert apart.abs().max() > 0.01
 
 
 def test_every_other_probe_gives_one_answer_for_both_forms():
     margins, scores = both_forms()
-    z = [kdx.probes.affinity_of(model, IMAGES, LABELS, null_draws=1)["value"] for model in (margins, scores)]
+    z = [
+        kdx.probes.affinity_of(model, IMAGES, LABELS, null_draws=1)["value"]
+        for model in (margins, scores)
+    ]
     np.testing.assert_allclose(*z)
     asked = OneVsRest.of(margins, IMAGES, LABELS, None, None)
-    torch.testing.assert_close(*[subtask_affinity(model, IMAGES, asked.loss) for model in (margins, scores)])
-    drops = [kdx.probes.ablate(model, IMAGES, LABELS, permutations=19).drops for model in (margins, scores)]
+    torch.testing.assert_close(
+        *[subtask_affinity(model, IMAGES, asked.loss) for model in (margins, scores)]
+    )
+    drops = [
+        kdx.probes.ablate(model, IMAGES, LABELS, permutations=19).drops
+        for model in (margins, scores)
+    ]
     torch.testing.assert_close(*drops)
     few = IMAGES[:2]
-    maps = [kdx.probes.integrated_gradients(model, few, 1, steps=32).maps for model in (margins, scores)]
+    maps = [
+        kdx.probes.integrated_gradients(model, few, 1, steps=32).maps for model in (margins, scores)
+    ]
     torch.testing.assert_close(*maps)
     with torch.no_grad():
         change = by_hand(scores, few)[:, 1] - by_hand(scores, torch.zeros_like(few))[:, 1]
     torch.testing.assert_close(maps[0].sum(dim=(1, 2)), change, rtol=0.1, atol=0.02)
 
 
-DATA = dataset(train=split("train", 4), val=split("val", 2, first_id=12), test=split("test", 2), pad=0, flip=False)
+DATA = dataset(
+    train=split("train", 4),
+    val=split("val", 2, first_id=12),
+    test=split("test", 2),
+    pad=0,
+    flip=False,
+)
 
 
 class ToDouble(nn.Module):
@@ -180,24 +202,43 @@ def test_one_step_of_training_is_on_margins_or_on_the_released_codes_scores(deco
     else:
         one_hot = F.one_hot(labels, K).float()
         difference = logits[..., 1] - logits[..., 0]
-        loss = F.binary_cross_entropy_with_logits(difference, one_hot, reduction="none").sum(dim=1).mean()
+        loss = (
+            F.binary_cross_entropy_with_logits(difference, one_hot, reduction="none")
+            .sum(dim=1)
+            .mean()
+        )
     loss.backward()
     lr = 1e-3
     config = TrainingConfig(
-        epochs=1, batch_size=len(labels), lr=lr, optimizer="sgd", nesterov=False, weight_decay=0, schedule="constant",
+        epochs=1,
+        batch_size=len(labels),
+        lr=lr,
+        optimizer="sgd",
+        nesterov=False,
+        weight_decay=0,
+        schedule="constant",
         warmup_epochs=0,
-    )  # fmt: skip
+    )
     objective = ObjectiveConfig.model_validate({"name": "hard", "decomposition": decomposition})
-    told = fit(model, DATA, objective, config, seed=0).history.query("split == 'train' and metric == 'loss'")
+    told = fit(model, DATA, objective, config, seed=0).history.query(
+        "split == 'train' and metric == 'loss'"
+    )
     assert told["value"].item() == pytest.approx(loss.item(), rel=1e-5)
     last, first = model.heads.layers[6], before.heads.layers[6]
-    torch.testing.assert_close(last.weight, first.weight - lr * first.weight.grad, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(
+        last.weight, first.weight - lr * first.weight.grad, rtol=1e-6, atol=1e-9
+    )
 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
     """A study of both decompositions with two logits a class, its trees too."""
-    explainer = {"preset": "learn_to_branch", "form": "nce", "experts": [1, 2, 2], "phase2": {"weights": "kept"}}
+    explainer = {
+        "preset": "learn_to_branch",
+        "form": "nce",
+        "experts": [1, 2, 2],
+        "phase2": {"weights": "kept"},
+    }
     objectives = [{"name": "hard", "decomposition": name} for name in ("binary", "multiclass")]
     study = toy_study(objectives=objectives, seeds=1, explainer=explainer, roles=["explainer"])
     return study, study.run(tmp_path_factory.mktemp("both"), report=False)
@@ -205,17 +246,27 @@ def both(tmp_path_factory):
 
 @pytest.mark.parametrize("role", ["explainer", "tree"])
 @pytest.mark.parametrize("decomposition", ["binary", "multiclass"])
-def test_runs_of_a_study_are_scored_and_probed_on_what_they_are_trained_on(both, decomposition, role):
+def test_runs_of_a_study_are_scored_and_probed_on_what_they_are_trained_on(
+    both, decomposition, role
+):
     study, runs = both
     (run,) = [run for run in runs.filter(role=role) if run.info["decomposition"] == decomposition]
     model, _ = probing.model_of(run, study)
-    images = study.dataset.normalise(study.dataset.test.images.take(torch.arange(len(study.dataset.test))))
+    images = study.dataset.normalise(
+        study.dataset.test.images.take(torch.arange(len(study.dataset.test)))
+    )
     labels = study.dataset.test.labels
     with torch.no_grad():
         logits = model.heads.layers(model.trace(images).inputs)
         difference, largest = logits[..., 1] - logits[..., 0], logits.amax(dim=-1)
-        binary = F.binary_cross_entropy_with_logits(difference, F.one_hot(labels, K).float(), reduction="none")
-        loss = binary.sum(dim=1).mean() if decomposition == "binary" else F.cross_entropy(largest, labels)
+        binary = F.binary_cross_entropy_with_logits(
+            difference, F.one_hot(labels, K).float(), reduction="none"
+        )
+        loss = (
+            binary.sum(dim=1).mean()
+            if decomposition == "binary"
+            else F.cross_entropy(largest, labels)
+        )
     told = run.record("metrics").query("split == 'test' and metric == 'hard_loss'")["value"].item()
     assert told == pytest.approx(loss.item(), rel=1e-4)
 

@@ -12,12 +12,14 @@ from torch.nn.utils import parametrizations, prune
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import MODELS, vam
-from kdx_analysis.models.vam.attention import block_widths
+from kdx_analysis.models.vam.blocks import block_widths
 from kdx_analysis.models.vam.survey import survey
 
 
 class Net(nn.Module):
-    """Every kind of layer that VAM meets, on images B×3×8×8: grouped, depthwise, widths that 4 does not divide."""
+    """Every kind of layer that VAM meets, on images B×3×8×8: grouped, depthwise, widths that 4 does
+    not divide.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,7 +82,9 @@ def test_two_blocks_by_hand() -> None:
     nn.init.ones_(layer[1].weight)
     vam.attach(layer, 2, temperature=0.5)
     with torch.no_grad():
-        layer[1].vam.logits.copy_(torch.tensor([[math.log(3) / 2, 0.0], [0.0, 0.0]]))  # α = (3/4, 1/4) and (1/2, 1/2)
+        layer[1].vam.logits.copy_(
+            torch.tensor([[math.log(3) / 2, 0.0], [0.0, 0.0]])
+        )  # α = (3/4, 1/4) and (1/2, 1/2)
     torch.testing.assert_close(vam.attention(layer)["1"], torch.tensor([[0.75, 0.25], [0.5, 0.5]]))
     a, b = 3 / math.sqrt(5), 1 / math.sqrt(5)  # (3, 1)/√((9 + 1)/2)
     torch.testing.assert_close(layer[1].weight, torch.tensor([[a, a, b, b], [1.0, 1, 1, 1]]))
@@ -95,13 +99,20 @@ def test_every_weight_is_that_of_a_loop_over_channels(scale: str, blocks: int) -
     randomise(model)
     for path, layer in vam.attended_layers(model).items():
         V, U = plain.get_submodule(path).weight, layer.vam.logits.detach()
-        outs, ins = (  # block of each channel, counted here by handing out one channel after another
+        (
+            outs,
+            ins,
+        ) = (  # block of each channel, counted here by handing out one channel after another
             sorted(c % min(C, blocks) for c in range(C)) for C in V.shape[:2]
         )
         for o, row in enumerate(outs):
             alpha = [math.exp(U[row, m] / 0.7) for m in range(max(ins) + 1)]
             felt = [alpha[m] for m in ins]  # the attention of every input channel
-            mean = sum(felt) / len(felt) if scale == "mean" else math.sqrt(sum(a * a for a in felt) / len(felt))
+            mean = (
+                sum(felt) / len(felt)
+                if scale == "mean"
+                else math.sqrt(sum(a * a for a in felt) / len(felt))
+            )
             for i, a in enumerate(felt):
                 torch.testing.assert_close(layer.weight[o, i], V[o, i] * (a / mean))
 
@@ -117,9 +128,13 @@ def test_uniform_attention_scales_by_exactly_one(channels: int) -> None:
         assert attention.scales().eq(1).all()
 
 
-@pytest.mark.parametrize(("dtype", "channels"), [(torch.bfloat16, 257), (torch.bfloat16, 1027), (torch.float16, 2049)])
+@pytest.mark.parametrize(
+    ("dtype", "channels"), [(torch.bfloat16, 257), (torch.bfloat16, 1027), (torch.float16, 2049)]
+)
 def test_attaching_changes_nothing_in_half_precision(dtype: torch.dtype, channels: int) -> None:
-    model = nn.Sequential(nn.Linear(8, channels), nn.Linear(channels, 16), nn.Linear(16, 3)).to(dtype)
+    model = nn.Sequential(nn.Linear(8, channels), nn.Linear(channels, 16), nn.Linear(16, 3)).to(
+        dtype
+    )
     expected = model(torch.ones(2, 8, dtype=dtype))
     vam.attach(model)
     assert torch.equal(model(torch.ones(2, 8, dtype=dtype)), expected)
@@ -132,7 +147,9 @@ def test_scales_keep_the_mean_square_at_any_sparsity_and_their_gradient_is_right
         attention = vam.BlockAttention((1, 1), (3, 2, 2), temperature=temperature).double()
         nn.init.normal_(attention.logits, generator=torch.Generator().manual_seed(0))
         s = attention.scales()
-        torch.testing.assert_close((s**2 * widths).sum(dim=1) / 7, torch.ones(2, dtype=torch.float64))
+        torch.testing.assert_close(
+            (s**2 * widths).sum(dim=1) / 7, torch.ones(2, dtype=torch.float64)
+        )
         s.sum().backward()
         assert attention.logits.grad.isfinite().all()
     attention = vam.BlockAttention((1, 1), (3, 2, 2), temperature=0.8).double()
@@ -171,7 +188,12 @@ def test_the_table_says_what_was_attached_and_what_was_skipped_and_why() -> None
     frame = table.to_frame().set_index("path")
     assert table.paths == TAKEN == list(vam.attended_layers(model))
     assert frame["skipped"][list(SKIPPED)].to_dict() == SKIPPED
-    assert frame.loc["grouped", ["weight", "rows", "columns", "added"]].tolist() == ["12×6×3×3", 4, 4, 16]
+    assert frame.loc["grouped", ["weight", "rows", "columns", "added"]].tolist() == [
+        "12×6×3×3",
+        4,
+        4,
+        16,
+    ]
     assert frame.loc["narrow", ["rows", "columns", "added"]].tolist() == [3, 4, 12]
     added = sum(p.numel() for p in model.parameters()) - count
     assert added == table.added == frame["added"].sum() == 4 * 16 + 12
@@ -199,7 +221,10 @@ def test_a_second_call_gives_other_layers_other_blocks() -> None:
     frame = table.to_frame().set_index("path")
     assert frame.loc["even", "skipped"] == "has VAM already"
     assert frame.loc["even", "layer"] == "Conv2d"
-    assert frame.loc["uneven", ["rows", "columns"]].tolist() == [6, 6]  # 18 and 16 channels, at most 3 a block
+    assert frame.loc["uneven", ["rows", "columns"]].tolist() == [
+        6,
+        6,
+    ]  # 18 and 16 channels, at most 3 a block
     assert vam.attention(model)["even"].shape == (4, 4)
 
 
@@ -247,7 +272,13 @@ def test_a_foreign_parametrization_is_refused_by_name(foreign, name: str) -> Non
 
 
 def test_without_vam_there_is_nothing_to_fold() -> None:
-    for call in (vam.fold, vam.detach, vam.attention, vam.entropy, lambda m: vam.set_temperature(m, 1.0)):
+    for call in (
+        vam.fold,
+        vam.detach,
+        vam.attention,
+        vam.entropy,
+        lambda m: vam.set_temperature(m, 1.0),
+    ):
         with pytest.raises(KdxError, match="Net has no VAM; attach it first"):
             call(net())
     assert list(vam.gate_parameters(net())) == []
@@ -258,7 +289,8 @@ def test_without_vam_there_is_nothing_to_fold() -> None:
 
 def structure(model: nn.Module) -> list:
     return [
-        (name, type(m), [*m._parameters], [*m._buffers], [*m._forward_pre_hooks]) for name, m in model.named_modules()
+        (name, type(m), [*m._parameters], [*m._buffers], [*m._forward_pre_hooks])
+        for name, m in model.named_modules()
     ]
 
 
@@ -279,7 +311,9 @@ def test_detaching_restores_the_weights_bit_for_bit() -> None:
     model = with_vam()
     vam.detach(model)
     plain = net().eval()
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), plain.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), plain.parameters(), strict=True)
+    )
     assert torch.equal(model(images()), plain(images()))
 
 
@@ -336,7 +370,9 @@ def test_an_optimiser_goes_on_after_folding_with_the_state_of_the_same_weights()
     plain = net()
     other = torch.optim.Adam(plain.parameters(), lr=1e-2)
     step(plain, other)
-    saved.load_state_dict(other.state_dict())  # by position: shapes would not fit if the order had changed
+    saved.load_state_dict(
+        other.state_dict()
+    )  # by position: shapes would not fit if the order had changed
     step(model, saved)
 
 
@@ -357,7 +393,9 @@ def test_checkpoint_and_resume() -> None:
     resumed.load_state_dict(state[1])
     for model, of in ((first, optimizer), (second, resumed)):
         step(model, of, 0.1)
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)
+    )
     assert second.even.vam.temperature.item() == pytest.approx(0.6)
 
 
@@ -369,7 +407,9 @@ def test_whole_models_are_pickled() -> None:
     assert list(vam.attended_layers(model)) == TAKEN
     staged = MODELS["resnet20"](4)
     vam.attach(staged)
-    assert type(pickle.loads(pickle.dumps(staged)).stages[0][0].conv1) is type(staged.stages[0][0].conv1)
+    assert type(pickle.loads(pickle.dumps(staged)).stages[0][0].conv1) is type(
+        staged.stages[0][0].conv1
+    )
 
 
 def test_bf16_autocast() -> None:
@@ -378,7 +418,10 @@ def test_bf16_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(model(images()), plain(images()))
         randomise(model)
-        assert all(layer.vam.scales().dtype == torch.float32 for layer in vam.attended_layers(model).values())
+        assert all(
+            layer.vam.scales().dtype == torch.float32
+            for layer in vam.attended_layers(model).values()
+        )
         (model(images()).float().square().mean() + vam.entropy(model)).backward()
     assert all(p.grad.isfinite().all() and p.grad.any() for p in vam.gate_parameters(model))
 
@@ -452,7 +495,9 @@ def test_entropy_by_hand_and_where_attention_underflows() -> None:
     assert vam.entropy(model).item() == pytest.approx(1.0)
     with torch.no_grad():
         model.even.vam.logits[0, 0] = 1e4  # one of 4 + 3 rows one-hot
-        model.even.vam.logits[1] = torch.tensor([0.0, 0, -1e4, -1e4])  # another even over two of four
+        model.even.vam.logits[1] = torch.tensor(
+            [0.0, 0, -1e4, -1e4]
+        )  # another even over two of four
     share = vam.entropy(model)
     assert share.item() == pytest.approx((5 + 0 + 0.5) / 7)
     share.backward()
@@ -492,7 +537,9 @@ def _worker(rank: int, model: nn.Module, port: int, out) -> None:
 def test_two_processes_train_like_one(tmp_path) -> None:
     import socket
 
-    model = with_vam(where=["even", "mlp"]).double()  # in eval mode, so that BatchNorm does not see half a batch
+    model = with_vam(
+        where=["even", "mlp"]
+    ).double()  # in eval mode, so that BatchNorm does not see half a batch
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

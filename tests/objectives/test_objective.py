@@ -8,7 +8,14 @@ from scipy.special import log_softmax, logsumexp, softmax
 from torch.distributions import Bernoulli, kl_divergence
 
 from kdx_analysis.config import LADDER, ObjectiveConfig
-from kdx_analysis.objectives import OBJECTIVES, TARGETS, Objective, one_vs_rest_margins, scale_to, teacher_cut
+from kdx_analysis.objectives import (
+    OBJECTIVES,
+    TARGETS,
+    Objective,
+    one_vs_rest_margins,
+    scale_to,
+    teacher_cut,
+)
 
 K = 5
 NAMES = (*LADDER, "label_smoothing")
@@ -19,7 +26,9 @@ def objective(name: str, **keys) -> Objective:
 
 
 def normal(seed: int, rows: int = 6) -> torch.Tensor:
-    return 2 * torch.randn(rows, K, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return 2 * torch.randn(
+        rows, K, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 def generator() -> torch.Generator:
@@ -54,7 +63,9 @@ def test_kd_by_hand():
     teacher = torch.tensor([[math.log(4), 0.0]])  # σ(u) = .8, .2
     zero = torch.zeros(1, 2)
     kl = 0.8 * math.log(0.8 / 0.5) + 0.2 * math.log(0.2 / 0.5)
-    given = objective("kd", T=1, **{"lambda": 0.75}).terms(zero, torch.tensor([0]), teacher, generator())
+    given = objective("kd", T=1, **{"lambda": 0.75}).terms(
+        zero, torch.tensor([0]), teacher, generator()
+    )
     torch.testing.assert_close(given["distillation"], torch.full((1, 2), 0.75 * kl))
     torch.testing.assert_close(given["hard"], torch.full((1, 2), 0.25 * math.log(2)))
 
@@ -65,11 +76,15 @@ def test_the_loss_is_the_sum_over_subtasks_and_the_mean_over_the_batch(name, dec
     which = objective(name, decomposition=decomposition)
     parts = terms(which)
     assert {part.shape for part in parts.values()} == {MARGINS.shape}
-    torch.testing.assert_close(loss(which), sum(part.sum() for part in parts.values()) / len(MARGINS))
+    torch.testing.assert_close(
+        loss(which), sum(part.sum() for part in parts.values()) / len(MARGINS)
+    )
 
 
 def test_multiclass_hard_is_cross_entropy():
-    torch.testing.assert_close(loss(objective("hard", decomposition="multiclass")), F.cross_entropy(MARGINS, LABELS))
+    torch.testing.assert_close(
+        loss(objective("hard", decomposition="multiclass")), F.cross_entropy(MARGINS, LABELS)
+    )
 
 
 def test_binary_hard_is_binary_cross_entropy():
@@ -80,8 +95,12 @@ def test_binary_hard_is_binary_cross_entropy():
 
 def test_balanced_positives_weigh_as_much_as_all_negatives():
     one_hot, weight = F.one_hot(LABELS, K).double(), torch.tensor(float(K - 1))
-    expected = F.binary_cross_entropy_with_logits(MARGINS, one_hot, pos_weight=weight, reduction="none")
-    torch.testing.assert_close(terms(objective("hard", positive_weight="balanced"))["hard"], expected)
+    expected = F.binary_cross_entropy_with_logits(
+        MARGINS, one_hot, pos_weight=weight, reduction="none"
+    )
+    torch.testing.assert_close(
+        terms(objective("hard", positive_weight="balanced"))["hard"], expected
+    )
 
 
 def test_label_smoothing_is_torchs():
@@ -111,7 +130,9 @@ def test_without_weight_kd_is_hard(decomposition):
 def test_hard_t_at_temperature_1_is_hard(decomposition):
     for weight in (0.3, 1):
         which = objective("hard_T", decomposition=decomposition, T=1, **{"lambda": weight})
-        torch.testing.assert_close(loss(which), loss(objective("hard", decomposition=decomposition)))
+        torch.testing.assert_close(
+            loss(which), loss(objective("hard", decomposition=decomposition))
+        )
 
 
 @pytest.mark.parametrize("T", [1.0, 4.0])
@@ -120,14 +141,18 @@ def test_binary_kd_is_the_divergence_of_the_student_from_the_teacher(T):
     given = terms(objective("kd", T=T, **{"lambda": 1}))
     torch.testing.assert_close(given["distillation"], T**2 * kl_divergence(q, p))
     assert given["hard"].abs().max() == 0
-    assert (given["distillation"] - T**2 * kl_divergence(p, q)).abs().max() > 0.1  # the other direction
+    assert (
+        given["distillation"] - T**2 * kl_divergence(p, q)
+    ).abs().max() > 0.1  # the other direction
 
 
 @pytest.mark.parametrize("T", [1.0, 4.0])
 def test_multiclass_kd_is_torchs_kl_div_over_the_batch(T):
     student, teacher = (MARGINS / T).log_softmax(dim=1), (TEACHER / T).softmax(dim=1)
     expected = T**2 * F.kl_div(student, teacher, reduction="batchmean")
-    torch.testing.assert_close(loss(objective("kd", decomposition="multiclass", T=T, **{"lambda": 1})), expected)
+    torch.testing.assert_close(
+        loss(objective("kd", decomposition="multiclass", T=T, **{"lambda": 1})), expected
+    )
 
 
 def gradient(which: Objective, margins: torch.Tensor) -> torch.Tensor:
@@ -145,7 +170,11 @@ def test_the_optimum_of_kd_is_the_teachers_own_margin(T):
     cut = objective("kd", T=T, cut="softmax_then_cut", **{"lambda": 1})
     at_cut = T * teacher_cut(TEACHER, T, "binary", "softmax_then_cut").logit()
     assert gradient(cut, at_cut).abs().max() < 1e-12
-    assert (at_cut - at_teacher).abs().max() < 1e-9 if T == 1 else (at_cut - at_teacher).abs().max() > 1
+    assert (
+        (at_cut - at_teacher).abs().max() < 1e-9
+        if T == 1
+        else (at_cut - at_teacher).abs().max() > 1
+    )
 
 
 @pytest.mark.parametrize("name", ["hard", "label_smoothing", "hard_T", "kd_flat", "kd"])
@@ -192,10 +221,14 @@ def test_scaled_to_kd_the_norm_of_the_gradient_is_kds(name):
     assert factor == pytest.approx(1) if name == "kd" else factor != pytest.approx(1, abs=1e-3)
 
 
-def by_hand(margins: np.ndarray, logits: np.ndarray, T: float, decomposition: str) -> tuple[np.ndarray, np.ndarray]:
-    """T² KL of every sample and its gradient T(p − q), in float64 and without differences of nearly equal numbers.
+def by_hand(
+    margins: np.ndarray, logits: np.ndarray, T: float, decomposition: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """T² KL of every sample and its gradient T(p − q), in float64 and without differences of nearly
+    equal numbers.
 
-    KL(q ‖ p) = Σ p − q − q d, d = log(p/q), since q and p both sum to 1; near d = 0 it is q (eᵈ − 1 − d).
+    KL(q ‖ p) = Σ p − q − q d, d = log(p/q), since q and p both sum to 1; near d = 0 it is q (eᵈ − 1
+    − d).
     """
 
     def log_sigmoid(z: np.ndarray) -> np.ndarray:
@@ -203,7 +236,9 @@ def by_hand(margins: np.ndarray, logits: np.ndarray, T: float, decomposition: st
 
     def excess(log_q: np.ndarray, log_p: np.ndarray) -> np.ndarray:
         d = log_p - log_q
-        return np.where(abs(d) < 1, np.exp(log_q) * np.expm1(d.clip(-1, 1)), np.exp(log_p) - np.exp(log_q))
+        return np.where(
+            abs(d) < 1, np.exp(log_q) * np.expm1(d.clip(-1, 1)), np.exp(log_p) - np.exp(log_q)
+        )
 
     def divergence(log_q: np.ndarray, log_p: np.ndarray) -> np.ndarray:
         return excess(log_q, log_p) - np.exp(log_q) * (log_p - log_q)
@@ -228,11 +263,18 @@ def test_the_divergence_holds_in_float32_at_every_temperature(decomposition, T, 
         given = which.terms(margins, LABELS, logits, generator())
         assert given["distillation"].dtype == torch.float32
         (slope,) = torch.autograd.grad(given["distillation"].sum(), margins)
-        value, gradient = by_hand(margins.detach().double().numpy(), logits.double().numpy(), T, decomposition)
-        np.testing.assert_allclose(given["distillation"].sum(dim=1).detach().numpy(), value, rtol=1e-5, atol=1e-30)
-        np.testing.assert_allclose(slope.numpy(), gradient, rtol=1e-5, atol=1e-9 * np.abs(gradient).max())
+        value, gradient = by_hand(
+            margins.detach().double().numpy(), logits.double().numpy(), T, decomposition
+        )
+        np.testing.assert_allclose(
+            given["distillation"].sum(dim=1).detach().numpy(), value, rtol=1e-5, atol=1e-30
+        )
+        np.testing.assert_allclose(
+            slope.numpy(), gradient, rtol=1e-5, atol=1e-9 * np.abs(gradient).max()
+        )
         torch.testing.assert_close(
-            which.loss(margins, LABELS, logits, generator()), sum(t.sum() for t in given.values()) / len(margins)
+            which.loss(margins, LABELS, logits, generator()),
+            sum(t.sum() for t in given.values()) / len(margins),
         )
 
 
@@ -243,7 +285,9 @@ def test_half_precision_is_taken_as_the_numbers_that_it_holds(decomposition, dty
     margins, logits = MARGINS.to(dtype).requires_grad_(), TEACHER.to(dtype)
     given = which.loss(margins, LABELS, logits, generator())
     (slope,) = torch.autograd.grad(given, margins)
-    value, gradient = by_hand(margins.detach().double().numpy(), logits.double().numpy(), 1000, decomposition)
+    value, gradient = by_hand(
+        margins.detach().double().numpy(), logits.double().numpy(), 1000, decomposition
+    )
     assert float(given.detach()) == pytest.approx(value.mean(), rel=1e-5)
     wanted = torch.from_numpy(gradient / len(MARGINS)).to(dtype)
     torch.testing.assert_close(slope, wanted, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
@@ -259,13 +303,19 @@ def test_certain_targets_leave_the_students_cross_entropy(decomposition):
     s = margins.detach().double().numpy() / 100
     one_hot = np.array([[1.0, 0.0, 0.0]])
     p = softmax(s, axis=1) if decomposition == "multiclass" else 1 / (1 + np.exp(-s))
-    cross = np.log(p[0, 0]) if decomposition == "multiclass" else np.log(np.where(one_hot > 0, p, 1 - p)).sum()
+    cross = (
+        np.log(p[0, 0])
+        if decomposition == "multiclass"
+        else np.log(np.where(one_hot > 0, p, 1 - p)).sum()
+    )
     assert float(given.detach()) == pytest.approx(-(100**2) * cross, rel=1e-6)
     np.testing.assert_allclose(slope.numpy(), 100 * (p - one_hot), rtol=1e-5)
 
 
 def test_a_binary_target_that_is_nearly_1_keeps_its_complement():
-    teacher = torch.tensor([[45.0, 0.0], [45.0, 0.0]])  # 1 − q = e^−45, less than a float64 can leave below 1
+    teacher = torch.tensor(
+        [[45.0, 0.0], [45.0, 0.0]]
+    )  # 1 − q = e^−45, less than a float64 can leave below 1
     margins = torch.tensor([[43.0, -43.0], [45.0, -45.0]])
     for name in ("kd", "kd_flat", "kd_shuffled"):
         given = terms_of(name, margins, teacher)

@@ -20,7 +20,9 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def test_one_vs_rest_margins_by_hand():
     v = torch.tensor([[2.0, 0.0, 0.0]])
-    rest = torch.tensor([2 - torch.log(torch.tensor(2.0)), -torch.log(torch.e**2 + torch.tensor(1.0))])
+    rest = torch.tensor(
+        [2 - torch.log(torch.tensor(2.0)), -torch.log(torch.e**2 + torch.tensor(1.0))]
+    )
     torch.testing.assert_close(one_vs_rest_margins(v), rest[[0, 1, 1]].unsqueeze(0))
 
 
@@ -48,7 +50,9 @@ def test_other_cuts_are_the_softmax_at_temperature(logits):
 
 @pytest.mark.parametrize("decomposition", ["binary", "multiclass"])
 @pytest.mark.parametrize("name", ["kd", "kd_flat", "kd_shuffled"])
-def test_controls_keep_the_true_classs_target_and_the_sum_of_a_row(logits, labels, name, decomposition):
+def test_controls_keep_the_true_classs_target_and_the_sum_of_a_row(
+    logits, labels, name, decomposition
+):
     cut = teacher_cut(logits, 2.0, decomposition)
     target = TARGETS[name](cut, labels, generator())
     rows = torch.arange(len(labels))
@@ -59,7 +63,10 @@ def test_controls_keep_the_true_classs_target_and_the_sum_of_a_row(logits, label
 def test_hard_t_is_one_hot(logits, labels):
     target = TARGETS["hard_T"](logits.softmax(dim=1), labels, generator())
     assert torch.equal(target.argmax(dim=1), labels)
-    assert torch.equal(target.sort(dim=1).values, torch.tensor([[0.0, 0, 0, 0, 1]], dtype=target.dtype).expand(7, -1))
+    assert torch.equal(
+        target.sort(dim=1).values,
+        torch.tensor([[0.0, 0, 0, 0, 1]], dtype=target.dtype).expand(7, -1),
+    )
 
 
 def test_kd_flat_by_hand():
@@ -79,7 +86,9 @@ def test_kd_shuffled_permutes_every_sample_by_a_draw_of_its_own(labels):
     cut = torch.arange(5.0).expand(64, -1)
     shuffled = TARGETS["kd_shuffled"](cut, torch.zeros(64, dtype=torch.int64), generator())
     assert len(shuffled.unique(dim=0)) > 12  # of 4! = 24
-    assert not torch.equal(shuffled, TARGETS["kd_shuffled"](cut, torch.zeros(64, dtype=torch.int64), generator(1)))
+    assert not torch.equal(
+        shuffled, TARGETS["kd_shuffled"](cut, torch.zeros(64, dtype=torch.int64), generator(1))
+    )
 
 
 def test_the_mean_of_kd_shuffled_is_kd_flat(labels):
@@ -93,21 +102,33 @@ def test_the_mean_of_kd_shuffled_is_kd_flat(labels):
 def test_permuting_classes_permutes_the_targets(logits, labels):
     order = torch.tensor([3, 0, 4, 1, 2])
     moved = order.argsort()[labels]
-    for decomposition, cut in (("binary", "two_way"), ("binary", "softmax_then_cut"), ("multiclass", "two_way")):
+    for decomposition, cut in (
+        ("binary", "two_way"),
+        ("binary", "softmax_then_cut"),
+        ("multiclass", "two_way"),
+    ):
         there = teacher_cut(logits[:, order], 3.0, decomposition, cut)
         torch.testing.assert_close(there, teacher_cut(logits, 3.0, decomposition, cut)[:, order])
     for name in ("kd", "kd_flat", "hard_T"):
         target = TARGETS[name](logits[:, order].softmax(dim=1), moved, generator())
-        torch.testing.assert_close(target, TARGETS[name](logits.softmax(dim=1), labels, generator())[:, order])
+        torch.testing.assert_close(
+            target, TARGETS[name](logits.softmax(dim=1), labels, generator())[:, order]
+        )
 
 
 def test_one_vs_rest_margins_are_those_of_the_other_classes_one_by_one(logits):
-    logits = torch.cat([logits, torch.tensor([[2.0, 2, 2, -500, 0], [700.0, -700, 0, 1, 2]], dtype=torch.float64)])
+    logits = torch.cat(
+        [logits, torch.tensor([[2.0, 2, 2, -500, 0], [700.0, -700, 0, 1, 2]], dtype=torch.float64)]
+    )
     leaf, beside = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-    others = [torch.cat([beside[:, :k], beside[:, k + 1 :]], dim=1).logsumexp(dim=1) for k in range(5)]
+    others = [
+        torch.cat([beside[:, :k], beside[:, k + 1 :]], dim=1).logsumexp(dim=1) for k in range(5)
+    ]
     wanted = beside - torch.stack(others, dim=1)
     given = one_vs_rest_margins(leaf)
     torch.testing.assert_close(given, wanted, rtol=1e-12, atol=1e-12)
     weights = torch.arange(5.0, dtype=torch.float64)
-    slopes = [torch.autograd.grad((m * weights).sum(), x)[0] for m, x in ((given, leaf), (wanted, beside))]
+    slopes = [
+        torch.autograd.grad((m * weights).sum(), x)[0] for m, x in ((given, leaf), (wanted, beside))
+    ]
     torch.testing.assert_close(*slopes, rtol=1e-12, atol=1e-12)

@@ -1,4 +1,6 @@
-"""Finished runs without any training: tables by hand and by a seeded generator, written as a study writes its own."""
+"""Finished runs without any training: tables by hand and by a seeded generator, written as a study
+writes its own.
+"""
 
 from __future__ import annotations
 
@@ -53,13 +55,19 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> RunSet:
 def hundred(tmp_path_factory: pytest.TempPathFactory) -> RunSet:
     """The whole ladder on the classes of CIFAR-100, two seeds, eight experts on the last level."""
     classes = [name for members in CIFAR100_SUPERCLASSES.values() for name in members]
-    return write_all(tmp_path_factory.mktemp("hundred"), LADDER, (0, 1), classes, ("binary",), (1, 4, 8))
+    return write_all(
+        tmp_path_factory.mktemp("hundred"), LADDER, (0, 1), classes, ("binary",), (1, 4, 8)
+    )
 
 
 def write_all(
-    path: Path, objectives: Sequence[str], seeds: Sequence[int], classes: Sequence[str], decompositions: Sequence[str],
+    path: Path,
+    objectives: Sequence[str],
+    seeds: Sequence[int],
+    classes: Sequence[str],
+    decompositions: Sequence[str],
     experts: Sequence[int] = EXPERTS,
-) -> RunSet:  # fmt: skip
+) -> RunSet:
     write_one(path, "teacher", "", 0, classes)
     for objective, seed, decomposition in product(objectives, seeds, decompositions):
         for role in ("student", "explainer"):
@@ -68,9 +76,14 @@ def write_all(
 
 
 def write_one(
-    path: Path, role: str, objective: str, seed: int, classes: Sequence[str], decomposition: str = "binary",
+    path: Path,
+    role: str,
+    objective: str,
+    seed: int,
+    classes: Sequence[str],
+    decomposition: str = "binary",
     experts: Sequence[int] = EXPERTS,
-) -> None:  # fmt: skip
+) -> None:
     """``objective`` is a label: the objective's name, then what is unlike the default."""
     label = objective if decomposition == "binary" else f"{objective} {decomposition}"
     rng = np.random.default_rng([seed, zlib.crc32(f"{role} {label}".encode())])
@@ -84,10 +97,16 @@ def write_one(
         records |= _gates(rng, classes, experts) | _conflict(rng, classes, experts)
     id_ = run_id(role, label, seed, config)
     info = {
-        "id": id_, "study": "made", "role": role, "objective": label,
-        "decomposition": decomposition, "seed": seed, "config": config, "data": {"classes": list(classes)},
+        "id": id_,
+        "study": "made",
+        "role": role,
+        "objective": label,
+        "decomposition": decomposition,
+        "seed": seed,
+        "config": config,
+        "data": {"classes": list(classes)},
         "selection": {"rule": "last", "split": "val", "epoch": EPOCHS[-1]},
-    }  # fmt: skip
+    }
     write_run(path / id_, info, records)
 
 
@@ -104,44 +123,93 @@ def made_records(seed: int, label: str, classes: Sequence[str]) -> dict[str, pd.
 
 
 def _metrics(rng: np.random.Generator) -> pd.DataFrame:
-    rows = [(e, s, m, rng.uniform(0.5, 0.9), 50) for e in EPOCHS for s, m in (("train", "loss"), ("val", "accuracy"))]
-    rows += [(EPOCHS[-1], "test", metric, rng.uniform(0.5, 0.9), 80) for metric in ("accuracy", "agreement")]
+    rows = [
+        (e, s, m, rng.uniform(0.5, 0.9), 50)
+        for e in EPOCHS
+        for s, m in (("train", "loss"), ("val", "accuracy"))
+    ]
+    rows += [
+        (EPOCHS[-1], "test", metric, rng.uniform(0.5, 0.9), 80)
+        for metric in ("accuracy", "agreement")
+    ]
     return pd.DataFrame(rows, columns=["epoch", "split", "metric", "value", "n"])
 
 
-def _gates(rng: np.random.Generator, classes: Sequence[str], experts: Sequence[int]) -> dict[str, pd.DataFrame]:
+def _gates(
+    rng: np.random.Generator, classes: Sequence[str], experts: Sequence[int]
+) -> dict[str, pd.DataFrame]:
     K = len(classes)
     gates, summary, routing, pathways = [], [], [], []
     for epoch in EPOCHS:
-        for level, (parents, children) in enumerate(zip(experts, (*experts[1:], K), strict=True), 2):
+        for level, (parents, children) in enumerate(
+            zip(experts, (*experts[1:], K), strict=True), 2
+        ):
             heads = level == len(experts) + 1
             alpha, effective = (rng.dirichlet(np.full(parents, 0.3), children) for _ in range(2))
-            gates.append({
-                "epoch": epoch, "level": level,
-                "child": np.repeat(classes if heads else [f"expert {i}" for i in range(children)], parents),
-                "child_index": np.repeat(np.arange(children), parents), "parent": np.tile(np.arange(parents), children),
-                "alpha": alpha.ravel(), "effective": effective.ravel(), "tau": 5 / epoch,
-            })  # fmt: skip
+            gates.append(
+                {
+                    "epoch": epoch,
+                    "level": level,
+                    "child": np.repeat(
+                        classes if heads else [f"expert {i}" for i in range(children)], parents
+                    ),
+                    "child_index": np.repeat(np.arange(children), parents),
+                    "parent": np.tile(np.arange(parents), children),
+                    "alpha": alpha.ravel(),
+                    "effective": effective.ravel(),
+                    "tau": 5 / epoch,
+                }
+            )
             paths = rng.dirichlet(np.full(parents, 0.3), K)
-            pathways.append({
-                "epoch": epoch, "level": level - 1, "subtask": np.repeat(classes, parents),
-                "subtask_index": np.repeat(np.arange(K), parents), "expert": np.tile(np.arange(parents), K),
-                "alpha": paths.ravel(), "effective": paths.ravel(),
-            })  # fmt: skip
+            pathways.append(
+                {
+                    "epoch": epoch,
+                    "level": level - 1,
+                    "subtask": np.repeat(classes, parents),
+                    "subtask_index": np.repeat(np.arange(K), parents),
+                    "expert": np.tile(np.arange(parents), K),
+                    "alpha": paths.ravel(),
+                    "effective": paths.ravel(),
+                }
+            )
             for kind in ("alpha", "effective") if parents > 1 else ():
-                for of, metric, at in (("gates", "entropy_share", level), ("pathways", "specialisation", level - 1),
-                                       ("pathways", "use_cv2", level - 1)):  # fmt: skip
+                for of, metric, at in (
+                    ("gates", "entropy_share", level),
+                    ("pathways", "specialisation", level - 1),
+                    ("pathways", "use_cv2", level - 1),
+                ):
                     value = {"value": rng.uniform(0.01, 1) / epoch, "initial": 1 - 0.01 * epoch}
-                    summary.append({"epoch": epoch, "of": of, "level": at, "attention": kind, "metric": metric,
-                                    **value, "n": children, "tau": 5 / epoch})  # fmt: skip
-                routing.append({"epoch": epoch, "level": level - 1, "attention": kind, **_pairs(classes),
-                                "distance": rng.uniform(0, 1, K * (K - 1) // 2)})  # fmt: skip
+                    summary.append(
+                        {
+                            "epoch": epoch,
+                            "of": of,
+                            "level": at,
+                            "attention": kind,
+                            "metric": metric,
+                            **value,
+                            "n": children,
+                            "tau": 5 / epoch,
+                        }
+                    )
+                routing.append(
+                    {
+                        "epoch": epoch,
+                        "level": level - 1,
+                        "attention": kind,
+                        **_pairs(classes),
+                        "distance": rng.uniform(0, 1, K * (K - 1) // 2),
+                    }
+                )
     many = {"gates": gates, "routing": routing, "pathways": pathways}
-    frames = {kind: pd.concat([pd.DataFrame(part) for part in parts]) for kind, parts in many.items()}
+    frames = {
+        kind: pd.concat([pd.DataFrame(part) for part in parts]) for kind, parts in many.items()
+    }
     return {**frames, "gate_summary": pd.DataFrame(summary)}
 
 
-def _conflict(rng: np.random.Generator, classes: Sequence[str], experts: Sequence[int]) -> dict[str, pd.DataFrame]:
+def _conflict(
+    rng: np.random.Generator, classes: Sequence[str], experts: Sequence[int]
+) -> dict[str, pd.DataFrame]:
     pairs = len(classes) * (len(classes) - 1) // 2
     cosines: list[pd.DataFrame] = []
     summary: list[dict[str, Any]] = []
@@ -151,7 +219,10 @@ def _conflict(rng: np.random.Generator, classes: Sequence[str], experts: Sequenc
         for split in ("train", "val"):
             for term in ("hard", "objective"):
                 keys = {"epoch": epoch, "split": split, "term": term, "n": 100}
-                cosine = {"cosine": rng.uniform(-1, 1, pairs), "null_mean": rng.uniform(0, 0.5, pairs)}
+                cosine = {
+                    "cosine": rng.uniform(-1, 1, pairs),
+                    "null_mean": rng.uniform(0, 0.5, pairs),
+                }
                 cosines.append(pd.DataFrame({**keys, "level": "all", **_pairs(classes), **cosine}))
                 for table, metrics in (
                     (summary, ("conflict_rate", "severity")),
@@ -160,12 +231,27 @@ def _conflict(rng: np.random.Generator, classes: Sequence[str], experts: Sequenc
                     for metric in metrics:
                         value = {"value": rng.uniform(0, 0.5), "null_mean": rng.uniform(0, 0.5)}
                         table.append(
-                            {**keys, "level": "all", "metric": metric, "pairs": pairs, "undefined": 0, **value}
+                            {
+                                **keys,
+                                "level": "all",
+                                "metric": metric,
+                                "pairs": pairs,
+                                "undefined": 0,
+                                **value,
+                            }
                         )
                 by_expert += [
-                    {**keys, "level": level, "expert": i, "value": rng.uniform(0, 0.1), "null_mean": 0.05}
-                    for level, N in enumerate(experts, 1) for i in range(N) if N > 1
-                ]  # fmt: skip
+                    {
+                        **keys,
+                        "level": level,
+                        "expert": i,
+                        "value": rng.uniform(0, 0.1),
+                        "null_mean": 0.05,
+                    }
+                    for level, N in enumerate(experts, 1)
+                    for i in range(N)
+                    if N > 1
+                ]
     return {
         "contention_by_expert": pd.DataFrame(by_expert),
         "conflict": pd.concat(cosines, ignore_index=True),

@@ -10,7 +10,9 @@ INCHES = {"column": 3.4, "page": 7.0}
 
 
 def faults(figure: Figure, width: str) -> list[str]:
-    """Another width, letters below 7 pt, text that leaves the figure, and texts that cover each other."""
+    """Another width, letters below 7 pt, text that leaves the figure, and texts that cover each
+    other.
+    """
     found = []
     if figure.get_size_inches()[0] != INCHES[width]:
         found.append(f"{figure.get_size_inches()[0]} inches wide")
@@ -25,7 +27,9 @@ def faults(figure: Figure, width: str) -> list[str]:
 
 
 def overlapping(figure: Figure) -> list[tuple[str, str]]:
-    """Texts of which one covers more than a hair's breadth of another; slanting ones, whose boxes do, left out."""
+    """Texts of which one covers more than a hair's breadth of another; slanting ones, whose boxes
+    do, left out.
+    """
     shown = [t for t in drawn(figure) if t.get_rotation() % 90 == 0]
     x0, y0, x1, y1 = np.array([t.get_window_extent().extents for t in shown]).T
     width = np.minimum.outer(x1, x1) - np.maximum.outer(x0, x0)
@@ -35,13 +39,21 @@ def overlapping(figure: Figure) -> list[tuple[str, str]]:
 
 
 def drawn(figure: Figure) -> list[Text]:
-    """All texts but labels of ticks beyond the ends of their axis, which matplotlib holds and does not draw."""
+    """All texts but labels of ticks beyond the ends of their axis, which matplotlib holds and does
+    not draw.
+    """
     beyond = set()
     for ax in figure.axes:
         for axis in (ax.xaxis, ax.yaxis):
             low, high = np.sort(axis.get_view_interval())
             margin = 1e-9 * (high - low)
             ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
-            outside = [tick for tick in ticks if not low - margin <= tick.get_loc() <= high + margin]
+            outside = [
+                tick for tick in ticks if not low - margin <= tick.get_loc() <= high + margin
+            ]
             beyond |= {label for tick in outside for label in (tick.label1, tick.label2)}
-    return [t for t in figure.findobj(Text) if t.get_text().strip() and t.get_visible() and t not in beyond]
+    return [
+        t
+        for t in figure.findobj(Text)
+        if t.get_text().strip() and t.get_visible() and t not in beyond
+    ]

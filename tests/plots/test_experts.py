@@ -1,4 +1,6 @@
-"""Expert use, contention and flow: what is drawn is what the records hold, and ranks are not numbers."""
+"""Expert use, contention and flow: what is drawn is what the records hold, and ranks are not
+numbers.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,10 @@ def test_use_is_the_mean_over_subtasks_from_the_most_used_down(study: RunSet) ->
     )
     assert data["whole_null"].unique() == pytest.approx(4 / (1 + summary["initial"].item()))
     assert (data["null"] == 0.25).all()
-    assert sorted(plots.expert_use.data(study)["level"].unique()) == [2, 3]  # the trunk has no choice
+    assert sorted(plots.expert_use.data(study)["level"].unique()) == [
+        2,
+        3,
+    ]  # the trunk has no choice
 
 
 def test_a_run_is_a_line_whatever_its_experts_are_numbered(study: RunSet) -> None:
@@ -46,7 +51,9 @@ def test_a_run_is_a_line_whatever_its_experts_are_numbered(study: RunSet) -> Non
     drawn = [line.get_ydata() for line in axes[0, 0].lines if line.get_marker() != "None"]
     assert len(drawn) == 6
     assert all((np.diff(line) <= 0).all() for line in drawn)
-    chosen = record(runs, "contention_by_expert", "kd", 2).query("split == 'train' and term == 'hard' and level == 3")
+    chosen = record(runs, "contention_by_expert", "kd", 2).query(
+        "split == 'train' and term == 'hard' and level == 3"
+    )
     means = chosen.groupby("expert")["value"].mean().sort_values(ascending=False)
     assert any(np.allclose(line, means) for line in drawn)
     row = data.query("objective == 'kd' and seed == 2 and level == 3")
@@ -85,7 +92,10 @@ def test_flow_conserves_mass_and_follows_the_pathways(tmp_path: Path) -> None:
     assert data.groupby("level")["even"].sum().to_numpy() == pytest.approx(1)
     heads = data[data["heads"]]
     assert heads.groupby("source")["mass"].sum().to_numpy() == pytest.approx(1 / 12)
-    into, out = heads.groupby("target")["mass"].sum(), data[~data["heads"]].groupby("row")["mass"].sum()
+    into, out = (
+        heads.groupby("target")["mass"].sum(),
+        data[~data["heads"]].groupby("row")["mass"].sum(),
+    )
     assert out.to_numpy() == pytest.approx(into.to_numpy())
     gates = runs.runs[0].record("gates").query(f"epoch == {EPOCH} and level == 4")
     both = heads.merge(gates, left_on=["source", "target"], right_on=["child", "parent"])
@@ -98,7 +108,9 @@ def test_flow_conserves_mass_and_follows_the_pathways(tmp_path: Path) -> None:
 
 def test_gates_that_read_the_input_flow_through_their_last_level_only(tmp_path: Path) -> None:
     runs = _with_pathways(runs_with(tmp_path, {("kd", 0): random_tree(0)}))
-    write_parquet(runs.runs[0].path / "records" / "gates_by_class.parquet", pd.DataFrame({"level": [4]}))
+    write_parquet(
+        runs.runs[0].path / "records" / "gates_by_class.parquet", pd.DataFrame({"level": [4]})
+    )
     assert plots.flow.data(RunSet.load(tmp_path))["level"].unique().tolist() == [4]
 
 
@@ -108,14 +120,24 @@ def _with_pathways(runs: RunSet) -> RunSet:
         gates = run.record("gates").query(f"epoch == {EPOCH}")
         path, frames = None, []
         for level, rows in reversed(list(gates.groupby("level"))):
-            attention = rows.pivot(index="child_index", columns="parent", values="effective").to_numpy()
+            attention = rows.pivot(
+                index="child_index", columns="parent", values="effective"
+            ).to_numpy()
             path = attention if path is None else path @ attention
             K, N = path.shape
             frames.append(
-                pd.DataFrame({
-                    "epoch": EPOCH, "level": level - 1, "subtask_index": np.repeat(np.arange(K), N),
-                    "expert": np.tile(np.arange(N), K), "alpha": path.ravel(), "effective": path.ravel(),
-                })
-            )  # fmt: skip
-        write_parquet(run.path / "records" / "pathways.parquet", pd.concat(frames, ignore_index=True))
+                pd.DataFrame(
+                    {
+                        "epoch": EPOCH,
+                        "level": level - 1,
+                        "subtask_index": np.repeat(np.arange(K), N),
+                        "expert": np.tile(np.arange(N), K),
+                        "alpha": path.ravel(),
+                        "effective": path.ravel(),
+                    }
+                )
+            )
+        write_parquet(
+            run.path / "records" / "pathways.parquet", pd.concat(frames, ignore_index=True)
+        )
     return RunSet.load(runs.runs[0].path.parent)

@@ -44,11 +44,18 @@ def test_bars_are_the_classes_row_of_the_table_and_heat_its_path(explanation: Ex
 def test_a_dot_is_a_subtask_and_an_expert_and_the_null_is_stated(explanation: Explanation) -> None:
     record = explanation.ablation
     _, axes = plots.ablation(record)
-    assert [ax.get_title().split(":")[0] for ax in axes] == ["level 2", "level 4"]  # level 3 has no choice
+    assert [ax.get_title().split(":")[0] for ax in axes] == [
+        "level 2",
+        "level 4",
+    ]  # level 3 has no choice
     drawn = np.concatenate([dots.get_offsets() for dots in axes[1].collections])
-    held = np.stack([record.levels[2].effective.numpy().ravel(), record.levels[2].drop.numpy().ravel()], axis=1)
+    held = np.stack(
+        [record.levels[2].effective.numpy().ravel(), record.levels[2].drop.numpy().ravel()], axis=1
+    )
     np.testing.assert_allclose(drawn[np.lexsort(drawn.T)], held[np.lexsort(held.T)])
-    row = record.agreement.query("level == 4 and attention == 'effective' and measure == 'drop'").iloc[0]
+    row = record.agreement.query(
+        "level == 4 and attention == 'effective' and measure == 'drop'"
+    ).iloc[0]
     assert f"ρ = {row['value']:.2f}, n = 6" in axes[1].get_title()
     assert f"null {row['null_low']:.2f} to {row['null_high']:.2f}" in axes[1].get_title()
 

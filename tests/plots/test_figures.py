@@ -1,4 +1,6 @@
-"""Each figure on runs of one and three seeds, with a rung missing, and what it leaves behind (nothing)."""
+"""Each figure on runs of one and three seeds, with a rung missing, and what it leaves behind
+(nothing).
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,11 @@ from matplotlib.figure import Figure as Canvas
 from scipy import stats
 
 from kdx_analysis import plots
+from kdx_analysis.drawing.style import Width
 from kdx_analysis.errors import KdxError
 from kdx_analysis.io import read_parquet
 from kdx_analysis.plots import probed
 from kdx_analysis.plots.figure import Format
-from kdx_analysis.plots.style import Width
 from kdx_analysis.runs import RunSet, t_interval
 from tests.report.conftest import write_study
 
@@ -33,12 +35,16 @@ ALL = tuple(name for name in plots.FIGURES if name not in OF_VAM)
 
 def upright(ax: Axes) -> list[np.ndarray]:
     """The vertical segments that stand for intervals."""
-    segments = [s for c in ax.collections if isinstance(c, LineCollection) for s in c.get_segments()]
+    segments = [
+        s for c in ax.collections if isinstance(c, LineCollection) for s in c.get_segments()
+    ]
     return [s for s in segments if len(s) == 2 and s[0][0] == s[1][0]]
 
 
 def texts(figure: Canvas) -> str:
-    return "\n".join(t.get_text().replace("\n", " ") for legend in figure.legends for t in legend.get_texts())
+    return "\n".join(
+        t.get_text().replace("\n", " ") for legend in figure.legends for t in legend.get_texts()
+    )
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -55,7 +61,9 @@ def test_draws_three_seeds_and_leaves_nothing_behind(name: str, study: RunSet) -
 def test_draws_one_seed_of_two_rungs_in_a_column(name: str, small: RunSet) -> None:
     figure, axes = plots.FIGURES[name](small, "column")
     assert faults(figure, "column") == []
-    assert "95 % t-interval" not in " ".join(t.get_text().replace("\n", " ") for t in figure.findobj(mpl.text.Text))
+    assert "95 % t-interval" not in " ".join(
+        t.get_text().replace("\n", " ") for t in figure.findobj(mpl.text.Text)
+    )
     if name in ("ladder", "contention", "expert_use"):
         assert not any(upright(ax) for ax in axes.flat)
         assert "one seed: no interval" in texts(figure)
@@ -70,8 +78,12 @@ def test_stays_legible_with_a_hundred_classes(name: str, width: Width, hundred: 
     assert figure.get_figheight() <= 10
 
 
-@pytest.mark.parametrize(("format", "begins"), [("svg", b"<?xml"), ("pdf", b"%PDF"), ("png", b"\x89PNG")])
-def test_writes_a_figure_with_its_data_beside_it(format: Format, begins: bytes, small: RunSet, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("format", "begins"), [("svg", b"<?xml"), ("pdf", b"%PDF"), ("png", b"\x89PNG")]
+)
+def test_writes_a_figure_with_its_data_beside_it(
+    format: Format, begins: bytes, small: RunSet, tmp_path: Path
+) -> None:
     picture, table = plots.entropy.write(small, tmp_path / "out", "column", format)
     assert picture.read_bytes().startswith(begins)
     assert picture.name == f"entropy.{format}"
@@ -112,7 +124,9 @@ def test_a_notebook_shows_the_figure_whatever_the_callers_style(small: RunSet) -
 def test_class_names_are_shown_letter_by_letter(make: Make) -> None:
     names = ("$x^2$", "a_b", "50% off", "$5", "e")
     _, axes = plots.gates(make(("hard", "kd"), (0,), names))
-    assert {t.get_text() for t in axes[0, -1].get_yticklabels()} == {n.replace("$", r"\$") for n in names}
+    assert {t.get_text() for t in axes[0, -1].get_yticklabels()} == {
+        n.replace("$", r"\$") for n in names
+    }
     for name in ("tree", "conflict"):
         plots.FIGURES[name](make(("hard", "kd"), (0,), names))
 
@@ -121,7 +135,9 @@ def test_a_hundred_names_stand_in_two_columns_or_every_few_do(make: Make) -> Non
     runs = make(("hard", "kd"), (0,), [f"class_{i}" for i in range(100)])
     figure, axes = plots.gates(runs)
     assert faults(figure, "page") == []
-    named = [t.get_text() for minor in (False, True) for t in axes[0, -1].get_yticklabels(minor=minor)]
+    named = [
+        t.get_text() for minor in (False, True) for t in axes[0, -1].get_yticklabels(minor=minor)
+    ]
     assert sorted(named) == sorted(runs.classes)
     figure, axes = plots.flow(runs, "column")
     assert faults(figure, "column") == []
@@ -133,20 +149,33 @@ def test_ladder_data_are_those_on_disk(study: RunSet) -> None:
     data = plots.ladder.data(study)
     run = study.filter(role="explainer", objective="kd_flat", seed=1).runs[0]
     disk = read_parquet(run.path / "records" / "conflict_summary.parquet")
-    disk = disk[(disk["term"] == "hard") & (disk["metric"] == "severity") & (disk["split"] == "val")]
-    row = data.query("objective == 'kd_flat' and seed == 1 and metric == 'severity' and split == 'val'")
+    disk = disk[
+        (disk["term"] == "hard") & (disk["metric"] == "severity") & (disk["split"] == "val")
+    ]
+    row = data.query(
+        "objective == 'kd_flat' and seed == 1 and metric == 'severity' and split == 'val'"
+    )
     assert row["value"].item() == pytest.approx(disk["value"].sum() / 2)
     assert row["null"].item() == pytest.approx(disk["null_mean"].sum() / 2)
-    assert data.drop_duplicates("objective")["rung"].tolist() == ["hard", "", "hard_T", "kd_flat", "kd_shuffled", "kd"]
+    assert data.drop_duplicates("objective")["rung"].tolist() == [
+        "hard",
+        "",
+        "hard_T",
+        "kd_flat",
+        "kd_shuffled",
+        "kd",
+    ]
 
 
 def test_a_rung_adds_what_missing_rungs_would_have(make: Make) -> None:
     runs = make(("hard", "label_smoothing", "kd_flat", "kd"), (0, 1))
     adds = plots.ladder.data(runs).drop_duplicates("objective").set_index("objective")["adds"]
     assert adds.to_dict() == {
-        "hard": "", "label_smoothing": "", "kd_flat": "temperature, loss scale, softness",
+        "hard": "",
+        "label_smoothing": "",
+        "kd_flat": "temperature, loss scale, softness",
         "kd": "uneven softness, class structure",
-    }  # fmt: skip
+    }
     figure, _ = plots.ladder(runs)
     assert "not run: hard_T, kd_shuffled" in texts(figure)
     assert "label_smoothing: beside the ladder" in texts(figure)
@@ -154,7 +183,9 @@ def test_a_rung_adds_what_missing_rungs_would_have(make: Make) -> None:
 
 def test_objectives_of_other_settings_are_left_out_and_named(tmp_path: Path) -> None:
     at_one = [{"name": name, "T": 1} for name in ("kd_shuffled", "kd")]
-    runs = write_study(tmp_path, ["hard", "kd_flat", "kd", *at_one], seeds=2, roles=("explainer",), drawn=True)
+    runs = write_study(
+        tmp_path, ["hard", "kd_flat", "kd", *at_one], seeds=2, roles=("explainer",), drawn=True
+    )
     out = "kd_shuffled T=1.0 and kd T=1.0"
     data = plots.ladder.data(runs)
     assert set(data["objective"]) == {"hard", "kd_flat", "kd"}
@@ -171,7 +202,9 @@ def test_objectives_of_other_settings_are_left_out_and_named(tmp_path: Path) -> 
 def test_ladder_draws_the_t_interval_and_none_with_one_seed(study: RunSet) -> None:
     data = plots.ladder.data(study.filter(objective=["hard", "kd"]))
     _, axes = plots.ladder.draw(data)
-    expected = t_interval(data.query("metric == 'accuracy' and objective == 'kd'")["value"].to_numpy())
+    expected = t_interval(
+        data.query("metric == 'accuracy' and objective == 'kd'")["value"].to_numpy()
+    )
     drawn = [sorted(s[:, 1]) for s in upright(axes[0])]
     assert any(np.allclose(ends, [expected.low, expected.high]) for ends in drawn)
     assert len(drawn) == 2
@@ -194,7 +227,13 @@ def test_comparisons_stay_within_one_decomposition(make: Make) -> None:
 
 def test_differences_are_paired_by_seed(study: RunSet) -> None:
     data = plots.differences.data(study)
-    assert list(dict.fromkeys(data["b"])) == ["kd_shuffled", "kd_flat", "hard_T", "label_smoothing", "hard"]
+    assert list(dict.fromkeys(data["b"])) == [
+        "kd_shuffled",
+        "kd_flat",
+        "hard_T",
+        "label_smoothing",
+        "hard",
+    ]
     row = data.query("metric == 'accuracy' and b == 'hard' and seed == 2")["difference"].item()
 
     def accuracy(objective: str) -> float:
@@ -209,7 +248,9 @@ def test_differences_are_paired_by_seed(study: RunSet) -> None:
 
 def test_differences_have_no_interval_with_one_seed(small: RunSet) -> None:
     _, axes = plots.differences(small)
-    assert not any(c.get_segments() for ax in axes for c in ax.collections if isinstance(c, LineCollection))
+    assert not any(
+        c.get_segments() for ax in axes for c in ax.collections if isinstance(c, LineCollection)
+    )
     assert all("n = 1" in [t.get_text() for t in ax.texts] for ax in axes)
 
 
@@ -219,25 +260,34 @@ def test_gates_are_those_of_the_first_seed_at_the_selected_epoch(make: Make) -> 
     assert set(data["seed"]) == {2}
     assert sorted(data["level"].unique()) == [3, 4]
     run = runs.filter(role="explainer", objective="kd", seed=2).runs[0]
-    disk = read_parquet(run.path / "records" / "gates.parquet").query(f"epoch == {EPOCHS[-1]} and level == 4")
+    disk = read_parquet(run.path / "records" / "gates.parquet").query(
+        f"epoch == {EPOCHS[-1]} and level == 4"
+    )
     drawn = data.query("objective == 'kd' and level == 4")
     both = drawn.merge(disk, on=["child", "parent"], suffixes=("", "_disk"))
     assert len(both) == len(disk) == 20
     assert (both["effective"] == both["effective_disk"]).all()
     assert (both["alpha"] == both["alpha_disk"]).all()
     rows = (
-        data.query("level == 4").groupby("objective")[["child", "row"]].apply(lambda f: frozenset(map(tuple, f.values)))
+        data.query("level == 4")
+        .groupby("objective")[["child", "row"]]
+        .apply(lambda f: frozenset(map(tuple, f.values)))
     )
     assert rows["kd"] == rows["hard"]
 
 
 def test_conflict_is_the_mean_over_seeds_and_epochs(study: RunSet) -> None:
     runs = study.filter(objective=["hard", "kd"])
-    row = plots.conflict.data(runs).query("objective == 'kd' and a == 'cat' and b == 'ship'").iloc[0]
+    row = (
+        plots.conflict.data(runs).query("objective == 'kd' and a == 'cat' and b == 'ship'").iloc[0]
+    )
     frames = [
-        read_parquet(r.path / "records" / "conflict.parquet") for r in runs.filter(role="explainer", objective="kd")
+        read_parquet(r.path / "records" / "conflict.parquet")
+        for r in runs.filter(role="explainer", objective="kd")
     ]
-    disk = pd.concat(frames).query("split == 'train' and term == 'hard' and a == 'cat' and b == 'ship'")
+    disk = pd.concat(frames).query(
+        "split == 'train' and term == 'hard' and a == 'cat' and b == 'ship'"
+    )
     assert (row["seeds"], row["epochs"], row["values"], row["undefined"]) == (3, 2, 6, 0)
     assert row["cosine"] == pytest.approx(disk["cosine"].mean())
     _, axes = plots.conflict(runs)
@@ -254,7 +304,9 @@ def test_entropy_stands_beside_the_initial_gates(study: RunSet) -> None:
     assert data.groupby(["objective", "seed", "level", "attention"]).size().eq(len(EPOCHS)).all()
     _, axes = plots.entropy.draw(data)
     lines = [line.get_ydata() for line in axes[0, 0].lines]
-    drawn = data.query("attention == 'effective' and level == 4 and objective == 'kd' and seed == 1")
+    drawn = data.query(
+        "attention == 'effective' and level == 4 and objective == 'kd' and seed == 1"
+    )
     assert any(np.array_equal(line, drawn["value"]) for line in lines)
     assert sum(np.array_equal(line, drawn["initial"]) for line in lines) == 4
     assert axes[0, 0].get_yscale() == "log"
@@ -264,8 +316,12 @@ def test_entropy_stands_beside_the_initial_gates(study: RunSet) -> None:
 
 def test_training_draws_the_teacher_at_its_selected_epoch(small: RunSet) -> None:
     _, axes = plots.training(small)
-    teacher = read_parquet(small.filter(role="teacher").runs[0].path / "records" / "metrics.parquet")
-    value = teacher.query(f"split == 'val' and metric == 'accuracy' and epoch == {EPOCHS[-1]}")["value"].item()
+    teacher = read_parquet(
+        small.filter(role="teacher").runs[0].path / "records" / "metrics.parquet"
+    )
+    value = teacher.query(f"split == 'val' and metric == 'accuracy' and epoch == {EPOCHS[-1]}")[
+        "value"
+    ].item()
     assert [ax.get_title(loc="left") for ax in axes[:, 0]] == ["student", "explainer"]
     assert all([value, value] in [list(line.get_ydata()) for line in ax.lines] for ax in axes[:, 0])
 
@@ -284,15 +340,21 @@ def test_differences_of_conflict_are_paired_by_seed_and_epoch(study: RunSet) -> 
     row = data.query("a == 'cat' and b == 'ship'").iloc[0]
     means = plots.conflict.data(runs).query("a == 'cat' and b == 'ship'").set_index("objective")
     assert (row["kd"], row["other"], row["seeds"], row["epochs"]) == ("kd", "hard", 3, 2)
-    assert row["difference"] == pytest.approx(means.loc["kd", "cosine"] - means.loc["hard", "cosine"])
+    assert row["difference"] == pytest.approx(
+        means.loc["kd", "cosine"] - means.loc["hard", "cosine"]
+    )
     assert row["null"] == pytest.approx(means.loc["kd", "null"] - means.loc["hard", "null"])
-    fewer = RunSet(tuple(r for r in runs if (r.role, r.objective, r.seed) != ("explainer", "hard", 1)))
+    fewer = RunSet(
+        tuple(r for r in runs if (r.role, r.objective, r.seed) != ("explainer", "hard", 1))
+    )
     assert plots.conflict_differences.data(fewer)["seeds"].unique().tolist() == [2]
     _, axes = plots.conflict_differences.draw(data)
     low, high = axes[0].collections[0].get_clim()
     assert -low == high == pytest.approx(data[["difference", "null"]].abs().to_numpy().max())
     matrix = axes[0].collections[0].get_array()
-    assert matrix[max(row["a_row"], row["b_row"]), min(row["a_row"], row["b_row"])] == pytest.approx(row["difference"])
+    assert matrix[
+        max(row["a_row"], row["b_row"]), min(row["a_row"], row["b_row"])
+    ] == pytest.approx(row["difference"])
     with pytest.raises(KdxError, match="need kd and another"):
         plots.conflict_differences(runs.filter(objective="hard"))
 
@@ -300,20 +362,29 @@ def test_differences_of_conflict_are_paired_by_seed_and_epoch(study: RunSet) -> 
 def test_nulls_are_of_the_epochs_in_which_the_cosine_is_defined(make: Make) -> None:
     runs = make(("hard", "kd"), (0,))
     kd = runs.filter(role="explainer", objective="kd").runs[0]
-    disk = kd.record("conflict").query("split == 'train' and term == 'hard' and a == 'cat' and b == 'ship'")
+    disk = kd.record("conflict").query(
+        "split == 'train' and term == 'hard' and a == 'cat' and b == 'ship'"
+    )
     null = disk.set_index("epoch")["null_mean"]
     set_undefined(kd, "conflict", "cosine", f"epoch == {EPOCHS[0]}")
-    row = plots.conflict.data(runs).query("objective == 'kd' and a == 'cat' and b == 'ship'").iloc[0]
+    row = (
+        plots.conflict.data(runs).query("objective == 'kd' and a == 'cat' and b == 'ship'").iloc[0]
+    )
     assert (row["undefined"], row["null"]) == (1, pytest.approx(null[EPOCHS[-1]]))
     other = runs.filter(role="explainer", objective="hard").runs[0].record("conflict")
-    hard = other.query(f"split == 'train' and term == 'hard' and a == 'cat' and b == 'ship' and epoch == {EPOCHS[-1]}")
+    hard = other.query(
+        "split == 'train' and term == 'hard' and a == 'cat' and b == 'ship' and epoch == "
+        f"{EPOCHS[-1]}"
+    )
     row = plots.conflict_differences.data(runs).query("a == 'cat' and b == 'ship'").iloc[0]
     assert row["null"] == pytest.approx(null[EPOCHS[-1]] - hard["null_mean"].item())
 
 
 def test_differences_of_conflict_need_conflict_on_both_sides(make: Make) -> None:
     runs = make(("hard", "kd_flat", "kd"), (0,))
-    hard, _, kd = (run.path / "records" / "conflict.parquet" for run in runs.filter(role="explainer"))
+    hard, _, kd = (
+        run.path / "records" / "conflict.parquet" for run in runs.filter(role="explainer")
+    )
     hard.unlink()
     probed = RunSet.load(hard.parents[2])
     assert plots.conflict_differences.data(probed)["other"].unique().tolist() == ["kd_flat"]
@@ -326,7 +397,9 @@ def test_accuracy_against_conflict_is_ranked_over_all_runs(study: RunSet) -> Non
     data = plots.accuracy_conflict.data(study)
     severity = data[data["metric"] == "severity"]
     assert len(severity) == severity["runs"].iloc[0] == 18
-    assert severity["rho"].iloc[0] == pytest.approx(stats.spearmanr(severity["value"], severity["accuracy"]).statistic)
+    assert severity["rho"].iloc[0] == pytest.approx(
+        stats.spearmanr(severity["value"], severity["accuracy"]).statistic
+    )
     assert -0.7 < severity["null_low"].iloc[0] < -0.3 < 0.3 < severity["null_high"].iloc[0] < 0.7
     _, axes = plots.accuracy_conflict.draw(data)
     drawn = np.concatenate([line.get_xydata() for line in axes[1].lines])
@@ -345,9 +418,16 @@ def test_accuracy_against_conflict_is_ranked_over_all_runs(study: RunSet) -> Non
         ([math.nan] * 2, "value; no null has a range (from 39 draws)"),
     ],
 )
-def test_a_null_without_a_range_is_left_out_and_said_to_have_none(lows: list[float], said: str) -> None:
+def test_a_null_without_a_range_is_left_out_and_said_to_have_none(
+    lows: list[float], said: str
+) -> None:
     data = pd.DataFrame(
-        {"name": ["conflict rate", "severity"], "split": "train", "value": [0.3, 0.1], "null_low": lows}
+        {
+            "name": ["conflict rate", "severity"],
+            "split": "train",
+            "value": [0.3, 0.1],
+            "null_low": lows,
+        }
     )
     figure, (ax,) = probed.measures(data.assign(null_high=data["null_low"] + 0.5))
     bars = [path for lines in ax.collections for path in lines.get_paths()]

@@ -9,23 +9,47 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure as Canvas
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from kdx_analysis.plots.classes import clustered, dendrogram
-from kdx_analysis.plots.style import LOOKS, counted, drawing, look, plain, save, style, styled, wrapped
+from kdx_analysis.drawing.classes import clustered, dendrogram
+from kdx_analysis.drawing.style import (
+    LOOKS,
+    counted,
+    drawing,
+    look,
+    plain,
+    save,
+    style,
+    styled,
+    wrapped,
+)
 from kdx_analysis.runs.runset import ORDER
 
-# Machado, Oliveira & Fernandes, A physiologically-based model for simulation of colour vision deficiency (2009),
-# severity 1, on linear RGB.
+# Machado, Oliveira & Fernandes, A physiologically-based model for simulation of colour vision
+# deficiency (2009), severity 1, on linear RGB.
 SIGHT = {
     "unimpaired": np.eye(3),
-    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
-    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
-    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+    "protanopia": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "deuteranopia": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+    "tritanopia": [
+        [1.255528, -0.076749, -0.178779],
+        [-0.078411, 0.930809, 0.147602],
+        [0.004733, 0.691367, 0.303900],
+    ],
 }
 _XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
 
 
 def lab(colour: str, sight: str = "unimpaired") -> np.ndarray:
-    """CIE L*a*b* (D65) of an sRGB colour as it looks to one kind of sight; 2.3 apart is just noticeable."""
+    """CIE L*a*b* (D65) of an sRGB colour as it looks to one kind of sight; 2.3 apart is just
+    noticeable.
+    """
     rgb = np.array(to_rgb(colour))
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     xyz = _XYZ @ np.clip(np.array(SIGHT[sight]) @ linear, 0, 1) / _XYZ.sum(axis=1)
@@ -62,11 +86,15 @@ def test_style_is_undone_when_the_body_raises() -> None:
     assert dict(mpl.rcParams) == before
 
 
-def test_a_figure_is_laid_out_once_for_all_its_files_and_anew_when_it_changed(tmp_path, monkeypatch) -> None:
+def test_a_figure_is_laid_out_once_for_all_its_files_and_anew_when_it_changed(
+    tmp_path, monkeypatch
+) -> None:
     layouts = []
     own = ConstrainedLayoutEngine.execute
     monkeypatch.setattr(
-        ConstrainedLayoutEngine, "execute", lambda self, figure: (layouts.append(figure), own(self, figure))[1]
+        ConstrainedLayoutEngine,
+        "execute",
+        lambda self, figure: (layouts.append(figure), own(self, figure))[1],
     )
 
     @styled
@@ -113,13 +141,20 @@ def test_a_dendrogram_joins_each_branch_at_the_height_of_its_linkage() -> None:
     found = clustered(np.abs(place[:, None] - place))
     ax = Canvas().subplots()
     dendrogram(ax, found.joins)
-    drawn = sorted(([tuple(p) for p in line] for line in ax.collections[0].get_segments()), key=lambda line: line[1])
+    drawn = sorted(
+        ([tuple(p) for p in line] for line in ax.collections[0].get_segments()),
+        key=lambda line: line[1],
+    )
     order = found.order if found.order[0] == 0 else tuple(reversed(found.order))
     assert order == (0, 1, 2, 3)
     assert sorted(found.joins) == pytest.approx([1, 3, 8.5])
     assert [line[1][0] for line in drawn] == pytest.approx([1, 3, 8.5])
-    ends = [(line[0][0], line[3][0]) for line in drawn]  # what each joins: leaves at 0, and the branch before
-    assert [sorted(end) for end in ends] == [pytest.approx(pair) for pair in ([0, 0], [0, 1], [0, 3])]
+    ends = [
+        (line[0][0], line[3][0]) for line in drawn
+    ]  # what each joins: leaves at 0, and the branch before
+    assert [sorted(end) for end in ends] == [
+        pytest.approx(pair) for pair in ([0, 0], [0, 1], [0, 3])
+    ]
 
 
 def test_text_is_broken_where_its_width_ends() -> None:

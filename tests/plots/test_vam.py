@@ -12,7 +12,11 @@ from kdx_analysis.probes.vam import block_gates, row_entropies
 from kdx_analysis.runs import RunSet, write_run
 from tests.planted_arms import write_arms
 
-ACCURACIES = {"plain": [0.50, 0.52, 0.51], "vam": [0.51, 0.51, 0.54], "vam_entropy": [0.54, 0.54, 0.54]}
+ACCURACIES = {
+    "plain": [0.50, 0.52, 0.51],
+    "vam": [0.51, 0.51, 0.54],
+    "vam_entropy": [0.54, 0.54, 0.54],
+}
 
 
 @pytest.fixture
@@ -32,20 +36,31 @@ def attended(tmp_path: Path) -> RunSet:
                 gates.append(block_gates(model, torch.randn(2, 1, 8, 8)).assign(epoch=epoch))
             records = {
                 "vam_gates": pd.concat(gates, ignore_index=True),
-                "vam_entropy": pd.concat([row_entropies(g).assign(epoch=e) for e, g in enumerate(gates, 1)]),
+                "vam_entropy": pd.concat(
+                    [row_entropies(g).assign(epoch=e) for e, g in enumerate(gates, 1)]
+                ),
             }
             info = {
-                "id": f"{objective}{seed}", "study": "made", "role": "student", "objective": objective, "seed": seed,
-                "decomposition": "multiclass", "config": {"model": "digits_student"},
-                "data": {"classes": ["a", "b", "c"]}, "selection": {"rule": "last", "split": "val", "epoch": 2},
-            }  # fmt: skip
+                "id": f"{objective}{seed}",
+                "study": "made",
+                "role": "student",
+                "objective": objective,
+                "seed": seed,
+                "decomposition": "multiclass",
+                "config": {"model": "digits_student"},
+                "data": {"classes": ["a", "b", "c"]},
+                "selection": {"rule": "last", "split": "val", "epoch": 2},
+            }
             write_run(tmp_path / info["id"], info, records)
     return RunSet.load(tmp_path)
 
 
 def test_attention_shows_one_run_an_objective_at_the_selected_epoch(attended: RunSet) -> None:
     data = plots.vam.attention.data(attended)
-    assert data.groupby("objective")[["seed", "epoch"]].nunique().to_numpy().tolist() == [[1, 1], [1, 1]]
+    assert data.groupby("objective")[["seed", "epoch"]].nunique().to_numpy().tolist() == [
+        [1, 1],
+        [1, 1],
+    ]
     assert data["epoch"].unique().tolist() == [2]
     assert len(data) == 2 * 3 * 9  # two runs, three layers
     kd = data.query("objective == 'kd'")
@@ -73,7 +88,9 @@ def test_arms_stand_in_rows_of_their_own(tmp_path: Path) -> None:
     runs = write_arms(tmp_path, {"hard": two_seeds, "kd": two_seeds})
     data = plots.vam.attention.data(runs)
     one_run = data.groupby(["objective", "vam"], sort=False)["seed"].nunique()
-    assert one_run.index.tolist() == list(product(("hard multiclass", "kd multiclass"), ("vam", "vam_entropy")))
+    assert one_run.index.tolist() == list(
+        product(("hard multiclass", "kd multiclass"), ("vam", "vam_entropy"))
+    )
     assert one_run.unique().tolist() == [1]
     _, axes = plots.vam.attention(runs)
     assert axes.shape == (2 * 4, 3)
@@ -81,9 +98,12 @@ def test_arms_stand_in_rows_of_their_own(tmp_path: Path) -> None:
 
     figure, axes = plots.vam.entropy(runs)
     assert [ax.get_title(loc="left") for ax in axes[:, 0]] == [
-        "digits_student\nvam\nattention α", "digits_student\nvam_entropy\nattention α",
-    ]  # fmt: skip
-    assert [[len(ax.lines) for ax in row] for row in axes] == 2 * [[8, 8]]  # 2 objectives, 2 seeds, each on its null
+        "digits_student\nvam\nattention α",
+        "digits_student\nvam_entropy\nattention α",
+    ]
+    assert [[len(ax.lines) for ax in row] for row in axes] == 2 * [
+        [8, 8]
+    ]  # 2 objectives, 2 seeds, each on its null
     assert "n = 2 runs per panel and objective" in figure.legends[0].get_title().get_text()
 
 
@@ -91,7 +111,9 @@ def test_attention_of_two_students_is_not_mixed(tmp_path: Path) -> None:
     write_arms(tmp_path / "a", {"kd": {"vam": [0.5]}})
     write_arms(tmp_path / "b", {"kd": {"vam": [0.5]}}, model="resnet20")
     runs = RunSet.load(tmp_path)
-    with pytest.raises(KdxError, match="the layers of digits_student and resnet20 differ; filter the runs by model"):
+    with pytest.raises(
+        KdxError, match="the layers of digits_student and resnet20 differ; filter the runs by model"
+    ):
         plots.vam.attention(runs)
     _, axes = plots.vam.entropy(runs)
     assert {ax.get_title(loc="left") for ax in axes[:, 0]} == {
@@ -110,9 +132,19 @@ def test_arms_are_drawn_seed_by_seed_beside_their_differences(tmp_path: Path) ->
     figure, axes = plots.arms.draw(data)
     (left, right), (one_seed, _) = axes
     assert [text.get_text() for text in left.get_xticklabels()] == []  # shared, below
-    assert [text.get_text() for text in one_seed.get_xticklabels()] == ["plain", "vam", "vam_entropy"]
-    joined = [line for line in left.lines if len(line.get_xdata()) == 3 and line.get_marker() == "None"]
-    assert [line.get_ydata().tolist() for line in joined] == [[50, 51, 54], [52, 51, 54], [51, 54, 54]]
+    assert [text.get_text() for text in one_seed.get_xticklabels()] == [
+        "plain",
+        "vam",
+        "vam_entropy",
+    ]
+    joined = [
+        line for line in left.lines if len(line.get_xdata()) == 3 and line.get_marker() == "None"
+    ]
+    assert [line.get_ydata().tolist() for line in joined] == [
+        [50, 51, 54],
+        [52, 51, 54],
+        [51, 54, 54],
+    ]
     points = [line.get_xdata() for line in right.lines if line.get_marker() == "o"]
     assert points == [pytest.approx([1, -1, 3]), pytest.approx([4, 2, 3])]
     assert len(one_seed.collections) == 0  # no mean of one

@@ -20,7 +20,9 @@ K = 5
 
 
 def explainer(student: str = "digits_student", gates: str = "parameter") -> HME:
-    """K subtasks, three experts a level, float64, train mode, statistics of BN that are not those of initialisation."""
+    """K subtasks, three experts a level, float64, train mode, statistics of BN that are not those
+    of initialisation.
+    """
     torch.manual_seed(0)
     if student == "test_vit":
         whole: nn.Module = timm.create_model(
@@ -48,7 +50,11 @@ def explainer(student: str = "digits_student", gates: str = "parameter") -> HME:
 def small(gates: str = "parameter", experts: int | list[int] = 3, classes: int = 3) -> HME:
     """As it is initialised, float64, train mode."""
     torch.manual_seed(0)
-    return HME.from_student(build_model("digits_student", classes, 1), classes, experts, gates=gates).double().train()
+    return (
+        HME.from_student(build_model("digits_student", classes, 1), classes, experts, gates=gates)
+        .double()
+        .train()
+    )
 
 
 def snapshot(model: nn.Module) -> Iterator[object]:
@@ -64,7 +70,9 @@ def snapshot(model: nn.Module) -> Iterator[object]:
         yield tensor.sum().item()
 
 
-def check_left_as_found(model: HME, call: Callable[[], object], fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def check_left_as_found(
+    model: HME, call: Callable[[], object], fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """``call`` changes neither the model nor torch's random state, also where it raises half way."""
     before, rng = list(snapshot(model)), torch.get_rng_state()
     if fails:
@@ -80,11 +88,13 @@ def check_left_as_found(model: HME, call: Callable[[], object], fails: bool, mon
 def rescaled(model: HME, factor: float) -> HME:
     """A copy of a convolutional explainer with the same outputs and the same A, whose α is another.
 
-    Features of the last level's first expert times ``factor``, its logits less τ ln ``factor``, and what the heads so
-    get less of (Σ_j α_kj/c_j) given back by their weights.
+    Features of the last level's first expert times ``factor``, its logits less τ ln ``factor``, and
+    what the heads so get less of (Σ_j α_kj/c_j) given back by their weights.
     """
     copied = copy.deepcopy(model)
-    norm = [module for module in copied.levels[-1].modules() if isinstance(module, nn.BatchNorm2d)][-1]
+    norm = [module for module in copied.levels[-1].modules() if isinstance(module, nn.BatchNorm2d)][
+        -1
+    ]
     width = norm.num_features // model.experts[-1]
     before = model.attention()[-1].detach()
     with torch.no_grad():
@@ -97,9 +107,13 @@ def rescaled(model: HME, factor: float) -> HME:
 
 
 def check_no_silent_nan(table: pd.DataFrame) -> None:
-    """Every NaN in a table of a probe is counted beside it, or its row says that there was nothing to draw from."""
+    """Every NaN in a table of a probe is counted beside it, or its row says that there was nothing
+    to draw from.
+    """
     for row in table.to_dict("records"):
-        unknown = {name for name, value in row.items() if isinstance(value, float) and math.isnan(value)}
+        unknown = {
+            name for name, value in row.items() if isinstance(value, float) and math.isnan(value)
+        }
         if row.get("null_draws") == 0 or row.get("null_undefined", 0) == row.get("null_draws"):
             unknown -= {"null_mean", "null_low", "null_high", "p"}
         if row.get("null_draws", 0) - row.get("null_undefined", 0) < LEAST_DRAWS:

@@ -10,8 +10,7 @@ from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, build_model
 from kdx_analysis.objectives import one_vs_rest_margins
 from kdx_analysis.probes import conflict_of
-from kdx_analysis.probes.affinity import affinity_of, subtask_affinity
-from kdx_analysis.probes.measures import affinity_table
+from kdx_analysis.probes.affinity import affinity_of, affinity_table, subtask_affinity
 
 
 class Linear(nn.Module):
@@ -34,7 +33,9 @@ def test_affinity_by_hand() -> None:
     """g_k = −2 t_k at θ = 0, so a step for a moves o_b by η cos(a, b)‖t_b‖ and Z = 1 − (1 − that)²."""
     directions = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
     model = Linear(directions)
-    (z,) = subtask_affinity(model, torch.zeros(3, 1, dtype=torch.float64), squared, groups=[[""]], eta=0.1)
+    (z,) = subtask_affinity(
+        model, torch.zeros(3, 1, dtype=torch.float64), squared, groups=[[""]], eta=0.1
+    )
     moved = 0.1 * torch.nn.functional.normalize(directions, dim=1) @ directions.T
     torch.testing.assert_close(z, 1 - (1 - moved) ** 2)
     assert z[0, 1] < 0 < z[0, 0]
@@ -49,7 +50,9 @@ def test_a_zero_gradient_is_nan_and_scaling_a_loss_changes_nothing() -> None:
     table = affinity_table(z.expand(3, 2, 2), ("a", "b")).query("a != ''").set_index("a")
     assert table["undefined"].to_dict() == {"a": 0, "b": 1}
     assert table["null_undefined"].to_dict() == {"a": 0, "b": 2}
-    (scaled,) = subtask_affinity(model, torch.zeros(3, 1, dtype=torch.float64), lambda o: 5 * squared(o), groups=[[""]])
+    (scaled,) = subtask_affinity(
+        model, torch.zeros(3, 1, dtype=torch.float64), lambda o: 5 * squared(o), groups=[[""]]
+    )
     torch.testing.assert_close(scaled, z, equal_nan=True)
 
 
@@ -85,16 +88,22 @@ def test_the_model_is_restored_exactly_and_a_null_is_drawn() -> None:
 
 def test_the_table_holds_every_ordered_pair_and_what_they_come_to() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(9, 3, bias=False), nn.Identity(), nn.Linear(3, 3)).double()
+    model = nn.Sequential(
+        nn.Flatten(), nn.Linear(9, 3, bias=False), nn.Identity(), nn.Linear(3, 3)
+    ).double()
     images = torch.randn(12, 1, 3, 3, dtype=torch.float64)
     labels = torch.arange(12) % 3
-    table = affinity_of(model, images, labels, classes="abc", groups=[["1"]], eta=0.05, null_draws=39)
+    table = affinity_of(
+        model, images, labels, classes="abc", groups=[["1"]], eta=0.05, null_draws=39
+    )
 
     def loss(outputs: Tensor) -> Tensor:
         target = nn.functional.one_hot(labels, 3).double()
         return nn.functional.binary_cross_entropy_with_logits(outputs, target, reduction="none")
 
-    z = subtask_affinity(model, images, loss, margins=one_vs_rest_margins, groups=[["1"]], eta=0.05, null_draws=39)
+    z = subtask_affinity(
+        model, images, loss, margins=one_vs_rest_margins, groups=[["1"]], eta=0.05, null_draws=39
+    )
     pairs = table[table["metric"] == "affinity"].set_index(["a", "b"])
     assert list(pairs.index) == [(a, b) for a in "abc" for b in "abc" if a != b]
     for (a, b), row in pairs.iterrows():
@@ -161,13 +170,23 @@ def test_sure_models_are_probed_as_exactly_as_unsure_ones(confidence: float) -> 
 
     m = right(exact(images.double()))
     losses = (-one_hot * F.logsigmoid(m) - (1 - one_hot) * F.logsigmoid(-m)).mean(dim=0)
-    gradients = [torch.autograd.grad(loss, list(exact[0].parameters()), retain_graph=True) for loss in losses]
-    rows = F.normalize(torch.stack([torch.cat([part.flatten() for part in g]) for g in gradients]), dim=1)
+    gradients = [
+        torch.autograd.grad(loss, list(exact[0].parameters()), retain_graph=True) for loss in losses
+    ]
+    rows = F.normalize(
+        torch.stack([torch.cat([part.flatten() for part in g]) for g in gradients]), dim=1
+    )
     options = {"groups": [["0"]], "margins": right}
-    found = conflict_of(model, images, labels, null_draws=19, **options).pairs.query("level == 'all'")
-    assert found["cosine"].to_numpy() == pytest.approx((rows @ rows.T)[[0, 0, 1], [1, 2, 2]].numpy(), abs=1e-3)
+    found = conflict_of(model, images, labels, null_draws=19, **options).pairs.query(
+        "level == 'all'"
+    )
+    assert found["cosine"].to_numpy() == pytest.approx(
+        (rows @ rows.T)[[0, 0, 1], [1, 2, 2]].numpy(), abs=1e-3
+    )
     z, exact_z = (
-        affinity_of(of, images, labels, null_draws=1, **options).query("metric == 'affinity'")["value"].to_numpy()
+        affinity_of(of, images, labels, null_draws=1, **options)
+        .query("metric == 'affinity'")["value"]
+        .to_numpy()
         for of in (model, exact)
     )
     assert z == pytest.approx(exact_z, abs=2e-3)

@@ -31,13 +31,19 @@ def test_mantel_of_five_classes_by_enumeration(method, reference) -> None:
     assert found.p == pytest.approx(np.mean(np.array(null) >= null[0] - 1e-12))
     assert found.null_mean == pytest.approx(np.mean(null[1:]))  # of the 119 others
     others = np.sort(null[1:])
-    assert (found.null_low, found.null_high) == (pytest.approx(others[2]), pytest.approx(others[116]))
+    assert (found.null_low, found.null_high) == (
+        pytest.approx(others[2]),
+        pytest.approx(others[116]),
+    )
     assert (found.draws, found.pairs) == (119, 10)
 
 
 def test_random_permutations_come_near_the_enumeration() -> None:
     x, y = table(3, 6), table(4, 6)
-    exact, drawn = agreement.mantel(x, y, 719, generator()), agreement.mantel(x, y, 718, generator())
+    exact, drawn = (
+        agreement.mantel(x, y, 719, generator()),
+        agreement.mantel(x, y, 718, generator()),
+    )
     assert (exact.draws, drawn.draws) == (719, 718)
     assert drawn.p == pytest.approx(exact.p, abs=0.06)
 
@@ -69,5 +75,7 @@ def test_teacher_and_confusion_distances_by_hand() -> None:
 
 
 def test_a_class_tree_as_distances() -> None:
-    distance = agreement.class_tree_distance(("cat", "car", "dog"), {"pet": ("cat", "dog"), "thing": ("car",)})
+    distance = agreement.class_tree_distance(
+        ("cat", "car", "dog"), {"pet": ("cat", "dog"), "thing": ("car",)}
+    )
     assert distance.tolist() == [[0, 2, 1], [2, 0, 2], [1, 2, 0]]

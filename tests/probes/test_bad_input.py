@@ -1,4 +1,6 @@
-"""What every probe does with what it can't use: refuse it by name, or handle it with no NaN that isn't counted."""
+"""What every probe does with what it can't use: refuse it by name, or handle it with no NaN that
+isn't counted.
+"""
 
 from __future__ import annotations
 
@@ -68,14 +70,24 @@ ANY: dict[str, Table] = {
     "conflict_of": conflict,
     "ConflictProbe": by_batches,
     "affinity_of": lambda m, x, y: probes.affinity_of(m, x, y, null_draws=1),
-    "integrated_gradients": lambda m, x, y: probes.integrated_gradients(m, x, 0, steps=2).to_frame(),
+    "integrated_gradients": lambda m, x, y: probes.integrated_gradients(
+        m, x, 0, steps=2
+    ).to_frame(),
     "randomisation": lambda m, x, y: probes.randomisation(
         lambda n: probes.integrated_gradients(n, x, 0, steps=2).maps, m, draws=1, shifts=5
     ).to_frame(),
 }
 EVERY = GATED | ANY
-HANDLED = [probe for probe in EVERY if probe != "explain"]  # that is ablate, integrated_gradients and conductance
-BY_CLASS = ("conflict_of", "ConflictProbe", "affinity_of", "ablate", "explain")  # what can't do without a class
+HANDLED = [
+    probe for probe in EVERY if probe != "explain"
+]  # that is ablate, integrated_gradients and conductance
+BY_CLASS = (
+    "conflict_of",
+    "ConflictProbe",
+    "affinity_of",
+    "ablate",
+    "explain",
+)  # what can't do without a class
 
 IMAGES = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(6) % 3
@@ -83,7 +95,9 @@ LABELS = torch.arange(6) % 3
 
 def student(classes: int = 3) -> StagedNet:
     torch.manual_seed(0)
-    return StagedNet(nn.Identity(), [plain_stage(1 if i == 0 else 4, 4) for i in range(3)], 4, classes, pool=4)
+    return StagedNet(
+        nn.Identity(), [plain_stage(1 if i == 0 else 4, 4) for i in range(3)], 4, classes, pool=4
+    )
 
 
 def explainer(classes: int = 3, experts: int | list[int] = 2, gates: str = "parameter") -> HME:
@@ -120,7 +134,9 @@ def test_values_that_are_not_finite_are_named_or_counted(probe: str) -> None:
         seen = EVERY[probe](model, IMAGES, LABELS)
         assert seen["undefined"].sum() == seen["alpha"].isna().sum() > 0
         return
-    with pytest.raises(KdxError, match=r"of subtasks \[0, 1, 2\] are not finite|features on level 3 are not finite"):
+    with pytest.raises(
+        KdxError, match=r"of subtasks \[0, 1, 2\] are not finite|features on level 3 are not finite"
+    ):
         EVERY[probe](model, IMAGES, LABELS)
 
 
@@ -140,7 +156,9 @@ class Steep(nn.Module):
 @pytest.mark.parametrize("probe", ["conflict_of", "affinity_of"])
 def test_gradients_that_are_not_finite_are_named_by_subtask_and_level(probe: str) -> None:
     call = partial(ANY[probe], Steep(), IMAGES, LABELS)
-    with pytest.raises(KdxError, match=r"gradients on level 1 are not finite \(subtasks \[.*1.*\]\)"):
+    with pytest.raises(
+        KdxError, match=r"gradients on level 1 are not finite \(subtasks \[.*1.*\]\)"
+    ):
         call()
 
 
@@ -176,7 +194,9 @@ def test_half_precision_is_handled_and_kept(probe: str) -> None:
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="a model on another device than its images needs a GPU")
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="a model on another device than its images needs a GPU"
+)
 @pytest.mark.parametrize("probe", EVERY)
 def test_a_model_on_another_device_is_probed_there(probe: str) -> None:
     model = explainer()

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.probes import ConflictProbe, conflict_of, subtask_gradients
-from kdx_analysis.probes.gradients import subtask_grams
+from kdx_analysis.probes.conflict.grams import subtask_grams
 
 from .subjects import K, explainer
 
@@ -28,14 +28,22 @@ def seen(model: nn.Module, images: Tensor, labels: Tensor, size: int) -> Conflic
 @pytest.mark.parametrize("size", [1, 5])
 def test_any_split_into_batches_gives_the_whole(images: Tensor, size: int) -> None:
     model = explainer()
-    whole, parts = conflict_of(model, images, LABELS, **OPTIONS), seen(model, images, LABELS, size).compute(**OPTIONS)
+    whole, parts = (
+        conflict_of(model, images, LABELS, **OPTIONS),
+        seen(model, images, LABELS, size).compute(**OPTIONS),
+    )
     for name in ("pairs", "summary"):
-        pd.testing.assert_frame_equal(getattr(parts, name), getattr(whole, name), rtol=1e-10, atol=1e-10)
+        pd.testing.assert_frame_equal(
+            getattr(parts, name), getattr(whole, name), rtol=1e-10, atol=1e-10
+        )
 
 
 def test_probes_of_several_processes_merge_to_the_whole(images: Tensor) -> None:
     model = explainer()
-    probes = [seen(model, images[part], LABELS[part], 2) for part in (slice(0, 3), slice(3, 7), slice(7, 12))]
+    probes = [
+        seen(model, images[part], LABELS[part], 2)
+        for part in (slice(0, 3), slice(3, 7), slice(7, 12))
+    ]
     merged = probes[0].merge(*probes[1:]).compute(classes="abcde", max_memory=2**19, **OPTIONS)
     whole = conflict_of(model, images, LABELS, classes="abcde", **OPTIONS)
     pd.testing.assert_frame_equal(merged.pairs, whole.pairs, rtol=1e-10, atol=1e-10)
@@ -46,7 +54,10 @@ def test_a_mean_over_batches_would_not_be_the_whole(images: Tensor) -> None:
     """Why batches are kept: cosines of one probe set's halves do not average to its own."""
     model, labels = explainer(), torch.arange(10) % K
     whole = conflict_of(model, images[:10], labels, **OPTIONS)
-    halves = [conflict_of(model, images[part], labels[part], **OPTIONS) for part in (slice(0, 5), slice(5, 10))]
+    halves = [
+        conflict_of(model, images[part], labels[part], **OPTIONS)
+        for part in (slice(0, 5), slice(5, 10))
+    ]
     apart = halves[0].merge(halves[1]).to_frame()["cosine"] - whole.to_frame()["cosine"]
     assert apart.abs().max() > 0.01
 
@@ -59,7 +70,9 @@ def test_gradients_of_batches_add_up_to_those_of_the_whole(images: Tensor) -> No
     flat = torch.cat([g.flatten(2) for g in added.values()], dim=2)
     for name, gradient in whole.items():
         torch.testing.assert_close(added[name], gradient, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(flat @ flat.mT, subtask_grams(model, images, r).total(), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        flat @ flat.mT, subtask_grams(model, images, r).total(), rtol=1e-10, atol=1e-10
+    )
 
 
 def test_what_cannot_be_merged_or_computed_is_refused(images: Tensor) -> None:

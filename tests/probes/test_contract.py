@@ -1,4 +1,6 @@
-"""One contract for all that a probe hands back: frozen, a table, a figure, a piece of a page, kept in Parquet."""
+"""One contract for all that a probe hands back: frozen, a table, a figure, a piece of a page, kept
+in Parquet.
+"""
 
 import dataclasses
 from functools import partial
@@ -15,7 +17,7 @@ import kdx_analysis as kdx
 from kdx_analysis import probes
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME
-from kdx_analysis.probes.contract import Record
+from kdx_analysis.probes.record import Record
 
 from .subjects import small
 
@@ -27,8 +29,12 @@ NAMES = ("a", "<b>", "a class with a long name, 'quoted'")
 def record_of(kind: str, model: HME) -> Record:
     """A small one of every kind."""
     if kind == "Validation":
-        rows = [(s, y.name, y.planted, 0.5, 3) for y in probes.validation.YARDSTICKS for s in (0, 1)]
-        return probes.Validation(pd.DataFrame(rows, columns=["seed", "yardstick", "planted", "value", "n"]))
+        rows = [
+            (s, y.name, y.planted, 0.5, 3) for y in probes.validation.YARDSTICKS for s in (0, 1)
+        ]
+        return probes.Validation(
+            pd.DataFrame(rows, columns=["seed", "yardstick", "planted", "value", "n"])
+        )
     if kind == "Recording":
         with kdx.probe(model, activations="trunk") as seen:
             model(IMAGES)
@@ -36,13 +42,20 @@ def record_of(kind: str, model: HME) -> Record:
     gates = probes.gates_of(model, IMAGES, LABELS, NAMES)
     return {
         "GateRecord": lambda: gates,
-        "ConflictRecord": lambda: probes.conflict_of(model, IMAGES, LABELS, classes=NAMES, null_draws=19),
+        "ConflictRecord": lambda: probes.conflict_of(
+            model, IMAGES, LABELS, classes=NAMES, null_draws=19
+        ),
         "Faithfulness": lambda: probes.ablate(model, IMAGES, LABELS, NAMES, permutations=9),
         "Explanation": lambda: probes.explain(model, IMAGES, LABELS, 1, NAMES, shown=2),
-        "Attribution": lambda: probes.integrated_gradients(model, IMAGES, 0, through=(2, 1), steps=2),
+        "Attribution": lambda: probes.integrated_gradients(
+            model, IMAGES, 0, through=(2, 1), steps=2
+        ),
         "Conductance": lambda: probes.conductance(model, IMAGES, LABELS, 2, steps=2),
         "Randomisation": lambda: probes.randomisation(
-            lambda m: probes.integrated_gradients(m, IMAGES, 0, steps=2).maps, model, draws=1, shifts=5
+            lambda m: probes.integrated_gradients(m, IMAGES, 0, steps=2).maps,
+            model,
+            draws=1,
+            shifts=5,
         ),
         "MeasureRecord": lambda: probes.MeasureRecord.of({"one": gates, "<other>": gates}),
     }[kind]()
@@ -72,10 +85,12 @@ def check_same(a: Any, b: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_record_keeps_the_contract(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_record_keeps_the_contract(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if kind == "Explanation":
         quick = partial(probes.conductance, steps=2)
-        monkeypatch.setattr("kdx_analysis.probes.explanation.conductance", quick)
+        monkeypatch.setattr("kdx_analysis.probes.faithfulness.explanation.conductance", quick)
     record = record_of(kind, small("input", 2).float())
     assert type(record).__dataclass_params__.frozen  # type: ignore[attr-defined]
     frame = record.to_frame()
@@ -99,13 +114,17 @@ def test_every_record_keeps_the_contract(kind: str, tmp_path: Path, monkeypatch:
 
 def test_every_result_that_the_probes_name_is_a_record() -> None:
     results = {name for name in probes.__all__ if dataclasses.is_dataclass(getattr(probes, name))}
-    assert results - {"Cost", "Grams", "Mantel"} == set(KINDS)  # a cost, tensors, and one row of a table
+    assert results - {"Cost", "Grams", "Mantel"} == set(
+        KINDS
+    )  # a cost, tensors, and one row of a table
 
 
 def test_every_precision_and_shape_is_kept(tmp_path: Path) -> None:
     maps = torch.tensor([[[1 / 3, torch.nan, -torch.inf]]])
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        record = probes.Attribution("x", torch.tensor([2**53 - 1]), None, maps[:0].to(dtype), maps.to(dtype), None)
+        record = probes.Attribution(
+            "x", torch.tensor([2**53 - 1]), None, maps[:0].to(dtype), maps.to(dtype), None
+        )
         record.save(tmp_path)
         check_same(probes.Attribution.load(tmp_path), record)
 

@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME
 from kdx_analysis.probes import Faithfulness, ablate, explain
-from kdx_analysis.probes.faithfulness import change_sums, drop_sums, rank_correlation, related, verdict
+from kdx_analysis.probes.faithfulness.ablation import (
+    change_sums,
+    drop_sums,
+    rank_correlation,
+    related,
+    verdict,
+)
 
 from ..planted_explainers import explainer, passing, scaling
 from .subjects import check_left_as_found, small
@@ -24,7 +30,10 @@ K, B = 3, 12
 
 @pytest.fixture
 def images() -> Tensor:
-    return torch.rand(B, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 0.1
+    return (
+        torch.rand(B, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        + 0.1
+    )
 
 
 @pytest.fixture
@@ -42,25 +51,33 @@ def test_an_experts_drop_is_attention_times_weight_times_its_mean_feature(
 ) -> None:
     (level,) = ablate(model, images, labels).levels
     means = torch.stack([images[labels == k].mean() for k in range(K)])
-    expected = ALPHA * torch.tensor(WEIGHTS).unsqueeze(1) * torch.tensor(SCALES) * means.unsqueeze(1)
+    expected = (
+        ALPHA * torch.tensor(WEIGHTS).unsqueeze(1) * torch.tensor(SCALES) * means.unsqueeze(1)
+    )
     torch.testing.assert_close(level.drop, expected)
     assert level.drop[1, 0] == 0 == level.change[1, 0]  # subtask 1 draws nothing from expert 0
     torch.testing.assert_close(level.alpha, ALPHA)
-    effective = ALPHA * torch.tensor(SCALES) / (ALPHA * torch.tensor(SCALES)).sum(dim=1, keepdim=True)
+    effective = (
+        ALPHA * torch.tensor(SCALES) / (ALPHA * torch.tensor(SCALES)).sum(dim=1, keepdim=True)
+    )
     torch.testing.assert_close(level.effective, effective)
 
 
 def test_mean_features_stand_in_for_an_expert(model: HME, images: Tensor, labels: Tensor) -> None:
     (level,) = ablate(model, images, labels, baseline="mean").levels
     means = torch.stack([images[labels == k].mean() for k in range(K)]) - images.mean()
-    expected = ALPHA * torch.tensor(WEIGHTS).unsqueeze(1) * torch.tensor(SCALES) * means.unsqueeze(1)
+    expected = (
+        ALPHA * torch.tensor(WEIGHTS).unsqueeze(1) * torch.tensor(SCALES) * means.unsqueeze(1)
+    )
     torch.testing.assert_close(level.drop, expected)
 
 
 def test_below_the_last_level_drops_follow_the_pathways(images: Tensor, labels: Tensor) -> None:
     """Experts of one scale throughout: the drop on level 2 is P_kj·w_k·mean feature, P = α⁴ α³."""
     middle = torch.tensor([[0.9, 0.1], [0.4, 0.6]], dtype=torch.float64)
-    model = explainer(passing(), [scaling((1.0, 1.0)), scaling((1.0, 1.0))], [middle, ALPHA], (1.0, 1.0, 1.0))
+    model = explainer(
+        passing(), [scaling((1.0, 1.0)), scaling((1.0, 1.0))], [middle, ALPHA], (1.0, 1.0, 1.0)
+    )
     first, last = ablate(model, images, labels).levels
     means = torch.stack([images[labels == k].mean() for k in range(K)]).unsqueeze(1)
     torch.testing.assert_close(first.drop, (ALPHA @ middle) * means)
@@ -82,7 +99,9 @@ def test_attention_that_an_ablation_contradicts_is_said_to(images: Tensor, label
     assert said[["subtask", "by_attention", "by_ablation"]].to_numpy().tolist() == [["0", 0, 1]]
 
 
-def test_permuting_experts_permutes_the_table_and_leaves_the_agreement(images: Tensor, labels: Tensor) -> None:
+def test_permuting_experts_permutes_the_table_and_leaves_the_agreement(
+    images: Tensor, labels: Tensor
+) -> None:
     model, order = small(), [2, 0, 1]
     images = nn.functional.interpolate(images, 8)
     moved = copy.deepcopy(model)
@@ -92,10 +111,14 @@ def test_permuting_experts_permutes_the_table_and_leaves_the_agreement(images: T
         moved.gates[-1].logits.copy_(model.gates[-1].logits[:, order])
     a, b = (ablate(m, images, labels, permutations=19) for m in (model, moved))
     torch.testing.assert_close(b.levels[-1].drop, a.levels[-1].drop[:, order])
-    torch.testing.assert_close(torch.tensor(b.agreement["value"]), torch.tensor(a.agreement["value"]))
+    torch.testing.assert_close(
+        torch.tensor(b.agreement["value"]), torch.tensor(a.agreement["value"])
+    )
 
 
-def test_a_hard_explainer_loses_nothing_with_experts_that_no_subtask_reaches(labels: Tensor) -> None:
+def test_a_hard_explainer_loses_nothing_with_experts_that_no_subtask_reaches(
+    labels: Tensor,
+) -> None:
     images, model = torch.randn(B, 1, 8, 8, dtype=torch.float64), small()
     alpha = model.attention()
     alpha[-1] = torch.eye(3, dtype=torch.float64)[[0, 2, 2]]
@@ -111,7 +134,9 @@ def test_a_hard_explainer_loses_nothing_with_experts_that_no_subtask_reaches(lab
 def test_permuting_classes_permutes_the_tables(images: Tensor, labels: Tensor) -> None:
     order = [2, 0, 1]
     moved = explainer(passing(), [scaling(SCALES)], [ALPHA[order]], [WEIGHTS[k] for k in order])
-    (before,) = ablate(explainer(passing(), [scaling(SCALES)], [ALPHA], WEIGHTS), images, labels).levels
+    (before,) = ablate(
+        explainer(passing(), [scaling(SCALES)], [ALPHA], WEIGHTS), images, labels
+    ).levels
     (after,) = ablate(moved, images, torch.tensor([order.index(k) for k in labels.tolist()])).levels
     for name in ("drop", "change", "alpha", "effective"):
         torch.testing.assert_close(getattr(after, name), getattr(before, name)[order])
@@ -120,21 +145,29 @@ def test_permuting_classes_permutes_the_tables(images: Tensor, labels: Tensor) -
 def test_rank_correlation_is_spearmans_and_flat_tables_have_none() -> None:
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randint(5, (6, 4), generator=generator).double() for _ in range(2))
-    rows, columns = torch.tensor([[0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0]]), torch.tensor([[0, 1, 2, 3], [1, 0, 3, 2]])
+    rows, columns = (
+        torch.tensor([[0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0]]),
+        torch.tensor([[0, 1, 2, 3], [1, 0, 3, 2]]),
+    )
     value, null = rank_correlation(a, b, rows, columns)
     assert value == pytest.approx(spearmanr(a.flatten(), b.flatten()).statistic)
     assert null[0] == pytest.approx(value)
-    assert null[1] == pytest.approx(spearmanr(a.flatten(), b.flip(0)[:, [1, 0, 3, 2]].flatten()).statistic)
+    assert null[1] == pytest.approx(
+        spearmanr(a.flatten(), b.flip(0)[:, [1, 0, 3, 2]].flatten()).statistic
+    )
     assert torch.tensor(rank_correlation(a, torch.ones_like(b), rows, columns)[0]).isnan()
 
 
 def test_unrelated_tables_are_called_related_as_often_as_the_level_says() -> None:
-    """Experts that matter to all subtasks, as in one network, must not raise the false positive rate."""
+    """Experts that matter to all subtasks, as in one network, must not raise the false positive
+    rate.
+    """
     generator = torch.Generator().manual_seed(1)
     hits, tables, draws = 0, 300, 99
     for _ in range(tables):
         mass, table = (
-            torch.rand(6, 5, generator=generator) + 2 * torch.rand(1, 5, generator=generator) for _ in range(2)
+            torch.rand(6, 5, generator=generator) + 2 * torch.rand(1, 5, generator=generator)
+            for _ in range(2)
         )
         rows, columns = (torch.rand(draws, n, generator=generator).argsort(dim=1) for n in (6, 5))
         value, null = rank_correlation(mass, table, rows, columns)
@@ -160,12 +193,16 @@ def test_opposed_needs_a_range_to_be_below(value: float, draws: int, says: str) 
 
 def test_what_ties_with_its_null_but_for_rounding_is_not_opposed_to_it() -> None:
     draws = torch.full((99,), -0.3, dtype=torch.float64)
-    assert verdict(-0.1 * 3, draws) == verdict(math.nextafter(-0.3, -1), draws) == "no relation found"
+    assert (
+        verdict(-0.1 * 3, draws) == verdict(math.nextafter(-0.3, -1), draws) == "no relation found"
+    )
 
 
 def test_opposed_is_said_of_one_in_forty_unrelated_tables() -> None:
     """And never where there is no range; agreement of one in twenty."""
-    tables = torch.rand(1500, 2, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    tables = torch.rand(
+        1500, 2, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     said = [related(mass, table, 39, i)["says"] for i, (mass, table) in enumerate(tables)]
     assert said.count("opposed") / 1500 == pytest.approx(0.025, abs=0.0125)
     assert said.count("agree") / 1500 == pytest.approx(0.05, abs=0.017)
@@ -190,7 +227,9 @@ def test_measures_by_hand() -> None:
 
 
 @pytest.mark.parametrize("gates", ["parameter", "input"])
-def test_tables_hold_numbers_alone_and_survive_parquet(gates: str, labels: Tensor, tmp_path: Path) -> None:
+def test_tables_hold_numbers_alone_and_survive_parquet(
+    gates: str, labels: Tensor, tmp_path: Path
+) -> None:
     images = torch.randn(B, 1, 8, 8, dtype=torch.float64)
     found = ablate(small(gates), images, labels, ["a", "b", "c"], permutations=39)
     assert not found.to_frame().isna().any().any()
@@ -209,7 +248,9 @@ def test_tables_hold_numbers_alone_and_survive_parquet(gates: str, labels: Tenso
 
 
 @pytest.mark.parametrize("gates", ["parameter", "input"])
-def test_batches_merge_to_the_whole_also_where_they_lack_classes(gates: str, labels: Tensor) -> None:
+def test_batches_merge_to_the_whole_also_where_they_lack_classes(
+    gates: str, labels: Tensor
+) -> None:
     images, model = torch.randn(B, 1, 8, 8, dtype=torch.float64), small(gates, 2)
     whole = ablate(model, images, labels, permutations=19)
     parts = [ablate(model, images[b], labels[b], permutations=19) for b in torch.arange(B).split(5)]
@@ -220,7 +261,9 @@ def test_batches_merge_to_the_whole_also_where_they_lack_classes(gates: str, lab
     pd.testing.assert_frame_equal(merged.to_frame(), whole.to_frame(), rtol=1e-10, atol=1e-10)
     pd.testing.assert_frame_equal(merged.agreement, whole.agreement)
     assert merged.tree == whole.tree
-    pd.testing.assert_frame_equal(parts[2].merge(parts[1], parts[0]).to_frame(), merged.to_frame(), rtol=1e-10)
+    pd.testing.assert_frame_equal(
+        parts[2].merge(parts[1], parts[0]).to_frame(), merged.to_frame(), rtol=1e-10
+    )
 
 
 def test_what_batches_do_not_tell_is_not_merged(labels: Tensor) -> None:
@@ -272,9 +315,13 @@ def test_what_cannot_be_ablated_is_refused(model: HME, images: Tensor, labels: T
     with pytest.raises(KdxError, match="baseline = 'median'"):
         ablate(model, images, labels, baseline="median")  # type: ignore[arg-type]
     with pytest.raises(KdxError, match="features of level 2 don't vary over the 12 images"):
-        ablate(explainer(passing(), [scaling((0.0, 0.0))], [ALPHA], WEIGHTS), images, labels).to_frame()
+        ablate(
+            explainer(passing(), [scaling((0.0, 0.0))], [ALPHA], WEIGHTS), images, labels
+        ).to_frame()
     with pytest.raises(KdxError, match="don't vary over the 1 images"):
-        ablate(explainer(passing(), [scaling(SCALES)], [ALPHA[:1]], (1.0,)), images[:1], labels[:1]).agreement  # noqa: B018
+        _ = ablate(
+            explainer(passing(), [scaling(SCALES)], [ALPHA[:1]], (1.0,)), images[:1], labels[:1]
+        ).agreement
     with pytest.raises(KdxError, match="not finite"):
         ablate(model, images / 0, labels)
     broken = copy.deepcopy(model)

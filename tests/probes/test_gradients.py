@@ -9,8 +9,14 @@ from kdx_analysis.config import ObjectiveConfig
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, build_model, vam
 from kdx_analysis.objectives import Objective, one_vs_rest_margins
-from kdx_analysis.probes.gradients import probing_cost, residuals, subtask_gradients, subtask_grams, with_null
-from kdx_analysis.probes.parts import module_groups
+from kdx_analysis.probes.conflict.grams import (
+    probing_cost,
+    residuals,
+    subtask_gradients,
+    subtask_grams,
+    with_null,
+)
+from kdx_analysis.probes.conflict.parts import module_groups
 
 from .subjects import K, check_left_as_found, explainer
 
@@ -37,7 +43,9 @@ def separate_backwards(model: HME, losses: Tensor) -> list[Tensor]:
     grams = []
     for parameters in shared(model):
         rows = [
-            torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters, retain_graph=True)])
+            torch.cat(
+                [g.flatten() for g in torch.autograd.grad(loss, parameters, retain_graph=True)]
+            )
             for loss in losses
         ]
         grams.append(torch.stack(rows) @ torch.stack(rows).T)
@@ -45,8 +53,12 @@ def separate_backwards(model: HME, losses: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("gates", ["parameter", "input"])
-@pytest.mark.parametrize("student", ["digits_student", "resnet20", "wrn_16_2", "vgg8", "test_convnext", "test_vit"])
-def test_equals_separate_backward_passes(student: str, gates: str, images: Tensor, labels: Tensor) -> None:
+@pytest.mark.parametrize(
+    "student", ["digits_student", "resnet20", "wrn_16_2", "vgg8", "test_convnext", "test_vit"]
+)
+def test_equals_separate_backward_passes(
+    student: str, gates: str, images: Tensor, labels: Tensor
+) -> None:
     if student.startswith("test"):
         images = F.interpolate(images, 32)
     model = explainer(student, gates)
@@ -85,7 +97,9 @@ def test_last_level_factorises_into_gates_and_ungated_gradients(images: Tensor) 
 
 
 def test_other_gates_can_be_evaluated_without_retraining(images: Tensor) -> None:
-    """G under replaced last gates, from the ungated gradients, equals that of a model with those gates."""
+    """G under replaced last gates, from the ungated gradients, equals that of a model with those
+    gates.
+    """
     model = explainer().eval()
     r = torch.randn(1, B, K, dtype=torch.float64)
     grams = subtask_grams(model, images, r)
@@ -115,7 +129,9 @@ def test_multiclass_margins_have_the_gradients_of_one_vs_rest_margins(images: Te
     grams = subtask_grams(model, images, r, margins=one_vs_rest_margins)
     assert grams.gates is None
     reference = copy.deepcopy(model).eval()
-    expected = separate_backwards(reference, (r[0] * one_vs_rest_margins(reference(images))).sum(dim=0))
+    expected = separate_backwards(
+        reference, (r[0] * one_vs_rest_margins(reference(images))).sum(dim=0)
+    )
     for level, gram in enumerate(expected, 1):
         torch.testing.assert_close(grams.level(level)[0], gram, rtol=1e-9, atol=1e-10)
 
@@ -139,7 +155,9 @@ def test_the_null_holds_the_same_rows_of_residuals_in_other_orders() -> None:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_the_model_is_left_as_it_was_found(images: Tensor, fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_model_is_left_as_it_was_found(
+    images: Tensor, fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = explainer()
     model.levels[0].eval()  # a mixed state, which a plain .train() afterwards would not restore
     r = torch.ones(1, B, K, dtype=torch.float64)
@@ -185,7 +203,10 @@ def test_a_model_without_gates_equals_separate_backward_passes_stage_by_stage(
     assert len(grams.experts) == len(groups)
     for level, paths in enumerate(groups, 1):
         own = [p for path in paths for p in reference.get_submodule(path).parameters(recurse=False)]
-        rows = [torch.cat([g.flatten() for g in torch.autograd.grad(loss, own, retain_graph=True)]) for loss in losses]
+        rows = [
+            torch.cat([g.flatten() for g in torch.autograd.grad(loss, own, retain_graph=True)])
+            for loss in losses
+        ]
         expected = torch.stack(rows) @ torch.stack(rows).T
         torch.testing.assert_close(grams.level(level)[0], expected, rtol=1e-10, atol=1e-10)
 
@@ -202,7 +223,12 @@ def test_groups_are_the_stages_and_leave_the_classifier_out() -> None:
 
 def test_a_group_s_path_without_parameters_is_named(images: Tensor) -> None:
     with pytest.raises(KdxError, match="'stages' holds no parameters of its own"):
-        subtask_grams(undivided("digits_student").double(), images, torch.ones(1, B, K).double(), groups=[["stages"]])
+        subtask_grams(
+            undivided("digits_student").double(),
+            images,
+            torch.ones(1, B, K).double(),
+            groups=[["stages"]],
+        )
 
 
 def test_half_precision_is_refused(images: Tensor) -> None:
@@ -210,7 +236,9 @@ def test_half_precision_is_refused(images: Tensor) -> None:
         subtask_grams(explainer().half(), images.half(), torch.ones(1, B, K).half())
 
 
-def test_the_cost_seen_beforehand_is_that_which_is_paid(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cost_seen_beforehand_is_that_which_is_paid(
+    images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, backwards = explainer(), []
     own = torch.autograd.grad
 
@@ -221,10 +249,14 @@ def test_the_cost_seen_beforehand_is_that_which_is_paid(images: Tensor, monkeypa
     cost = probing_cost(model, images, K, 4, max_memory=2**19)
     monkeypatch.setattr(torch.autograd, "grad", counted)
     subtask_grams(model, images, torch.ones(4, B, K, dtype=torch.float64), max_memory=2**19)
-    assert cost.backwards <= len(backwards) <= 2 * cost.backwards  # the inputs of heads take short ones of their own
+    assert (
+        cost.backwards <= len(backwards) <= 2 * cost.backwards
+    )  # the inputs of heads take short ones of their own
     assert cost.values == 4 * K * sum(p.numel() for part in shared(model) for p in part)
     assert cost.forwards > 1
-    assert probing_cost(model, images, K, 4).forwards == 4  # the whole set and its halves are held against it
+    assert (
+        probing_cost(model, images, K, 4).forwards == 4
+    )  # the whole set and its halves are held against it
     assert "backward passes over up to 7 images each" in str(probing_cost(model, images, K, 4))
 
 
@@ -242,7 +274,9 @@ def test_gradients_are_those_of_every_parameter(student: str, images: Tensor) ->
         torch.testing.assert_close(found[name][1, 3], gradient, rtol=1e-9, atol=1e-10)
 
 
-def test_a_layer_whose_weight_is_computed_has_the_gradients_of_its_own_parameters(images: Tensor) -> None:
+def test_a_layer_whose_weight_is_computed_has_the_gradients_of_its_own_parameters(
+    images: Tensor,
+) -> None:
     """VAM multiplies V by s: ∂m/∂V is not ∂m/∂V̂, and U has a gradient of its own."""
     model = build_model("digits_student", K, 1).double().eval()
     vam.attach(model, 4)
@@ -262,12 +296,16 @@ def test_a_layer_whose_weight_is_computed_has_the_gradients_of_its_own_parameter
 def test_small_gradients_keep_their_angles(images: Tensor) -> None:
     model = explainer().float()
     r = torch.randn(1, B, K)
-    whole, small = (subtask_grams(model, images.float(), scale * r).total()[0] for scale in (1, 1e-25))
+    whole, small = (
+        subtask_grams(model, images.float(), scale * r).total()[0] for scale in (1, 1e-25)
+    )
     torch.testing.assert_close(small * 1e50, whole, rtol=1e-4, atol=0)
 
 
 def test_one_parameter_of_two_layers_is_refused(images: Tensor) -> None:
-    tied = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.Flatten(), nn.LazyLinear(K))
+    tied = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.Flatten(), nn.LazyLinear(K)
+    )
     tied.double()(images)
     tied[2].weight = tied[1].weight
     with pytest.raises(KdxError, match=r"'1.weight' and '2.weight' are one parameter"):

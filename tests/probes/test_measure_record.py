@@ -7,7 +7,7 @@ import torch
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.probes import MeasureRecord, ablate, conflict_of, gates_of
-from kdx_analysis.probes.records import GateRecord
+from kdx_analysis.probes.gates.record import GateRecord
 
 from .subjects import small
 
@@ -32,7 +32,9 @@ def measured(*seeds: int) -> MeasureRecord:
 def test_means_over_runs_are_those_of_what_each_run_says() -> None:
     frame = measured(0).merge(measured(1), measured(2)).to_frame()
     keys = ["of", "level", "attention", "metric"]
-    expected = pd.concat([gates(seed).summary(null_draws=1) for seed in range(3)]).groupby(keys, sort=False)["value"]
+    expected = pd.concat([gates(seed).summary(null_draws=1) for seed in range(3)]).groupby(
+        keys, sort=False
+    )["value"]
     pd.testing.assert_series_equal(frame.set_index(keys)["value"], expected.mean())
     assert (frame["lowest"] <= frame["value"]).all()
     assert (frame["values"] == 3).all()
@@ -52,7 +54,9 @@ def test_a_run_without_a_value_is_counted() -> None:
     table.loc[0, "value"] = math.nan
     row = MeasureRecord(table).to_frame().iloc[0]
     assert (row["values"], row["undefined"]) == (1, 1)
-    _, axes = MeasureRecord(table[table["attention"] == "alpha"].assign(attention="effective")).plot()
+    _, axes = MeasureRecord(
+        table[table["attention"] == "alpha"].assign(attention="effective")
+    ).plot()
     assert "1 undefined value left out" in axes[0].get_title(loc="left")
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from kdx_analysis.probes import outputs
+from kdx_analysis.probes import claims as outputs
 
 MARGINS = torch.tensor([[1.0, 2.0, -1.0], [-1.0, -2.0, -1.0], [1.0, -1.0, -1.0], [0.5, 0.5, 0.5]])
 
@@ -17,7 +17,9 @@ def test_double_claims_and_orphans_by_hand() -> None:
 
 def test_tables_follow_classes_and_batches_merge() -> None:
     claims, order = outputs.claims(MARGINS), torch.tensor([2, 0, 1])
-    assert torch.equal(outputs.claimed_by_both(claims[:, order]), outputs.claimed_by_both(claims)[order][:, order])
+    assert torch.equal(
+        outputs.claimed_by_both(claims[:, order]), outputs.claimed_by_both(claims)[order][:, order]
+    )
     halves = [outputs.claimed_by_both(half) for half in claims.split(2)]
     torch.testing.assert_close(sum(halves) / 2, outputs.claimed_by_both(claims))
 

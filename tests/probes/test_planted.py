@@ -6,9 +6,10 @@ from sklearn.metrics import roc_auc_score
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import gates as gating
-from kdx_analysis.probes import conflict, gates
-from kdx_analysis.probes.gradients import Grams, subtask_grams, with_null
-from kdx_analysis.probes.planted import Conflict, Planted, auroc, plant, routes, together
+from kdx_analysis.probes.conflict import formulas as conflict
+from kdx_analysis.probes.conflict.grams import Grams, subtask_grams, with_null
+from kdx_analysis.probes.gates import formulas as gates
+from kdx_analysis.probes.planted.truth import Conflict, Planted, auroc, plant, routes, together
 
 PAIR = Conflict(one=(0,), other=(3,), experts=(1,), strength=0.6)
 CAMPS = Conflict(one=(1, 4), other=(5, 2), experts=(0, 2))
@@ -23,16 +24,22 @@ def grams(planted: Planted, draws: int = 0) -> Grams:
 
 
 def leaning() -> torch.Tensor:
-    return torch.rand(8, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64).softmax(dim=1)
+    return torch.rand(
+        8, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64
+    ).softmax(dim=1)
 
 
 @pytest.mark.parametrize("snr", [0.25, 1.0, 3.0])
 def test_gradients_of_backward_passes_are_what_was_planted(snr: float) -> None:
-    """The hard loss, differentiated by autograd: every planted part has snr times the norm of the rest."""
+    """The hard loss, differentiated by autograd: every planted part has snr times the norm of the
+    rest.
+    """
     planted = make(snr=snr)
     margins = planted.model(planted.images)
     truth = torch.nn.functional.one_hot(planted.labels, 8).double()
-    losses = torch.nn.functional.binary_cross_entropy_with_logits(margins, truth, reduction="none").sum(dim=0)
+    losses = torch.nn.functional.binary_cross_entropy_with_logits(
+        margins, truth, reduction="none"
+    ).sum(dim=0)
     rows, reads = planted.model.levels[0].parameters()
     for a, loss in enumerate(losses):
         unseen, g = torch.autograd.grad(loss, (rows, reads), retain_graph=True)
@@ -79,8 +86,12 @@ def test_what_conflicts_stands_in_a_table() -> None:
 
 
 @pytest.mark.parametrize("q", [None, leaning(), routes([0, 1, 2, 0, 1, 2, 0, 1], 3)])
-def test_contention_in_closed_form_is_that_of_gradients_whose_rest_is_orthogonal(q: torch.Tensor | None) -> None:
-    """Gram matrices without the chance inner products of the rest, from the planted parts themselves."""
+def test_contention_in_closed_form_is_that_of_gradients_whose_rest_is_orthogonal(
+    q: torch.Tensor | None,
+) -> None:
+    """Gram matrices without the chance inner products of the rest, from the planted parts
+    themselves.
+    """
     planted = make(snr=0.7)
     s = planted.planted
     ungated = torch.einsum("kim,lim->ikl", s, s) + torch.diag_embed(planted.rest.norm(dim=2).T ** 2)
@@ -91,7 +102,9 @@ def test_contention_in_closed_form_is_that_of_gradients_whose_rest_is_orthogonal
 
 
 def test_contention_by_hand() -> None:
-    """Two subtasks, one expert: ρ s²/(s² + 1) whatever the size of the noise, when both have the same s."""
+    """Two subtasks, one expert: ρ s²/(s² + 1) whatever the size of the noise, when both have the
+    same s.
+    """
     planted = plant([Conflict((0,), (1,), (0,), 0.5)], subtasks=2, experts=1, snr=2.0)
     assert planted.contention() == pytest.approx(0.5 * 4 / 5)
 
@@ -129,8 +142,14 @@ def test_what_routes_together_is_at_distance_zero_and_nothing_else() -> None:
     assignment = [2, 0, 1, 0, 2, 2]
     distance = gates.routing_distance(routes(assignment, 3, share=0.7))
     for a, b in combinations(range(6), 2):
-        assert (distance[a, b].item() < 1e-12) == (assignment[a] == assignment[b]) == together(assignment)[a, b].item()
-    torch.testing.assert_close(routes([1], 3, share=0.7)[0], torch.tensor([0.15, 0.7, 0.15], dtype=torch.float64))
+        assert (
+            (distance[a, b].item() < 1e-12)
+            == (assignment[a] == assignment[b])
+            == together(assignment)[a, b].item()
+        )
+    torch.testing.assert_close(
+        routes([1], 3, share=0.7)[0], torch.tensor([0.15, 0.7, 0.15], dtype=torch.float64)
+    )
     noisy = gates.routing_distance(routes(assignment, 3, noise=0.2))
     assert auroc(together(assignment), -noisy) == 1
     assert (conflict.upper(noisy) > 0).all()
@@ -141,11 +160,15 @@ def test_auroc_is_that_of_the_pairs() -> None:
     scores = torch.rand(8, 8, generator=torch.Generator().manual_seed(0))
     scores = scores + scores.T
     a, b = torch.triu_indices(8, 8, offset=1)
-    assert planted.auroc(scores) == pytest.approx(roc_auc_score(planted.conflicting[a, b], scores[a, b]))
+    assert planted.auroc(scores) == pytest.approx(
+        roc_auc_score(planted.conflicting[a, b], scores[a, b])
+    )
     wins = [
-        float(scores[c] > scores[o]) for c in zip(a, b, strict=True) for o in zip(a, b, strict=True)
+        float(scores[c] > scores[o])
+        for c in zip(a, b, strict=True)
+        for o in zip(a, b, strict=True)
         if planted.conflicting[c] and not planted.conflicting[o]
-    ]  # fmt: skip
+    ]
     assert planted.auroc(scores) == pytest.approx(sum(wins) / len(wins))
 
 
@@ -162,9 +185,15 @@ BAD = {
         {"conflicts": [PAIR, Conflict((3,), (4,), (0,))]},
         r"subtasks \[3\] stand in more",
     ),
-    "a subtask against itself": ({"conflicts": [Conflict((2,), (2,), (0,))]}, r"subtasks \[2\] stand in more"),
+    "a subtask against itself": (
+        {"conflicts": [Conflict((2,), (2,), (0,))]},
+        r"subtasks \[2\] stand in more",
+    ),
     "no such subtask": ({"conflicts": [Conflict((2,), (8,), (0,))]}, "subtasks from 0 to 7"),
-    "nobody to oppose": ({"conflicts": [Conflict((2,), (), (0,))]}, "subtasks from 0 to 7 on both sides"),
+    "nobody to oppose": (
+        {"conflicts": [Conflict((2,), (), (0,))]},
+        "subtasks from 0 to 7 on both sides",
+    ),
     "no such expert": ({"conflicts": [Conflict((2,), (1,), (3,))]}, "experts from 0 to 2"),
     "no strength": ({"conflicts": [Conflict((2,), (1,), (0,), 0.0)]}, "strength above 0"),
     "negative signal": ({"snr": -1.0}, r"snr = -1.0 0 or more"),

@@ -17,9 +17,16 @@ from torch import Tensor, nn
 from kdx_analysis import probes
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, build_model
-from kdx_analysis.probes import ConflictProbe, affinity_of, conflict_of, gates_of, subtask_gradients, subtask_grams
-from kdx_analysis.probes import gradients as gradients_room
-from kdx_analysis.probes.subject import undisturbed
+from kdx_analysis.models.modes import undisturbed
+from kdx_analysis.probes import (
+    ConflictProbe,
+    affinity_of,
+    conflict_of,
+    gates_of,
+    subtask_gradients,
+    subtask_grams,
+)
+from kdx_analysis.probes.conflict import grams as gradients_room
 from kdx_analysis.validation.models import AlwaysDropout, Net, Noise, Scalar
 
 K = 4
@@ -33,7 +40,9 @@ def net(build: Callable[[], nn.Module] = Net) -> nn.Module:
 
 
 def cosines(model: nn.Module, images: Tensor = IMAGES, **options: Any) -> np.ndarray:
-    record = conflict_of(model, images, LABELS[: len(images)], null_draws=19, permutations=19, **options)
+    record = conflict_of(
+        model, images, LABELS[: len(images)], null_draws=19, permutations=19, **options
+    )
     return record.pairs.query("level == 'all'")["cosine"].to_numpy()
 
 
@@ -59,7 +68,9 @@ def test_a_model_that_reads_other_images_is_refused_by_every_probe(share: float)
         lambda: subtask_grams(model, IMAGES, torch.randn(1, 24, K), groups=[["a", "b"]]),
     ]
     for call in calls:
-        with pytest.raises(KdxError, match=r"the forward of BatchShare itself computes an image's outputs from the"):
+        with pytest.raises(
+            KdxError, match=r"the forward of BatchShare itself computes an image's outputs from the"
+        ):
             call()
 
 
@@ -103,29 +114,41 @@ def test_dropout_that_ignores_eval_is_named(layer: Callable[[], nn.Module]) -> N
 
 
 @pytest.mark.parametrize("name", ["resnet20", "wrn_40_2"])
-def test_honest_deep_networks_in_float32_are_taken_by_their_rules(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever float32 rounds in a hundred images and dozens of layers: no layer falls back, none is refused."""
+def test_honest_deep_networks_in_float32_are_taken_by_their_rules(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever float32 rounds in a hundred images and dozens of layers: no layer falls back, none
+    is refused.
+    """
     torch.manual_seed(0)
     model, images = build_model(name, K, 3), torch.randn(100, 3, 8, 8)
     for layer in model.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.running_mean.normal_(0, 0.3)
             layer.running_var.uniform_(0.5, 2)
-    monkeypatch.setattr(gradients_room, "_plainly", lambda *_: pytest.fail("fell back to plain autograd"))
-    monkeypatch.setattr("kdx_analysis.probes.per_sample._by_functions", lambda *_: pytest.fail("fell back"))
+    monkeypatch.setattr(
+        gradients_room, "_plainly", lambda *_: pytest.fail("fell back to plain autograd")
+    )
+    monkeypatch.setattr(
+        "kdx_analysis.probes.conflict.per_sample._by_functions", lambda *_: pytest.fail("fell back")
+    )
     assert subtask_grams(model, images, torch.randn(2, 100, K)).total().isfinite().all()
 
 
-def test_a_layer_whose_rule_is_one_percent_wrong_is_taken_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layer_whose_rule_is_one_percent_wrong_is_taken_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model, r = net().double(), torch.randn(3, 24, K, dtype=torch.float64)
     right = subtask_grams(model, IMAGES.double(), r, groups=[["a", "b"]]).total()
-    from kdx_analysis.probes import layer_rules
+    from kdx_analysis.probes.conflict import layer_rules
 
     rule = layer_rules._RULES[nn.Conv2d]
     wrong = layer_rules.Rule(rule.prepare, lambda *given: 1.01 * rule.gradient(*given))
     for which in ("rule", "functions"):
         if which == "functions":
-            monkeypatch.setattr("kdx_analysis.probes.per_sample._by_functions", lambda *_: {})
+            monkeypatch.setattr(
+                "kdx_analysis.probes.conflict.per_sample._by_functions", lambda *_: {}
+            )
         with monkeypatch.context() as patched:
             patched.setitem(layer_rules._RULES, nn.Conv2d, wrong)
             found = subtask_grams(model, IMAGES.double(), r, groups=[["a", "b"]]).total()
@@ -134,7 +157,7 @@ def test_a_layer_whose_rule_is_one_percent_wrong_is_taken_otherwise(monkeypatch:
 
 def test_an_error_in_one_subtask_of_many_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums are compared over all subtasks at once, each image of each with a weight of its own."""
-    from kdx_analysis.probes import per_sample
+    from kdx_analysis.probes.conflict import per_sample
 
     model, r = net().double(), torch.randn(3, 24, K, dtype=torch.float64)
     right = subtask_grams(model, IMAGES.double(), r, groups=[["a", "b"]]).total()
@@ -145,12 +168,18 @@ def test_an_error_in_one_subtask_of_many_is_seen(monkeypatch: pytest.MonkeyPatch
             yield k, [g if g is None or k != 2 else 1.01 * g for g in gradients]
 
     monkeypatch.setattr(per_sample.Pass, "per_sample", wrong)
-    torch.testing.assert_close(subtask_grams(model, IMAGES.double(), r, groups=[["a", "b"]]).total(), right)
+    torch.testing.assert_close(
+        subtask_grams(model, IMAGES.double(), r, groups=[["a", "b"]]).total(), right
+    )
 
 
-def test_margins_that_read_other_images_are_refused_and_those_that_know_their_rows_are_not() -> None:
+def test_margins_that_read_other_images_are_refused_and_those_that_know_their_rows_are_not() -> (
+    None
+):
     model, groups = net(), [["a", "b"]]
-    with pytest.raises(KdxError, match="margins= computes an image's margins from the outputs of other images"):
+    with pytest.raises(
+        KdxError, match="margins= computes an image's margins from the outputs of other images"
+    ):
         cosines(model, margins=lambda z: z - z.mean(dim=0), groups=groups)
     with pytest.raises(KdxError, match="margins= gives no gradient"):
         cosines(model, margins=torch.Tensor.detach, groups=groups)
@@ -226,7 +255,10 @@ def test_precisions_may_mix_and_complex_numbers_stay_outside() -> None:
         model = net()
         parts = dict(model.named_children())
         model._modules.clear()
-        model.add_module("first", nn.ParameterList([nn.Parameter(torch.zeros(2, dtype=dtype), requires_grad=False)]))
+        model.add_module(
+            "first",
+            nn.ParameterList([nn.Parameter(torch.zeros(2, dtype=dtype), requires_grad=False)]),
+        )
         model._modules.update(parts)
         np.testing.assert_array_equal(cosines(model, groups=[["a", "b"]]), expected)
     model.first[0] = nn.Parameter(torch.zeros(2, dtype=torch.complex64))
@@ -255,7 +287,9 @@ def test_logits_are_told_from_other_tensors_by_every_probe() -> None:
         probe.update(IMAGES[rows], LABELS[rows])
     found = probe.compute(null_draws=19, groups=groups).pairs.query("level == 'all'")["cosine"]
     np.testing.assert_allclose(found, cosines(net(), groups=groups))
-    z = [affinity_of(m, IMAGES, LABELS, null_draws=1, groups=groups)["value"] for m in (model, net())]
+    z = [
+        affinity_of(m, IMAGES, LABELS, null_draws=1, groups=groups)["value"] for m in (model, net())
+    ]
     np.testing.assert_allclose(*z)
 
     class Soft(Two):
@@ -291,12 +325,22 @@ class Rescaling(Net):
 
 def everything(model: nn.Module) -> list[object]:
     """What a probe must leave alone, by identity or value."""
-    seen: list[object] = [torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()]
-    seen += [torch.is_autocast_enabled("cpu"), torch.get_default_dtype(), torch.get_float32_matmul_precision()]
+    seen: list[object] = [
+        torch.get_rng_state().tolist(),
+        random.getstate(),
+        np.random.get_state()[1].tolist(),
+    ]
+    seen += [
+        torch.is_autocast_enabled("cpu"),
+        torch.get_default_dtype(),
+        torch.get_float32_matmul_precision(),
+    ]
     seen += [(name, tensor.tolist()) for name, tensor in model.state_dict().items()]
     seen += [(id(p), id(p.grad), p.requires_grad) for p in model.parameters()]
     for module in model.modules():
-        attributes = {name: id(value) for name, value in vars(module).items() if not isinstance(value, dict)}
+        attributes = {
+            name: id(value) for name, value in vars(module).items() if not isinstance(value, dict)
+        }
         hooks = [len(value) for name, value in vars(module).items() if "hooks" in name]
         seen += [attributes, hooks, module.training]
     return seen
@@ -323,7 +367,9 @@ def test_everything_is_left_as_it_was_found(ends: str) -> None:
     for call in calls:
         before = everything(model)
         if ends:
-            with pytest.raises((KdxError, ZeroDivisionError)):  # in a half, or in the step's own forward pass
+            with pytest.raises(
+                (KdxError, ZeroDivisionError)
+            ):  # in a half, or in the step's own forward pass
                 call()
         else:
             call()
@@ -331,7 +377,11 @@ def test_everything_is_left_as_it_was_found(ends: str) -> None:
 
 
 def test_reading_a_computed_weight_in_train_mode_does_not_change_it() -> None:
-    model = net(lambda: nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 8, 3)), nn.ReLU(), Net()))
+    model = net(
+        lambda: nn.Sequential(
+            nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 8, 3)), nn.ReLU(), Net()
+        )
+    )
     model[2].a = nn.Conv2d(8, 6, 3)
     model.train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -360,7 +410,9 @@ def test_probing_works_under_inference_mode_and_no_grad() -> None:
         probes.integrated_gradients(model, IMAGES.clone(), 0, steps=2)
         r = torch.randn(3, 24, K)
         grams = subtask_grams(model, IMAGES.clone(), r, groups=[["a", "b"]]).total()
-    torch.testing.assert_close(subtask_grams(model, IMAGES, r.clone(), groups=[["a", "b"]]).total(), grams.clone())
+    torch.testing.assert_close(
+        subtask_grams(model, IMAGES, r.clone(), groups=[["a", "b"]]).total(), grams.clone()
+    )
     probe.compute(null_draws=19)
 
 
@@ -370,7 +422,10 @@ def test_models_that_cannot_be_probed_where_they_are_say_why() -> None:
     for model, words in (
         (born, r"'a.weight' was made under torch.inference_mode\(\)"),
         (net().to("meta"), "lies on the meta device"),
-        (nn.Sequential(nn.LazyConv2d(4, 3), nn.Flatten(), nn.LazyLinear(K)), "'0.weight' has no shape yet"),
+        (
+            nn.Sequential(nn.LazyConv2d(4, 3), nn.Flatten(), nn.LazyLinear(K)),
+            "'0.weight' has no shape yet",
+        ),
     ):
         with pytest.raises(KdxError, match=words):
             cosines(model)
@@ -380,8 +435,12 @@ def test_models_that_cannot_be_probed_where_they_are_say_why() -> None:
         cosines(halved)
 
 
-@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda model: torch.compile(model, backend="eager")])
-def test_wrappers_give_what_the_model_gives_under_their_own_names(wrap: Callable[[nn.Module], nn.Module]) -> None:
+@pytest.mark.parametrize(
+    "wrap", [nn.DataParallel, lambda model: torch.compile(model, backend="eager")]
+)
+def test_wrappers_give_what_the_model_gives_under_their_own_names(
+    wrap: Callable[[nn.Module], nn.Module],
+) -> None:
     model = net()
     wrapped = wrap(copy.deepcopy(model))
     np.testing.assert_array_equal(cosines(wrapped), cosines(model))
@@ -442,7 +501,9 @@ class Given(Net):
         return self.wrap(super().forward(x))
 
 
-@pytest.mark.parametrize("wrap", [lambda z: (z, None), lambda z: {"logits": z, "loss": z.mean()}, lambda z: [z]])
+@pytest.mark.parametrize(
+    "wrap", [lambda z: (z, None), lambda z: {"logits": z, "loss": z.mean()}, lambda z: [z]]
+)
 def test_one_tensor_among_others_is_taken_and_said_once(wrap: Callable[[Tensor], Any]) -> None:
     model, expected = net(lambda: Given(wrap)), cosines(net())
     for call in (
@@ -473,15 +534,23 @@ def test_one_tensor_among_others_is_taken_and_said_once(wrap: Callable[[Tensor],
         (lambda z: z[:, :1], "the columns 0 and z"),
     ],
 )
-def test_outputs_that_are_no_logits_are_refused_by_what_they_are(wrap: Callable[[Tensor], Any], words: str) -> None:
+def test_outputs_that_are_no_logits_are_refused_by_what_they_are(
+    wrap: Callable[[Tensor], Any], words: str
+) -> None:
     model = net(lambda: Given(wrap))
     for probe in (conflict_of, affinity_of):
         with pytest.raises(KdxError, match=words):
-            probe(model, IMAGES, torch.zeros(24, dtype=torch.int64) if "columns" in words else LABELS)
+            probe(
+                model, IMAGES, torch.zeros(24, dtype=torch.int64) if "columns" in words else LABELS
+            )
 
 
-@pytest.mark.parametrize("last", [torch.sigmoid, lambda z: z.softmax(dim=1), lambda z: (2 * z).sigmoid()])
-def test_probabilities_are_refused_unless_margins_are_given(last: Callable[[Tensor], Tensor]) -> None:
+@pytest.mark.parametrize(
+    "last", [torch.sigmoid, lambda z: z.softmax(dim=1), lambda z: (2 * z).sigmoid()]
+)
+def test_probabilities_are_refused_unless_margins_are_given(
+    last: Callable[[Tensor], Tensor],
+) -> None:
     model = net(lambda: Given(last))
     with torch.no_grad():
         model.head.weight *= 15
@@ -492,7 +561,9 @@ def test_probabilities_are_refused_unless_margins_are_given(last: Callable[[Tens
 
 
 def test_log_probabilities_are_as_good_as_logits() -> None:
-    np.testing.assert_allclose(cosines(net(lambda: Given(lambda z: z.log_softmax(dim=1)))), cosines(net()), rtol=1e-3)
+    np.testing.assert_allclose(
+        cosines(net(lambda: Given(lambda z: z.log_softmax(dim=1)))), cosines(net()), rtol=1e-3
+    )
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,12 @@ from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, build_model
 from kdx_analysis.models import gates as gating
 from kdx_analysis.objectives import one_vs_rest_margins
-from kdx_analysis.probes import ExplainerProbe, conflict, gates
+from kdx_analysis.probes import ExplainerProbe
 from kdx_analysis.probes.affinity import ETA, affinity_of
-from kdx_analysis.probes.gradients import subtask_grams, undisturbed
-from kdx_analysis.probes.recorder import AFFINITY_DRAWS, checkpoints, recording_cost
+from kdx_analysis.probes.conflict import formulas as conflict
+from kdx_analysis.probes.conflict.grams import subtask_grams, undisturbed
+from kdx_analysis.probes.gates import formulas as gates
+from kdx_analysis.probes.training_probe import AFFINITY_DRAWS, checkpoints, recording_cost
 from kdx_analysis.training import Epoch
 from tests.probes.subjects import rescaled
 
@@ -36,11 +38,15 @@ def explainer() -> HME:
     torch.manual_seed(0)
     model = HME.from_student(build_model("digits_student", 10, 1), 10, (2, 3, 4))
     with torch.no_grad():
-        model(torch.randn(64, 1, 8, 8))  # running statistics of BN that are not those of initialisation
+        model(
+            torch.randn(64, 1, 8, 8)
+        )  # running statistics of BN that are not those of initialisation
     return model
 
 
-def record(data: Dataset, objective: ObjectiveConfig, teacher: torch.nn.Module | None) -> tuple[HME, ExplainerProbe]:
+def record(
+    data: Dataset, objective: ObjectiveConfig, teacher: torch.nn.Module | None
+) -> tuple[HME, ExplainerProbe]:
     model = explainer()
     probe = ExplainerProbe(model, data, objective, CONFIG, EPOCHS, teacher)
     with torch.no_grad():
@@ -81,7 +87,9 @@ def test_gates_name_child_and_parent(recorded, data) -> None:
         table = rows.pivot(index="child_index", columns="parent", values="alpha").to_numpy()
         np.testing.assert_allclose(table, alpha.detach(), rtol=1e-6)
         effective = rows.pivot(index="child_index", columns="parent", values="effective").to_numpy()
-        np.testing.assert_allclose(effective, gating.effective_attention(alpha, spread).detach(), rtol=1e-5)
+        np.testing.assert_allclose(
+            effective, gating.effective_attention(alpha, spread).detach(), rtol=1e-5
+        )
     heads = at_end(tables["gates"], level=5).drop_duplicates("child").sort_values("child_index")
     assert tuple(heads["child"]) == data.classes
     assert set(tables["gates"]["epoch"]) == {1, 2, 3}
@@ -103,13 +111,17 @@ def test_pathways_are_the_composed_gates(recorded, data) -> None:
 def test_gate_summary_stands_beside_the_initial_gates_at_the_same_temperature(recorded) -> None:
     model, probe, tables = recorded
     row = at_end(tables["gate_summary"], level=5, attention="alpha", metric="entropy_share").iloc[0]
-    assert row["value"] == pytest.approx(gating.entropy_share(model.attention()[-1]).mean().item(), rel=1e-6)
+    assert row["value"] == pytest.approx(
+        gating.entropy_share(model.attention()[-1]).mean().item(), rel=1e-6
+    )
     initial = gating.attention(probe.initial.gates[-1].logits.detach(), 0.5)
     assert row["initial"] == pytest.approx(gating.entropy_share(initial).mean().item(), rel=1e-6)
     assert row["null_low"] <= row["null_mean"] <= row["null_high"]
     assert (row["n"], row["null_draws"], row["tau"]) == (10, DRAWS, 0.5)
     assert set(tables["gate_summary"]["level"]) == {2, 3, 4, 5}
-    specialised = at_end(tables["gate_summary"], level=4, attention="alpha", metric="specialisation").iloc[0]
+    specialised = at_end(
+        tables["gate_summary"], level=4, attention="alpha", metric="specialisation"
+    ).iloc[0]
     expected = gates.specialisation(model.attention()[-1].detach())
     assert specialised["value"] == pytest.approx(expected.item(), rel=1e-4)
 
@@ -136,7 +148,9 @@ def test_rescaled_experts_have_the_same_null(data) -> None:
 
 @pytest.mark.parametrize("gates_", ["parameter", "input"])
 def test_initial_and_random_gates_stand_on_the_initial_model(data, gates_) -> None:
-    """Whatever training does to weights and gates, at one temperature what it began from is the same."""
+    """Whatever training does to weights and gates, at one temperature what it began from is the
+    same.
+    """
     torch.manual_seed(0)
     model = HME.from_student(build_model("digits_student", 10, 1), 10, 3, gates=gates_)
     probe = ExplainerProbe(model, data, ObjectiveConfig(name="hard"), CONFIG, 9)
@@ -146,9 +160,13 @@ def test_initial_and_random_gates_stand_on_the_initial_model(data, gates_) -> No
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.2 * torch.randn_like(parameter))
-    before, after = (of.reset_index(drop=True) for _, of in probe.tables()["gate_summary"].groupby("epoch"))
+    before, after = (
+        of.reset_index(drop=True) for _, of in probe.tables()["gate_summary"].groupby("epoch")
+    )
     pd.testing.assert_frame_equal(before[columns], after[columns])
-    np.testing.assert_allclose(before["value"], before["initial"], rtol=1e-5, atol=1e-6)  # before any training
+    np.testing.assert_allclose(
+        before["value"], before["initial"], rtol=1e-5, atol=1e-6
+    )  # before any training
     assert (before["null_draws"] == DRAWS).all()
     assert (before["null_undefined"] == 0).all()
     assert not np.allclose(before["value"], after["value"], rtol=1e-2)
@@ -168,7 +186,9 @@ def test_conflict_is_recorded_at_the_checkpoints_on_both_probe_sets_for_all_term
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_cosines_of_the_hard_loss_are_those_of_separate_backward_passes(recorded, data, split) -> None:
+def test_cosines_of_the_hard_loss_are_those_of_separate_backward_passes(
+    recorded, data, split
+) -> None:
     model, _, tables = recorded
     x, y = images(data, split)
     shared = [p for part in (model.trunk, *model.levels) for p in part.parameters()]
@@ -183,9 +203,13 @@ def test_cosines_of_the_hard_loss_are_those_of_separate_backward_passes(recorded
     for row in pairs.itertuples():
         assert (row.a, row.b) == (data.classes[row.a_index], data.classes[row.b_index])
         assert row.cosine == pytest.approx(expected[row.a_index, row.b_index].item(), abs=1e-4)
-    summary = at_end(tables["conflict_summary"], split=split, term="hard", level="all").set_index("metric")
+    summary = at_end(tables["conflict_summary"], split=split, term="hard", level="all").set_index(
+        "metric"
+    )
     assert summary.loc["conflict_rate", "value"] == pytest.approx((pairs["cosine"] < 0).mean())
-    assert summary.loc["severity", "value"] == pytest.approx((-pairs["cosine"]).clip(lower=0).mean())
+    assert summary.loc["severity", "value"] == pytest.approx(
+        (-pairs["cosine"]).clip(lower=0).mean()
+    )
     assert (summary["pairs"] == 45).all()
 
 
@@ -210,8 +234,12 @@ def test_the_null_permutes_residuals_and_leaves_the_model(recorded, data) -> Non
         r = torch.sigmoid(model(x)) - torch.nn.functional.one_hot(y, 10)
     generator = torch.Generator().manual_seed(CONFIG.seed)
     orders = [torch.randperm(30, generator=generator) for _ in range(DRAWS)]
-    cosines = conflict.cosine(subtask_grams(model, x, torch.stack([r[o] for o in orders])).total().double())
-    row = at_end(tables["conflict_summary"], split="train", term="hard", level="all", metric="mean_cosine").iloc[0]
+    cosines = conflict.cosine(
+        subtask_grams(model, x, torch.stack([r[o] for o in orders])).total().double()
+    )
+    row = at_end(
+        tables["conflict_summary"], split="train", term="hard", level="all", metric="mean_cosine"
+    ).iloc[0]
     assert row["null_mean"] == pytest.approx(conflict.mean_cosine(cosines).mean().item(), abs=1e-4)
 
 
@@ -223,7 +251,9 @@ def test_multiclass_conflict_is_that_of_one_vs_rest_margins_and_has_no_contentio
     x, y = images(data, "train")
     with undisturbed(model), torch.no_grad():
         r = torch.sigmoid(one_vs_rest_margins(model(x))) - torch.nn.functional.one_hot(y, 10)
-    expected = conflict.cosine(subtask_grams(model, x, r[None], margins=one_vs_rest_margins).total()[0])
+    expected = conflict.cosine(
+        subtask_grams(model, x, r[None], margins=one_vs_rest_margins).total()[0]
+    )
     pair = at_end(tables["conflict"], split="train", level="all", a="3", b="8").iloc[0]
     assert pair["cosine"] == pytest.approx(expected[3, 8].item(), abs=1e-4)
 
@@ -237,11 +267,20 @@ def test_probe_sets_are_balanced_apart_and_named(recorded, data) -> None:
 
 def tokens_student() -> torch.nn.Module:
     return timm.create_model(
-        "vit_tiny_patch16_224", img_size=8, patch_size=2, embed_dim=48, depth=4, num_heads=4, num_classes=10, in_chans=1
+        "vit_tiny_patch16_224",
+        img_size=8,
+        patch_size=2,
+        embed_dim=48,
+        depth=4,
+        num_heads=4,
+        num_classes=10,
+        in_chans=1,
     )
 
 
-@pytest.mark.parametrize("kind", ["input", "tokens", "input tokens", "hard", "pruned", "one expert", "half"])
+@pytest.mark.parametrize(
+    "kind", ["input", "tokens", "input tokens", "hard", "pruned", "one expert", "half"]
+)
 def test_every_kind_of_explainer_has_complete_tables(data, kind) -> None:
     torch.manual_seed(0)
     student = tokens_student() if "tokens" in kind else build_model("digits_student", 10, 1)
@@ -258,8 +297,13 @@ def test_every_kind_of_explainer_has_complete_tables(data, kind) -> None:
     tables = probe.tables()
     if model.hard:
         measured = {
-            "conflict", "conflict_summary", "contention", "contention_by_expert", "output_conflict", "affinity",
-        }  # fmt: skip
+            "conflict",
+            "conflict_summary",
+            "contention",
+            "contention_by_expert",
+            "output_conflict",
+            "affinity",
+        }
         assert set(tables) == {"routing", "agreement", *measured}
     else:
         assert {"gates", "pathways", "gate_summary"} <= set(tables)
@@ -270,7 +314,9 @@ def test_every_kind_of_explainer_has_complete_tables(data, kind) -> None:
             assert not tables[name].isna().any(axis=None)
             keys = ["level", "child", "id", "true_class", "subtask"]
             keys = [key for key in keys if key in tables[name]]
-            np.testing.assert_allclose(tables[name].groupby(keys)[["alpha", "effective"]].sum(), 1, rtol=1e-6)
+            np.testing.assert_allclose(
+                tables[name].groupby(keys)[["alpha", "effective"]].sum(), 1, rtol=1e-6
+            )
     assert tables["conflict"]["cosine"].notna().all()
     contention = tables["conflict_summary"].query("metric == 'contention'")
     assert set(contention["level"]) == {str(level + 1) for level in range(len(model.experts))}
@@ -283,12 +329,16 @@ def test_every_kind_of_explainer_has_complete_tables(data, kind) -> None:
 
 
 def test_a_tree_routes_as_its_parents_say(data) -> None:
-    """Distance 1 where two subtasks stand under different experts of a level, else 0; agreement is that of the tree."""
+    """Distance 1 where two subtasks stand under different experts of a level, else 0; agreement is
+    that of the tree.
+    """
     torch.manual_seed(3)
     model = HME.from_student(build_model("digits_student", 10, 1), 10, 3).harden()
     superclasses = {"low": tuple("01234"), "high": tuple("56789")}
     data = dataclasses.replace(data, superclasses=superclasses)
-    probe = ExplainerProbe(model, data, ObjectiveConfig(name="hard"), CONFIG, 1, build_model("digits_teacher", 10, 1))
+    probe = ExplainerProbe(
+        model, data, ObjectiveConfig(name="hard"), CONFIG, 1, build_model("digits_teacher", 10, 1)
+    )
     probe(Epoch(1, 1, 0.0, 0.0, None, None), model)
     tables = probe.tables()
     tree = model.tree(data.classes)
@@ -296,12 +346,17 @@ def test_a_tree_routes_as_its_parents_say(data) -> None:
     for attention in ("alpha", "effective"):
         rows = tables["routing"][tables["routing"]["attention"] == attention]
         assert set(rows["level"]) == {2, 3, 4}
-        apart = [tree.paths[r.a_index][r.level - 1] != tree.paths[r.b_index][r.level - 1] for r in rows.itertuples()]
+        apart = [
+            tree.paths[r.a_index][r.level - 1] != tree.paths[r.b_index][r.level - 1]
+            for r in rows.itertuples()
+        ]
         np.testing.assert_allclose(rows["distance"], apart, atol=1e-12)
     found = tables["agreement"]
     assert set(found["reference"]) == {"teacher", "confusion", "class_tree"}
     same = {name: k < 5 for k, name in enumerate(data.classes)}
-    row = found.query("level == 4 and attention == 'alpha' and reference == 'class_tree' and method == 'pearson'")
+    row = found.query(
+        "level == 4 and attention == 'alpha' and reference == 'class_tree' and method == 'pearson'"
+    )
     rows = tables["routing"].query("level == 4 and attention == 'alpha'")
     crossing = [same[a] != same[b] for a, b in zip(rows["a"], rows["b"], strict=True)]
     assert row["value"].item() == pytest.approx(np.corrcoef(rows["distance"], crossing)[0, 1])
@@ -315,15 +370,21 @@ def test_affinity_is_recorded_at_the_checkpoints_beside_its_null(recorded, data,
     assert set(table["epoch"]) == {1, 3}
     assert set(table["eta"]) == {ETA}
     assert set(table["null_draws"]) == {AFFINITY_DRAWS}
-    assert table[["null_low", "null_high"]].isna().all(axis=None)  # two draws have a mean and no range
+    assert (
+        table[["null_low", "null_high"]].isna().all(axis=None)
+    )  # two draws have a mean and no range
     x, y = images(data, split)
-    expected = affinity_of(model, x, y, classes=data.classes, null_draws=AFFINITY_DRAWS, seed=CONFIG.seed)
+    expected = affinity_of(
+        model, x, y, classes=data.classes, null_draws=AFFINITY_DRAWS, seed=CONFIG.seed
+    )
     rows = at_end(table, split=split).drop(columns=["epoch", "split"]).reset_index(drop=True)
     pd.testing.assert_frame_equal(rows, expected)
 
 
 def test_the_cost_is_known_beforehand_and_true(recorded, data, monkeypatch) -> None:
-    """Backward passes are counted where autograd is asked, forward passes where the model is called."""
+    """Backward passes are counted where autograd is asked, forward passes where the model is
+    called.
+    """
     model, _, _ = recorded
     x, _ = images(data, "train")
     objective = ObjectiveConfig(name="kd")
@@ -334,7 +395,9 @@ def test_the_cost_is_known_beforehand_and_true(recorded, data, monkeypatch) -> N
     assert cost.held < whole.held
     probe = ExplainerProbe(model, data, objective, small, 1, build_model("digits_teacher", 10, 1))
     calls: list[int] = []
-    handle = model.trunk.register_forward_hook(lambda module, inputs, output: calls.append(len(output)))
+    handle = model.trunk.register_forward_hook(
+        lambda module, inputs, output: calls.append(len(output))
+    )
     for step in (probe._conflict, probe._affinity):
         step(1, model, "train")
     handle.remove()
@@ -384,7 +447,11 @@ def test_input_gates_are_averaged_over_samples_and_their_pathways_composed_per_s
     tables = probe.tables()
     with undisturbed(model), torch.no_grad():
         attention = [a.double() for a in model.trace(x).attention]
-    heads = tables["gates"].query("level == 5").pivot(index="child_index", columns="parent", values="alpha")
+    heads = (
+        tables["gates"]
+        .query("level == 5")
+        .pivot(index="child_index", columns="parent", values="alpha")
+    )
     np.testing.assert_allclose(heads, attention[3].mean(dim=0), rtol=1e-6)
     sevens = tables["gates_by_class"].query("level == 5 and true_class == '7'")
     sevens = sevens.pivot(index="child_index", columns="parent", values="alpha")
@@ -393,16 +460,25 @@ def test_input_gates_are_averaged_over_samples_and_their_pathways_composed_per_s
     sample = sample.pivot(index="child_index", columns="parent", values="alpha")
     np.testing.assert_allclose(sample, attention[1][5], rtol=1e-6)
     paths = (attention[3] @ attention[2]).mean(dim=0)
-    of_level3 = tables["pathways"].query("level == 3").pivot(index="subtask_index", columns="expert", values="alpha")
+    of_level3 = (
+        tables["pathways"]
+        .query("level == 3")
+        .pivot(index="subtask_index", columns="expert", values="alpha")
+    )
     np.testing.assert_allclose(of_level3, paths, rtol=1e-6)
     assert not np.allclose(paths, attention[3].mean(dim=0) @ attention[2].mean(dim=0), rtol=1e-3)
-    summary = tables["gate_summary"].query("attention == 'alpha'").set_index(["of", "level", "metric"])
+    summary = (
+        tables["gate_summary"].query("attention == 'alpha'").set_index(["of", "level", "metric"])
+    )
     entropy = summary.loc[("gates", 5, "entropy")]
     assert entropy["value"] == pytest.approx(gating.entropy(attention[3]).mean().item(), rel=1e-6)
     assert entropy["initial"] == pytest.approx(gating.entropy(untrained[3]).mean().item(), rel=1e-5)
     assert entropy["n"] == 30 * 10
     mean = gates.specialisation(attention[3].mean(dim=0)).item()
-    parts = [summary.loc[("pathways", 4, m), "value"] for m in ("specialisation", "specialisation_shuffled")]
+    parts = [
+        summary.loc[("pathways", 4, m), "value"]
+        for m in ("specialisation", "specialisation_shuffled")
+    ]
     assert sum(parts) == pytest.approx(mean, rel=1e-6)
 
 
@@ -411,11 +487,17 @@ def test_routing_is_held_against_teacher_and_confusion(recorded, data) -> None:
     rows = at_end(tables["agreement"])
     assert set(rows["reference"]) == {"teacher", "confusion"}
     assert set(rows["level"]) == {2, 3, 4}
-    row = at_end(tables["agreement"], level=4, attention="alpha", reference="teacher", method="spearman").iloc[0]
+    row = at_end(
+        tables["agreement"], level=4, attention="alpha", reference="teacher", method="spearman"
+    ).iloc[0]
     routed = at_end(tables["routing"], level=4, attention="alpha")["distance"]
-    q = (probe.teacher_logits["train"] / 4).softmax(dim=1).unflatten(0, (10, 3)).mean(dim=1)  # three images a class
+    q = (
+        (probe.teacher_logits["train"] / 4).softmax(dim=1).unflatten(0, (10, 3)).mean(dim=1)
+    )  # three images a class
     pairs = conflict.upper(q + q.T)
-    assert row["value"] == pytest.approx(-pd.Series(pairs.numpy()).corr(routed.reset_index(drop=True), "spearman"))
+    assert row["value"] == pytest.approx(
+        -pd.Series(pairs.numpy()).corr(routed.reset_index(drop=True), "spearman")
+    )
     assert 1 / 40 <= row["p"] <= 1
     assert (row["null_draws"], row["pairs"]) == (39, 45)
 
@@ -427,8 +509,12 @@ def test_claims_of_subtasks_are_counted_beside_their_null(recorded, data) -> Non
         claims = model(x) > 0
     rows = at_end(tables["output_conflict"], split="val")
     whole = rows[rows["a"] == ""].set_index("metric")
-    assert whole.loc["orphans", "value"] == pytest.approx((~claims.any(dim=1)).float().mean().item())
-    assert whole.loc["double_claims", "value"] == pytest.approx((claims.sum(dim=1) > 1).float().mean().item())
+    assert whole.loc["orphans", "value"] == pytest.approx(
+        (~claims.any(dim=1)).float().mean().item()
+    )
+    assert whole.loc["double_claims", "value"] == pytest.approx(
+        (claims.sum(dim=1) > 1).float().mean().item()
+    )
     pair = rows[(rows["a"] == "3") & (rows["b"] == "8")].iloc[0]
     assert pair["value"] == pytest.approx((claims[:, 3] & claims[:, 8]).float().mean().item())
     assert len(rows) == 2 + 45

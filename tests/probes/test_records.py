@@ -7,9 +7,12 @@ from torch import nn
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, build_model
 from kdx_analysis.models import gates as gating
-from kdx_analysis.probes import conflict_of, gates, gates_of, measures, subtask_grams
-from kdx_analysis.probes.gradients import Grams
-from kdx_analysis.probes.records import ConflictRecord, GateRecord
+from kdx_analysis.probes import conflict_of, gates_of, subtask_grams
+from kdx_analysis.probes.conflict import tables as measures
+from kdx_analysis.probes.conflict.grams import Grams
+from kdx_analysis.probes.conflict.record import ConflictRecord
+from kdx_analysis.probes.gates import formulas as gates
+from kdx_analysis.probes.gates.record import GateRecord
 from tests.probes.subjects import rescaled
 
 K = 4
@@ -35,10 +38,14 @@ def probed(model: nn.Module, **options: object) -> ConflictRecord:
 def test_batches_of_gates_merge_to_the_whole(how, tmp_path) -> None:
     model = explainer(how)
     whole = gates_of(model, pictures(), LABELS)
-    parts = [gates_of(model, x, y) for x, y in zip(pictures().split(5), LABELS.split(5), strict=True)]
+    parts = [
+        gates_of(model, x, y) for x, y in zip(pictures().split(5), LABELS.split(5), strict=True)
+    ]
     merged = parts[0].merge(*parts[1:])
     pd.testing.assert_frame_equal(merged.to_frame(), whole.to_frame(), rtol=1e-5)
-    pd.testing.assert_frame_equal(merged.summary(null_draws=19), whole.summary(null_draws=19), rtol=1e-5)
+    pd.testing.assert_frame_equal(
+        merged.summary(null_draws=19), whole.summary(null_draws=19), rtol=1e-5
+    )
     with torch.no_grad():
         spreads = [gating.spread(f) for f in model.eval().trace(pictures()).features]
     for own, expected in zip(whole.spreads, spreads, strict=True):
@@ -55,7 +62,9 @@ def test_identities_of_use_and_information_hold_on_a_record() -> None:
     table = record.summary(null_draws=19).set_index(["of", "level", "attention", "metric"])["value"]
     paths = gating.pathways(record.effective)[-1]
     use = paths.mean(dim=0)
-    assert 1 / float((use**2).sum()) == pytest.approx(3 / (1 + table["pathways", 4, "effective", "use_cv2"]))
+    assert 1 / float((use**2).sum()) == pytest.approx(
+        3 / (1 + table["pathways", 4, "effective", "use_cv2"])
+    )
     information = gating.entropy(use) - gating.entropy(paths).mean()
     assert table["pathways", 4, "effective", "specialisation"] == pytest.approx(
         float(information / torch.tensor(3.0).log()), rel=1e-5
@@ -91,7 +100,9 @@ def test_teacher_student_and_explainer_are_probed_by_one_call() -> None:
         assert not record.pairs.isna().any(axis=None)
 
 
-def test_permuting_classes_permutes_tables_and_splitting_the_set_in_memory_changes_nothing() -> None:
+def test_permuting_classes_permutes_tables_and_splitting_the_set_in_memory_changes_nothing() -> (
+    None
+):
     model = build_model("digits_student", K, 1)
     order = torch.tensor([2, 0, 3, 1])
 
@@ -107,7 +118,9 @@ def test_permuting_classes_permutes_tables_and_splitting_the_set_in_memory_chang
     assert next(model.get_submodule("stages.0.0").parameters(), None) is not None
     place = order.argsort()
     moved = conflict_of(Permuted(), pictures(), place[LABELS], groups=paths, null_draws=19)
-    own = conflict_of(model, pictures(), LABELS, groups=[[p[6:] for p in paths[0]]], null_draws=19, max_memory=1)
+    own = conflict_of(
+        model, pictures(), LABELS, groups=[[p[6:] for p in paths[0]]], null_draws=19, max_memory=1
+    )
     tables = []
     for record in (moved, own):
         table = torch.eye(K, dtype=torch.float64)
@@ -121,7 +134,7 @@ def test_permuting_classes_permutes_tables_and_splitting_the_set_in_memory_chang
 def test_scaling_one_loss_leaves_cosines() -> None:
     model, r = explainer(), torch.randn(1, 12, K, generator=torch.Generator().manual_seed(0))
     scaled = r * torch.tensor([1.0, 7.0, 0.1, 3.0])
-    from kdx_analysis.probes.conflict import cosine
+    from kdx_analysis.probes.conflict.formulas import cosine
 
     own, other = (cosine(subtask_grams(model, pictures(), x).total()) for x in (r, scaled))
     torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-4)
@@ -151,7 +164,9 @@ def test_an_undefined_pair_is_counted_when_probes_merge() -> None:
 
 
 def test_a_null_that_there_is_not_is_said_not_to_be() -> None:
-    """Gates that read the input: random ones would have to read it too, which a record does not hold."""
+    """Gates that read the input: random ones would have to read it too, which a record does not
+    hold.
+    """
     table = gates_of(explainer("input"), pictures(), LABELS).summary(null_draws=5)
     assert (table["null_draws"] == 0).all()
     assert table["null_mean"].isna().all()
@@ -185,7 +200,9 @@ def test_random_gates_have_as_many_parents_as_the_record_s(top_k: int | None) ->
 
 
 def test_zero_gradients_are_counted_per_pair_and_per_measure() -> None:
-    """Of subtask 1 all residuals are 0: two of three pairs have no cosine, one no magnitudes to compare with null."""
+    """Of subtask 1 all residuals are 0: two of three pairs have no cosine, one no magnitudes to
+    compare with null.
+    """
     r = torch.randn(4, 12, K, generator=torch.Generator().manual_seed(0))
     r[:, :, :2] = 0
     grams = subtask_grams(explainer(), pictures(), r)
@@ -197,7 +214,9 @@ def test_zero_gradients_are_counted_per_pair_and_per_measure() -> None:
     assert counted.loc["severity"].tolist() == [1, 5]
     assert counted.loc["magnitude_similarity"].tolist() == [5, 1]
     assert not summary["value"].isna().any()
-    nothing, alone = measures.conflict_tables(subtask_grams(explainer(), pictures(), 0 * r), tuple("abcd"))
+    nothing, alone = measures.conflict_tables(
+        subtask_grams(explainer(), pictures(), 0 * r), tuple("abcd")
+    )
     assert (nothing["undefined"] == 2).all()
     assert (alone["pairs"] == 0).all()
     assert alone["value"].isna().all()
@@ -208,8 +227,18 @@ def test_what_is_0_by_0_on_the_last_level_is_counted() -> None:
     """No two subtasks contend, so separation and modulation compare nothing with nothing."""
     peace = torch.eye(K, dtype=torch.float64).expand(3, 2, K, K)
     table = measures.contention_table(peace, torch.full((K, 2), 0.5), 19, 0).set_index("metric")
-    assert table["undefined"].to_dict() == {"contention": 0, "contention_uniform": 0, "separation": 6, "modulation": 6}
-    assert table["pairs"].to_dict() == {"contention": 6, "contention_uniform": 6, "separation": 0, "modulation": 0}
+    assert table["undefined"].to_dict() == {
+        "contention": 0,
+        "contention_uniform": 0,
+        "separation": 6,
+        "modulation": 6,
+    }
+    assert table["pairs"].to_dict() == {
+        "contention": 6,
+        "contention_uniform": 6,
+        "separation": 0,
+        "modulation": 0,
+    }
     assert table["null_undefined"].tolist() == [0, 0, 2, 2]
 
 
@@ -230,7 +259,9 @@ def test_bad_input_is_refused() -> None:
         conflict_of(model, pictures(), LABELS.clamp(max=2))
     with pytest.raises(KdxError, match="labels from 0 to 4"):
         conflict_of(model, pictures(), torch.arange(12) % 5)
-    with pytest.raises(KdxError, match=r"labels of shape \(11,\) and torch.int64 don't fit 12 images"):
+    with pytest.raises(
+        KdxError, match=r"labels of shape \(11,\) and torch.int64 don't fit 12 images"
+    ):
         conflict_of(model, pictures(), LABELS[:11])
     with pytest.raises(KdxError, match="19 or more"):
         conflict_of(model, pictures(), LABELS, null_draws=3)
@@ -260,7 +291,9 @@ def test_two_classes_and_a_level_of_one_expert_have_gates_without_gaps(how) -> N
 @pytest.mark.parametrize("how", ["parameter", "input"])
 def test_a_single_image_has_no_effective_attention_until_it_is_merged(how) -> None:
     model = explainer(how)
-    one, rest = (gates_of(model, pictures()[part], LABELS[part]) for part in (slice(1), slice(1, None)))
+    one, rest = (
+        gates_of(model, pictures()[part], LABELS[part]) for part in (slice(1), slice(1, None))
+    )
     for asked in (one.to_frame, one.summary):
         with pytest.raises(KdxError, match="level 1 don't vary over the 1 images"):
             asked()
@@ -273,7 +306,8 @@ def test_half_precision_is_probed_as_a_float32_copy(dtype) -> None:
     full = explainer().to(dtype).float()
     pd.testing.assert_frame_equal(probed(model).pairs, probed(full).pairs)
     pd.testing.assert_frame_equal(
-        gates_of(model, pictures(), LABELS).to_frame(), gates_of(full, pictures(), LABELS).to_frame()
+        gates_of(model, pictures(), LABELS).to_frame(),
+        gates_of(full, pictures(), LABELS).to_frame(),
     )
     assert next(model.parameters()).dtype == dtype
 
@@ -286,4 +320,6 @@ def test_a_summary_and_its_null_are_over_the_same_pairs() -> None:
     _, summary = measures.conflict_tables(grams, ["a", "b", "c"])
     rate = summary[(summary["level"] == "all") & (summary["metric"] == "conflict_rate")].iloc[0]
     assert (rate["value"], rate["pairs"], rate["undefined"]) == (1.0, 1, 2)
-    assert rate["null_mean"] == 0.0  # of the one pair that the value has; of all three it would be ⅔
+    assert (
+        rate["null_mean"] == 0.0
+    )  # of the one pair that the value has; of all three it would be ⅔

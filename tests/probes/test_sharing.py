@@ -9,7 +9,9 @@ from kdx_analysis.probes import conflict_of, module_groups
 
 
 class Untraceable(nn.Module):
-    """Two convolutions and a classifier, registered in some order; ``end`` is applied to the logits."""
+    """Two convolutions and a classifier, registered in some order; ``end`` is applied to the
+    logits.
+    """
 
     def __init__(self, first: bool, classes: int = 4, end: str = "") -> None:
         super().__init__()
@@ -26,7 +28,11 @@ class Untraceable(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         logits = self.fc(self.features(x))
-        ends = {"": lambda z: z, "log": lambda z: z.log_softmax(dim=1), "softmax": lambda z: z.softmax(dim=1)}
+        ends = {
+            "": lambda z: z,
+            "log": lambda z: z.log_softmax(dim=1),
+            "softmax": lambda z: z.softmax(dim=1),
+        }
         return ends[self.end](logits)
 
 
@@ -36,7 +42,9 @@ def test_the_order_of_registration_changes_nothing() -> None:
     one, other = Untraceable(False), Untraceable(True)
     other.load_state_dict(one.state_dict())
     images, labels = torch.randn(24, 3, 8, 8), torch.arange(24) % 4
-    tables = [conflict_of(model, images, labels, null_draws=19).pairs["cosine"] for model in (one, other)]
+    tables = [
+        conflict_of(model, images, labels, null_draws=19).pairs["cosine"] for model in (one, other)
+    ]
     assert (tables[0] == tables[1]).all()
 
 
@@ -63,7 +71,9 @@ class Heads(Untraceable):
 
     def __init__(self) -> None:
         super().__init__(True)
-        self.heads = nn.ModuleList([nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 1)) for _ in range(4)])
+        self.heads = nn.ModuleList(
+            [nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 1)) for _ in range(4)]
+        )
         self.idle, self.hidden = nn.Linear(16, 4), nn.Linear(16, 6)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -109,7 +119,10 @@ class HeadsOfUnits(Untraceable):
     def __init__(self, classes: int, units: int = 4) -> None:
         super().__init__(True)
         self.heads = nn.ModuleList(
-            [nn.Sequential(nn.Linear(16, units), nn.ReLU(), nn.Linear(units, 1)) for _ in range(classes)]
+            [
+                nn.Sequential(nn.Linear(16, units), nn.ReLU(), nn.Linear(units, 1))
+                for _ in range(classes)
+            ]
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -146,12 +159,17 @@ def test_a_classifier_beside_a_shared_scale_is_refused_by_name() -> None:
     class Clip(Untraceable):
         def __init__(self) -> None:
             super().__init__(True)
-            self.classifier, self.scale = nn.Parameter(torch.randn(16, 4)), nn.Parameter(torch.tensor(1.0))
+            self.classifier, self.scale = (
+                nn.Parameter(torch.randn(16, 4)),
+                nn.Parameter(torch.tensor(1.0)),
+            )
 
         def forward(self, x: Tensor) -> Tensor:
             return self.scale.exp() * self.features(x) @ self.classifier
 
-    with pytest.raises(KdxError, match="module '' holds 'scale', which subtasks share, beside 'classifier'"):
+    with pytest.raises(
+        KdxError, match="module '' holds 'scale', which subtasks share, beside 'classifier'"
+    ):
         module_groups(Clip())
 
 
@@ -160,25 +178,41 @@ def test_a_module_used_in_several_stages_stands_where_it_is_used_first(shared: s
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.a, self.b, self.head = nn.Conv2d(3, 6, 3, 2, 1), nn.Conv2d(6, 6, 3, 2, 1), nn.Linear(6, 4)
+            self.a, self.b, self.head = (
+                nn.Conv2d(3, 6, 3, 2, 1),
+                nn.Conv2d(6, 6, 3, 2, 1),
+                nn.Linear(6, 4),
+            )
             self.c, self.act = nn.Conv2d(6, 6, 3, 2, 1), nn.PReLU()
             self.weights = nn.ParameterList([torch.randn(6, 6, 3, 3) / 5 for _ in range(2)])
 
         def forward(self, x: Tensor) -> Tensor:
             if shared == "PReLU":
-                return self.head(self.act(self.c(self.act(self.b(self.act(self.a(x)))))).mean((2, 3)))
+                return self.head(
+                    self.act(self.c(self.act(self.b(self.act(self.a(x)))))).mean((2, 3))
+                )
             x = self.a(x).relu()
             for weight in self.weights:
                 x = nn.functional.conv2d(x, weight, stride=2, padding=1).relu()
             return self.head(x.mean((2, 3)))
 
     torch.manual_seed(0)
-    model, images, labels = Twice().double(), torch.randn(24, 3, 16, 16).double(), torch.arange(24) % 4
+    model, images, labels = (
+        Twice().double(),
+        torch.randn(24, 3, 16, 16).double(),
+        torch.arange(24) % 4,
+    )
     groups = module_groups(model, image_shape=(3, 16, 16))
-    assert groups == ((("a",), ("b", "act"), ("c",)) if shared == "PReLU" else (("a",), ("weights",)))
-    found = conflict_of(model, images, labels, null_draws=19).pairs.query("level == 'all'")["cosine"]
+    assert groups == (
+        (("a",), ("b", "act"), ("c",)) if shared == "PReLU" else (("a",), ("weights",))
+    )
+    found = conflict_of(model, images, labels, null_draws=19).pairs.query("level == 'all'")[
+        "cosine"
+    ]
     together = [[path for paths in groups for path in paths]]
-    other = conflict_of(model, images, labels, groups=together, null_draws=19).pairs.query("level == 'all'")["cosine"]
+    other = conflict_of(model, images, labels, groups=together, null_draws=19).pairs.query(
+        "level == 'all'"
+    )["cosine"]
     assert found.to_numpy() == pytest.approx(other.to_numpy())
 
 
@@ -186,13 +220,21 @@ def test_groups_do_not_depend_on_precision() -> None:
     torchvision = pytest.importorskip("torchvision")
     for model in (torchvision.models.mobilenet_v3_small(num_classes=4), Untraceable(True)):
         groups = module_groups(model)
-        assert all(module_groups(model.to(dtype)) == groups for dtype in (torch.float64, torch.bfloat16, torch.half))
+        assert all(
+            module_groups(model.to(dtype)) == groups
+            for dtype in (torch.float64, torch.bfloat16, torch.half)
+        )
 
 
 def test_scripted_modules_are_seen_wherever_they_stand() -> None:
     for place in (0, 2):
         model = nn.Sequential(
-            nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)
+            nn.Conv2d(3, 6, 3),
+            nn.ReLU(),
+            nn.Conv2d(6, 6, 3, 2),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(6, 4),
         )
         model[place] = torch.jit.script(model[place])
         assert module_groups(model, image_shape=(3, 8, 8)) == (("0", "2"),)

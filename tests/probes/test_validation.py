@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from kdx_analysis.errors import KdxError
-from kdx_analysis.probes import conflict, gates, gradients, validation
-from kdx_analysis.probes.validation import YARDSTICKS, Validation, Yardstick, validate
+from kdx_analysis.probes.conflict import formulas as conflict
+from kdx_analysis.probes.conflict import grams as gradients
+from kdx_analysis.probes.gates import formulas as gates
+from kdx_analysis.probes.planted import validation
+from kdx_analysis.probes.planted.validation import YARDSTICKS, Validation, Yardstick, validate
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +20,9 @@ def found() -> Validation:
 
 def test_every_yardstick_is_measured_on_every_seed_and_holds(found: Validation) -> None:
     frame = found.to_frame()
-    assert list(zip(frame["yardstick"], frame["planted"], strict=True)) == [(y.name, y.planted) for y in YARDSTICKS]
+    assert list(zip(frame["yardstick"], frame["planted"], strict=True)) == [
+        (y.name, y.planted) for y in YARDSTICKS
+    ]
     assert len(found.measures) == 2 * len(YARDSTICKS)
     assert frame["passed"].all()
     assert found.passed
@@ -25,7 +30,9 @@ def test_every_yardstick_is_measured_on_every_seed_and_holds(found: Validation) 
 
 def test_ten_seeds_make_more_than_five_thousand_null_pairs(found: Validation) -> None:
     frame = found.to_frame()
-    null = frame[(frame["yardstick"] == validation.FALSE) & (frame["planted"] == validation.NOTHING)]
+    null = frame[
+        (frame["yardstick"] == validation.FALSE) & (frame["planted"] == validation.NOTHING)
+    ]
     assert null["n"].item() * 5 >= 5000
 
 
@@ -63,7 +70,11 @@ BROKEN: dict[str, tuple[Any, str, Callable[[Any], Any], set[str]]] = {
     "a null that shrinks": (
         validation,
         "with_null",
-        lambda whole: lambda r, draws, seed: torch.cat([whole(r, 0, seed), *draws * [r[None].roll(1, dims=1)]]),
+        lambda whole: (
+            lambda r, draws, seed: torch.cat(
+                [whole(r, 0, seed), *draws * [r[None].roll(1, dims=1)]]
+            )
+        ),
         {validation.FALSE},
     ),
     "experts out of order": (

@@ -15,7 +15,9 @@ from tests import toys
 
 
 def test_norms_of_blocks_by_hand() -> None:
-    weight = torch.tensor([[3.0, 4, 1], [0, 0, 2]])[..., None]  # outputs 0 and 1 apart; inputs 0, 1 | 2
+    weight = torch.tensor([[3.0, 4, 1], [0, 0, 2]])[
+        ..., None
+    ]  # outputs 0 and 1 apart; inputs 0, 1 | 2
     norms = block_norms(weight, torch.tensor([0, 1]), torch.tensor([0, 0, 1]))
     torch.testing.assert_close(norms, torch.tensor([[5.0, 1], [0, 2]]))
 
@@ -60,7 +62,10 @@ def test_flow_of_every_pair_of_blocks_is_that_of_the_masked_layer() -> None:
     rows, columns = ([0, 0, 1, 1, 2, 2], [0, 0, 1, 2])
     for r in range(3):
         for m in range(3):
-            outs, ins = ([i for i, b in enumerate(blocks) if b == w] for blocks, w in ((rows, r), (columns, m)))
+            outs, ins = (
+                [i for i, b in enumerate(blocks) if b == w]
+                for blocks, w in ((rows, r), (columns, m))
+            )
             norm = model.grouped.weight[outs][:, ins].norm()
             rms = within[:, :, ins].square().mean().sqrt()
             row = frame.loc[("grouped", r, m)]
@@ -72,7 +77,9 @@ def test_flow_of_every_pair_of_blocks_is_that_of_the_masked_layer() -> None:
         model.tokens.weight[:3, :2].norm() * tokens[..., :2].square().mean().sqrt()
     )  # 7 outputs: blocks of 3, 2, 2
     assert frame.loc[("tokens", 0, 0), "flow"] == pytest.approx(expected.item())
-    assert frame.groupby(["layer", "row"])[["alpha", "share", "uniform_share"]].sum().to_numpy() == pytest.approx(1.0)
+    assert frame.groupby(["layer", "row"])[
+        ["alpha", "share", "uniform_share"]
+    ].sum().to_numpy() == pytest.approx(1.0)
 
 
 def test_shares_do_not_change_where_the_weight_takes_over_attention() -> None:
@@ -89,13 +96,30 @@ def test_shares_do_not_change_where_the_weight_takes_over_attention() -> None:
 
 
 def test_entropies_by_hand() -> None:
-    gates = pd.DataFrame({
-        "layer": "a", "row": [0, 0, 1, 1], "column": [0, 1, 0, 1], "alpha": [0.5, 0.5, 1, 0], "share": [1, 0, 0.5, 0.5],
-        "uniform_share": [0.5, 0.5, 1, 0], "tau": 1.0,
-    })  # fmt: skip
+    gates = pd.DataFrame(
+        {
+            "layer": "a",
+            "row": [0, 0, 1, 1],
+            "column": [0, 1, 0, 1],
+            "alpha": [0.5, 0.5, 1, 0],
+            "share": [1, 0, 0.5, 0.5],
+            "uniform_share": [0.5, 0.5, 1, 0],
+            "tau": 1.0,
+        }
+    )
     entropies = row_entropies(gates).set_index(["row", "attention"])
-    assert entropies["value"].to_dict() == {(0, "alpha"): 1, (0, "share"): 0, (1, "alpha"): 0, (1, "share"): 1}
-    assert entropies["initial"].to_dict() == {(0, "alpha"): 1, (0, "share"): 1, (1, "alpha"): 1, (1, "share"): 0}
+    assert entropies["value"].to_dict() == {
+        (0, "alpha"): 1,
+        (0, "share"): 0,
+        (1, "alpha"): 0,
+        (1, "share"): 1,
+    }
+    assert entropies["initial"].to_dict() == {
+        (0, "alpha"): 1,
+        (0, "share"): 1,
+        (1, "alpha"): 1,
+        (1, "share"): 0,
+    }
 
 
 def test_the_model_is_left_as_it_was_found_also_where_its_forward_pass_raises() -> None:
@@ -120,7 +144,11 @@ def test_a_bypassed_forward_pass_has_no_flow() -> None:
     block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     model = nn.Sequential(nn.Linear(4, 8), block, nn.Linear(8, 3))
     vam.attach(model, 4)
-    frame = block_gates(model, torch.randn(2, 5, 4)).groupby("layer")["flow"].apply(lambda flow: flow.isna().all())
+    frame = (
+        block_gates(model, torch.randn(2, 5, 4))
+        .groupby("layer")["flow"]
+        .apply(lambda flow: flow.isna().all())
+    )
     assert frame["1.self_attn.out_proj"]
 
 
@@ -131,7 +159,14 @@ def test_a_training_is_recorded_epoch_by_epoch() -> None:
     vam.attach(student)
     probe = VAMProbe(data, ProbeConfig(per_class=2))
     objective = ObjectiveConfig.model_validate({"name": "hard", "decomposition": "multiclass"})
-    fit(student, data, objective, TrainingConfig(epochs=2, batch_size=16, lr=0.05), seed=0, callbacks=[probe])
+    fit(
+        student,
+        data,
+        objective,
+        TrainingConfig(epochs=2, batch_size=16, lr=0.05),
+        seed=0,
+        callbacks=[probe],
+    )
     tables = probe.tables()
     assert len(probe.ids["train"]) == 6
     assert len(tables["vam_gates"]) == 2 * 3 * 64

@@ -22,7 +22,9 @@ def images() -> Tensor:
 
 @pytest.fixture
 def plain() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(72, 3)).double()
+    return nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(72, 3)
+    ).double()
 
 
 def test_parameter_gates_are_recorded_once_a_pass(images: Tensor) -> None:
@@ -58,7 +60,9 @@ def test_input_gates_are_recorded_for_each_sample_in_order(images: Tensor) -> No
 
 def test_noise_on_the_gates_is_recorded_as_it_was(images: Tensor) -> None:
     torch.manual_seed(0)
-    model = HME.from_student(build_model("digits_student", 4, 1), 4, 3, gumbel=True).double().train()
+    model = (
+        HME.from_student(build_model("digits_student", 4, 1), 4, 3, gumbel=True).double().train()
+    )
     with kdx.probe(model) as seen:
         trace = model.trace(images)
     torch.testing.assert_close(seen.attention[-1][0], trace.attention[-1])
@@ -77,7 +81,9 @@ def test_merging_batches_gives_the_whole(images: Tensor) -> None:
     assert list(parts.activations) == ["trunk", "levels.0", "levels.1", "levels.2"]
     for path, tensor in whole.activations.items():
         torch.testing.assert_close(parts.activations[path], tensor)
-    torch.testing.assert_close(parts.to_frame()["alpha"].to_numpy(), whole.to_frame()["alpha"].to_numpy())
+    torch.testing.assert_close(
+        parts.to_frame()["alpha"].to_numpy(), whole.to_frame()["alpha"].to_numpy()
+    )
     assert parts.to_frame().drop(columns="alpha").equals(whole.to_frame().drop(columns="alpha"))
     with kdx.probe(model) as other:
         model(images)
@@ -85,7 +91,9 @@ def test_merging_batches_gives_the_whole(images: Tensor) -> None:
         whole.merge(other)
 
 
-def test_activations_of_any_model_by_path_pattern_or_predicate(plain: nn.Module, images: Tensor) -> None:
+def test_activations_of_any_model_by_path_pattern_or_predicate(
+    plain: nn.Module, images: Tensor
+) -> None:
     with kdx.probe(plain, activations="0") as path, kdx.probe(plain, activations="[23]") as pattern:
         for batch in images.split(4):
             plain(batch)
@@ -105,7 +113,11 @@ def test_activations_of_any_model_by_path_pattern_or_predicate(plain: nn.Module,
 def test_training_inside_is_training_outside(images: Tensor) -> None:
     def trained(watched: bool) -> dict[str, Tensor]:
         torch.manual_seed(3)
-        model = HME.from_student(build_model("digits_student", 4, 1), 4, 3, gumbel=True).double().train()
+        model = (
+            HME.from_student(build_model("digits_student", 4, 1), 4, 3, gumbel=True)
+            .double()
+            .train()
+        )
         optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
 
         def step() -> None:
@@ -126,7 +138,9 @@ def test_training_inside_is_training_outside(images: Tensor) -> None:
 
 
 @pytest.mark.parametrize("fails", ["not", "in the body", "in the forward pass"])
-def test_the_model_is_left_as_it_was_found(images: Tensor, fails: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_model_is_left_as_it_was_found(
+    images: Tensor, fails: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = explainer().eval()
     model.levels[0].train()
     model.levels[0].body.apply(lambda m: m.eval())
@@ -184,7 +198,9 @@ def test_an_explainer_inside_another_module_is_found(images: Tensor) -> None:
         pass
 
 
-def test_what_cannot_be_recorded_is_refused_before_anything_runs(plain: nn.Module, images: Tensor) -> None:
+def test_what_cannot_be_recorded_is_refused_before_anything_runs(
+    plain: nn.Module, images: Tensor
+) -> None:
     def refuse(match: str, model: nn.Module, **options: object) -> None:
         with pytest.raises(KdxError, match=match), kdx.probe(model, **options):  # type: ignore[arg-type]
             pytest.fail("the body ran")

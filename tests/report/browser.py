@@ -15,13 +15,24 @@ from urllib.request import urlopen
 
 from websockets.sync.client import ClientConnection, connect
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
     "--remote-debugging-port=0",
-)  # fmt: skip
-# An element whose text is wider than its box and which is no scroller; what lies in a scroller may be wide.
+)
+# An element whose text is wider than its box and which is no scroller; what lies in a scroller may
+# be wide.
 OVERFLOWING = """
 [...document.querySelectorAll('body *')].filter(e => {
   if (e.closest('svg, dialog:not([open])') || !e.checkVisibility({contentVisibilityAuto: true})) return false;
@@ -53,17 +64,30 @@ class Tab:
         return dict(message["result"])
 
     def open(self, page: Path, width: int, scheme: str = "light") -> None:
-        """Show ``page`` at a width in CSS pixels under a colour scheme, and wait until it has loaded."""
+        """Show ``page`` at a width in CSS pixels under a colour scheme, and wait until it has
+        loaded.
+        """
         self._events.clear()
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
-        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=900,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
+        self.call(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": "prefers-color-scheme", "value": scheme}],
+        )
         self.call("Page.navigate", url=page.resolve().as_uri())
         while not any(event["method"] == "Page.loadEventFired" for event in self._events):
             self._receive()
 
     def run(self, script: str) -> Any:
         """The value of a JavaScript expression."""
-        answer = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        answer = self.call(
+            "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
+        )
         if "exceptionDetails" in answer:
             raise RuntimeError(str(answer["exceptionDetails"]))
         return answer["result"].get("value")
@@ -71,8 +95,14 @@ class Tab:
     def press(self, key: str) -> None:
         text = {"Enter": "\r", " ": " "}.get(key, "")
         for kind in ("keyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, text=text if kind == "keyDown" else "",
-                      windowsVirtualKeyCode={"Enter": 13, "Escape": 27, "Tab": 9, " ": 32}[key])  # fmt: skip
+            self.call(
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=key,
+                code=key,
+                text=text if kind == "keyDown" else "",
+                windowsVirtualKeyCode={"Enter": 13, "Escape": 27, "Tab": 9, " ": 32}[key],
+            )
 
     def screenshot(self, path: Path) -> Path:
         """The whole page as PNG."""
@@ -84,13 +114,19 @@ class Tab:
     def requests(self) -> list[str]:
         """Addresses asked for since the page was opened, but for itself and what it holds."""
         sent = [e["params"] for e in self._events if e["method"] == "Network.requestWillBeSent"]
-        return [p["request"]["url"] for p in sent if not p["request"]["url"].startswith(("data:", p["documentURL"]))]
+        return [
+            p["request"]["url"]
+            for p in sent
+            if not p["request"]["url"].startswith(("data:", p["documentURL"]))
+        ]
 
     @property
     def complaints(self) -> list[str]:
         """What the console holds: errors, warnings, violations of the content security policy."""
         kinds = ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
-        return [json.dumps(event["params"])[:400] for event in self._events if event["method"] in kinds]
+        return [
+            json.dumps(event["params"])[:400] for event in self._events if event["method"] in kinds
+        ]
 
     def _receive(self) -> dict[str, Any]:
         message: dict[str, Any] = json.loads(self._socket.recv(timeout=60))
@@ -104,8 +140,9 @@ def chromium(folder: Path) -> Iterator[Tab]:
     """A fresh browser with its profile in ``folder``, gone afterwards."""
     process = subprocess.Popen(
         [str(CHROMIUM), *FLAGS, f"--user-data-dir={folder}", "about:blank"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         port = _port(process, folder / "DevToolsActivePort")
         with urlopen(f"http://127.0.0.1:{port}/json") as answer:

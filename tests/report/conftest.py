@@ -49,7 +49,8 @@ def write_study(
     roles: Sequence[str] = ("student", "explainer"),
     drawn: bool = False,
 ) -> RunSet:
-    """Write and load a study; ``planted[metric][label]`` holds one value per seed, 0.3 where nothing is planted.
+    """Write and load a study; ``planted[metric][label]`` holds one value per seed, 0.3 where
+    nothing is planted.
 
     With ``drawn`` explainers hold records for every figure, from a seeded generator instead.
     """
@@ -58,7 +59,9 @@ def write_study(
         config = ObjectiveConfig.model_validate(given)
         for seed in range(seeds):
             values = {
-                metric: table[config.label][seed] for metric, table in (planted or {}).items() if config.label in table
+                metric: table[config.label][seed]
+                for metric, table in (planted or {}).items()
+                if config.label in table
             }
             for role in roles:
                 _write(folder, role, config, seed, values, classes, drawn=drawn)
@@ -80,14 +83,22 @@ def quick_figures() -> Registry[Figure]:
 
     figures: Registry[Figure] = Registry("figure")
     figures.register("plain")(Figure("plain", "A plain figure", "What is drawn.", data, draw))
-    figures.register("impossible")(Figure("impossible", "An impossible figure", "Nothing.", impossible, draw))
+    figures.register("impossible")(
+        Figure("impossible", "An impossible figure", "Nothing.", impossible, draw)
+    )
     return figures
 
 
 def _write(
-    folder: Path, role: str, objective: ObjectiveConfig | None, seed: int, values: Mapping[str, float],
-    classes: Sequence[str], *, drawn: bool = False,
-) -> None:  # fmt: skip
+    folder: Path,
+    role: str,
+    objective: ObjectiveConfig | None,
+    seed: int,
+    values: Mapping[str, float],
+    classes: Sequence[str],
+    *,
+    drawn: bool = False,
+) -> None:
     section = None if objective is None else objective.model_dump(mode="json", by_alias=True)
     label = "" if objective is None else objective.label
     name = f"{role}-{abs(hash(label))}-{seed}"
@@ -100,23 +111,41 @@ def _write(
     if section is not None:
         config["objective"] = section
     if role == "tree":
-        config["phase2"] = {"weights": "redrawn", "by": "alpha", "training": {"epochs": 5, "threads": 1}}
+        config["phase2"] = {
+            "weights": "redrawn",
+            "by": "alpha",
+            "training": {"epochs": 5, "threads": 1},
+        }
     records = {"metrics": _metrics(values, seed)}
     if role == "explainer":
         records |= made_records(seed, label, classes) if drawn else _probed(values, classes)
     info = {
-        "id": name, "study": "planted", "role": role, "objective": label,
+        "id": name,
+        "study": "planted",
+        "role": role,
+        "objective": label,
         "decomposition": "multiclass" if objective is None else objective.decomposition,
-        "seed": seed, "config": config, "selection": {"rule": "last", "split": "val", "epoch": EPOCHS[-1]},
+        "seed": seed,
+        "config": config,
+        "selection": {"rule": "last", "split": "val", "epoch": EPOCHS[-1]},
         "data": {
-            "name": "made", "source": "by hand", "sizes": {"train": 30, "val": 9, "test": 40}, "shape": [1, 4, 4],
-            "classes": list(classes), "fingerprint": "f00d",
+            "name": "made",
+            "source": "by hand",
+            "sizes": {"train": 30, "val": 9, "test": 40},
+            "shape": [1, 4, 4],
+            "classes": list(classes),
+            "fingerprint": "f00d",
         },
         "probe_sets": {"train": [0, 1, 2], "val": [3, 4, 5]} if role == "explainer" else None,
         "experts": {"explainer": [1, 2], "tree": [1, 1]}.get(role),
         "grown_from": {"run": f"explainer-{seed}", "experts": [1, 2]} if role == "tree" else None,
-        "environment": {"python": "3.11", "versions": {"torch": "2.6"}, "commit": "abc", "hardware": None},
-    }  # fmt: skip
+        "environment": {
+            "python": "3.11",
+            "versions": {"torch": "2.6"},
+            "commit": "abc",
+            "hardware": None,
+        },
+    }
     write_run(folder / name, info, records)
 
 
@@ -130,8 +159,17 @@ def _metrics(values: Mapping[str, float], seed: int) -> pd.DataFrame:
 def _probed(values: Mapping[str, float], classes: Sequence[str]) -> dict[str, pd.DataFrame]:
     K = len(classes)
     gates = [
-        {"epoch": epoch, "of": of, "level": 3 if of == "gates" else 2, "attention": attention, "metric": metric,
-         "value": values.get(name, 0.3), "initial": 0.9, "n": K, "tau": 1.0}
+        {
+            "epoch": epoch,
+            "of": of,
+            "level": 3 if of == "gates" else 2,
+            "attention": attention,
+            "metric": metric,
+            "value": values.get(name, 0.3),
+            "initial": 0.9,
+            "n": K,
+            "tau": 1.0,
+        }
         for epoch in EPOCHS
         for attention in ("alpha", "effective")
         for of, metric, name in (
@@ -139,16 +177,28 @@ def _probed(values: Mapping[str, float], classes: Sequence[str]) -> dict[str, pd
             ("pathways", "specialisation", "specialisation"),
             ("pathways", "dead_share", "dead"),
         )
-    ]  # fmt: skip
+    ]
     tables: dict[str, pd.DataFrame] = {"gate_summary": pd.DataFrame(gates)}
     pairs = len(list(combinations(classes, 2)))
     for kind, metrics in CONFLICT.items():
-        counts = {"level": "all", "pairs": pairs - 1, "undefined": 1} if kind == "conflict_summary" else {}
+        counts = (
+            {"level": "all", "pairs": pairs - 1, "undefined": 1}
+            if kind == "conflict_summary"
+            else {}
+        )
         tables[kind] = pd.DataFrame(
-            {"epoch": epoch, "split": split, "term": "hard", "metric": metric,
-             "value": values.get(metric, 0.3) + (0.01 if split == "val" else 0), "null_mean": 0.5, "n": 6, **counts}
+            {
+                "epoch": epoch,
+                "split": split,
+                "term": "hard",
+                "metric": metric,
+                "value": values.get(metric, 0.3) + (0.01 if split == "val" else 0),
+                "null_mean": 0.5,
+                "n": 6,
+                **counts,
+            }
             for epoch in EPOCHS
             for split in ("train", "val")
             for metric in metrics
-        )  # fmt: skip
+        )
     return tables

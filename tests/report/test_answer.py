@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kdx_analysis.report.answer import answer
-from kdx_analysis.runs import METRIC
+from kdx_analysis.metrics import METRICS
+from kdx_analysis.report.answers import answer
 from kdx_analysis.validation.nothing import null_studies
 
 LADDER = ("hard", "label_smoothing", "hard_T", "kd_flat", "kd_shuffled", "kd")
@@ -31,32 +31,41 @@ def said(values, rungs=LADDER):
 
 def planted(kd, noise=0.001, rungs=LADDER, seeds=3, **changed):
     """Every conflict figure at ``kd`` under KD, 1 elsewhere, but those named in ``changed``."""
-    values = {metric: table(levels(kd, rungs), noise, seeds) for metric in (*CONFLICT, "gate_entropy")}
-    return values | {metric: table(levels(of, rungs), noise, seeds) for metric, of in changed.items()}
+    values = {
+        metric: table(levels(kd, rungs), noise, seeds) for metric in (*CONFLICT, "gate_entropy")
+    }
+    return values | {
+        metric: table(levels(of, rungs), noise, seeds) for metric, of in changed.items()
+    }
 
 
 def test_a_clear_lowering():
     values = planted(1.0, conflict_rate=0.5)
     opening = said(values).opening
     assert opening.startswith(
-        "Yes: the teacher's knowledge of the classes changes the conflict between subtasks; kd against kd_shuffled "
-        "lowers conflict rate by 0.5000 ["
+        "Yes: the teacher's knowledge of the classes changes the conflict between subtasks; kd "
+        "against kd_shuffled lowers conflict rate by 0.5000 ["
     )
     assert "(less conflict)" in opening
     assert "99.17 % intervals, n = 3 seeds" in opening
     assert (
-        "no difference worth a tenth of the metric's value under hard labels in conflict severity, contention, "
+        "no difference worth a tenth of the metric's value under hard labels in conflict severity, "
+        "contention, "
         "separation and modulation" in opening
     )
 
 
 def test_a_change_that_the_null_shares_is_no_yes():
     values = planted(1.0, conflict_rate=0.5)
-    nulls = {"conflict_rate": values["conflict_rate"] + 0.1 + 0.01 * np.arange(3)[:, None] * [1, 0, 0, 1, 0, 1]}
+    nulls = {
+        "conflict_rate": values["conflict_rate"]
+        + 0.1
+        + 0.01 * np.arange(3)[:, None] * [1, 0, 0, 1, 0, 1]
+    }
     found = answer(values, {rung: rung for rung in LADDER}, nulls)
     assert found.headline.startswith(
-        "Not beyond the null: nothing shows that the teacher's knowledge of the classes changes which subtasks are in "
-        "conflict; kd against kd_shuffled lowers conflict rate by 0.5000 ["
+        "Not beyond the null: nothing shows that the teacher's knowledge of the classes changes "
+        "which subtasks are in conflict; kd against kd_shuffled lowers conflict rate by 0.5000 ["
     )
     assert "(less conflict, but not beyond its null)" in found.headline
     first = found.to_frame().iloc[0]
@@ -76,9 +85,11 @@ def test_a_change_beyond_its_null_is_a_yes():
 def test_the_size_of_a_lowering_stands_with_its_interval_the_right_way_round():
     size, low, high = map(
         float,
-        re.search(r"conflict rate by ([\d.]+) \[([\d.]+), ([\d.]+)\]", said(planted(1.0, conflict_rate=0.5)).opening)
-        .groups(),
-    )  # fmt: skip
+        re.search(
+            r"conflict rate by ([\d.]+) \[([\d.]+), ([\d.]+)\]",
+            said(planted(1.0, conflict_rate=0.5)).opening,
+        ).groups(),
+    )
     assert low < size < high
     assert size == 0.5
 
@@ -100,16 +111,18 @@ def test_a_clear_raising():
 def test_no():
     opening = said(planted(1.0)).opening
     assert opening.startswith(
-        "No: the teacher's knowledge of the classes makes no difference worth a tenth of the metric's value under "
-        "hard labels to any of the 5 conflict figures (kd − kd_shuffled, 99.17 % intervals, n = 3 seeds)."
+        "No: the teacher's knowledge of the classes makes no difference worth a tenth of the "
+        "metric's value under hard labels to any of the 5 conflict figures (kd − kd_shuffled, "
+        "99.17 % intervals, n = 3 seeds)."
     )
 
 
 def test_undecided():
     opening = said(planted(1.0, noise=0.2, severity=1.02)).opening
     assert opening.startswith(
-        "Undecided: whether the teacher's knowledge of the classes changes the conflict between subtasks. No interval "
-        "of kd − kd_shuffled shows a change (99.17 % intervals, n = 3 seeds): undecided for conflict rate,"
+        "Undecided: whether the teacher's knowledge of the classes changes the conflict between "
+        "subtasks. No interval of kd − kd_shuffled shows a change (99.17 % intervals, n = 3 "
+        "seeds): undecided for conflict rate,"
     )
     assert not re.search(r"\b(lowers|raises|changes conflict)\b", opening)
 
@@ -118,7 +131,10 @@ def test_undecided_and_no_are_told_apart():
     values = planted(1.0, noise=0.2) | {"modulation": table(levels(1.0), 0.001)}
     opening = said(values).opening
     assert opening.startswith("Undecided")
-    assert "no difference worth a tenth of the metric's value under hard labels in modulation; undecided for" in opening
+    assert (
+        "no difference worth a tenth of the metric's value under hard labels in modulation; "
+        "undecided for" in opening
+    )
 
 
 def test_a_metric_that_is_undefined_on_one_side_is_named():
@@ -127,7 +143,10 @@ def test_a_metric_that_is_undefined_on_one_side_is_named():
     opening = said(values).opening
     assert "to any of the 4 conflict figures" in opening
     assert "; not defined in both for modulation." in opening
-    assert "not defined in both for modulation" in said(planted(0.5) | {"modulation": values["modulation"]}).opening
+    assert (
+        "not defined in both for modulation"
+        in said(planted(0.5) | {"modulation": values["modulation"]}).opening
+    )
 
 
 def test_gate_entropy_alone_makes_no_yes():
@@ -139,7 +158,8 @@ def test_gate_entropy_alone_makes_no_yes():
 def test_one_seed_decides_nothing():
     told = said(planted(0.5, seeds=1, noise=0.0))
     assert told.opening.startswith(
-        "One seed: no interval, nothing decided. kd − kd_shuffled (class structure) came out at −0.50 in conflict rate"
+        "One seed: no interval, nothing decided. kd − kd_shuffled (class structure) came out at "
+        "−0.50 in conflict rate"
     )
     text = " ".join((told.opening, *told.details))
     assert not re.search(r"\b(lowers|raises|Yes|No)\b", text)
@@ -169,7 +189,10 @@ def test_missing_controls_are_named(missing, words):
 @pytest.mark.parametrize(
     ("rungs", "reason"),
     [
-        (("hard", "label_smoothing", "kd"), "no control of KD (hard_T, kd_flat, kd_shuffled) was run"),
+        (
+            ("hard", "label_smoothing", "kd"),
+            "no control of KD (hard_T, kd_flat, kd_shuffled) was run",
+        ),
         (("hard", "label_smoothing"), "KD was not run"),
     ],
 )
@@ -181,8 +204,14 @@ def test_without_kd_or_controls_nothing_is_attributed(rungs, reason):
 
 def test_kd_against_hard_and_smoothing_is_told_with_what_it_includes():
     details = said(planted(0.5)).details
-    assert any(d.startswith("kd − hard (all of KD: includes temperature and softness): lowers") for d in details)
-    assert any(d.startswith("kd − label_smoothing (includes temperature and softness): lowers") for d in details)
+    assert any(
+        d.startswith("kd − hard (all of KD: includes temperature and softness): lowers")
+        for d in details
+    )
+    assert any(
+        d.startswith("kd − label_smoothing (includes temperature and softness): lowers")
+        for d in details
+    )
 
 
 def test_an_effect_of_temperature_alone_is_not_put_down_to_the_teacher():
@@ -201,7 +230,10 @@ def test_an_effect_of_temperature_alone_is_not_put_down_to_the_teacher():
     assert told.opening.startswith("No: the teacher's knowledge of the classes makes no difference")
     rest = "The rest of KD, kd_shuffled − hard (unevenness, softness, temperature and loss scale): lowers conflict rate"
     assert rest in told.opening
-    assert any(d.startswith("hard_T − hard (temperature and loss scale): lowers conflict rate") for d in told.details)
+    assert any(
+        d.startswith("hard_T − hard (temperature and loss scale): lowers conflict rate")
+        for d in told.details
+    )
 
 
 def test_kd_minus_hard_is_divided_over_the_rungs():
@@ -215,9 +247,9 @@ def test_kd_minus_hard_is_divided_over_the_rungs():
     }
     divided = said({"severity": table(steps, 0.01)}).details[-1]
     assert divided == (
-        "Of kd − hard: conflict severity, −0.650 [−0.672, −0.628] in the mean over n = 3 seeds, is the sum of "
-        "−0.300 [−0.322, −0.278] class structure, −0.050 [−0.050, −0.050] unevenness, −0.200 [−0.200, "
-        "−0.200] softness and −0.100 [−0.100, −0.100] temperature and loss scale."
+        "Of kd − hard: conflict severity, −0.650 [−0.672, −0.628] in the mean over n = 3 seeds, is "
+        "the sum of −0.300 [−0.322, −0.278] class structure, −0.050 [−0.050, −0.050] unevenness, "
+        "−0.200 [−0.200, −0.200] softness and −0.100 [−0.100, −0.100] temperature and loss scale."
     )
 
 
@@ -225,7 +257,9 @@ def test_kd_minus_hard_is_not_divided_over_other_seeds_than_it_was_decided_on():
     severity = table({"hard": 1.0, "kd_shuffled": 0.7, "kd": 0.35}, 0.01)
     severity.loc[0, "kd_shuffled"] = np.nan
     told = said({"severity": severity}, ("hard", "kd_shuffled", "kd"))
-    assert any("kd − hard" in detail and "lowers conflict severity" in detail for detail in told.details)
+    assert any(
+        "kd − hard" in detail and "lowers conflict severity" in detail for detail in told.details
+    )
     assert told.division == ""
 
 
@@ -251,7 +285,9 @@ def test_unlike_accuracy_is_told_beside_the_answer():
 def test_unlike_accuracy_of_the_two_that_the_answer_compares_is_told(hard):
     accuracy = table({**hard, "kd_shuffled": 0.885, "kd": 0.915})
     (caution,) = said(planted(0.5) | {"accuracy": accuracy}, tuple(accuracy)).cautions
-    assert caution.startswith("The explainers differ in accuracy: kd +3.0 points from kd_shuffled. Their conflict")
+    assert caution.startswith(
+        "The explainers differ in accuracy: kd +3.0 points from kd_shuffled. Their conflict"
+    )
 
 
 def test_unmeasured_conflict_gives_no_attribution():
@@ -287,12 +323,37 @@ def moved(metric, before, after):
             -0.4,
             "put conflicting subtasks together, further beyond what a random assignment would do",
         ),
-        ("modulation", -0.4, -0.1, "put conflicting subtasks together, but less far beyond what a random assignment"),
-        ("modulation", -0.4, 0.2, "below 0 gates put conflicting subtasks together, above 0 they keep them apart"),
-        ("modulation", 0.2, -0.4, "below 0 gates put conflicting subtasks together, above 0 they keep them apart"),
+        (
+            "modulation",
+            -0.4,
+            -0.1,
+            "put conflicting subtasks together, but less far beyond what a random assignment",
+        ),
+        (
+            "modulation",
+            -0.4,
+            0.2,
+            "below 0 gates put conflicting subtasks together, above 0 they keep them apart",
+        ),
+        (
+            "modulation",
+            0.2,
+            -0.4,
+            "below 0 gates put conflicting subtasks together, above 0 they keep them apart",
+        ),
         ("separation", 0.4, 0.1, "gates keep conflicts less apart"),
-        ("separation", -0.1, -0.4, "gates make more conflict than uniform gates would, and more of it"),
-        ("separation", -0.4, 0.4, "below 0 gates make more conflict than uniform gates would, above 0 they keep"),
+        (
+            "separation",
+            -0.1,
+            -0.4,
+            "gates make more conflict than uniform gates would, and more of it",
+        ),
+        (
+            "separation",
+            -0.4,
+            0.4,
+            "below 0 gates make more conflict than uniform gates would, above 0 they keep",
+        ),
         ("contention", 0.4, 0.1, "less conflict"),
     ],
 )
@@ -306,25 +367,38 @@ def test_what_a_change_means_depends_on_the_sign_of_its_levels(metric, before, a
 
 def test_every_metric_that_is_asked_about_has_words_for_its_changes():
     for name in (*CONFLICT, "gate_entropy"):
-        assert all(METRIC[name].words)
-        assert not METRIC[name].signed or (all(METRIC[name].below) and METRIC[name].across)
+        assert all(METRICS[name].words)
+        assert not METRICS[name].signed or (all(METRICS[name].below) and METRICS[name].across)
 
 
 def test_an_effect_that_is_not_beyond_its_null_is_not_divided():
-    steps = {"hard": 1.0, "label_smoothing": 1.0, "hard_T": 0.9, "kd_flat": 0.7, "kd_shuffled": 0.65, "kd": 0.35}
+    steps = {
+        "hard": 1.0,
+        "label_smoothing": 1.0,
+        "hard_T": 0.9,
+        "kd_flat": 0.7,
+        "kd_shuffled": 0.65,
+        "kd": 0.35,
+    }
     values = {"severity": table(steps, 0.01)}
     nulls = {"severity": values["severity"] - 0.1}
     divided = answer(values, {rung: rung for rung in LADDER}, nulls).division
     assert divided.startswith("kd − hard is shown to be beyond its null in no conflict figure")
     assert "class structure" not in divided
-    beyond = answer(values, {rung: rung for rung in LADDER}, {"severity": table(levels(0.5, rest=0.5))}).division
+    beyond = answer(
+        values, {rung: rung for rung in LADDER}, {"severity": table(levels(0.5, rest=0.5))}
+    ).division
     assert "class structure" in beyond
 
 
 def test_the_gates_entropy_is_asked_its_null_too():
     values = planted(1.0, gate_entropy=0.4)
     nulls = {"gate_entropy": values["gate_entropy"] + 0.1}
-    sentence = next(s for s in answer(values, {rung: rung for rung in LADDER}, nulls).contrasts if "gate entropy" in s)
+    sentence = next(
+        s
+        for s in answer(values, {rung: rung for rung in LADDER}, nulls).contrasts
+        if "gate entropy" in s
+    )
     assert "(sharper gates, but not beyond its null)" in sentence
 
 
@@ -360,4 +434,7 @@ def test_means_are_over_the_epochs_that_both_sides_have():
     found = answer({"separation": table}, {rung: rung for rung in LADDER}).findings[0]
     assert found.effect.differences == (0, 0, 0)
     assert str(found.effect.coverage) == "2 of 3 epochs"
-    assert answer({"separation": table}, {rung: rung for rung in LADDER}).to_frame()["over"][0] == "2 of 3 epochs"
+    assert (
+        answer({"separation": table}, {rung: rung for rung in LADDER}).to_frame()["over"][0]
+        == "2 of 3 epochs"
+    )

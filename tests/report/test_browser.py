@@ -1,4 +1,6 @@
-"""The page as a reader meets it: in Chromium, wide and narrow, light and dark, by keyboard, without scripts."""
+"""The page as a reader meets it: in Chromium, wide and narrow, light and dark, by keyboard, without
+scripts.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,15 @@ from kdx_analysis.report import Report
 from tests.report.browser import CHROMIUM, OVERFLOWING, chromium
 from tests.report.conftest import quick_figures, write_study
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH (Debian: apt-get install chromium)")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium on PATH (Debian: apt-get install chromium)"
+)
 LOOKS = [(width, scheme) for width in (1280, 390) for scheme in ("light", "dark")]
-LONG = ("a class with quite a long name of many words", "Donaudampfschifffahrtsgesellschaftskapitän", "ship")
+LONG = (
+    "a class with quite a long name of many words",
+    "Donaudampfschifffahrtsgesellschaftskapitän",
+    "ship",
+)
 REPORTS = Path(__file__).parents[2] / "reports"
 
 
@@ -85,11 +93,18 @@ def test_tables_sort_by_keyboard_and_by_number(tab, page):
 def test_rows_stay_under_the_heading_of_their_group(tab, page):
     tab.open(page, 1280)
     table = "document.querySelector('#kdx-metrics').closest('section').querySelector('table')"
-    before = tab.run(f"[...{table}.tBodies].map(body => body.textContent.replace(/\\s/g, '').length)")
+    before = tab.run(
+        f"[...{table}.tBodies].map(body => body.textContent.replace(/\\s/g, '').length)"
+    )
     tab.run(f"{table}.tHead.rows[0].cells[0].querySelector('button').click()")
     assert tab.run(f"[...{table}.tBodies].every(body => body.rows[0].querySelector('.group'))")
-    assert tab.run(f"[...{table}.tBodies].map(body => body.textContent.replace(/\\s/g, '').length)") == before
-    objectives = tab.run(f"[...{table}.tBodies[0].rows].slice(1).map(row => row.cells[0].textContent)")
+    assert (
+        tab.run(f"[...{table}.tBodies].map(body => body.textContent.replace(/\\s/g, '').length)")
+        == before
+    )
+    objectives = tab.run(
+        f"[...{table}.tBodies[0].rows].slice(1).map(row => row.cells[0].textContent)"
+    )
     assert objectives == sorted(objectives)
 
 
@@ -100,9 +115,13 @@ def test_a_figure_is_enlarged_and_closed_by_keyboard(tab, page):
     tab.run("document.querySelector('.enlarge').focus()")
     tab.press("Enter")
     assert tab.run(shown)
-    assert tab.run("document.querySelector('dialog').getAttribute('aria-label')") == "A plain figure"
+    assert (
+        tab.run("document.querySelector('dialog').getAttribute('aria-label')") == "A plain figure"
+    )
     fits = tab.run(width)
-    tab.run("[...document.querySelectorAll('dialog button')].find(b => b.textContent === '+').click()")
+    tab.run(
+        "[...document.querySelectorAll('dialog button')].find(b => b.textContent === '+').click()"
+    )
     assert tab.run(width) == pytest.approx(1.5 * fits, rel=0.02)
     tab.press("Escape")
     assert not tab.run(shown)
@@ -111,12 +130,19 @@ def test_a_figure_is_enlarged_and_closed_by_keyboard(tab, page):
 
 def test_a_claim_is_copied_with_its_numbers(tab, page):
     tab.open(page, 1280)
-    tab.run("Object.defineProperty(navigator, 'clipboard', {value: {writeText: async t => { window.copied = t; }}})")
+    tab.run(
+        "Object.defineProperty(navigator, 'clipboard', {value: {writeText: async t => { "
+        "window.copied = t; }}})"
+    )
     claim = tab.run("document.querySelector('.claims li').dataset.copy")
-    for button, text in (("Copy", claim), ("Copy as LaTeX", claim.replace("_", r"\_").replace("−", "$-$"))):
+    for button, text in (
+        ("Copy", claim),
+        ("Copy as LaTeX", claim.replace("_", r"\_").replace("−", "$-$")),
+    ):
         label = json.dumps(button)
         tab.run(
-            f"[...document.querySelectorAll('.claims li button')].find(b => b.textContent === {label}).click(), "
+            "[...document.querySelectorAll('.claims li button')].find(b => b.textContent === "
+            f"{label}).click(), "
             "new Promise(done => setTimeout(done))"
         )
         assert tab.run("window.copied") == text
@@ -152,9 +178,14 @@ def test_a_notebook_that_shows_it_twice_keeps_its_own_looks(tab, tmp_path, write
         page = tmp_path / "notebook.html"
         page.write_text(f"<!doctype html><body>{text}")
         tab.open(page, 1280)
-        looks.append(tab.run("['out', 'own', 'head'].map(id => [...getComputedStyle(document.getElementById(id))]"
-                             ".filter(k => !/size|origin|block|inline|height|width/.test(k))"
-                             ".map(k => k + getComputedStyle(document.getElementById(id))[k]).join())"))  # fmt: skip
+        looks.append(
+            tab.run(
+                "['out', 'own', 'head'].map(id => "
+                "[...getComputedStyle(document.getElementById(id))].filter(k => "
+                "!/size|origin|block|inline|height|width/.test(k)).map(k => k + "
+                "getComputedStyle(document.getElementById(id))[k]).join())"
+            )
+        )
     assert looks[0] == looks[1]
     assert tab.run("document.querySelectorAll('.enlarge').length") == 2
     assert tab.run("document.querySelectorAll('.claims li:first-child button').length") == 4
@@ -170,8 +201,12 @@ def test_a_report_of_real_runs(tab, tmp_path, study):
 
 @pytest.mark.slow
 def test_a_hundred_classes_and_thirty_runs(tab, tmp_path):
-    classes = tuple(f"{'large omnivores and herbivores' if i % 7 == 0 else 'class'} {i}" for i in range(100))
-    runs = write_study(tmp_path / "study", seeds=5, classes=classes, roles=("explainer",), drawn=True)
+    classes = tuple(
+        f"{'large omnivores and herbivores' if i % 7 == 0 else 'class'} {i}" for i in range(100)
+    )
+    runs = write_study(
+        tmp_path / "study", seeds=5, classes=classes, roles=("explainer",), drawn=True
+    )
     assert len(runs.filter(role="explainer")) == 30
     page = Report(runs).save_html(tmp_path / "out")
     assert page.stat().st_size < 5_000_000

@@ -2,20 +2,21 @@ import re
 
 import pytest
 
+from kdx_analysis.imports import import_runs
 from kdx_analysis.report import Report
-from kdx_analysis.report.cite import bibtex, given, methods
+from kdx_analysis.report.methods import bibtex, given, methods
 from kdx_analysis.runs import RunSet
-from kdx_analysis.runs.imports import import_runs
 
 
 def test_methods_of_a_study(write):
     text = methods(
-        write(("hard", "kd"), seeds=2, roles=("student", "explainer", "tree")), {"the metrics asked about": 0.99}
+        write(("hard", "kd"), seeds=2, roles=("student", "explainer", "tree")),
+        {"the metrics asked about": 0.99},
     )
     for part in (
-        "On made (30 training, 9 validation and 40 test images) we trained the undivided student, its explainer and "
-        "the explainer's tree (small_student, small_explainer and small_tree), taught by small_teacher, "
-        "under hard and kd, with 2 seeds (0 and 1).",
+        "On made (30 training, 9 validation and 40 test images) we trained the undivided student, "
+        "its explainer and the explainer's tree (small_student, small_explainer and small_tree), "
+        "taught by small_teacher, under hard and kd, with 2 seeds (0 and 1).",
         "(3 subtasks; KDExplainer, Xue et al., 2021), with 1, 2 experts by level.",
         "test data never used to select",
         "on 3 images of the training split and 3 images apart, of the validation split",
@@ -27,13 +28,18 @@ def test_methods_of_a_study(write):
 
 
 def test_one_seed_is_not_paired(write):
-    text = methods(write(("hard", "kd"), seeds=1, roles=("explainer",)), {"the metrics asked about": 0.99})
+    text = methods(
+        write(("hard", "kd"), seeds=1, roles=("explainer",)), {"the metrics asked about": 0.99}
+    )
     assert "with 1 seed (0)" in text
     assert "interval" not in text
 
 
 def test_a_teacher_that_was_given(write):
-    text = methods(write(("hard",), seeds=1).filter(role=["student", "explainer"]), {"the metrics asked about": 0.99})
+    text = methods(
+        write(("hard",), seeds=1).filter(role=["student", "explainer"]),
+        {"the metrics asked about": 0.99},
+    )
     assert "under a given teacher" in text
 
 
@@ -50,20 +56,28 @@ def test_runs_of_unknown_data_and_origin(write):
 def test_imported_runs_were_not_trained_by_us(tmp_path):
     rows = "teacher,,0,.9\nstudent,kd,0,.7\nstudent,kd,1,.8\n"
     (tmp_path / "theirs.csv").write_text(f"role,objective,seed,test_acc\n{rows}")
-    text = methods(import_runs(tmp_path / "theirs.csv", "csv", tmp_path / "out"), {"the metrics asked about": 0.99})
+    text = methods(
+        import_runs(tmp_path / "theirs.csv", "csv", tmp_path / "out"),
+        {"the metrics asked about": 0.99},
+    )
     assert text.startswith(
-        "On data that are not known we compared runs imported from theirs.csv: the undivided student, under kd, with 2 "
-        "seeds (0 and 1)."
+        "On data that are not known we compared runs imported from theirs.csv: the undivided "
+        "student, under kd, with 2 seeds (0 and 1)."
     )
     for unknown in ("trained", "teacher", "taught", "given", "unknown"):
         assert unknown not in text
 
 
 def test_runs_made_here_beside_imported_ones(write, tmp_path):
-    (tmp_path / "theirs.csv").write_text("objective,seed,test_acc,model,data.name\nkd,5,.7,resnet8,made\n")
+    (tmp_path / "theirs.csv").write_text(
+        "objective,seed,test_acc,model,data.name\nkd,5,.7,resnet8,made\n"
+    )
     theirs = import_runs(tmp_path / "theirs.csv", "csv", tmp_path / "out")
     text = methods(RunSet.of([*write(("hard",), seeds=1), *theirs]), {})
-    assert "we compared runs of our own and runs imported from theirs.csv: the undivided student" in text
+    assert (
+        "we compared runs of our own and runs imported from theirs.csv: the undivided student"
+        in text
+    )
     assert "taught by small_teacher" not in text
 
 
@@ -85,7 +99,8 @@ def test_the_references():
         (("t", "t"), "Given one teacher and one split of the data."),
         (
             ("t", "u"),
-            "Given one split of the data. The runs do not share teacher: differences between them may be due to that.",
+            "Given one split of the data. The runs do not share teacher: differences between them "
+            "may be due to that.",
         ),
         ((None, None), "Given one split of the data."),
     ],

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from kdx_analysis.report.answer import Answer
+from kdx_analysis.report.answers import Answer
 from kdx_analysis.report.claims import claims
 from kdx_analysis.report.findings import (
     LOWERS,
@@ -24,7 +24,9 @@ ALL = Contrast("kd", "hard", "kd T=1.0 − hard", "all of KD")
 
 def finding(verdict, mean=-0.25, half=0.05, contrast=MAIN, metric="severity", n=3, excess=None):
     effect = Paired(n, mean, mean - half, mean + half, (mean,) * n, 0.5, (1 + mean, 1))
-    decision = Decision(None if verdict == NOT_MEASURED else effect, excess, excess is not None, 0.99, verdict)
+    decision = Decision(
+        None if verdict == NOT_MEASURED else effect, excess, excess is not None, 0.99, verdict
+    )
     return Finding(metric, contrast, 0.03, decision, decision)
 
 
@@ -37,34 +39,36 @@ def claimed(*findings, drawn=("ladder", "differences", "entropy")):
     [
         (
             finding(LOWERS),
-            "kd T=1.0 lowers conflict severity by 0.250 [0.200, 0.300] against kd_shuffled T=1.0 (99 % t-interval of "
-            "the paired difference, n = 3 seeds): less conflict.",
+            "kd T=1.0 lowers conflict severity by 0.250 [0.200, 0.300] against kd_shuffled T=1.0 "
+            "(99 % t-interval of the paired difference, n = 3 seeds): less conflict.",
         ),
         (
             finding(RAISES, 0.25),
-            "kd T=1.0 raises conflict severity by 0.250 [0.200, 0.300] against kd_shuffled T=1.0 (99 % t-interval of "
-            "the paired difference, n = 3 seeds): more conflict.",
+            "kd T=1.0 raises conflict severity by 0.250 [0.200, 0.300] against kd_shuffled T=1.0 "
+            "(99 % t-interval of the paired difference, n = 3 seeds): more conflict.",
         ),
         (
             finding(RAISES, 0.25, excess=Paired(3, 0.01, -0.3, 0.32, (0.01,) * 3, 0.5)),
-            "kd T=1.0 raises conflict severity by 0.250 [0.200, 0.300] against kd_shuffled T=1.0 (99 % t-interval of "
-            "the paired difference, n = 3 seeds): more conflict, but not shown to be beyond its null: above that "
-            "kd T=1.0 − kd_shuffled T=1.0 is +0.01 [−0.30, +0.32].",
+            "kd T=1.0 raises conflict severity by 0.250 [0.200, 0.300] against kd_shuffled T=1.0 "
+            "(99 % t-interval of the paired difference, n = 3 seeds): more conflict, but not shown "
+            "to be beyond its null: above that kd T=1.0 − kd_shuffled T=1.0 is +0.01 [−0.30, "
+            "+0.32].",
         ),
         (
             finding(NO, 0.001, 0.01),
-            "kd T=1.0 and kd_shuffled T=1.0 differ in conflict severity by less than 0.030, a tenth of its value under "
-            "hard: +0.001 [−0.009, +0.011] (99 % t-interval of the paired difference, n = 3 seeds).",
+            "kd T=1.0 and kd_shuffled T=1.0 differ in conflict severity by less than 0.030, a "
+            "tenth of its value under hard: +0.001 [−0.009, +0.011] (99 % t-interval of the paired "
+            "difference, n = 3 seeds).",
         ),
         (
             finding(UNDECIDED, 0.1, 0.5),
-            "Undecided whether kd T=1.0 changes conflict severity against kd_shuffled T=1.0: +0.10 [−0.40, +0.60] "
-            "(99 % t-interval of the paired difference, n = 3 seeds).",
+            "Undecided whether kd T=1.0 changes conflict severity against kd_shuffled T=1.0: +0.10 "
+            "[−0.40, +0.60] (99 % t-interval of the paired difference, n = 3 seeds).",
         ),
         (
             finding(ONE_SEED, half=math.nan, n=1),
-            "One seed, nothing decided: kd T=1.0 − kd_shuffled T=1.0 is −0.25 in conflict severity (no interval, "
-            "n = 1).",
+            "One seed, nothing decided: kd T=1.0 − kd_shuffled T=1.0 is −0.25 in conflict severity "
+            "(no interval, n = 1).",
         ),
     ],
 )
@@ -93,7 +97,11 @@ def test_without_a_control_only_what_is_decided():
 
 def test_a_claim_names_the_figures_that_were_drawn():
     assert claimed(finding(LOWERS))[0].figures == ("differences", "ladder")
-    assert claimed(finding(LOWERS, metric="gate_entropy"))[0].figures == ("differences", "ladder", "entropy")
+    assert claimed(finding(LOWERS, metric="gate_entropy"))[0].figures == (
+        "differences",
+        "ladder",
+        "entropy",
+    )
     assert claimed(finding(LOWERS), drawn=("ladder",))[0].figures == ("ladder",)
 
 

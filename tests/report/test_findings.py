@@ -47,7 +47,9 @@ def test_the_nearest_control_that_was_run(rungs, first):
 
 def test_one_rung_alone_compares_with_nothing():
     assert named(("hard",)) == named(("hard", "label_smoothing")) == []
-    assert named(("kd", "label_smoothing")) == [("kd", "label_smoothing", "includes temperature and softness")]
+    assert named(("kd", "label_smoothing")) == [
+        ("kd", "label_smoothing", "includes temperature and softness")
+    ]
 
 
 def test_only_a_control_attributes():
@@ -82,16 +84,25 @@ def test_effect_interval_and_margin_against_an_independent_computation():
     rng = np.random.default_rng(0)
     seeds = [3, 5, 8, 9]
     values = {
-        name: pd.DataFrame({rung: rng.normal(size=4) for rung in ("hard", "hard_T", "kd")}, index=seeds)
+        name: pd.DataFrame(
+            {rung: rng.normal(size=4) for rung in ("hard", "hard_T", "kd")}, index=seeds
+        )
         for name in ("severity", "conflict_rate", "accuracy")
     }
     found = find(values, {rung: rung for rung in ("hard", "hard_T", "kd")})
     chosen = next(f for f in found if f.metric == "severity" and f.contrast.title == "kd − hard_T")
     differences = values["severity"]["kd"] - values["severity"]["hard_T"]
-    for decision, family in ((chosen.alone, 2), (chosen.quotable, 2 * 3)):  # metrics asked about; times contrasts
-        low, high = stats.t.interval(1 - 0.05 / family, 3, differences.mean(), stats.sem(differences))
+    for decision, family in (
+        (chosen.alone, 2),
+        (chosen.quotable, 2 * 3),
+    ):  # metrics asked about; times contrasts
+        low, high = stats.t.interval(
+            1 - 0.05 / family, 3, differences.mean(), stats.sem(differences)
+        )
         effect = decision.effect
-        assert (effect.mean, effect.low, effect.high) == pytest.approx((differences.mean(), low, high))
+        assert (effect.mean, effect.low, effect.high) == pytest.approx(
+            (differences.mean(), low, high)
+        )
         assert decision.confidence == pytest.approx(1 - 0.05 / family)
     assert chosen.effect.n == 4
     assert chosen.margin == pytest.approx(0.1 * abs(values["severity"]["hard"].mean()))

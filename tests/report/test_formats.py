@@ -13,12 +13,15 @@ except (ImportError, OSError) as error:
     NO_PDF = str(error).splitlines()[0]
 else:
     NO_PDF = ""
-needs_weasyprint = pytest.mark.skipif(bool(NO_PDF), reason=f"no WeasyPrint, or no Pango for it: {NO_PDF}")
+needs_weasyprint = pytest.mark.skipif(
+    bool(NO_PDF), reason=f"no WeasyPrint, or no Pango for it: {NO_PDF}"
+)
 
 
 def test_tables_become_markdown():
     html = (
-        "<style>p {}</style><nav>x</nav><h2>Title</h2><table><thead><tr><th>a_b</th><th>c</th></tr></thead>"
+        "<style>p "
+        "{}</style><nav>x</nav><h2>Title</h2><table><thead><tr><th>a_b</th><th>c</th></tr></thead>"
         '<tbody><tr><th colspan="2" class="group">group</th></tr><tr><th>kd<br>x</th><td>−1 [−2, +3]</td></tr></tbody>'
         "</table><p>x<sub>k</sub> &lt;b&gt; 1 = 1</p><script>1</script>"
     )
@@ -48,12 +51,19 @@ def test_a_report_as_markdown_with_its_figures_beside_it(write, two_figures, tmp
 
 
 def test_names_from_the_data_are_escaped_in_markdown(write, two_figures, tmp_path):
-    runs = write(["hard", {"name": "kd", "label": "a|b <i>"}], seeds=1, classes=("<img src=x>", "*dog*", "ship"))
+    runs = write(
+        ["hard", {"name": "kd", "label": "a|b <i>"}],
+        seeds=1,
+        classes=("<img src=x>", "*dog*", "ship"),
+    )
     text = Report(runs).save(tmp_path / "out.md").read_text()
     assert r"\<img src" in text
     assert r"\*dog\*" in text
     assert not re.search(r"(?<!\\)<i(mg|>)", text)
-    cells = [re.split(r"(?<!\\)\|", line) for line in text.split("## Accuracy")[1].split("## ")[0].splitlines()]
+    cells = [
+        re.split(r"(?<!\\)\|", line)
+        for line in text.split("## Accuracy")[1].split("## ")[0].splitlines()
+    ]
     assert len({len(row) for row in cells if len(row) > 1}) == 1
 
 
@@ -89,6 +99,8 @@ def test_what_is_missing_for_a_pdf_is_named(monkeypatch):
 
 def test_another_suffix_is_refused_before_anything_is_drawn(write, tmp_path):
     report = Report(write(("hard",), seeds=1))
-    with pytest.raises(KdxError, match=r"'.*out\.docx' has a suffix .* choose \.html, \.md or \.pdf"):
+    with pytest.raises(
+        KdxError, match=r"'.*out\.docx' has a suffix .* choose \.html, \.md or \.pdf"
+    ):
         report.save(tmp_path / "out.docx")
     assert not {"answers", "_figures"} & report.__dict__.keys()

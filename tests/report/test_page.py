@@ -9,10 +9,10 @@ import pytest
 
 from kdx_analysis import plots
 from kdx_analysis.errors import KdxError
+from kdx_analysis.metrics import METRICS
 from kdx_analysis.registry import Registry
 from kdx_analysis.report import Report
 from kdx_analysis.report.page import Drawn, _embedded
-from kdx_analysis.runs import METRICS
 from tests.report.conftest import quick_figures, write_study
 
 SCRIPT = "<script>alert(1)</script>"
@@ -34,14 +34,18 @@ def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plots, "FIGURES", quick_figures())
-        path = Report(write_study(folder / "study", ("hard", "kd_shuffled", "kd"), seeds=2)).save_html(folder / "out")
+        path = Report(
+            write_study(folder / "study", ("hard", "kd_shuffled", "kd"), seeds=2)
+        ).save_html(folder / "out")
     return path, path.read_text(encoding="utf-8")
 
 
 def test_the_page_and_everything_beside_it(page):
     path, text = page
     assert path.name == "report.html"
-    beside = sorted(str(file.relative_to(path.parent)) for file in path.parent.rglob("*") if file.is_file())
+    beside = sorted(
+        str(file.relative_to(path.parent)) for file in path.parent.rglob("*") if file.is_file()
+    )
     assert beside == [
         "answer.csv",
         "figures/plain.csv",
@@ -49,7 +53,11 @@ def test_the_page_and_everything_beside_it(page):
         "figures/plain.svg",
         "report.html",
     ]
-    linked = {of["href"] for tag, of in Tags(text).tags if tag == "a" and not of["href"].startswith(("#", "http"))}
+    linked = {
+        of["href"]
+        for tag, of in Tags(text).tags
+        if tag == "a" and not of["href"].startswith(("#", "http"))
+    }
     assert linked == set(beside) - {"report.html"}
     assert list(pd.read_csv(path.parent / "figures/plain.csv").columns) == ["subtask", "value"]
     answer = pd.read_csv(path.parent / "answer.csv")
@@ -84,11 +92,17 @@ def test_the_only_script_that_may_run_is_the_report_s_own(page):
 def test_every_anchor_of_the_page_has_its_place(page):
     tags = Tags(page[1]).tags
     places = {of["id"] for _, of in tags if "id" in of}
-    assert {of["href"][1:] for tag, of in tags if tag == "a" and of["href"].startswith("#")} <= places
+    assert {
+        of["href"][1:] for tag, of in tags if tag == "a" and of["href"].startswith("#")
+    } <= places
 
 
 def test_names_from_the_data_are_escaped(write, two_figures, tmp_path):
-    objectives = ["hard", {"name": "kd", "label": f"kd {SCRIPT}"}, {"name": "hard_T", "label": "<b>T</b>"}]
+    objectives = [
+        "hard",
+        {"name": "kd", "label": f"kd {SCRIPT}"},
+        {"name": "hard_T", "label": "<b>T</b>"},
+    ]
     runs = write(objectives, seeds=1, classes=(SCRIPT, "a & b", "ship"))
     for text in (Report(runs).save_html(tmp_path / "out").read_text(), Report(runs)._repr_html_()):
         tags = [tag for tag, _ in Tags(text).tags]
@@ -107,7 +121,9 @@ def test_a_figure_that_can_t_be_drawn_is_left_out_with_its_reason(page):
 def test_accuracies_stand_in_the_table(write, two_figures, tmp_path):
     runs = write(("hard", "kd"), seeds=1, planted={"accuracy": {"hard": [0.8125], "kd": [0.4375]}})
     text = Report(runs).save_html(tmp_path / "out").read_text()
-    rows = re.findall(r"<tr>(.*?)</tr>", text.split('id="kdx-accuracy"')[1].split("</table>")[0], re.DOTALL)
+    rows = re.findall(
+        r"<tr>(.*?)</tr>", text.split('id="kdx-accuracy"')[1].split("</table>")[0], re.DOTALL
+    )
     cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
     assert cells[1][:2] == ["teacher small_teacher", "97.5"]
     assert cells[2] == ["hard", "81.2", "1", "81.2", "1", "80.0", "80.0"]
@@ -116,14 +132,24 @@ def test_accuracies_stand_in_the_table(write, two_figures, tmp_path):
 
 def test_trees_have_columns_of_their_own(write, two_figures):
     planted = {"accuracy": {"hard": [0.8125]}, "agreement": {"hard": [0.75]}}
-    text = Report(write(("hard",), seeds=1, planted=planted, roles=("explainer", "tree")))._repr_html_()
-    rows = re.findall(r"<tr>(.*?)</tr>", text.split('id="kdx-accuracy"')[1].split("</table>")[0], re.DOTALL)
+    text = Report(
+        write(("hard",), seeds=1, planted=planted, roles=("explainer", "tree"))
+    )._repr_html_()
+    rows = re.findall(
+        r"<tr>(.*?)</tr>", text.split('id="kdx-accuracy"')[1].split("</table>")[0], re.DOTALL
+    )
     head, teacher, hard = (re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows)
     assert len(head) == len(teacher) == len(hard)
     assert dict(zip(head, hard, strict=True)) | {"n": ""} == {
-        "Objective": "hard", "Undivided": "–", "n": "", "Explainer": "81.2", "Tree": "81.2",
-        "Undivided: agreement with teacher": "–", "Explainer: agreement": "75.0", "Tree: agreement": "75.0",
-    }  # fmt: skip
+        "Objective": "hard",
+        "Undivided": "–",
+        "n": "",
+        "Explainer": "81.2",
+        "Tree": "81.2",
+        "Undivided: agreement with teacher": "–",
+        "Explainer: agreement": "75.0",
+        "Tree: agreement": "75.0",
+    }
 
 
 def test_no_p_value(page):
@@ -143,9 +169,13 @@ def test_the_notebook_shows_the_same_without_links_to_files(write, two_figures):
 
 
 def test_styles_of_the_fragment_stay_in_it(write, two_figures):
-    style = re.search(r"<style>(.*?)</style>", Report(write(("hard",), seeds=1))._repr_html_(), re.DOTALL)[1]
+    style = re.search(
+        r"<style>(.*?)</style>", Report(write(("hard",), seeds=1))._repr_html_(), re.DOTALL
+    )[1]
     bare = re.sub(r"@media[^{]*\{", "", style)
-    selectors = [part.strip() for rule in re.findall(r"([^{}]+)\{", bare) for part in rule.split(",")]
+    selectors = [
+        part.strip() for rule in re.findall(r"([^{}]+)\{", bare) for part in rule.split(",")
+    ]
     assert selectors
     assert all(selector.startswith(".kdx-report") for selector in selectors)
 
@@ -192,14 +222,19 @@ def test_a_claim_stands_with_the_figure_it_rests_on(write, two_figures, monkeypa
     monkeypatch.setattr(plots, "FIGURES", figures)
     text = Report(write(("hard", "kd_shuffled", "kd")))._repr_html_()
     claims = text.split('id="kdx-claims"')[1].split("</ol>")[0]
-    assert claims.count('Rests on <a href="#kdx-figure-ladder">Steps</a>') == claims.count("<li") == 6
+    assert (
+        claims.count('Rests on <a href="#kdx-figure-ladder">Steps</a>') == claims.count("<li") == 6
+    )
     assert '<figure id="kdx-figure-ladder">' in text
     assert "kd and kd_shuffled differ in conflict rate by less than" in claims
 
 
 def test_svg_is_embedded_as_far_as_the_page_may_grow(write, monkeypatch):
     files = {"a.png": b"x" * 300, "a.svg": b"x" * 3000, "b.png": b"x" * 300, "b.svg": b"x" * 600}
-    figures = [Drawn(name, name, "", {f: c for f, c in files.items() if f.startswith(name)}) for name in "ab"]
+    figures = [
+        Drawn(name, name, "", {f: c for f, c in files.items() if f.startswith(name)})
+        for name in "ab"
+    ]
     kinds = []
     for allowed in (900, 1300, 5000):
         monkeypatch.setattr("kdx_analysis.report.page.EMBEDDED", allowed)

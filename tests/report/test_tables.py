@@ -18,10 +18,14 @@ def test_accuracy_is_that_of_the_records(write):
     for name in ("hard", "kd"):
         for role in roles:
             metrics = runs.filter(role=role, objective=name).frame("metrics")
-            test = metrics[(metrics["split"] == "test") & (metrics["metric"] == "accuracy")]["value"]
+            test = metrics[(metrics["split"] == "test") & (metrics["metric"] == "accuracy")][
+                "value"
+            ]
             interval = getattr(by_name[name], role)
             low, high = stats.t.interval(0.95, 2, test.mean(), stats.sem(test))
-            assert (interval.mean, interval.low, interval.high) == pytest.approx((test.mean(), low, high))
+            assert (interval.mean, interval.low, interval.high) == pytest.approx(
+                (test.mean(), low, high)
+            )
             assert interval.n == 3
     assert teacher_accuracy(runs) == [("small_teacher", 0.975)]
 
@@ -107,10 +111,25 @@ def test_health_counts_what_is_wrong(write):
 
 def test_what_calls_for_a_look():
     sound = Health(
-        run="a", role="student", objective="kd", vam="", seed=0, epochs=9, selected=9, rule="last", first_loss=1.0,
-        last_loss=0.5, fall=0.01, finite=True, accuracy=0.9, chance=0.2, undefined_pairs=None, pairs=None,
-        undefined_gates=None, dead=math.nan,
-    )  # fmt: skip
+        run="a",
+        role="student",
+        objective="kd",
+        vam="",
+        seed=0,
+        epochs=9,
+        selected=9,
+        rule="last",
+        first_loss=1.0,
+        last_loss=0.5,
+        fall=0.01,
+        finite=True,
+        accuracy=0.9,
+        chance=0.2,
+        undefined_pairs=None,
+        pairs=None,
+        undefined_gates=None,
+        dead=math.nan,
+    )
     assert sound.concerns == ()
     assert summary([sound])[0] == "None of 1 trainings calls for a look."
     broken = replace(sound, finite=False, last_loss=math.nan, fall=math.nan)
@@ -141,7 +160,9 @@ def test_provenance_names_selection_and_what_differs(write):
     runs = write(("hard", "kd"), seeds=2)
     facts = dict(provenance(runs))
     assert facts["images"] == ["train 30, val 9, test 40"]
-    assert facts["selection of students, explainers and trees"] == ["the last epoch; test data never used to select"]
+    assert facts["selection of students, explainers and trees"] == [
+        "the last epoch; test data never used to select"
+    ]
     assert facts["seeds"] == ["0", "1"]
     assert ("explainer", "seed", ["0 (2)", "1 (2)"]) in differing(runs)
     assert ("explainer", "objective.name", ["hard (2)", "kd (2)"]) in differing(runs)
@@ -152,4 +173,6 @@ def test_provenance_tells_how_trees_were_grown(write):
     assert facts["phase 2"] == ["gates hardened by alpha, weights redrawn, 5 epochs"]
     assert facts["experts of the trees before → after pruning"] == ["1, 2 → 1, 1"]
     assert facts["experts by level, trunk first"] == ["1, 2"]
-    assert "phase 2" not in dict(provenance(write(("hard",), seeds=1).filter(role=["teacher", "explainer"])))
+    assert "phase 2" not in dict(
+        provenance(write(("hard",), seeds=1).filter(role=["teacher", "explainer"]))
+    )

@@ -28,37 +28,49 @@ def test_shares_and_correlations_by_hand(tmp_path):
     b = Tree(tuple("abcd"), (1, 2), ((0, 0), (0, 0, 1, 1)))
     text = said(tmp_path, {("hard", 0): a, ("hard", 1): a, ("kd", 0): b})
     assert (
-        "Trees of one objective under two seeds share 100 % of their clades (Robinson–Foulds distance 0.00, n = 1 pair;"
-        in text
+        "Trees of one objective under two seeds share 100 % of their clades (Robinson–Foulds "
+        "distance 0.00, n = 1 pair;" in text
     )
     assert (
-        "trees of two objectives under one seed share 50 % of their clades (Robinson–Foulds distance 0.50, n = 1 pair;"
-        in text
+        "trees of two objectives under one seed share 50 % of their clades (Robinson–Foulds "
+        "distance 0.50, n = 1 pair;" in text
     )
-    assert f"for trees with neither in common {a.cophenetic_correlation(b):.2f} (n = 1 pair; random leaf order" in text
+    assert (
+        f"for trees with neither in common {a.cophenetic_correlation(b):.2f} (n = 1 pair; random "
+        "leaf order" in text
+    )
 
 
 def test_an_objective_that_makes_the_tree(tmp_path):
-    text = said(tmp_path, {(o, seed): random_tree(i) for i, o in enumerate(FOUR) for seed in range(2)})
+    text = said(
+        tmp_path, {(o, seed): random_tree(i) for i, o in enumerate(FOUR) for seed in range(2)}
+    )
     assert "The tree is in part a property of the objective" in text
     assert "1 of 24 ways to deal the objectives" in text
 
 
 def test_data_that_make_the_tree(tmp_path):
     text = said(tmp_path, {(o, seed): random_tree(0) for o in FOUR for seed in range(2)})
-    assert "The tree is not shown to be a property of the objective: trees of one objective are more alike" in text
+    assert (
+        "The tree is not shown to be a property of the objective: trees of one objective are more "
+        "alike" in text
+    )
     assert "24 of 24 ways" in text
 
 
 def test_trees_of_chance(tmp_path):
-    text = said(tmp_path, {(o, seed): random_tree(10 * i + seed) for i, o in enumerate(FOUR) for seed in range(2)})
+    text = said(
+        tmp_path,
+        {(o, seed): random_tree(10 * i + seed) for i, o in enumerate(FOUR) for seed in range(2)},
+    )
     assert "not shown to be a property of the objective: under another seed" in text
 
 
 def test_one_seed_is_undecidable(tmp_path):
     text = said(tmp_path, {(o, 0): random_tree(0) for o in FOUR})
     assert (
-        "Undecidable: whether the tree is a property of the objective, as no objective was run with two seeds" in text
+        "Undecidable: whether the tree is a property of the objective, as no objective was run "
+        "with two seeds" in text
     )
     assert "under two seeds" not in text
     assert "trees of two objectives" in text.lower()
@@ -66,7 +78,9 @@ def test_one_seed_is_undecidable(tmp_path):
 
 
 def test_two_objectives_and_two_seeds_are_too_few(tmp_path):
-    text = said(tmp_path, {(o, seed): random_tree(i) for i, o in enumerate(FOUR[:2]) for seed in range(2)})
+    text = said(
+        tmp_path, {(o, seed): random_tree(i) for i, o in enumerate(FOUR[:2]) for seed in range(2)}
+    )
     assert "Undecided: trees of one objective are more alike" in text
     assert "only 2 ways" in text
 
@@ -77,7 +91,9 @@ def test_one_objective_is_no_comparison(tmp_path):
 
 
 def test_trees_that_group_nothing_are_undecidable(tmp_path):
-    sentences = trees_sentence(runs_with(tmp_path, {(o, seed): STAR for o in FOUR for seed in range(2)}))
+    sentences = trees_sentence(
+        runs_with(tmp_path, {(o, seed): STAR for o in FOUR for seed in range(2)})
+    )
     assert len(sentences) == 1
     assert sentences[0].startswith("Undecidable")
 
@@ -99,7 +115,9 @@ def tree_figure(monkeypatch):
         return figure, figure.subplots()
 
     figures = Registry("figure")
-    figures.register("tree")(Figure("tree", "The tree", "Drawn.", lambda runs: pd.DataFrame({"a": [1]}), draw))
+    figures.register("tree")(
+        Figure("tree", "The tree", "Drawn.", lambda runs: pd.DataFrame({"a": [1]}), draw)
+    )
     monkeypatch.setattr(plots, "FIGURES", figures)
 
 
@@ -107,10 +125,16 @@ def test_the_page_says_it_beside_the_trees_figure(write, tree_figure, tmp_path):
     classes = ("it's", "<b>", "c, d", "e")
     runs = write(FOUR, seeds=2, classes=classes)
     for i, run in enumerate(runs.filter(role="explainer")):
-        write_parquet(run.path / "records" / "gates.parquet", gates_of(random_tree(i, classes, (1, 2, 3))))
+        write_parquet(
+            run.path / "records" / "gates.parquet", gates_of(random_tree(i, classes, (1, 2, 3)))
+        )
     text = Report(runs).save_html(tmp_path / "out").read_text()
     figure = text.index("The tree</h3>")
-    assert figure < text.index("ees of one objective under two seeds") < text.index('id="kdx-training"')
+    assert (
+        figure
+        < text.index("ees of one objective under two seeds")
+        < text.index('id="kdx-training"')
+    )
     assert 'href="trees.csv"' in text
     table = pd.read_csv(tmp_path / "out" / "trees.csv")
     assert table["newick"].tolist() == newicks(runs)["newick"].tolist()

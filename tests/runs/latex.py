@@ -1,16 +1,44 @@
-"""A strict reading of LaTeX tables: environments, columns, braces and escapes; and pdfTeX where it is installed."""
+"""A strict reading of LaTeX tables: environments, columns, braces and escapes; and pdfTeX where it
+is installed.
+"""
 
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
-DOCUMENT = "\\documentclass{article}\n\\usepackage{booktabs}\n\\begin{document}\n%s\n\\end{document}\n"
+DOCUMENT = (
+    "\\documentclass{article}\n\\usepackage{booktabs}\n\\begin{document}\n%s\n\\end{document}\n"
+)
 _COMMANDS = {
-    "begin", "end", "centering", "footnotesize", "scriptsize", "setlength", "tabcolsep", "caption", "label", "toprule",
-    "midrule", "bottomrule", "addlinespace", "textbf", "textbackslash", "textasciitilde", "textasciicircum",
-    "textless", "textgreater", "textbar", "pm", "geq", "leq", "times", "tau", "lambda", "varepsilon",
-}  # fmt: skip
+    "begin",
+    "end",
+    "centering",
+    "footnotesize",
+    "scriptsize",
+    "setlength",
+    "tabcolsep",
+    "caption",
+    "label",
+    "toprule",
+    "midrule",
+    "bottomrule",
+    "addlinespace",
+    "textbf",
+    "textbackslash",
+    "textasciitilde",
+    "textasciicircum",
+    "textless",
+    "textgreater",
+    "textbar",
+    "pm",
+    "geq",
+    "leq",
+    "times",
+    "tau",
+    "lambda",
+    "varepsilon",
+}
 
 
 def tables(source: str) -> list[list[list[str]]]:
@@ -28,7 +56,12 @@ def tables(source: str) -> list[list[list[str]]]:
         else:
             assert stack.pop() == name
     assert not stack
-    return [_rows(*found) for found in re.findall(r"\\begin\{tabular\}\{([lrc]+)\}(.*?)\\end\{tabular\}", source, re.S)]
+    return [
+        _rows(*found)
+        for found in re.findall(
+            r"\\begin\{tabular\}\{([lrc]+)\}(.*?)\\end\{tabular\}", source, re.S
+        )
+    ]
 
 
 def plain(text: str) -> str:
@@ -53,7 +86,9 @@ def _rows(columns: str, body: str) -> list[list[str]]:
     assert all(line.endswith(r" \\") for line in lines)
     rows = [re.split(r"(?<!\\)&", line.removesuffix(r"\\")) for line in lines]
     assert {len(row) for row in rows} == {len(columns)}
-    assert not any(row[0].lstrip().startswith(("[", "*")) for row in rows)  # would be an argument of the line before
+    assert not any(
+        row[0].lstrip().startswith(("[", "*")) for row in rows
+    )  # would be an argument of the line before
     return rows
 
 

@@ -13,7 +13,10 @@ A, B = RNG.normal(0.6, 0.1, size=(5, 4)), RNG.normal(0.5, 0.1, size=(5, 3))
 
 
 def test_the_interquartile_mean_by_hand_and_by_scipy():
-    assert interquartile_mean(np.array([[1.0, 100, 2, 3], [4, 5, -50, 6]])).value == (2 + 3 + 4 + 5) / 4
+    assert (
+        interquartile_mean(np.array([[1.0, 100, 2, 3], [4, 5, -50, 6]])).value
+        == (2 + 3 + 4 + 5) / 4
+    )
     found = interquartile_mean(A)
     assert found.value == pytest.approx(stats.trim_mean(A, 0.25, axis=None))
     assert (found.tasks, found.seeds) == (5, 4)
@@ -22,18 +25,25 @@ def test_the_interquartile_mean_by_hand_and_by_scipy():
 
 def test_the_probability_of_improvement_is_mann_whitneys():
     tied = np.round(A, 1), np.round(B, 1)
-    expected = np.mean([stats.mannwhitneyu(x, y).statistic / (4 * 3) for x, y in zip(*tied, strict=True)])
+    expected = np.mean(
+        [stats.mannwhitneyu(x, y).statistic / (4 * 3) for x, y in zip(*tied, strict=True)]
+    )
     assert probability_of_improvement(*tied).value == pytest.approx(expected)
     assert probability_of_improvement(A, A).value == 0.5
     assert probability_of_improvement(A + 10, B).value == 1
-    assert probability_of_improvement(A, B).value == pytest.approx(1 - probability_of_improvement(B, A).value)
+    assert probability_of_improvement(A, B).value == pytest.approx(
+        1 - probability_of_improvement(B, A).value
+    )
 
 
 def test_on_one_task_the_bootstrap_is_scipys():
     one = RNG.normal(size=(1, 12))
     ours = interquartile_mean(one)
     theirs = stats.bootstrap(
-        one, lambda x, axis: stats.trim_mean(x, 0.25, axis=axis), method="percentile", rng=np.random.default_rng(1)
+        one,
+        lambda x, axis: stats.trim_mean(x, 0.25, axis=axis),
+        method="percentile",
+        rng=np.random.default_rng(1),
     ).confidence_interval
     assert (ours.low, ours.high) == pytest.approx(theirs, abs=0.03)
 
@@ -90,5 +100,7 @@ def test_the_interval_covers_less_than_it_says_with_few_seeds(tasks, seeds, cove
 
 def test_statistics_take_many_samples_at_once():
     drawn = _resampled(A, 7, np.random.default_rng(0))
-    assert _iqm(drawn).tolist() == pytest.approx([stats.trim_mean(sample, 0.25, axis=None) for sample in drawn])
+    assert _iqm(drawn).tolist() == pytest.approx(
+        [stats.trim_mean(sample, 0.25, axis=None) for sample in drawn]
+    )
     assert _win_rate(drawn, drawn).tolist() == pytest.approx([0.5] * 7)

@@ -21,14 +21,18 @@ def test_every_arm_against_the_one_without_vam_and_the_entropy_term_alone(tmp_pa
 
 def test_arms_that_all_have_vam_are_told_apart_by_their_settings(tmp_path):
     growing = VAMConfig.model_validate({"blocks": 2, "gamma": {"schedule": "linear", "end": 0.2}})
-    assert contrasts(tmp_path, {"2": VAMConfig(blocks=2), "3": VAMConfig(blocks=3), "γ": growing}) == [
+    assert contrasts(
+        tmp_path, {"2": VAMConfig(blocks=2), "3": VAMConfig(blocks=3), "γ": growing}
+    ) == [
         ("3 − 2", "blocks 3 instead of 2"),
         ("γ − 2", "the entropy term alone"),
     ]
 
 
 def test_the_arm_without_vam_is_the_reference_whatever_its_name(tmp_path):
-    assert contrasts(tmp_path, {"a": VAMConfig(blocks=3), "without": None}) == [("a − without", "VAM")]
+    assert contrasts(tmp_path, {"a": VAMConfig(blocks=3), "without": None}) == [
+        ("a − without", "VAM")
+    ]
 
 
 def test_the_arm_without_vam_is_the_reference_where_the_first_objective_lacks_it(tmp_path):

@@ -6,26 +6,45 @@ from torch import nn
 from kdx_analysis.errors import KdxError
 from kdx_analysis.io import read_json, write_json
 from kdx_analysis.runs import Run, environment, run_id, write_run
-from kdx_analysis.runs.directory import FORMAT, INFO, WEIGHTS
+from kdx_analysis.runs.run import FORMAT, INFO, WEIGHTS
 from kdx_analysis.training.checkpoints import fingerprint, load_weights
 
-TABLE = pd.DataFrame({"epoch": [1], "split": ["test"], "metric": ["accuracy"], "value": [0.5], "n": [8]})
+TABLE = pd.DataFrame(
+    {"epoch": [1], "split": ["test"], "metric": ["accuracy"], "value": [0.5], "n": [8]}
+)
 INFORMATION = {
-    "id": "one", "study": "toy", "role": "student", "objective": "kd", "decomposition": "binary", "seed": 3,
-    "data": {"classes": ["ant", "bee"]}, "config": {},
-}  # fmt: skip
+    "id": "one",
+    "study": "toy",
+    "role": "student",
+    "objective": "kd",
+    "decomposition": "binary",
+    "seed": 3,
+    "data": {"classes": ["ant", "bee"]},
+    "config": {},
+}
 
 
 def test_a_run_comes_back(tmp_path):
     model = nn.Linear(2, 3)
     run = write_run(tmp_path / "one", INFORMATION, {"metrics": TABLE, "gates": TABLE}, model)
-    assert (run.id, run.role, run.objective, run.seed, run.classes) == ("one", "student", "kd", 3, ("ant", "bee"))
+    assert (run.id, run.role, run.objective, run.seed, run.classes) == (
+        "one",
+        "student",
+        "kd",
+        3,
+        ("ant", "bee"),
+    )
     assert run.kinds == ("gates", "metrics")
     pd.testing.assert_frame_equal(run.record("metrics"), TABLE)
     assert run.keys == {
-        "run": "one", "study": "toy", "role": "student", "objective": "kd", "decomposition": "binary",
-        "vam": "", "seed": 3,
-    }  # fmt: skip
+        "run": "one",
+        "study": "toy",
+        "role": "student",
+        "objective": "kd",
+        "decomposition": "binary",
+        "vam": "",
+        "seed": 3,
+    }
     other = nn.Linear(2, 3)
     load_weights(run.path / WEIGHTS, other)
     assert fingerprint(other) == fingerprint(model)
@@ -40,7 +59,12 @@ def test_a_finished_run_is_never_written_over(tmp_path):
 
 def test_a_run_that_can_not_be_written_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match="nan"):
-        write_run(tmp_path / "one", INFORMATION | {"seed": float("nan")}, {"metrics": TABLE}, nn.Linear(1, 1))
+        write_run(
+            tmp_path / "one",
+            INFORMATION | {"seed": float("nan")},
+            {"metrics": TABLE},
+            nn.Linear(1, 1),
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -48,7 +72,9 @@ def test_what_holds_no_run(tmp_path):
     with pytest.raises(KdxError, match=f"holds no readable run.*{INFO}"):
         Run.load(tmp_path)
     write_json(tmp_path / INFO, {"format": FORMAT + 1})
-    with pytest.raises(KdxError, match=f"is not of format {FORMAT}; it was written by another version"):
+    with pytest.raises(
+        KdxError, match=f"is not of format {FORMAT}; it was written by another version"
+    ):
         Run.load(tmp_path)
     (tmp_path / INFO).write_text("{")
     with pytest.raises(KdxError, match="holds no readable run"):

@@ -6,31 +6,42 @@ import pytest
 from scipy import stats
 
 from kdx_analysis.errors import KdxError
-from kdx_analysis.runs.effects import by_seed, effects
+from kdx_analysis.runs.statistics.paired import by_seed, effects
 
 
 def table(seeds: int, **columns: float) -> pd.DataFrame:
     """Columns that lie their value above ``hard``, each with noise of its own."""
     rng = np.random.default_rng(0)
     hard = rng.normal(0.5, 0.1, size=seeds)
-    values = {"hard": hard, **{name: hard + step + rng.normal(0, 0.01, seeds) for name, step in columns.items()}}
+    values = {
+        "hard": hard,
+        **{name: hard + step + rng.normal(0, 0.01, seeds) for name, step in columns.items()},
+    }
     return pd.DataFrame(values, index=pd.RangeIndex(seeds, name="seed"))
 
 
 def test_intervals_are_bonferronis_and_scipys():
     values = table(4, kd=0.1, kd_flat=0.0, hard_T=0.02)
     found = effects(values, "hard")
-    assert [(effect.a, effect.b) for effect in found] == [("kd", "hard"), ("kd_flat", "hard"), ("hard_T", "hard")]
+    assert [(effect.a, effect.b) for effect in found] == [
+        ("kd", "hard"),
+        ("kd_flat", "hard"),
+        ("hard_T", "hard"),
+    ]
     for effect in found:
         theirs = stats.ttest_rel(values[effect.a], values["hard"]).confidence_interval(1 - 0.05 / 3)
-        assert (effect.difference.low, effect.difference.high) == pytest.approx((theirs.low, theirs.high))
+        assert (effect.difference.low, effect.difference.high) == pytest.approx(
+            (theirs.low, theirs.high)
+        )
         assert effect.confidence == pytest.approx(1 - 0.05 / 3)
     assert [effect.difference.excludes_zero for effect in found] == [True, False, False]
 
 
 @pytest.mark.parametrize("seeds", [1, 2, 3, 5])
 def test_no_p_value_below_six_seeds(seeds):
-    assert all(math.isnan(effect.p) for effect in effects(table(seeds, kd=0.1, kd_flat=0.0), "hard"))
+    assert all(
+        math.isnan(effect.p) for effect in effects(table(seeds, kd=0.1, kd_flat=0.0), "hard")
+    )
 
 
 def test_p_values_are_holms_on_paired_t():

@@ -1,6 +1,6 @@
 import pytest
 
-from kdx_analysis.runs.grids import Cell, Grid, latex_escaped, markdown_escaped
+from kdx_analysis.runs.tables.grid import Cell, Grid, latex_escaped, markdown_escaped
 from tests.runs import latex
 
 NASTY = r"a_b & 50% $x$ {y} ~^ \input{z} #1 <b>|i|</b> [t](u) *s* `c` \\ " + "two\n\nlines"
@@ -9,7 +9,9 @@ NASTY = r"a_b & 50% $x$ {y} ~^ \input{z} #1 <b>|i|</b> [t](u) *s* `c` \\ " + "tw
 def grid(name: str = "kd", caption: str = "What it is.") -> Grid:
     head = (Cell("objective"), Cell("accuracy", ("test",)), Cell("n"))
     cells = (Cell("−0.25", ("[−0.50, 0.00]", "n = 3"), bold=True), Cell("3"))
-    return Grid(head, ((name,), ("hard",)), (cells, (Cell("0.10", ("", "n = 1")), Cell("1"))), caption)
+    return Grid(
+        head, ((name,), ("hard",)), (cells, (Cell("0.10", ("", "n = 1")), Cell("1"))), caption
+    )
 
 
 def test_markdown():
@@ -25,14 +27,21 @@ def test_markdown():
 def test_latex_rows():
     (rows,) = latex.tables(grid().to_latex("tab:a"))
     assert [[latex.plain(text) for text in row] for row in rows] == [
-        ["objective", "accuracy", "n"], ["", "test", ""], ["kd", "−0.25", "3"], ["", "[−0.50, 0.00]", ""],
-        ["", "n = 3", ""], ["hard", "0.10", "1"], ["", "n = 1", ""],
-    ]  # fmt: skip
+        ["objective", "accuracy", "n"],
+        ["", "test", ""],
+        ["kd", "−0.25", "3"],
+        ["", "[−0.50, 0.00]", ""],
+        ["", "n = 3", ""],
+        ["hard", "0.10", "1"],
+        ["", "n = 1", ""],
+    ]
     assert r"\textbf{$-$0.25}" in grid().to_latex("tab:a")
     assert r"\label{tab:a}" in grid().to_latex("tab:a")
 
 
-@pytest.mark.parametrize("name", [NASTY, "[x]", "*best*", "hard_T", "100%", "\\", "{", "naïve Bäume −1"])
+@pytest.mark.parametrize(
+    "name", [NASTY, "[x]", "*best*", "hard_T", "100%", "\\", "{", "naïve Bäume −1"]
+)
 def test_names_are_escaped_in_latex(name, tmp_path):
     source = grid(name, caption=name).to_latex("tab:a")
     latex.tables(source)
@@ -47,7 +56,16 @@ def test_escapes_can_be_read_back():
 
 def test_names_are_escaped_in_markdown_and_html():
     markdown = grid(NASTY).to_markdown()
-    assert len({line.replace(r"\|", "").count("|") for line in markdown.splitlines() if line.startswith("|")}) == 1
+    assert (
+        len(
+            {
+                line.replace(r"\|", "").count("|")
+                for line in markdown.splitlines()
+                if line.startswith("|")
+            }
+        )
+        == 1
+    )
     assert markdown_escaped("[t](u) <b> a_b") == r"\[t\](u) \<b\> a\_b"
     page = grid(NASTY, caption="<script>").to_html()
     assert "<b>|i|" not in page
@@ -69,12 +87,20 @@ def test_a_grid_without_rows():
     assert empty.to_markdown().startswith("| metric | difference |\n")
 
 
-@pytest.mark.parametrize(("label", "lines"), [
-    ("kd", ["kd", "", ""]),
-    ("gate entropy of the heads (train, effective)", ["gate entropy of", "the heads (train,", "effective)"]),
-    ("label_smoothing_of_a_tenth", [r"label\_smoothing\_of\_a\_tenth", "", ""]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("label", "lines"),
+    [
+        ("kd", ["kd", "", ""]),
+        (
+            "gate entropy of the heads (train, effective)",
+            ["gate entropy of", "the heads (train,", "effective)"],
+        ),
+        ("label_smoothing_of_a_tenth", [r"label\_smoothing\_of\_a\_tenth", "", ""]),
+    ],
+)
 def test_a_long_label_in_latex_takes_the_lines_that_its_numbers_have(label, lines):
     cells = ((Cell("0.5", ("[0.4, 0.6]", "n = 3")),),)
-    (rows,) = latex.tables(Grid((Cell("metric"), Cell("hard")), ((label,),), cells, "").to_latex("tab:a"))
+    (rows,) = latex.tables(
+        Grid((Cell("metric"), Cell("hard")), ((label,),), cells, "").to_latex("tab:a")
+    )
     assert [row[0].strip() for row in rows[1:]] == lines

@@ -8,16 +8,28 @@ from kdx_analysis.runs import Run, RunSet, write_run
 from tests.report.conftest import write_study
 
 
-def make(path, objective="kd", seed=0, accuracy=0.5, role="student", epochs=2, classes=("ant", "bee")) -> Run:
-    config = {"objective": {"name": objective.split()[0]}, "seed": seed, "training": {"epochs": epochs}}
+def make(
+    path, objective="kd", seed=0, accuracy=0.5, role="student", epochs=2, classes=("ant", "bee")
+) -> Run:
+    config = {
+        "objective": {"name": objective.split()[0]},
+        "seed": seed,
+        "training": {"epochs": epochs},
+    }
     if role == "teacher":
         del config["objective"]
     identity = f"{role}-{objective.replace(' ', '_')}-{seed}-{epochs}"
     information = {
-        "id": identity, "study": "toy", "role": role, "objective": "" if role == "teacher" else objective,
-        "decomposition": "binary", "seed": seed, "data": {"classes": list(classes)}, "config": config,
+        "id": identity,
+        "study": "toy",
+        "role": role,
+        "objective": "" if role == "teacher" else objective,
+        "decomposition": "binary",
+        "seed": seed,
+        "data": {"classes": list(classes)},
+        "config": config,
         "selection": {"epoch": epochs},
-    }  # fmt: skip
+    }
     rows = [(epoch, "val", "accuracy", accuracy - 0.1, 4) for epoch in range(1, epochs + 1)]
     rows.append((epochs, "test", "accuracy", accuracy, 8))
     metrics = pd.DataFrame(rows, columns=["epoch", "split", "metric", "value", "n"])
@@ -38,9 +50,13 @@ def runs(tmp_path) -> RunSet:
 def test_runs_stand_teacher_first_then_by_the_ladder_then_by_seed(runs):
     order = [(run.role, run.objective, run.seed) for run in runs]
     assert order == [
-        ("teacher", "", 0), ("student", "hard", 0), ("student", "hard", 1), ("student", "label_smoothing", 0),
-        ("student", "kd", 0), ("student", "kd", 1),
-    ]  # fmt: skip
+        ("teacher", "", 0),
+        ("student", "hard", 0),
+        ("student", "hard", 1),
+        ("student", "label_smoothing", 0),
+        ("student", "kd", 0),
+        ("student", "kd", 1),
+    ]
     assert runs.objectives == ("hard", "label_smoothing", "kd")
     assert runs.seeds == (0, 1)
     assert len(runs) == 6
@@ -48,7 +64,15 @@ def test_runs_stand_teacher_first_then_by_the_ladder_then_by_seed(runs):
 
 def test_a_frame_is_keyed_by_run_seed_objective_and_epoch(runs):
     frame = runs.frame("metrics")
-    assert list(frame.columns[:7]) == ["run", "study", "role", "objective", "decomposition", "vam", "seed"]
+    assert list(frame.columns[:7]) == [
+        "run",
+        "study",
+        "role",
+        "objective",
+        "decomposition",
+        "vam",
+        "seed",
+    ]
     assert not frame.duplicated(["run", "seed", "objective", "epoch", "split", "metric"]).any()
     assert len(frame) == 6 * 3
     kd = frame.query("objective == 'kd' and seed == 1 and split == 'test'")
@@ -62,7 +86,9 @@ def test_a_kind_that_no_run_has(runs):
 
 def test_headlines_are_of_the_test_split_only(runs):
     frame = runs.runs[0].headlines
-    assert frame[["metric", "split", "value", "n"]].to_numpy().tolist() == [["accuracy", "test", 0.9, 8]]
+    assert frame[["metric", "split", "value", "n"]].to_numpy().tolist() == [
+        ["accuracy", "test", 0.9, 8]
+    ]
     assert len(runs.to_frame()) == 6
 
 
@@ -81,7 +107,9 @@ def test_paired_takes_seeds_that_both_have(runs):
     assert (one.n, one.mean) == (1, pytest.approx(0.05))
     with pytest.raises(KdxError, match="unknown objective among the runs 'kdd'; did you mean 'kd'"):
         runs.paired("accuracy", "kdd", "hard", role="student")
-    with pytest.raises(KdxError, match="unknown headline figure 'acuracy'; did you mean 'accuracy'"):
+    with pytest.raises(
+        KdxError, match="unknown headline figure 'acuracy'; did you mean 'accuracy'"
+    ):
         runs.paired("acuracy", "kd", "hard", role="student")
 
 
@@ -105,9 +133,15 @@ def test_diff_is_only_the_keys_that_differ(runs):
     diff = runs.filter(objective="kd").diff()
     assert list(diff.columns) == ["seed"]
     assert diff["seed"].to_dict() == {"student-kd-0-2": 0, "student-kd-1-2": 1}
-    assert runs.filter(objective=["kd", "hard"], seed=1).diff()["objective.name"].tolist() == ["hard", "kd"]
+    assert runs.filter(objective=["kd", "hard"], seed=1).diff()["objective.name"].tolist() == [
+        "hard",
+        "kd",
+    ]
     assert runs.filter(role="teacher").diff().columns.empty
-    assert runs.filter(seed=0, role=["teacher", "student"]).diff()["objective.name"].iloc[0] == "not set"
+    assert (
+        runs.filter(seed=0, role=["teacher", "student"]).diff()["objective.name"].iloc[0]
+        == "not set"
+    )
 
 
 def test_filter(runs):
@@ -116,7 +150,9 @@ def test_filter(runs):
     assert len(runs.filter(seed=7)) == 0
     with pytest.raises(KdxError, match="unknown key of runs 'sead'; did you mean 'seed'"):
         runs.filter(sead=1)
-    with pytest.raises(KdxError, match=r"unknown key of runs 'training.epoch'; did you mean 'training.epochs'"):
+    with pytest.raises(
+        KdxError, match=r"unknown key of runs 'training.epoch'; did you mean 'training.epochs'"
+    ):
         runs.group("training.epoch")
     with pytest.raises(KdxError, match="there is no run to take figures from"):
         runs.filter(seed=7).to_frame()
@@ -158,9 +194,17 @@ def test_headlines_of_an_explainer(finished):
     explainer = finished.runs.filter(role="explainer", objective="kd", seed=0).runs[0]
     frame = explainer.headlines
     assert set(frame["metric"]) == {
-        "accuracy", "agreement", "gate_entropy", "specialisation", "conflict_rate", "severity", "contention",
-        "separation", "modulation", "affinity",
-    }  # fmt: skip
+        "accuracy",
+        "agreement",
+        "gate_entropy",
+        "specialisation",
+        "conflict_rate",
+        "severity",
+        "contention",
+        "separation",
+        "modulation",
+        "affinity",
+    }
     assert not frame.duplicated(["metric", "attention", "split"]).any()
     entropy = frame.query("metric == 'gate_entropy' and attention == 'effective'").iloc[0]
     summary = explainer.record("gate_summary").query(
@@ -178,11 +222,18 @@ def test_headlines_of_an_explainer(finished):
 
 @pytest.fixture
 def grid(tmp_path) -> RunSet:
-    """Students of two objectives and three seeds at two lengths of training: 2 epochs 0.1 better each time."""
+    """Students of two objectives and three seeds at two lengths of training: 2 epochs 0.1 better
+    each time.
+    """
     for objective in ("hard", "kd"):
         for seed in range(3):
             for epochs in (10, 2):
-                score = 0.5 + 0.01 * seed + (0.1 if epochs == 10 else 0) + (0.2 * seed if objective == "kd" else 0)
+                score = (
+                    0.5
+                    + 0.01 * seed
+                    + (0.1 if epochs == 10 else 0)
+                    + (0.2 * seed if objective == "kd" else 0)
+                )
                 make(tmp_path, objective, seed, score, epochs=epochs)
     make(tmp_path, role="teacher", accuracy=0.9)
     return RunSet.load(tmp_path)
@@ -191,7 +242,9 @@ def grid(tmp_path) -> RunSet:
 def test_values_by_a_configuration_key_pair_objective_and_seed(grid):
     table = grid.values("accuracy", by="training.epochs", role="student")
     assert (table.columns.tolist(), table.columns.name) == ([2, 10], "training.epochs")
-    assert table.index.tolist() == [(objective, seed) for objective in ("hard", "kd") for seed in range(3)]
+    assert table.index.tolist() == [
+        (objective, seed) for objective in ("hard", "kd") for seed in range(3)
+    ]
     assert table.index.names == ["objective", "seed"]
     assert (table[10] - table[2]).tolist() == pytest.approx([0.1] * 6)
     assert table.loc[("kd", 2), 2] == pytest.approx(0.92)
@@ -209,12 +262,17 @@ def test_n_counts_seeds_however_many_pairs_a_seed_has(grid):
 
 
 def test_what_differs_otherwise_is_refused_and_not_averaged(grid):
-    with pytest.raises(KdxError, match=r"2 runs are student 'hard' with seed 0; they differ in training\.epochs"):
+    with pytest.raises(
+        KdxError, match=r"2 runs are student 'hard' with seed 0; they differ in training\.epochs"
+    ):
         grid.values("accuracy", role="student")
     of_one_model = RunSet.of(
-        Run(run.path, {**run.info, "config": {**run.info["config"], "model": "vgg8"}}) for run in grid
+        Run(run.path, {**run.info, "config": {**run.info["config"], "model": "vgg8"}})
+        for run in grid
     )
-    with pytest.raises(KdxError, match=r"'hard' with seed 0, model 'vgg8'; they differ in training\.epochs"):
+    with pytest.raises(
+        KdxError, match=r"'hard' with seed 0, model 'vgg8'; they differ in training\.epochs"
+    ):
         of_one_model.values("accuracy", by="model", role="student")
     with pytest.raises(KdxError, match="paired by their seeds"):
         grid.values("accuracy", by="seed")
@@ -239,25 +297,37 @@ def of_objectives(folder, *settings) -> RunSet:
             label = " ".join(map(str, objective.values()))
             config = {**run.info["config"], "objective": {**objective, "label": label}}
             decomposition = objective.get("decomposition", "binary")
-            info = {**run.info, "config": config, "objective": label, "decomposition": decomposition}
+            info = {
+                **run.info,
+                "config": config,
+                "objective": label,
+                "decomposition": decomposition,
+            }
             found.append(Run(run.path, info))
     return RunSet.of(found)
 
 
 def test_pairs_by_a_setting_of_the_objective_share_its_name_and_other_settings(tmp_path):
     runs = of_objectives(
-        tmp_path, {"name": "kd", "T": 1.0, "lambda": 0.9}, {"name": "kd", "T": 4.0, "lambda": 0.9},
-        {"name": "kd", "T": 1.0, "lambda": 0.5}, {"name": "kd", "T": 4.0, "lambda": 0.5},
-    )  # fmt: skip
+        tmp_path,
+        {"name": "kd", "T": 1.0, "lambda": 0.9},
+        {"name": "kd", "T": 4.0, "lambda": 0.9},
+        {"name": "kd", "T": 1.0, "lambda": 0.5},
+        {"name": "kd", "T": 4.0, "lambda": 0.5},
+    )
     table = runs.values("accuracy", by="objective.T", role="student")
     assert table.columns.tolist() == [1.0, 4.0]
-    assert set(table.index) == {(f"kd lambda={value}", seed) for value in (0.9, 0.5) for seed in (0, 1)}
+    assert set(table.index) == {
+        (f"kd lambda={value}", seed) for value in (0.9, 0.5) for seed in (0, 1)
+    }
     assert (table[4.0] - table[1.0]).tolist() == pytest.approx([0.1] * 4)
 
 
 def test_pairs_by_decomposition_share_the_objectives_name(tmp_path):
     runs = of_objectives(
-        tmp_path, {"name": "kd", "decomposition": "binary"}, {"name": "kd", "decomposition": "multiclass"}
+        tmp_path,
+        {"name": "kd", "decomposition": "binary"},
+        {"name": "kd", "decomposition": "multiclass"},
     )
     effect = runs.paired("accuracy", "multiclass", "binary", by="decomposition", role="student")
     assert (effect.n, effect.mean) == (2, pytest.approx(0.1))
@@ -271,8 +341,11 @@ def test_group_by_a_number(grid):
 
 def test_group_by_a_name_that_some_have_not(runs):
     assert {value: len(group) for value, group in runs.group("objective.name").items()} == {
-        "not set": 1, "hard": 2, "label_smoothing": 1, "kd": 2,
-    }  # fmt: skip
+        "not set": 1,
+        "hard": 2,
+        "label_smoothing": 1,
+        "kd": 2,
+    }
 
 
 def test_filter_by_a_configuration_key(grid, tmp_path):

@@ -42,7 +42,10 @@ def test_splits_are_enumerated_and_scipys():
     assert (found.n, found.arrangements, found.exact) == (6, math.comb(13, 7), True)
     assert found.p == pytest.approx(twice_the_smaller_tail(np.mean(A) - np.mean(B), null))
     theirs = stats.permutation_test(
-        (A, B), lambda x, y, axis: x.mean(axis) - y.mean(axis), vectorized=True, n_resamples=math.inf
+        (A, B),
+        lambda x, y, axis: x.mean(axis) - y.mean(axis),
+        vectorized=True,
+        n_resamples=math.inf,
     )
     assert found.p == pytest.approx(theirs.pvalue)
 
@@ -59,10 +62,14 @@ def test_beyond_enumeration_draws_count_the_observed_one_among_them():
     assert not permutation_test(many, many + 100).exact
 
 
-@pytest.mark.parametrize("test", [sign_flip_test, paired_t_test, lambda d: permutation_test(d, SEVEN)])
+@pytest.mark.parametrize(
+    "test", [sign_flip_test, paired_t_test, lambda d: permutation_test(d, SEVEN)]
+)
 def test_no_test_gives_a_p_value_below_six_seeds(test):
     for n in range(1, 6):
-        with pytest.raises(KdxError, match=rf"no p-value over seeds is given below n = 6, .* here n = {n}; report"):
+        with pytest.raises(
+            KdxError, match=rf"no p-value over seeds is given below n = 6, .* here n = {n}; report"
+        ):
             test(SEVEN[:n])
     with pytest.raises(KdxError, match="here n = 5"):
         test([*SEVEN[:5], math.nan])
@@ -79,8 +86,12 @@ def test_differences_that_are_all_the_same_have_no_t():
 
 
 def test_sign_flips_reject_no_more_often_than_they_say():
-    """Of all signs of six sizes, equally likely under the null, a share of at most α has p ≤ α, for every α."""
-    p = np.array([sign_flip_test(np.multiply(signs, SEVEN[:6])).p for signs in product((-1, 1), repeat=6)])
+    """Of all signs of six sizes, equally likely under the null, a share of at most α has p ≤ α, for
+    every α.
+    """
+    p = np.array(
+        [sign_flip_test(np.multiply(signs, SEVEN[:6])).p for signs in product((-1, 1), repeat=6)]
+    )
     assert all(np.mean(p <= alpha) <= alpha + 1e-12 for alpha in p)
 
 

@@ -60,9 +60,13 @@ def test_what_can_not_be_averaged_or_paired():
 def test_pairing_is_invariant_to_what_seeds_share():
     shift = np.array([10.0, -3, 5, 0])
     shifted = paired_difference(A + shift, B + shift)
-    assert (shifted.low, shifted.high) == pytest.approx((paired_difference(A, B).low, paired_difference(A, B).high))
+    assert (shifted.low, shifted.high) == pytest.approx(
+        (paired_difference(A, B).low, paired_difference(A, B).high)
+    )
 
 
-@pytest.mark.parametrize(("low", "high", "excludes"), [(0.1, 1, True), (-1, -0.1, True), (-1, 1, False)])
+@pytest.mark.parametrize(
+    ("low", "high", "excludes"), [(0.1, 1, True), (-1, -0.1, True), (-1, 1, False)]
+)
 def test_excludes_zero(low, high, excludes):
     assert Interval(3, 0.0, low, high).excludes_zero is excludes

@@ -25,14 +25,20 @@ def test_pairs_are_those_of_the_trees(tmp_path):
     trees = {("hard", 0): random_tree(0), ("hard", 1): random_tree(1), ("kd", 0): random_tree(2)}
     table = tree_pairs(runs_with(tmp_path, trees)).table
     assert len(table) == 6
-    assert table.groupby("shared")["value"].count().to_dict() == {"objective": 2, "seed": 2, "neither": 2}
+    assert table.groupby("shared")["value"].count().to_dict() == {
+        "objective": 2,
+        "seed": 2,
+        "neither": 2,
+    }
     for row in table.itertuples():
         a, b = trees[row.objective_a, row.seed_a], trees[row.objective_b, row.seed_b]
         assert row.value == pytest.approx(getattr(a, row.measure)(b))
         null = a.null(row.measure, b, 199, torch.Generator().manual_seed(5))
         assert row.null_mean == pytest.approx(null.null_mean, abs=0.05)
         assert row.null_low <= row.null_high
-    shared = table.set_index(["measure", "objective_a", "seed_a", "objective_b", "seed_b"])["shared"]
+    shared = table.set_index(["measure", "objective_a", "seed_a", "objective_b", "seed_b"])[
+        "shared"
+    ]
     assert shared["robinson_foulds", "hard", 0, "hard", 1] == "objective"
     assert shared["robinson_foulds", "hard", 0, "kd", 0] == "seed"
     assert shared["robinson_foulds", "hard", 1, "kd", 0] == "neither"
@@ -50,7 +56,9 @@ def test_a_group_of_pairs_beside_the_mean_of_its_null(tmp_path):
 
 
 def test_trees_without_groups_are_undefined(tmp_path):
-    pairs = tree_pairs(runs_with(tmp_path, {("hard", 0): STAR, ("hard", 1): STAR, ("kd", 0): random_tree(0)}))
+    pairs = tree_pairs(
+        runs_with(tmp_path, {("hard", 0): STAR, ("hard", 1): STAR, ("kd", 0): random_tree(0)})
+    )
     undefined = pairs.table["value"].isna()
     assert undefined.sum() == 1 + 3  # of the two stars the distance, of any star the correlation
     assert len(pairs.of("robinson_foulds", "objective")[0]) == 0
@@ -83,11 +91,15 @@ def test_too_many_dealings_are_sampled(tmp_path):
 
 
 def test_dealings_of_noise_are_as_alike_by_chance():
-    """Of m dealings of random likenesses, k are as alike with probability 1/m each: their mean share is about 1/2."""
+    """Of m dealings of random likenesses, k are as alike with probability 1/m each: their mean
+    share is about 1/2.
+    """
     rng = np.random.default_rng(0)
     runs = [(f"{o}{seed}", o, seed) for o in SIX[:4] for seed in range(2)]
     rows = [(*a, *b) for a, b in combinations(runs, 2)]
-    table = pd.DataFrame(rows, columns=["run_a", "objective_a", "seed_a", "run_b", "objective_b", "seed_b"])
+    table = pd.DataFrame(
+        rows, columns=["run_a", "objective_a", "seed_a", "run_b", "objective_b", "seed_b"]
+    )
     table["measure"] = "cophenetic_correlation"
     found = [deal_objectives(table.assign(value=rng.normal(size=len(rows)))) for _ in range(100)]
     shares = [dealt.alike / dealt.dealings for dealt in found]

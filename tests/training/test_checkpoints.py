@@ -6,7 +6,12 @@ import torch
 from torch import nn
 
 from kdx_analysis.errors import KdxError
-from kdx_analysis.training.checkpoints import fingerprint, load_learn_to_branch, load_weights, save_weights
+from kdx_analysis.training.checkpoints import (
+    fingerprint,
+    load_learn_to_branch,
+    load_weights,
+    save_weights,
+)
 
 
 def model(seed: int = 0) -> nn.Module:
@@ -32,7 +37,9 @@ def test_safetensors_come_back(tmp_path):
 
 
 def test_channels_last_and_tied_weights_can_be_saved(tmp_path):
-    tied = nn.Sequential(nn.Conv2d(2, 2, 3), nn.Conv2d(2, 2, 3)).to(memory_format=torch.channels_last)
+    tied = nn.Sequential(nn.Conv2d(2, 2, 3), nn.Conv2d(2, 2, 3)).to(
+        memory_format=torch.channels_last
+    )
     tied[1].weight = tied[0].weight
     save_weights(tmp_path / "a.safetensors", tied)
     other = nn.Sequential(nn.Conv2d(2, 2, 3), nn.Conv2d(2, 2, 3))
@@ -40,7 +47,9 @@ def test_channels_last_and_tied_weights_can_be_saved(tmp_path):
     assert fingerprint(other) == fingerprint(tied)
 
 
-@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"model": s, "epoch": 3}, lambda s: {"state_dict": s}])
+@pytest.mark.parametrize(
+    "wrap", [lambda s: s, lambda s: {"model": s, "epoch": 3}, lambda s: {"state_dict": s}]
+)
 def test_pickled_states_come_back_bare_or_wrapped(tmp_path, wrap):
     torch.save(wrap(model(0).state_dict()), tmp_path / "a.pt")
     other = model(1)
@@ -71,7 +80,9 @@ def test_files_that_hold_no_weights(tmp_path, name):
             load_weights(tmp_path / name, model())
 
 
-@pytest.mark.parametrize("state", [{"0.weight": torch.zeros(2, 1, 3, 3)}, {"model": {"0.weight": "x"}}])
+@pytest.mark.parametrize(
+    "state", [{"0.weight": torch.zeros(2, 1, 3, 3)}, {"model": {"0.weight": "x"}}]
+)
 def test_weights_of_another_model_are_refused_and_change_nothing(tmp_path, state):
     torch.save(state, tmp_path / "a.pt")
     here = model()
@@ -82,7 +93,9 @@ def test_weights_of_another_model_are_refused_and_change_nothing(tmp_path, state
 
 def test_a_file_that_names_no_tensors_is_refused(tmp_path):
     torch.save([1, 2], tmp_path / "a.pt")
-    with pytest.raises(KdxError, match=r"cannot load weights from .*a\.pt': it holds a list, no named tensors"):
+    with pytest.raises(
+        KdxError, match=r"cannot load weights from .*a\.pt': it holds a list, no named tensors"
+    ):
         load_weights(tmp_path / "a.pt", model())
 
 

@@ -5,8 +5,8 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from kdx_analysis.errors import KdxError
+from kdx_analysis.imports import import_runs
 from kdx_analysis.runs import RunSet
-from kdx_analysis.runs.imports import import_runs
 from kdx_analysis.training.loggers import check_loggers, logged
 from tests.conftest import toy_study
 
@@ -74,9 +74,14 @@ def test_mlflow_gets_every_point_at_its_own_epoch(modules, tmp_path, monkeypatch
     assert Mlflow.told[0] == ("run", "7", "student-kd-seed3")
     assert ("aa", "seed", 3) in Mlflow.told
     assert [told[1:] for told in Mlflow.told[:half] if len(told) == 4] == [
-        ("train/loss", 2.0, 1), ("val/accuracy", 0.25, 1), ("train/loss", 1.0, 2), ("val/accuracy", 0.5, 2),
-        ("train/loss", 2 / 3, 3), ("val/accuracy", 0.75, 3), ("test/accuracy", 0.5, 2),
-    ]  # fmt: skip
+        ("train/loss", 2.0, 1),
+        ("val/accuracy", 0.25, 1),
+        ("train/loss", 1.0, 2),
+        ("val/accuracy", 0.5, 2),
+        ("train/loss", 2 / 3, 3),
+        ("val/accuracy", 0.75, 3),
+        ("test/accuracy", 0.5, 2),
+    ]
     assert Mlflow.told[half - 1] == ("aa", "FINISHED")
 
 
@@ -121,17 +126,23 @@ def test_a_logger_that_fails_is_left_out_and_the_training_goes_on(modules, tmp_p
 
     monkeypatch.setattr(Wandb, "log", broken)
     modules("wandb", init=lambda **options: Wandb(**options))
-    with pytest.warns(UserWarning, match="student-kd-seed3 is no longer logged to wandb: .*network is away") as warned:
+    with pytest.warns(
+        UserWarning, match="student-kd-seed3 is no longer logged to wandb: .*network is away"
+    ) as warned:
         tell("wandb", tmp_path)
     assert len(warned) == 1
 
 
 def test_a_missing_package_is_named_before_training_with_the_command(monkeypatch, tmp_path):
-    monkeypatch.setattr("kdx_analysis.training.loggers.find_spec", lambda name: None if name == "wandb" else name)
+    monkeypatch.setattr(
+        "kdx_analysis.training.loggers.find_spec", lambda name: None if name == "wandb" else name
+    )
     check_loggers(["tensorboard", "mlflow"])
-    with pytest.raises(KdxError, match=r"the logger wandb needs its package: pip install 'kdx_analysis\[wandb\]'"):
+    with pytest.raises(
+        KdxError, match=r"the logger wandb needs its package: pip install 'kdx_analysis\[wandb\]'"
+    ):
         check_loggers(["tensorboard", "wandb"])
-    monkeypatch.setattr("kdx_analysis.execution.fit", None)
+    monkeypatch.setattr("kdx_analysis.study.steps.fit", None)
     with pytest.raises(KdxError, match="the logger wandb needs its package"):
         toy_study(loggers=["wandb"]).run(tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -152,12 +163,16 @@ def test_what_tensorboard_was_told_reads_back_equal(tmp_path, monkeypatch):
     monkeypatch.setattr("kdx_analysis.report.Report.save_html", lambda self, out: out)
     plain = {"objectives": ["kd"], "seeds": 1}
     study = toy_study(**plain, loggers=["tensorboard"])
-    assert [step.path.name for step in study.plan(tmp_path)] == [s.path.name for s in toy_study(**plain).plan(tmp_path)]
+    assert [step.path.name for step in study.plan(tmp_path)] == [
+        s.path.name for s in toy_study(**plain).plan(tmp_path)
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         runs = study.run(tmp_path / "out")
     for run in runs:
-        events = EventAccumulator(str(tmp_path / "out" / "logs" / "tensorboard" / run.id), {"scalars": 0})
+        events = EventAccumulator(
+            str(tmp_path / "out" / "logs" / "tensorboard" / run.id), {"scalars": 0}
+        )
         events.Reload()
         for tag in ("train/loss", "val/accuracy"):
             assert [event.step for event in events.Scalars(tag)] == [1, 2]
@@ -169,7 +184,10 @@ def test_what_tensorboard_was_told_reads_back_equal(tmp_path, monkeypatch):
         assert {**told.keys, "run": ""} == {**found.keys, "run": ""}
         assert found.info["config"]["model"] == told.info["config"]["model"]
         columns = ["epoch", "split", "metric", "value"]
-        left, right = (run.record("metrics").sort_values(columns[:3])[columns].to_numpy() for run in (told, found))
+        left, right = (
+            run.record("metrics").sort_values(columns[:3])[columns].to_numpy()
+            for run in (told, found)
+        )
         assert left[:, :3].tolist() == right[:, :3].tolist()
         assert right[:, 3] == pytest.approx(left[:, 3].astype(float), rel=1e-6)
         assert found.info["selection"]["epoch"] == told.info["selection"]["epoch"]

@@ -11,7 +11,15 @@ from torch import nn
 from kdx_analysis.config import ObjectiveConfig, TemperatureConfig, TrainingConfig, VAMConfig
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, vam
-from kdx_analysis.training import Epoch, fabric_for, fit, predict, reproducible, score, temperature_at
+from kdx_analysis.training import (
+    Epoch,
+    fabric_for,
+    fit,
+    predict,
+    reproducible,
+    score,
+    temperature_at,
+)
 from kdx_analysis.training.checkpoints import fingerprint
 from kdx_analysis.training.loop import _optimizer
 from tests.toys import RowTeacher, dataset, staged_net
@@ -20,7 +28,9 @@ HARD = ObjectiveConfig(name="hard")
 
 
 def config(**keys) -> TrainingConfig:
-    return TrainingConfig(**({"epochs": 2, "batch_size": 16, "lr": 0.01, "warmup_epochs": 0} | keys))
+    return TrainingConfig(
+        **({"epochs": 2, "batch_size": 16, "lr": 0.01, "warmup_epochs": 0} | keys)
+    )
 
 
 def explainer(seed: int = 0) -> HME:
@@ -33,7 +43,9 @@ def trained(seed: int, name: str = "kd_shuffled") -> tuple[str, list]:
     """Fingerprint and history of an explainer, everything drawn anew from ``seed``."""
     with reproducible(seed, threads=1):
         model = HME.from_student(staged_net(), 3, 2)
-        run = fit(model, dataset(), ObjectiveConfig(name=name), config(), seed=seed, teacher=RowTeacher())
+        run = fit(
+            model, dataset(), ObjectiveConfig(name=name), config(), seed=seed, teacher=RowTeacher()
+        )
     return fingerprint(model), run.history.to_numpy().tolist()
 
 
@@ -53,7 +65,14 @@ def test_another_seed_gives_another_run():
 
 
 def test_it_learns_and_says_so_in_tidy_rows():
-    run = fit(explainer(), dataset(pad=0, flip=False), HARD, config(epochs=12), seed=0, teacher=RowTeacher())
+    run = fit(
+        explainer(),
+        dataset(pad=0, flip=False),
+        HARD,
+        config(epochs=12),
+        seed=0,
+        teacher=RowTeacher(),
+    )
     history = run.history
     assert list(history.columns) == ["epoch", "split", "metric", "value", "n"]
     loss = history[history["metric"] == "loss"]["value"].tolist()
@@ -80,35 +99,61 @@ def test_callbacks_are_told_where_the_training_stands():
     seen = []
     temperature = TemperatureConfig(start=2.0)
     model = explainer()
-    fit(model, dataset(), HARD, config(epochs=3), seed=0, temperature=temperature, callbacks=[
-        lambda epoch, told: seen.append((epoch, told is model, told.temperature))
-    ])  # fmt: skip
+    fit(
+        model,
+        dataset(),
+        HARD,
+        config(epochs=3),
+        seed=0,
+        temperature=temperature,
+        callbacks=[lambda epoch, told: seen.append((epoch, told is model, told.temperature))],
+    )
     assert [(e.epoch, e.epochs) for e, _, _ in seen] == [(1, 3), (2, 3), (3, 3)]
     taus = [temperature_at(temperature, epoch, 3) for epoch in (1, 2, 3)]
     assert [e.temperature for e, _, _ in seen] == taus
     assert [tau for _, _, tau in seen] == pytest.approx(taus)
     assert all(same for _, same, _ in seen)
-    assert all(0 <= e.gate_entropy <= 1 and e.loss > 0 and 0 <= e.val_accuracy <= 1 for e, _, _ in seen)
+    assert all(
+        0 <= e.gate_entropy <= 1 and e.loss > 0 and 0 <= e.val_accuracy <= 1 for e, _, _ in seen
+    )
 
 
 def test_a_student_has_neither_temperature_nor_gates():
     seen = []
-    fit(staged_net(), dataset(), HARD, config(), seed=0, temperature=TemperatureConfig(),
-        callbacks=[lambda epoch, _: seen.append((epoch.temperature, epoch.gate_entropy))])  # fmt: skip
+    fit(
+        staged_net(),
+        dataset(),
+        HARD,
+        config(),
+        seed=0,
+        temperature=TemperatureConfig(),
+        callbacks=[lambda epoch, _: seen.append((epoch.temperature, epoch.gate_entropy))],
+    )
     assert seen == [(None, None), (None, None)]
 
 
 def test_the_student_is_in_train_mode_in_every_epoch_and_in_eval_mode_between():
     model, modes = explainer(), []
-    model.levels[0].register_forward_pre_hook(lambda m, x: modes.append((torch.is_grad_enabled(), m.training)))
-    fit(model, dataset(), HARD, config(epochs=3), seed=0, callbacks=[lambda epoch, told: told.eval()])
+    model.levels[0].register_forward_pre_hook(
+        lambda m, x: modes.append((torch.is_grad_enabled(), m.training))
+    )
+    fit(
+        model,
+        dataset(),
+        HARD,
+        config(epochs=3),
+        seed=0,
+        callbacks=[lambda epoch, told: told.eval()],
+    )
     assert set(modes) == {(True, True), (False, False)}
     assert modes.count((True, True)) == 3 * 3
 
 
 def test_the_teacher_stays_in_eval_mode_and_as_it_was():
     teacher, modes = RowTeacher().train(), []
-    teacher.norm.register_forward_pre_hook(lambda m, x: modes.append((torch.is_grad_enabled(), m.training)))
+    teacher.norm.register_forward_pre_hook(
+        lambda m, x: modes.append((torch.is_grad_enabled(), m.training))
+    )
     before = fingerprint(teacher)
     fit(staged_net(), dataset(), ObjectiveConfig(name="kd"), config(), seed=0, teacher=teacher)
     assert set(modes) == {(False, False)}
@@ -134,7 +179,13 @@ def test_gates_take_a_weight_decay_of_their_own_and_none_by_default():
     models = []
     for decays in ({}, {"weight_decay": 10.0}, {"gate_weight_decay": 10.0}):
         model = explainer()
-        fit(model, dataset(), HARD, config(epochs=1, batch_size=48, **({"weight_decay": 0.0} | decays)), seed=0)
+        fit(
+            model,
+            dataset(),
+            HARD,
+            config(epochs=1, batch_size=48, **({"weight_decay": 0.0} | decays)),
+            seed=0,
+        )
         models.append(model)
     without, heavy, heavy_gates = models
     assert same(gates_of(without), gates_of(heavy))
@@ -148,8 +199,13 @@ def test_gates_have_a_learning_rate_of_their_own():
     moves = {}
     for factor in (1.0, 10.0):
         model, before = explainer(), explainer()
-        fit(model, dataset(), HARD, config(epochs=1, batch_size=48, gate_lr_factor=factor, optimizer="sgd",
-            weight_decay=0), seed=0)  # fmt: skip
+        fit(
+            model,
+            dataset(),
+            HARD,
+            config(epochs=1, batch_size=48, gate_lr_factor=factor, optimizer="sgd", weight_decay=0),
+            seed=0,
+        )
         moves[factor] = gates_of(model)[-1] - gates_of(before)[-1]
     torch.testing.assert_close(moves[10.0], 10 * moves[1.0], rtol=1e-3, atol=1e-7)
 
@@ -158,8 +214,15 @@ def test_gates_have_a_learning_rate_of_their_own():
 def test_gates_stay_bit_for_bit_as_they_are_in_warm_up_and_move_after(optimizer):
     model, seen = explainer(), []
     seen.append((gates_of(model), heads_of(model)))
-    fit(model, dataset(), HARD, config(epochs=4, optimizer=optimizer, gate_weight_decay=0.1), seed=0, gate_warmup=2,
-        callbacks=[lambda epoch, told: seen.append((gates_of(told), heads_of(told)))])  # fmt: skip
+    fit(
+        model,
+        dataset(),
+        HARD,
+        config(epochs=4, optimizer=optimizer, gate_weight_decay=0.1),
+        seed=0,
+        gate_warmup=2,
+        callbacks=[lambda epoch, told: seen.append((gates_of(told), heads_of(told)))],
+    )
     moved = [not same(a, b) for (a, _), (b, _) in pairwise(seen)]
     assert moved == [False, False, True, True]
     assert all(not same(a, b) for (_, a), (_, b) in pairwise(seen))
@@ -172,8 +235,17 @@ def test_adam_decays_by_the_gradient_and_adamw_apart_from_it():
         model, before = staged_net(), staged_net()
         before.load_state_dict(model.state_dict())
         # by a decay this large Adam's first step is ±lr in every weight, against its sign
-        fit(model, dataset(), HARD, config(epochs=1, batch_size=48, optimizer=optimizer, weight_decay=1e6), seed=0)
-        moves[optimizer] = (model.classifier.weight - before.classifier.weight).detach(), before.classifier.weight
+        fit(
+            model,
+            dataset(),
+            HARD,
+            config(epochs=1, batch_size=48, optimizer=optimizer, weight_decay=1e6),
+            seed=0,
+        )
+        moves[optimizer] = (
+            (model.classifier.weight - before.classifier.weight).detach(),
+            before.classifier.weight,
+        )
     move, weight = moves["adam"]
     torch.testing.assert_close(move, -0.01 * weight.detach().sign(), rtol=1e-2, atol=1e-4)
     move, weight = moves["adamw"]
@@ -202,17 +274,29 @@ def test_best_is_chosen_on_validation_and_never_looks_at_the_test_split():
 
     other = explainer()
     test = data.test.subset(torch.tensor([3, 0, 7]))
-    again = fit(other, replace(data, test=rolled(test)), HARD, best, seed=0, temperature=TemperatureConfig())
+    again = fit(
+        other, replace(data, test=rolled(test)), HARD, best, seed=0, temperature=TemperatureConfig()
+    )
     assert fingerprint(other) == fingerprint(model)
     assert again.epoch == run.epoch
-    told = [history.query("split != 'test'").to_numpy().tolist() for history in (run.history, again.history)]
+    told = [
+        history.query("split != 'test'").to_numpy().tolist()
+        for history in (run.history, again.history)
+    ]
     assert told[0] == told[1]
 
 
 def test_last_keeps_the_last_epoch():
     states = []
     model = explainer()
-    run = fit(model, dataset(), HARD, config(), seed=0, callbacks=[lambda _, told: states.append(fingerprint(told))])
+    run = fit(
+        model,
+        dataset(),
+        HARD,
+        config(),
+        seed=0,
+        callbacks=[lambda _, told: states.append(fingerprint(told))],
+    )
     assert (run.epoch, fingerprint(model)) == (2, states[-1])
 
 
@@ -223,7 +307,9 @@ def test_an_objective_without_its_teacher(objective):
 
 
 def test_a_loss_that_is_not_finite_ends_the_training():
-    with pytest.raises(KdxError, match=r"loss of objective 'hard' is (nan|inf) in epoch \d; lower training.lr"):
+    with pytest.raises(
+        KdxError, match=r"loss of objective 'hard' is (nan|inf) in epoch \d; lower training.lr"
+    ):
         fit(staged_net(), dataset(), HARD, config(epochs=5, lr=1e30, optimizer="sgd"), seed=0)
 
 
@@ -249,7 +335,9 @@ def test_reproducible_restores_state_and_threads_even_if_the_body_raises():
 
     def body() -> None:
         assert torch.get_num_threads() == threads + 1
-        torch.testing.assert_close(torch.rand(2), torch.rand(2, generator=torch.Generator().manual_seed(3)))
+        torch.testing.assert_close(
+            torch.rand(2), torch.rand(2, generator=torch.Generator().manual_seed(3))
+        )
         raise KeyError
 
     with pytest.raises(KeyError), reproducible(3, threads + 1):
@@ -284,21 +372,33 @@ def test_score_by_hand():
     outputs = predict(RowTeacher(), data.val, data)
     rows = score(RowTeacher(), data.val, data, "multiclass", (data.val.labels + 1) % 3)
     values = {row["metric"]: row["value"] for row in rows}
-    assert values["accuracy"] == pytest.approx(float((outputs.argmax(1) == data.val.labels).float().mean()))
-    assert values["hard_loss"] == pytest.approx(float(F.cross_entropy(outputs, data.val.labels)), rel=1e-6)
+    assert values["accuracy"] == pytest.approx(
+        float((outputs.argmax(1) == data.val.labels).float().mean())
+    )
+    assert values["hard_loss"] == pytest.approx(
+        float(F.cross_entropy(outputs, data.val.labels)), rel=1e-6
+    )
     assert values["agreement"] <= 1 - values["accuracy"]
     assert {(row["split"], row["n"]) for row in rows} == {("val", 24)}
 
 
 def test_a_last_incomplete_batch_is_left_out_and_batches_are_no_larger_than_the_data():
     for batch, n in ((20, 40), (100, 48)):
-        history = fit(staged_net(), dataset(), HARD, config(epochs=1, batch_size=batch), seed=0).history
+        history = fit(
+            staged_net(), dataset(), HARD, config(epochs=1, batch_size=batch), seed=0
+        ).history
         assert history["n"][0] == n
 
 
 @pytest.mark.parametrize(
     "keys",
-    [{"accelerator": "abacus"}, {"accelerator": "tpu"}, {"devices": 0}, {"devices": "x"}, {"strategy": "dpp"}],
+    [
+        {"accelerator": "abacus"},
+        {"accelerator": "tpu"},
+        {"devices": 0},
+        {"devices": "x"},
+        {"strategy": "dpp"},
+    ],
 )
 def test_what_fabric_can_not_do_is_said_in_one_line(keys):
     ((name, value),) = keys.items()
@@ -318,8 +418,15 @@ def student(seed: int = 0) -> nn.Module:
 def told(model: nn.Module, section: dict, **keys) -> list[Epoch]:
     """What callbacks are told of the epochs of a training with this vam section."""
     epochs = []
-    fit(model, dataset(), HARD, config(**keys), seed=0, vam=VAMConfig.model_validate(section),
-        callbacks=[lambda epoch, _: epochs.append(epoch)])  # fmt: skip
+    fit(
+        model,
+        dataset(),
+        HARD,
+        config(**keys),
+        seed=0,
+        vam=VAMConfig.model_validate(section),
+        callbacks=[lambda epoch, _: epochs.append(epoch)],
+    )
     return epochs
 
 
@@ -327,7 +434,9 @@ def test_vam_is_penalised_by_gamma_and_follows_its_temperature():
     entropies = []
     for gamma in (0.0, 1.0):
         model = student()
-        epochs = told(model, {"gamma": gamma, "temperature": {"schedule": "reciprocal", "start": 1}})
+        epochs = told(
+            model, {"gamma": gamma, "temperature": {"schedule": "reciprocal", "start": 1}}
+        )
         assert [epoch.temperature for epoch in epochs] == [1, 0.5]
         assert all(layer.vam.temperature == 0.5 for layer in vam.attended_layers(model).values())
         assert epochs[-1].gate_entropy == pytest.approx(vam.entropy(model).item())
@@ -336,7 +445,9 @@ def test_vam_is_penalised_by_gamma_and_follows_its_temperature():
 
 
 def test_the_loss_that_is_told_is_the_objectives_without_vams_penalty():
-    without, penalised = (told(student(), {"gamma": gamma}, epochs=1, lr=1e-12) for gamma in (0.0, 100.0))
+    without, penalised = (
+        told(student(), {"gamma": gamma}, epochs=1, lr=1e-12) for gamma in (0.0, 100.0)
+    )
     assert without[0].loss == pytest.approx(penalised[0].loss)
 
 
@@ -345,5 +456,9 @@ def test_vams_gates_never_decay():
     optimizer = _optimizer(model, config(weight_decay=0.1, gate_weight_decay=0.1, gate_lr_factor=5))
     weights, gates = optimizer.param_groups
     assert [id(p) for p in gates["params"]] == [id(p) for p in vam.gate_parameters(model)]
-    assert (weights["weight_decay"], gates["weight_decay"], gates["lr"]) == (0.1, 0, pytest.approx(0.05))
+    assert (weights["weight_decay"], gates["weight_decay"], gates["lr"]) == (
+        0.1,
+        0,
+        pytest.approx(0.05),
+    )
     assert len(weights["params"]) + len(gates["params"]) == len(list(model.parameters()))

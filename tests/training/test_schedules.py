@@ -3,7 +3,12 @@ import math
 import pytest
 
 from kdx_analysis.config import PenaltyConfig, TemperatureConfig, TrainingConfig
-from kdx_analysis.training.schedules import learn_to_branch_factor, learning_rate_factor, penalty_at, temperature_at
+from kdx_analysis.training.schedules import (
+    learn_to_branch_factor,
+    learning_rate_factor,
+    penalty_at,
+    temperature_at,
+)
 
 
 @pytest.mark.parametrize(
@@ -22,7 +27,9 @@ def test_temperatures_by_hand(schedule, taus):
 
 @pytest.mark.parametrize("schedule", ["reciprocal", "exponential", "cosine", "constant"])
 def test_one_epoch_is_at_the_start(schedule):
-    assert temperature_at(TemperatureConfig(schedule=schedule, start=8, end=2), 1, 1) == pytest.approx(8)
+    assert temperature_at(
+        TemperatureConfig(schedule=schedule, start=8, end=2), 1, 1
+    ) == pytest.approx(8)
 
 
 def factors(steps: int, **keys) -> list[float]:
@@ -65,6 +72,8 @@ def test_the_released_codes_learning_rate_only_falls_from_epoch_4_and_stays_abov
 
 def test_a_penalty_stays_or_grows_in_equal_steps():
     grows = PenaltyConfig(schedule="linear", start=0, end=0.3)
-    assert [penalty_at(grows, epoch, 4) for epoch in (1, 2, 3, 4)] == pytest.approx([0, 0.1, 0.2, 0.3])
+    assert [penalty_at(grows, epoch, 4) for epoch in (1, 2, 3, 4)] == pytest.approx(
+        [0, 0.1, 0.2, 0.3]
+    )
     assert penalty_at(grows, 1, 1) == 0
     assert penalty_at(PenaltyConfig(start=0.2), 3, 4) == 0.2

@@ -13,7 +13,9 @@ CONFIG = TrainingConfig(epochs=1, batch_size=16, warmup_epochs=0)
 
 
 class Nearest(nn.Module):
-    """Right on pixels in [0, 1]: the class whose rows are nearest to the brightness that bright ones have there."""
+    """Right on pixels in [0, 1]: the class whose rows are nearest to the brightness that bright
+    ones have there.
+    """
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         rows = images.mean(dim=(1, 3)).unflatten(1, (4, 2)).mean(dim=2)[:, :3]
@@ -42,7 +44,9 @@ def test_a_right_teacher_passes():
 
 
 def test_permuted_classes_are_found_and_named():
-    with pytest.raises(KdxError, match=r"another order than the data's: 0% .* 100% when reading") as caught:
+    with pytest.raises(
+        KdxError, match=r"another order than the data's: 0% .* 100% when reading"
+    ) as caught:
         check_teacher(RowTeacher(order=(1, 2, 0)), dataset())
     # rows of 'bee' drive its output 0, which is read as 'ant'
     assert "'ant' as 'bee'" in str(caught.value)
@@ -50,7 +54,9 @@ def test_permuted_classes_are_found_and_named():
 
 
 def test_a_wrong_normalisation_is_found_and_the_right_one_named():
-    with pytest.raises(KdxError, match=r"normalised otherwise: .* with pixels in \[0, 1\]; give the data"):
+    with pytest.raises(
+        KdxError, match=r"normalised otherwise: .* with pixels in \[0, 1\]; give the data"
+    ):
         check_teacher(Nearest(), dataset(mean=(0.0,), std=(0.1,)))
 
 
@@ -80,8 +86,14 @@ class Ending(nn.Module):
 @pytest.mark.parametrize(
     ("end", "message"),
     [
-        (nn.Softmax(dim=1), r"the teacher gives probabilities, not logits: every row .* take the softmax off"),
-        (nn.Sigmoid(), r"the teacher gives probabilities, not logits: all its outputs .* take the sigmoid off"),
+        (
+            nn.Softmax(dim=1),
+            r"the teacher gives probabilities, not logits: every row .* take the softmax off",
+        ),
+        (
+            nn.Sigmoid(),
+            r"the teacher gives probabilities, not logits: all its outputs .* take the sigmoid off",
+        ),
         (lambda z: 100 * z.softmax(dim=1), r"sums to 100"),
         (lambda z: z.softmax(dim=1).half(), r"every row of its outputs sums to 1"),
         (lambda z: z / 0, r"the outputs of the teacher are not finite on 24 of 24 images"),
@@ -93,12 +105,22 @@ class Ending(nn.Module):
 )
 @pytest.mark.parametrize("autocast", [False, True])
 def test_what_can_be_no_logits_is_refused_whatever_its_argmax(end, message, autocast):
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast), pytest.raises(KdxError, match=message):
+    with (
+        torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+        pytest.raises(KdxError, match=message),
+    ):
         check_teacher(Ending(end), dataset())
 
 
 @pytest.mark.parametrize(
-    "end", [nn.LogSoftmax(dim=1), nn.LogSigmoid(), lambda z: z / 100, lambda z: z / 4 + 50, lambda z: z / 4 - 3]
+    "end",
+    [
+        nn.LogSoftmax(dim=1),
+        nn.LogSigmoid(),
+        lambda z: z / 100,
+        lambda z: z / 4 + 50,
+        lambda z: z / 4 - 3,
+    ],
 )
 def test_outputs_whose_targets_may_be_those_of_logits_pass(end):
     assert check_teacher(Ending(end), dataset()) > 0.9
@@ -114,9 +136,18 @@ def test_training_by_hand_refuses_such_a_teacher_before_the_first_step():
     before = fingerprint(model)
     for name in ("kd", "kd_flat", "kd_shuffled"):
         with pytest.raises(KdxError, match="the teacher gives probabilities, not logits"):
-            fit(model, dataset(), ObjectiveConfig(name=name), CONFIG, seed=0, teacher=Ending(nn.Sigmoid()))
+            fit(
+                model,
+                dataset(),
+                ObjectiveConfig(name=name),
+                CONFIG,
+                seed=0,
+                teacher=Ending(nn.Sigmoid()),
+            )
     assert fingerprint(model) == before
-    fit(model, dataset(), ObjectiveConfig(name="hard"), CONFIG, seed=0, teacher=Ending(nn.Sigmoid()))  # not asked
+    fit(
+        model, dataset(), ObjectiveConfig(name="hard"), CONFIG, seed=0, teacher=Ending(nn.Sigmoid())
+    )  # not asked
 
 
 @pytest.mark.parametrize("end", [nn.Sigmoid(), nn.Softmax(dim=1)])

@@ -9,7 +9,10 @@ from kdx_analysis import null
 from kdx_analysis.validation import Outcome
 from kdx_analysis.validation.coverage import ROOMS, coverage
 
-SAMPLED = {39: 0.9, 199: 0.941}  # (R + 1)·.95 of R + 1 places, less what the quantiles of R leave out
+SAMPLED = {
+    39: 0.9,
+    199: 0.941,
+}  # (R + 1)·.95 of R + 1 places, less what the quantiles of R leave out
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +33,8 @@ def test_every_room_is_asked_at_every_size_and_holds(outcome: Outcome) -> None:
 def test_a_samples_quantiles_would_be_told(draws: int, monkeypatch: pytest.MonkeyPatch) -> None:
     cosines = ROOMS[0]
     assert cosines.draw(draws, 10_000, 0).inside.mean() == pytest.approx(0.95, abs=0.01)
-    monkeypatch.setattr(null, "_order_statistic", lambda ordered, count, end: np.quantile(ordered, end, axis=0))
+    monkeypatch.setattr(
+        null, "_order_statistic", lambda ordered, count, end: np.quantile(ordered, end, axis=0)
+    )
     told = cosines.draw(draws, 10_000, 0).inside.mean()
     assert told == pytest.approx(SAMPLED[draws], abs=0.008)

@@ -9,7 +9,9 @@ def test_studies_without_any_effect_have_the_covariance_that_is_meant():
     values = {metric: [study[metric].to_numpy() for study in studies] for metric in ASKED}
     for i, metric in enumerate(ASKED):
         drawn = [value for table in values[metric] for value in table.ravel()]
-        assert sum(drawn) / len(drawn) == pytest.approx(nothing.LEVELS[i], abs=0.05 * nothing.SPREADS[i])
+        assert sum(drawn) / len(drawn) == pytest.approx(
+            nothing.LEVELS[i], abs=0.05 * nothing.SPREADS[i]
+        )
         spread = (sum((value - nothing.LEVELS[i]) ** 2 for value in drawn) / len(drawn)) ** 0.5
         assert spread == pytest.approx(nothing.SPREADS[i], rel=0.05)
 

@@ -1,1 +1,3 @@
-"""A student into experts: its stages are found, its layers narrowed, the copies computed side by side."""
+"""A student into experts: its stages are found, its layers narrowed, the copies computed side by
+side.
+"""

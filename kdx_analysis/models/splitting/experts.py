@@ -17,30 +17,72 @@ from kdx_analysis.models.splitting.layers import ELEMENTWISE, Layout, beside, is
 from kdx_analysis.models.splitting.tracing import fetch, on_meta, owner, trace
 
 _IN_PLACE: dict[Any, Any] = {
-    operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,
-    "add_": "add", "sub_": "sub", "mul_": "mul", "div_": "div", "relu_": "relu", "sigmoid_": "sigmoid",
-}  # fmt: skip
-_ELEMENTWISE: frozenset[Any] = frozenset({
-    operator.add, operator.sub, operator.mul, operator.truediv, torch.add, torch.sub, torch.mul, torch.div,
-    "add", "sub", "mul", "div",
-})  # fmt: skip
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    "add_": "add",
+    "sub_": "sub",
+    "mul_": "mul",
+    "div_": "div",
+    "relu_": "relu",
+    "sigmoid_": "sigmoid",
+}
+_ELEMENTWISE: frozenset[Any] = frozenset(
+    {
+        operator.add,
+        operator.sub,
+        operator.mul,
+        operator.truediv,
+        torch.add,
+        torch.sub,
+        torch.mul,
+        torch.div,
+        "add",
+        "sub",
+        "mul",
+        "div",
+    }
+)
 _EITHER: frozenset[Any] = _ELEMENTWISE | {
-    operator.neg, torch.relu, torch.sigmoid, torch.tanh, F.relu, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.mish,
-    F.hardswish, F.hardsigmoid, F.hardtanh, F.softplus, F.sigmoid, F.tanh, F.max_pool2d, F.avg_pool2d,
-    F.adaptive_avg_pool2d, F.adaptive_max_pool2d, "relu", "sigmoid", "tanh", "contiguous", "clone",
-}  # fmt: skip
+    operator.neg,
+    torch.relu,
+    torch.sigmoid,
+    torch.tanh,
+    F.relu,
+    F.relu6,
+    F.leaky_relu,
+    F.elu,
+    F.gelu,
+    F.silu,
+    F.mish,
+    F.hardswish,
+    F.hardsigmoid,
+    F.hardtanh,
+    F.softplus,
+    F.sigmoid,
+    F.tanh,
+    F.max_pool2d,
+    F.avg_pool2d,
+    F.adaptive_avg_pool2d,
+    F.adaptive_max_pool2d,
+    "relu",
+    "sigmoid",
+    "tanh",
+    "contiguous",
+    "clone",
+}
 _EITHER_MODULES = (*ELEMENTWISE, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 
 
 class Level(nn.Module):
     """N experts side by side: B×N×C×H×W to B×N×C'×H'×W', or B×N×T×D to B×N×T×D' for tokens.
 
-    Every parameter stands expert by expert, its first axis divisible by N; convolutions of all experts are one
-    grouped convolution, linear layers one batched product.
+    Every parameter stands expert by expert, its first axis divisible by N; convolutions of all
+    experts are one grouped convolution, linear layers one batched product.
 
     Args:
-        template: one expert as a graph of layers; where its parameters lie on the meta device, ``device`` says where
-            the level's are to lie.
+        template: one expert as a graph of layers; where its parameters lie on the meta device,
+            ``device`` says where the level's are to lie.
         experts: N.
         scales: mean and deviation of parameters that no ``reset_parameters`` draws, by name.
         device: by default the template's.
@@ -61,13 +103,17 @@ class Level(nn.Module):
         device = first.device if device is None else torch.device(device)
         self._template = (on_meta(template),)  # in a tuple, so that it is no part of the state
         self._scales = dict(scales or {})
-        self.body, self._reads, self._gives = _side_by_side(self._template[0], template, experts, device)
+        self.body, self._reads, self._gives = _side_by_side(
+            self._template[0], template, experts, device
+        )
         if device.type != "meta":
             self.reset_parameters()
 
     @classmethod
     def of(cls, expert: nn.Module, experts: int) -> Level:
-        """So many ``experts``, copies of ``expert`` with weights drawn anew by its layers' ``reset_parameters``."""
+        """So many ``experts``, copies of ``expert`` with weights drawn anew by its layers'
+        ``reset_parameters``.
+        """
         scales = {name: moments(parameter) for name, parameter in expert.named_parameters()}
         return cls(trace(expert), experts, scales)
 
@@ -93,8 +139,12 @@ class Level(nn.Module):
         level = Level.__new__(Level)
         nn.Module.__init__(level)
         level.experts, level._template, level._scales = len(experts), self._template, self._scales
-        level.body, level._reads, level._gives = _side_by_side(self._template[0], self.body, len(experts), device)
-        level.body.to(next((tensor.dtype for tensor in mine.values() if tensor.is_floating_point()), None))
+        level.body, level._reads, level._gives = _side_by_side(
+            self._template[0], self.body, len(experts), device
+        )
+        level.body.to(
+            next((tensor.dtype for tensor in mine.values() if tensor.is_floating_point()), None)
+        )
         chosen, stacked = torch.tensor(experts, device=device), self._stacked
         for name, tensor in level.body.state_dict().items():
             source = mine[name]
@@ -108,21 +158,31 @@ class Level(nn.Module):
         """Names of the tensors that stand expert by expert."""
         alone, own = self._template[0].state_dict(), self.body.state_dict()
         if strange := sorted(own.keys() - alone.keys()):
-            raise KdxError(f"the experts hold {strange[0]!r}, which they were not made with; fold or detach VAM first")
+            raise KdxError(
+                f"the experts hold {strange[0]!r}, which they were not made with; fold or detach "
+                "VAM first"
+            )
         return frozenset(
-            name for name, tensor in own.items() if tensor.ndim and tensor.numel() == self.experts * alone[name].numel()
+            name
+            for name, tensor in own.items()
+            if tensor.ndim and tensor.numel() == self.experts * alone[name].numel()
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """The experts' inputs, B×N×…, to their features, B×N×…."""
         x = self.body(x.flatten(1, 2) if self._reads == "side" else x.flatten(0, 1))
-        return x.unflatten(1, (self.experts, -1)) if self._gives == "side" else x.unflatten(0, (-1, self.experts))
+        return (
+            x.unflatten(1, (self.experts, -1))
+            if self._gives == "side"
+            else x.unflatten(0, (-1, self.experts))
+        )
 
 
 def _side_by_side(
     template: fx.GraphModule, opaque: nn.Module, experts: int, device: torch.device
 ) -> tuple[fx.GraphModule, Layout, Layout]:
-    """``template``'s graph for N experts, with empty parameters, and the layouts of what it reads and gives.
+    """``template``'s graph for N experts, with empty parameters, and the layouts of what it reads
+    and gives.
 
     ``opaque`` holds what has no parameters, under the template's names.
     """
@@ -130,9 +190,13 @@ def _side_by_side(
 
 
 class _Builder:
-    """Goes through one expert's graph and writes that of N, converting between layouts where they meet."""
+    """Goes through one expert's graph and writes that of N, converting between layouts where they
+    meet.
+    """
 
-    def __init__(self, template: fx.GraphModule, opaque: nn.Module, experts: int, device: torch.device) -> None:
+    def __init__(
+        self, template: fx.GraphModule, opaque: nn.Module, experts: int, device: torch.device
+    ) -> None:
         self.template, self.opaque, self.experts, self.device = template, opaque, experts, device
         self.graph = fx.Graph()
         self.parts: dict[str, Any] = {}
@@ -174,7 +238,9 @@ class _Builder:
             case "call_module":
                 return self._module(node)
         if all(self.layout[n] is None for n in node.all_input_nodes):
-            each = self._add(f"each_{node.name}", _Each(node.op, node.target, node.args[1:], dict(node.kwargs)))
+            each = self._add(
+                f"each_{node.name}", _Each(node.op, node.target, node.args[1:], dict(node.kwargs))
+            )
             return self.graph.call_module(each, (self.written[node.all_input_nodes[0]],)), None
         target = _IN_PLACE.get(node.target, node.target)
         if any(self.layout[n] is None for n in node.all_input_nodes):
@@ -187,7 +253,9 @@ class _Builder:
         target = str(node.target)
         value = fetch(self.template, target)
         if isinstance(value, nn.Parameter):
-            self.parts[target] = nn.Parameter(torch.empty(self.experts, *value.shape, device=self.device))
+            self.parts[target] = nn.Parameter(
+                torch.empty(self.experts, *value.shape, device=self.device)
+            )
             return self.graph.get_attr(target), None
         self.parts[target] = copy.deepcopy(fetch(self.opaque, target)).to(self.device)
         return self.graph.get_attr(target), "batch"
@@ -203,7 +271,9 @@ class _Builder:
         else:
             layout = self._common(node) if isinstance(module, _EITHER_MODULES) else "batch"
             if target not in self.parts:
-                self.parts[target] = copy.deepcopy(self.opaque.get_submodule(target)).to(self.device).train()
+                self.parts[target] = (
+                    copy.deepcopy(self.opaque.get_submodule(target)).to(self.device).train()
+                )
                 if hasattr(self.parts[target], "inplace"):
                     self.parts[target].inplace = False
         args, kwargs = self._arguments(node, layout)
@@ -214,7 +284,8 @@ class _Builder:
         if target not in _ELEMENTWISE or node.kwargs or len(node.all_input_nodes) != 2:
             name = getattr(target, "__name__", target)
             raise KdxError(
-                f"module {owner(node)!r} uses a parameter of its own in {name}, which can't be done for experts side "
+                f"module {owner(node)!r} uses a parameter of its own in {name}, which can't be "
+                "done for experts side "
                 "by side; put the parameter into a layer of torch.nn"
             )
         first_is_own = self.layout[node.args[0]] is None  # type: ignore[index]
@@ -269,12 +340,16 @@ class _Each(nn.Module):
         self.op, self.target, self.args, self.kwargs = op, target, tuple(args), kwargs
 
     def forward(self, own: Tensor) -> Tensor:
-        one: Callable[..., Tensor] = self.target if self.op == "call_function" else getattr(Tensor, self.target)
+        one: Callable[..., Tensor] = (
+            self.target if self.op == "call_function" else getattr(Tensor, self.target)
+        )
         return torch.stack([one(p, *self.args, **self.kwargs) for p in own.unbind()])
 
 
 class _Join(nn.Module):
-    """An elementwise operation on features (B·N)×… and parameters N×… that each expert has for itself."""
+    """An elementwise operation on features (B·N)×… and parameters N×… that each expert has for
+    itself.
+    """
 
     def __init__(self, target: Any, experts: int, first_is_own: bool) -> None:
         super().__init__()

@@ -1,8 +1,10 @@
-"""Layers with parameters that an expert may hold: how each is narrowed, and how N of it stand side by side.
+"""Layers with parameters that an expert may hold: how each is narrowed, and how N of it stand side
+by side.
 
-A narrowed layer is an ordinary layer of an expert alone. Side by side, every parameter of shape S becomes one whose
-entries stand expert by expert, N·|S| of them, under the same name. Two layouts hold N experts' features: ``side``,
-B×(N·C)×H×W, where convolutions are grouped, and ``batch``, (B·N)×…, where all else computes as it does for one.
+A narrowed layer is an ordinary layer of an expert alone. Side by side, every parameter of shape S
+becomes one whose entries stand expert by expert, N·|S| of them, under the same name. Two layouts
+hold N experts' features: ``side``, B×(N·C)×H×W, where convolutions are grouped, and ``batch``,
+(B·N)×…, where all else computes as it does for one.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ class Widths:
     Attributes:
         share: above 0; of channels, and of attention heads.
         kept: numbers of channels that stay, as those of a transformer's tokens.
-        units: number of channels → what its share is rounded to a multiple of, as the number of groups.
+        units: number of channels → what its share is rounded to a multiple of, as the number of
+            groups.
         every: one number for all, in place of a share.
     """
 
@@ -50,19 +53,28 @@ class Widths:
 class SelfAttention(nn.Module):
     """Multi-head self-attention of tokens B×T×D whose heads together may be narrower than D.
 
-    Stands in for :class:`torch.nn.MultiheadAttention` (``pair``: it then returns a pair, the weights being None) and
-    for timm's ``Attention`` in an expert.
+    Stands in for :class:`torch.nn.MultiheadAttention` (``pair``: it then returns a pair, the
+    weights being None) and for timm's ``Attention`` in an expert.
     """
 
-    def __init__(self, width: int, heads: int, head_dim: int, *, bias: bool, dropout: float, pair: bool) -> None:
+    def __init__(
+        self, width: int, heads: int, head_dim: int, *, bias: bool, dropout: float, pair: bool
+    ) -> None:
         super().__init__()
         self.heads, self.head_dim, self.dropout, self.pair = heads, head_dim, dropout, pair
         self.qkv: nn.Module = nn.Linear(width, 3 * heads * head_dim, bias=bias)
         self.proj: nn.Module = nn.Linear(heads * head_dim, width)
 
     def forward(self, x: Tensor, *same: Any, **unused: Any) -> Any:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
+        q, k, v = (
+            self.qkv(x)
+            .unflatten(-1, (3, self.heads, self.head_dim))
+            .permute(2, 0, 3, 1, 4)
+            .unbind(0)
+        )
+        mixed = F.scaled_dot_product_attention(
+            q, k, v, dropout_p=self.dropout if self.training else 0.0
+        )
         out = self.proj(mixed.transpose(1, 2).flatten(2))
         return (out, None) if self.pair else out
 
@@ -74,7 +86,11 @@ class ExpertLinear(nn.Module):
         super().__init__()
         self.experts = experts
         self.weight = nn.Parameter(like.weight.new_empty(experts, *like.weight.shape))
-        self.bias = None if like.bias is None else nn.Parameter(like.bias.new_empty(experts, *like.bias.shape))
+        self.bias = (
+            None
+            if like.bias is None
+            else nn.Parameter(like.bias.new_empty(experts, *like.bias.shape))
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         apart = x.unflatten(0, (-1, self.experts))
@@ -93,7 +109,8 @@ class ExpertNorm(nn.Module):
         self.experts, self.channels_first = experts, _channels_first(like)
         self.norm = copy.deepcopy(like)
         self.weight, self.bias = (
-            None if p is None else nn.Parameter(p.new_empty(experts, *p.shape)) for p in (like.weight, like.bias)
+            None if p is None else nn.Parameter(p.new_empty(experts, *p.shape))
+            for p in (like.weight, like.bias)
         )
         for name in ("weight", "bias"):
             setattr(self.norm, name, None)
@@ -114,11 +131,32 @@ def _channels_first(norm: nn.Module) -> bool:
 
 
 ELEMENTWISE = (
-    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish,
-    nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Softplus, nn.Sigmoid, nn.Tanh, nn.Identity, nn.Dropout,
-)  # fmt: skip
+    nn.ReLU,
+    nn.ReLU6,
+    nn.LeakyReLU,
+    nn.ELU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Mish,
+    nn.Hardswish,
+    nn.Hardsigmoid,
+    nn.Hardtanh,
+    nn.Softplus,
+    nn.Sigmoid,
+    nn.Tanh,
+    nn.Identity,
+    nn.Dropout,
+)
 KEEP_SHAPE = (nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm, *ELEMENTWISE)
-LAYERS = (nn.Conv2d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm, nn.Linear, nn.MultiheadAttention, SelfAttention)
+LAYERS = (
+    nn.Conv2d,
+    nn.BatchNorm2d,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.Linear,
+    nn.MultiheadAttention,
+    SelfAttention,
+)
 
 
 def is_attention(module: nn.Module) -> bool:
@@ -126,16 +164,23 @@ def is_attention(module: nn.Module) -> bool:
     if isinstance(module, nn.MultiheadAttention | SelfAttention):
         return True
     parts = (getattr(module, name, None) for name in ("qkv", "proj"))
-    return all(isinstance(p, nn.Linear) for p in parts) and hasattr(module, "num_heads") and hasattr(module, "head_dim")
+    return (
+        all(isinstance(p, nn.Linear) for p in parts)
+        and hasattr(module, "num_heads")
+        and hasattr(module, "head_dim")
+    )
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Whether a traced graph keeps ``module`` whole because it can be narrowed and set side by side."""
+    """Whether a traced graph keeps ``module`` whole because it can be narrowed and set side by
+    side.
+    """
     return isinstance(module, LAYERS) or is_attention(module)
 
 
 def narrowed(layer: nn.Module, x: Tensor, widths: Widths) -> nn.Module:
-    """``layer`` for inputs like ``x``, its own width changed by ``widths``; parameters are left empty.
+    """``layer`` for inputs like ``x``, its own width changed by ``widths``; parameters are left
+    empty.
 
     Raises KdxError for options of a layer that can't be kept.
     """
@@ -150,7 +195,9 @@ def narrowed(layer: nn.Module, x: Tensor, widths: Widths) -> nn.Module:
             _resize(new, x.shape[1])
         case nn.LayerNorm():
             if len(new.normalized_shape) != 1:
-                raise KdxError(f"a LayerNorm over {len(new.normalized_shape)} axes can't be narrowed")
+                raise KdxError(
+                    f"a LayerNorm over {len(new.normalized_shape)} axes can't be narrowed"
+                )
             new.normalized_shape = (x.shape[1 if _channels_first(new) else -1],)
             _resize(new, *new.normalized_shape)
         case nn.GroupNorm():
@@ -164,11 +211,16 @@ def narrowed(layer: nn.Module, x: Tensor, widths: Widths) -> nn.Module:
 
 
 def beside(layer: nn.Module, experts: int) -> tuple[nn.Module, Layout]:
-    """N copies of a narrowed layer as one module, its parameters empty, and the layout in which it computes."""
+    """N copies of a narrowed layer as one module, its parameters empty, and the layout in which it
+    computes.
+    """
     match layer:
         case nn.Conv2d():
             conv = copy.deepcopy(layer)
-            conv.in_channels, conv.out_channels = experts * layer.in_channels, experts * layer.out_channels
+            conv.in_channels, conv.out_channels = (
+                experts * layer.in_channels,
+                experts * layer.out_channels,
+            )
             conv.groups = experts * layer.groups
             _resize(conv, conv.out_channels, *layer.weight.shape[1:])
             return conv, "side"
@@ -190,7 +242,9 @@ def beside(layer: nn.Module, experts: int) -> tuple[nn.Module, Layout]:
 
 
 def _narrow_convolution(conv: nn.Conv2d, in_channels: int, widths: Widths) -> None:
-    if conv.groups == conv.in_channels > 1 and conv.out_channels % conv.in_channels == 0:  # depthwise
+    if (
+        conv.groups == conv.in_channels > 1 and conv.out_channels % conv.in_channels == 0
+    ):  # depthwise
         multiple = conv.out_channels // conv.in_channels
         conv.in_channels = conv.groups = in_channels
         conv.out_channels = multiple * in_channels
@@ -205,10 +259,18 @@ def _narrow_attention(layer: Any, widths: Widths) -> SelfAttention:
     pair = isinstance(layer, nn.MultiheadAttention)
     if isinstance(layer, nn.MultiheadAttention):
         odd = [name for name in ("bias_k", "bias_v") if getattr(layer, name) is not None]
-        odd += [] if layer.batch_first and layer._qkv_same_embed_dim else ["batch_first=False or other key sizes"]
+        odd += (
+            []
+            if layer.batch_first and layer._qkv_same_embed_dim
+            else ["batch_first=False or other key sizes"]
+        )
         D, bias, dropout = layer.embed_dim, layer.in_proj_bias is not None, layer.dropout
     else:
-        odd = [n for n in ("q_norm", "k_norm", "norm") if not isinstance(getattr(layer, n, nn.Identity()), nn.Identity)]
+        odd = [
+            n
+            for n in ("q_norm", "k_norm", "norm")
+            if not isinstance(getattr(layer, n, nn.Identity()), nn.Identity)
+        ]
         odd += ["gate"] if getattr(layer, "gate", None) is not None else []
         D, bias, dropout = layer.qkv.in_features, layer.qkv.bias is not None, layer.attn_drop.p
     if odd:
@@ -219,7 +281,9 @@ def _narrow_attention(layer: Any, widths: Widths) -> SelfAttention:
 
 
 def _resize(layer: nn.Module, *shape: int) -> None:
-    """Empty parameters and statistics of another size: the weight of ``shape``, all else of its first axis."""
+    """Empty parameters and statistics of another size: the weight of ``shape``, all else of its
+    first axis.
+    """
     for name, parameter in layer._parameters.items():
         if parameter is not None:
             size = shape if name == "weight" else shape[:1]

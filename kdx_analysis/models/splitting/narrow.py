@@ -50,7 +50,9 @@ class Narrow:
         """One expert as a graph; what holds no parameters is copied from ``stage``."""
         graph = fx.Graph()
         graph.output(graph.graph_copy(stage.graph, {}))
-        used = {str(node.target) for node in stage.graph.nodes if node.op in ("call_module", "get_attr")}
+        used = {
+            str(node.target) for node in stage.graph.nodes if node.op in ("call_module", "get_attr")
+        }
         opaque = {target: copy.deepcopy(fetch(stage, target)) for target in used - self.made.keys()}
         return fx.GraphModule({**opaque, **self.made}, graph)
 
@@ -58,9 +60,10 @@ class Narrow:
 def narrow(stage: fx.GraphModule, shape: Sequence[int], widths: Widths) -> Narrow:
     """``stage``, on the meta device, for inputs of ``shape`` and with its own widths changed.
 
-    Only outputs are narrowed by ``widths``; every layer reads what the layers before it give, so that channels
-    put one behind another (DenseNet, ShuffleNet) add up. A layer whose output is added to a shortcut of another width
-    takes that width. Raises KdxError for a module that can't be narrowed, by name.
+    Only outputs are narrowed by ``widths``; every layer reads what the layers before it give, so
+    that channels put one behind another (DenseNet, ShuffleNet) add up. A layer whose output is
+    added to a shortcut of another width takes that width. Raises KdxError for a module that can't
+    be narrowed, by name.
     """
     fitted: dict[str, int] = {}
     while True:
@@ -117,13 +120,17 @@ class _Narrowing(Sizes):
         try:
             return super().run_node(n)
         except Exception as error:
-            raise KdxError(f"module {owner(n)!r} can't be narrowed into experts: {reason(error)}; {HOW}") from error
+            raise KdxError(
+                f"module {owner(n)!r} can't be narrowed into experts: {reason(error)}; {HOW}"
+            ) from error
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         module = self.fetch_attr(target)
         if target not in self.made and is_layer(module):
             fitted = self.fitted.get(target)
-            self.made[target] = narrowed(module, args[0], self.widths if fitted is None else Widths(1, every=fitted))
+            self.made[target] = narrowed(
+                module, args[0], self.widths if fitted is None else Widths(1, every=fitted)
+            )
         elif target not in self.made and next(module.parameters(), None) is not None:
             known = ", ".join(kind.__name__ for kind in LAYERS)
             raise KdxError(f"it is a {type(module).__name__}; known are {known}")
@@ -132,8 +139,14 @@ class _Narrowing(Sizes):
         return self.made.get(target, module)(*args, **kwargs)
 
     def _check_sum(self, a: fx.Node, b: fx.Node) -> None:
-        """Raise _Misfit if maps of different widths are to be added and a layer behind one of them can be fitted."""
-        maps = [value for node in (a, b) if isinstance(value := self.env[node], Tensor) and value.ndim == 4]
+        """Raise _Misfit if maps of different widths are to be added and a layer behind one of them
+        can be fitted.
+        """
+        maps = [
+            value
+            for node in (a, b)
+            if isinstance(value := self.env[node], Tensor) and value.ndim == 4
+        ]
         widths = [value.shape[1] for value in maps]
         if len(widths) < 2 or widths[0] == widths[1] or 1 in widths:
             return

@@ -1,4 +1,6 @@
-"""A student made into trunk and levels of experts within the student's budget, and the table that says so."""
+"""A student made into trunk and levels of experts within the student's budget, and the table that
+says so.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ class Part:
         experts: N_l; K for the heads.
         shape: of one expert's features, C×H×W or, of tokens, T×D; empty for the heads.
         student, explainer: parameters of the student's part and of the explainer's.
-        student_flops, explainer_flops: the same in floating-point operations for one image, 2 per multiply-add.
+        student_flops, explainer_flops: the same in floating-point operations for one image, 2 per
+            multiply-add.
     """
 
     name: str
@@ -48,7 +51,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Split:
-    """How a student was split, before any training; shows itself as a table in a notebook and in print.
+    """How a student was split, before any training; shows itself as a table in a notebook and in
+    print.
 
     Attributes:
         student: its class.
@@ -66,23 +70,33 @@ class Split:
 
     @property
     def budget_error(self) -> float:
-        """(levels − stages)/stages of the budgeted quantity, parameters where widths are budgeted; 0 is a match."""
+        """(levels − stages)/stages of the budgeted quantity, parameters where widths are budgeted;
+        0 is a match.
+        """
         levels = [part for part in self.parts if part.name.startswith("level")]
         if self.budget == "flops":
             return sum(p.explainer_flops for p in levels) / sum(p.student_flops for p in levels) - 1
         return sum(p.explainer for p in levels) / sum(p.student for p in levels) - 1
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a part: part, modules, experts, shape, and parameters and FLOPs of student and explainer."""
-        return pd.DataFrame([
-            {
-                "part": p.name, "modules": p.modules, "experts": p.experts, 
-                "expert's features": "×".join(map(str, p.shape)),
-                "student's parameters": p.student, "explainer's parameters": p.explainer,
-                "student's FLOPs": p.student_flops, "explainer's FLOPs": p.explainer_flops,
-            }
-            for p in self.parts
-        ])  # fmt: skip
+        """One row a part: part, modules, experts, shape, and parameters and FLOPs of student and
+        explainer.
+        """
+        return pd.DataFrame(
+            [
+                {
+                    "part": p.name,
+                    "modules": p.modules,
+                    "experts": p.experts,
+                    "expert's features": "×".join(map(str, p.shape)),
+                    "student's parameters": p.student,
+                    "explainer's parameters": p.explainer,
+                    "student's FLOPs": p.student_flops,
+                    "explainer's FLOPs": p.explainer_flops,
+                }
+                for p in self.parts
+            ]
+        )
 
     @property
     def caption(self) -> str:
@@ -110,11 +124,13 @@ def split_student(
     stages: Sequence[str] | None = None,
     image_shape: Sequence[int] | None = None,
 ) -> tuple[nn.Module, list[Level], Stages, Split]:
-    """Trunk and levels with fresh weights, what was found in ``student``, and the table without its heads.
+    """Trunk and levels with fresh weights, what was found in ``student``, and the table without its
+    heads.
 
-    All stages are narrowed alike, to the share of their widths at which the levels together meet the budget of the
-    stages that they stand for; ``width`` gives each of N experts an N-th of the channels. Raises KdxError for a
-    student that can't be split, and if ``experts`` does not fit its levels.
+    All stages are narrowed alike, to the share of their widths at which the levels together meet
+    the budget of the stages that they stand for; ``width`` gives each of N experts an N-th of the
+    channels. Raises KdxError for a student that can't be split, and if ``experts`` does not fit its
+    levels.
     """
     if budget not in get_args(Budget):
         raise KdxError(f"budget = {budget!r} should be one of {', '.join(get_args(Budget))}")
@@ -122,8 +138,8 @@ def split_student(
     counts = [experts] * len(found.body) if isinstance(experts, int) else list(experts)
     if len(counts) != len(found.body) or min(counts, default=0) < 1:
         raise KdxError(
-            f"experts = {experts!r} should be a number or {len(found.body)} numbers above 0, one for each level; "
-            f"the levels found are {', '.join(found.names[1:])}"
+            f"experts = {experts!r} should be a number or {len(found.body)} numbers above 0, one "
+            f"for each level; the levels found are {', '.join(found.names[1:])}"
         )
     narrowing = _Narrowing(found, counts)
     shares = [1 / n for n in counts] if budget == "width" else narrowing.matched(budget)
@@ -131,7 +147,10 @@ def split_student(
     trunk = copy.deepcopy(found.trunk).requires_grad_(True).train()
     if device.type != "meta":
         draw_anew(trunk)
-    templates = [narrow.assembled(stage) for narrow, stage in zip(narrowing.experts(shares), found.body, strict=True)]
+    templates = [
+        narrow.assembled(stage)
+        for narrow, stage in zip(narrowing.experts(shares), found.body, strict=True)
+    ]
     levels = [
         Level(template, n, _scales(stage), device)
         for template, n, stage in zip(templates, counts, found.body, strict=True)
@@ -163,14 +182,21 @@ class _Narrowing:
         return made
 
     def matched(self, budget: Budget) -> list[float]:
-        """The shares at which the levels together come nearest to the stages: one for all, then each for itself."""
+        """The shares at which the levels together come nearest to the stages: one for all, then
+        each for itself.
+        """
         wanted = sum(
-            flops(stage, shape) if budget == "flops" else count_parameters(stage) for stage, shape in self._stages
+            flops(stage, shape) if budget == "flops" else count_parameters(stage)
+            for stage, shape in self._stages
         )
 
         def excess(shares: Sequence[float]) -> float:
             experts = zip(self.counts, self.experts(shares), strict=True)
-            return sum(n * (e.flops() if budget == "flops" else e.parameters) for n, e in experts) / wanted - 1
+            return (
+                sum(n * (e.flops() if budget == "flops" else e.parameters) for n, e in experts)
+                / wanted
+                - 1
+            )
 
         return _nearest(excess, self.counts)
 
@@ -183,25 +209,36 @@ class _Narrowing:
         """Trunk and levels as rows."""
         found = self.found
         trunk = count_parameters(found.trunk), flops(found.trunk, found.shapes[0])
-        parts = [Part("trunk", found.names[0], 1, found.shapes[1], trunk[0], trunk[0], trunk[1], trunk[1])]
+        parts = [
+            Part(
+                "trunk", found.names[0], 1, found.shapes[1], trunk[0], trunk[0], trunk[1], trunk[1]
+            )
+        ]
         rows = zip(self._stages, self.experts(shares), self.counts, found.names[1:], strict=True)
         for level, ((stage, reads), expert, n, name) in enumerate(rows, 2):
             costs = (
-                count_parameters(stage), n * expert.parameters, flops(stage, reads), n * expert.flops(),
-            )  # fmt: skip
+                count_parameters(stage),
+                n * expert.parameters,
+                flops(stage, reads),
+                n * expert.flops(),
+            )
             parts.append(Part(f"level {level}", name, n, expert.shape, *costs))
         return Split(student, found.shapes[0], budget, tuple(shares), tuple(parts))
 
 
 def _nearest(excess: Callable[[Sequence[float]], float], experts: Sequence[int]) -> list[float]:
-    """Shares at which levels cost nearest to what they may, ``excess`` 0: one for all, then each for itself."""
+    """Shares at which levels cost nearest to what they may, ``excess`` 0: one for all, then each
+    for itself.
+    """
     shares = [(sum(experts) / len(experts)) ** -0.5] * len(experts)
     tried: dict[float, float] = {}
     while shares[0] not in tried and len(tried) < _STEPS:
         tried[shares[0]] = excess(shares)
         if abs(tried[shares[0]]) <= _CLOSE:
             return shares
-        shares = [shares[0] / (1 + tried[shares[0]]) ** 0.5] * len(shares)  # costs grow with the square of widths
+        shares = [shares[0] / (1 + tried[shares[0]]) ** 0.5] * len(
+            shares
+        )  # costs grow with the square of widths
     share = min(tried, key=lambda s: abs(tried[s]))
     shares, best = [share] * len(shares), abs(tried[share])
     for level in range(len(shares)):
@@ -220,7 +257,9 @@ _CLOSE = 0.02
 
 def with_heads(split: Split, found: Stages, heads: nn.Module, num_classes: int) -> Split:
     """``split`` with a row for the student's classifier beside the heads."""
-    classifier = flops(found.whole, split.image_shape) - sum(part.student_flops for part in split.parts)
+    classifier = flops(found.whole, split.image_shape) - sum(
+        part.student_flops for part in split.parts
+    )
     size = count_parameters(heads)
     row = Part(
         "heads",

@@ -1,7 +1,8 @@
 """Where a classifier's trunk, stages and classifier lie, found by tracing it through torch.fx.
 
-A *cut* is a tensor through which everything passes: no edge of the traced graph goes around it. Convolutional
-stages end at the last cut before the resolution falls, a transformer's at cuts before its blocks.
+A *cut* is a tensor through which everything passes: no edge of the traced graph goes around it.
+Convolutional stages end at the last cut before the resolution falls, a transformer's at cuts before
+its blocks.
 """
 
 from __future__ import annotations
@@ -35,8 +36,10 @@ class Stages:
         trunk: images to the first stage's features.
         body: the later stages, each from the features before it to its own.
         classifier: parameters of what follows the last stage.
-        shapes: of one image (C×H×W), then of the features behind trunk and each stage: C×H×W or, of tokens, T×D.
-        reads: what the classifier reads: ``mean`` (of all positions) or ``token`` (the first token).
+        shapes: of one image (C×H×W), then of the features behind trunk and each stage: C×H×W or, of
+            tokens, T×D.
+        reads: what the classifier reads: ``mean`` (of all positions) or ``token`` (the first
+            token).
         names: module paths of trunk and stages, for tables.
     """
 
@@ -50,15 +53,19 @@ class Stages:
 
 
 def find_stages(
-    model: nn.Module, declared: Sequence[str] | None = None, image_shape: Sequence[int] | None = None
+    model: nn.Module,
+    declared: Sequence[str] | None = None,
+    image_shape: Sequence[int] | None = None,
 ) -> Stages:
     """Trace ``model`` and find its stages, or end them where the ``declared`` module paths end.
 
-    More than four stages found by resolution, and transformer blocks, are merged into a trunk and three levels.
+    More than four stages found by resolution, and transformer blocks, are merged into a trunk and
+    three levels.
 
     Args:
         model: images to B×K; left as it is.
-        declared: paths of the stages' last modules, the trunk's first, as ``["layer1", "layer2", "layer3"]``.
+        declared: paths of the stages' last modules, the trunk's first, as ``["layer1", "layer2",
+            "layer3"]``.
         image_shape: C×H×W; by default the first of some common sizes that fits.
 
     Raises:
@@ -85,7 +92,9 @@ def find_stages(
 
 
 def _chain(model: nn.Module, declared: Sequence[str], image_shape: Sequence[int]) -> nn.Sequential:
-    """The declared modules one after the other; raises KdxError if that is not how ``model`` calls them."""
+    """The declared modules one after the other; raises KdxError if that is not how ``model`` calls
+    them.
+    """
     try:
         modules = [model.get_submodule(path) for path in declared]
     except AttributeError as error:
@@ -94,7 +103,10 @@ def _chain(model: nn.Module, declared: Sequence[str], image_shape: Sequence[int]
     like = next((p for p in model.parameters()), torch.empty(0))
     images = torch.zeros(2, *image_shape, dtype=like.dtype, device=like.device)
     modes = [(module, module.training) for module in model.modules()]
-    handles = [m.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output))) for m in modules]
+    handles = [
+        m.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
+        for m in modules
+    ]
     try:
         with torch.no_grad(), torch.random.fork_rng():
             model.eval()(images)
@@ -106,10 +118,18 @@ def _chain(model: nn.Module, declared: Sequence[str], image_shape: Sequence[int]
     given = [images, *(output for _, output in seen)]
     for path, (read, _), expected in zip(declared, seen, given, strict=False):
         if read is not expected:
-            raise KdxError(f"module {path!r} does not read what the module declared before it gives; declare a chain")
+            raise KdxError(
+                f"module {path!r} does not read what the module declared before it gives; declare "
+                "a chain"
+            )
     if len(seen) != len(modules):
-        raise KdxError(f"{len(modules)} stages are declared, {len(seen)} were called; declare modules called once")
-    return nn.Sequential(OrderedDict(zip((path.replace(".", "_") for path in declared), modules, strict=True)))
+        raise KdxError(
+            f"{len(modules)} stages are declared, {len(seen)} were called; declare modules called "
+            "once"
+        )
+    return nn.Sequential(
+        OrderedDict(zip((path.replace(".", "_") for path in declared), modules, strict=True))
+    )
 
 
 class _Shapes(Sizes):
@@ -121,7 +141,9 @@ class _Shapes(Sizes):
 
 def _propagate(graph: fx.GraphModule, shape: Sequence[int]) -> None:
     """Write the shape of every tensor, for two images, into its node."""
-    meta = on_meta(graph).float()  # shapes are the same in any precision, and the images have the layers' own
+    meta = on_meta(
+        graph
+    ).float()  # shapes are the same in any precision, and the images have the layers' own
     with torch.no_grad():
         _Shapes(meta, graph=graph.graph).run(torch.empty(2, *shape, device="meta"))
 
@@ -134,14 +156,17 @@ def _fits(graph: fx.GraphModule, shape: Sequence[int]) -> bool:
     return True
 
 
-def _fitting_shape(model: nn.Module, graph: fx.GraphModule, image_shape: Sequence[int] | None) -> tuple[int, ...]:
+def _fitting_shape(
+    model: nn.Module, graph: fx.GraphModule, image_shape: Sequence[int] | None
+) -> tuple[int, ...]:
     if image_shape is not None:
         try:
             _propagate(graph, image_shape)
         except Exception as error:
             size = "×".join(map(str, image_shape))
             raise KdxError(
-                f"images of {size} do not fit {type(model).__name__}: {reason(error)}; give another image_shape"
+                f"images of {size} do not fit {type(model).__name__}: {reason(error)}; give "
+                "another image_shape"
             ) from error
         return tuple(image_shape)
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
@@ -150,7 +175,8 @@ def _fitting_shape(model: nn.Module, graph: fx.GraphModule, image_shape: Sequenc
         if _fits(graph, (channels, side, side)):
             return channels, side, side
     raise KdxError(
-        f"images of {channels} channels and common sizes do not fit {type(model).__name__}; give image_shape="
+        f"images of {channels} channels and common sizes do not fit {type(model).__name__}; give "
+        "image_shape="
     )
 
 
@@ -168,24 +194,33 @@ def _cuts(graph: fx.GraphModule) -> list[fx.Node]:
 
 def _declared_ends(graph: fx.GraphModule, declared: Sequence[str]) -> list[fx.Node]:
     if len(declared) < 2:
-        raise KdxError(f"stages = {list(declared)} should be two module paths or more: the trunk's end, then levels'")
+        raise KdxError(
+            f"stages = {list(declared)} should be two module paths or more: the trunk's end, then "
+            "levels'"
+        )
     cuts, ends = set(_cuts(graph)), []
     for path in declared:
         inside = [node for node in graph.graph.nodes if path in paths(node)]
         if not inside:
-            known = sorted({p for node in graph.graph.nodes for p in paths(node) if p.count(".") < 2})
+            known = sorted(
+                {p for node in graph.graph.nodes for p in paths(node) if p.count(".") < 2}
+            )
             raise KdxError(
-                f"there is no module {path!r} on the way from images to outputs; there are {', '.join(known)}"
+                f"there is no module {path!r} on the way from images to outputs; there are "
+                f"{', '.join(known)}"
             )
         end = next((node for node in reversed(inside) if node.meta.get("shape")), inside[-1])
         if end not in cuts:
-            raise KdxError(f"module {path!r} can't end a stage: what follows reads more than its output")
+            raise KdxError(
+                f"module {path!r} can't end a stage: what follows reads more than its output"
+            )
         ends.append(end)
     order = {node: i for i, node in enumerate(graph.graph.nodes)}
     for (path, end), (other, later) in pairwise(zip(declared, ends, strict=True)):
         if order[end] >= order[later]:
             raise KdxError(
-                f"module {other!r} does not come after {path!r}; give the stages in the order of the forward pass"
+                f"module {other!r} does not come after {path!r}; give the stages in the order of "
+                "the forward pass"
             )
     return ends
 
@@ -200,26 +235,37 @@ def _found_ends(graph: fx.GraphModule, model: nn.Module) -> list[fx.Node]:
     ends = _block_ends(graph, cuts, attentions) if attentions else _resolution_ends(graph, cuts)
     if len(ends) < 2:
         raise KdxError(
-            f"{type(model).__name__} has no stages to split: its features stay at one resolution; declare where "
+            f"{type(model).__name__} has no stages to split: its features stay at one resolution; "
+            "declare where "
             'trunk and levels end, as stages=["conv1", "conv2"]'
         )
     return ends
 
 
-def _block_ends(graph: fx.GraphModule, cuts: Sequence[fx.Node], attentions: Sequence[fx.Node]) -> list[fx.Node]:
-    """Ends of four groups of transformer blocks; a block begins at the last cut before its attention."""
+def _block_ends(
+    graph: fx.GraphModule, cuts: Sequence[fx.Node], attentions: Sequence[fx.Node]
+) -> list[fx.Node]:
+    """Ends of four groups of transformer blocks; a block begins at the last cut before its
+    attention.
+    """
     order = {node: i for i, node in enumerate(graph.graph.nodes)}
     tokens = [node for node in cuts if len(node.meta["shape"]) == 3]
-    starts = [max((c for c in tokens if order[c] < order[a]), key=order.__getitem__, default=None) for a in attentions]
+    starts = [
+        max((c for c in tokens if order[c] < order[a]), key=order.__getitem__, default=None)
+        for a in attentions
+    ]
     blocks = list(dict.fromkeys(node for node in starts if node is not None))
-    first = [group[0] for group in np.array_split(np.arange(len(blocks)), min(MAX_STAGES, len(blocks)))]
+    first = [
+        group[0] for group in np.array_split(np.arange(len(blocks)), min(MAX_STAGES, len(blocks)))
+    ]
     width = blocks[0].meta["shape"][2] if blocks else 0
     last = [c for c in tokens if c.meta["shape"][2] == width][-1:]
     return [*(blocks[int(i)] for i in first[1:]), *last]
 
 
 def _resolution_ends(graph: fx.GraphModule, cuts: Sequence[fx.Node]) -> list[fx.Node]:
-    """Ends of stages: of the cuts behind the last block at one resolution the one that ends the outermost module.
+    """Ends of stages: of the cuts behind the last block at one resolution the one that ends the
+    outermost module.
 
     Pooling before the classifier stands apart from the last stage.
     """
@@ -246,7 +292,9 @@ def _resolution_ends(graph: fx.GraphModule, cuts: Sequence[fx.Node]) -> list[fx.
 
 
 def _after_last_block(run: Sequence[fx.Node]) -> list[fx.Node]:
-    """Of cuts at one resolution the last one where branches meet, and those behind it; all if there is none."""
+    """Of cuts at one resolution the last one where branches meet, and those behind it; all if there
+    is none.
+    """
     for i in reversed(range(1, len(run))):
         if run[i].prev is not run[i - 1] and run[i].prev.op != "get_attr":
             return list(run[i:])
@@ -254,7 +302,9 @@ def _after_last_block(run: Sequence[fx.Node]) -> list[fx.Node]:
 
 
 def _depths(graph: fx.GraphModule) -> dict[fx.Node, int]:
-    """How deep the outermost module lies that ends with a node: 0 for an operation of the model's own forward."""
+    """How deep the outermost module lies that ends with a node: 0 for an operation of the model's
+    own forward.
+    """
     last: dict[str, fx.Node] = {}
     found: dict[fx.Node, int] = {}
     for node in graph.graph.nodes:
@@ -267,9 +317,14 @@ def _depths(graph: fx.GraphModule) -> dict[fx.Node, int]:
 
 
 def _starts_classifier(graph: fx.GraphModule, before: fx.Node, node: fx.Node) -> bool:
-    """Whether ``node`` makes one position, or a grid of a fixed size, of the features before it, or is opaque."""
+    """Whether ``node`` makes one position, or a grid of a fixed size, of the features before it, or
+    is opaque.
+    """
     module = graph.get_submodule(str(node.target)) if node.op == "call_module" else nn.Identity()
-    if isinstance(module, nn.AdaptiveAvgPool2d) or node.target is torch.nn.functional.adaptive_avg_pool2d:
+    if (
+        isinstance(module, nn.AdaptiveAvgPool2d)
+        or node.target is torch.nn.functional.adaptive_avg_pool2d
+    ):
         return True
     if next(module.parameters(), None) is not None:
         return not layers.is_layer(module)
@@ -281,7 +336,10 @@ def _has_parameters(graph: fx.GraphModule, start: fx.Node | None, end: fx.Node) 
     inside = _between(graph, start, end)
     return any(
         node.op == "get_attr"
-        or (node.op == "call_module" and next(graph.get_submodule(str(node.target)).parameters(), None) is not None)
+        or (
+            node.op == "call_module"
+            and next(graph.get_submodule(str(node.target)).parameters(), None) is not None
+        )
         for node in inside
     )
 
@@ -295,13 +353,17 @@ def _between(graph: fx.GraphModule, start: fx.Node | None, end: fx.Node) -> list
     return [*dict.fromkeys(read), *own]
 
 
-def _take_apart(graph: fx.GraphModule, ends: Sequence[fx.Node], shape: tuple[int, ...], size: int) -> Stages:
+def _take_apart(
+    graph: fx.GraphModule, ends: Sequence[fx.Node], shape: tuple[int, ...], size: int
+) -> Stages:
     parts = [_part(graph, start, end) for start, end in zip([None, *ends], ends, strict=False)]
     kept = {id(p): p.numel() for part in parts for p in part.parameters()}
     classifier = size - sum(kept.values())
     shapes = (shape, *(tuple(end.meta["shape"][1:]) for end in ends))
     names = tuple(_name(graph, start, end) for start, end in zip([None, *ends], ends, strict=False))
-    return Stages(graph, parts[0], tuple(parts[1:]), classifier, shapes, _read_by_classifier(ends[-1]), names)
+    return Stages(
+        graph, parts[0], tuple(parts[1:]), classifier, shapes, _read_by_classifier(ends[-1]), names
+    )
 
 
 def _part(graph: fx.GraphModule, start: fx.Node | None, end: fx.Node) -> fx.GraphModule:
@@ -318,8 +380,15 @@ def _part(graph: fx.GraphModule, start: fx.Node | None, end: fx.Node) -> fx.Grap
 
 def _read_by_classifier(end: fx.Node) -> str:
     for node in end.users:
-        index = node.args[1] if node.op == "call_function" and node.target is operator.getitem else None
-        if len(end.meta["shape"]) == 3 and isinstance(index, tuple) and len(index) == 2 and index[1] == 0:
+        index = (
+            node.args[1] if node.op == "call_function" and node.target is operator.getitem else None
+        )
+        if (
+            len(end.meta["shape"]) == 3
+            and isinstance(index, tuple)
+            and len(index) == 2
+            and index[1] == 0
+        ):
             return "token"
     return "mean"
 
@@ -332,6 +401,13 @@ def _name(graph: fx.GraphModule, start: fx.Node | None, end: fx.Node) -> str:
     def shortest(target: str) -> str:
         parts = target.split(".")
         prefixes = [".".join(parts[:i]) for i in range(1, len(parts) + 1)]
-        return next((p for p in prefixes if all(t in own for t in everywhere if f"{t}.".startswith(f"{p}."))), target)
+        return next(
+            (
+                p
+                for p in prefixes
+                if all(t in own for t in everywhere if f"{t}.".startswith(f"{p}."))
+            ),
+            target,
+        )
 
     return " – ".join(dict.fromkeys(shortest(target) for target in (*own[:1], *own[-1:])))

@@ -18,7 +18,9 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class Tracer(fx.Tracer):
-    """Keeps layers with parameters, and modules without any, whole; so does it with what can't be traced."""
+    """Keeps layers with parameters, and modules without any, whole; so does it with what can't be
+    traced.
+    """
 
     def __init__(self, whole: frozenset[str] = frozenset()) -> None:
         super().__init__()
@@ -28,10 +30,16 @@ class Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if module_qualified_name in self.whole or layers.is_layer(m):
             return True
-        return not isinstance(m, nn.Sequential | nn.ModuleList) and next(m.parameters(), None) is None
+        return (
+            not isinstance(m, nn.Sequential | nn.ModuleList) and next(m.parameters(), None) is None
+        )
 
     def call_module(
-        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Any:
         try:
             return super().call_module(m, forward, args, kwargs)
@@ -41,7 +49,9 @@ class Tracer(fx.Tracer):
 
 
 def trace(model: nn.Module) -> fx.GraphModule:
-    """``model`` as a graph of its layers, whose modules it shares. Raises KdxError where that can't be."""
+    """``model`` as a graph of its layers, whose modules it shares. Raises KdxError where that can't
+    be.
+    """
     whole: frozenset[str] = frozenset()
     while True:
         tracer = Tracer(whole)
@@ -50,9 +60,10 @@ def trace(model: nn.Module) -> fx.GraphModule:
         except Exception as error:
             if tracer.failed is None or tracer.failed in whole:
                 raise KdxError(
-                    f"{type(model).__name__} can't be traced: {reason(error)}; write its forward without branches on "
-                    "values, or declare as stages= the modules that it calls one after the other, the first on the "
-                    "images, and give image_shape="
+                    f"{type(model).__name__} can't be traced: {reason(error)}; write its forward "
+                    "without branches on "
+                    "values, or declare as stages= the modules that it calls one after the other, "
+                    "the first on the images, and give image_shape="
                 ) from error
             whole |= {tracer.failed}
 
@@ -64,11 +75,15 @@ def _defaults(model: nn.Module) -> dict[str, Any]:
 
 
 def _one_input(graph: fx.Graph) -> fx.Graph:
-    """``graph`` without the inputs that are fixed to their defaults, assertions and type annotations."""
+    """``graph`` without the inputs that are fixed to their defaults, assertions and type
+    annotations.
+    """
     for node in reversed(graph.nodes):
         node.type = None  # one that is a string can't be pickled
         checks = node.target is torch._assert or "assert" in node.name
-        if not node.users and (checks or node.op == "placeholder" or node.target in (operator.eq, getattr)):
+        if not node.users and (
+            checks or node.op == "placeholder" or node.target in (operator.eq, getattr)
+        ):
             graph.erase_node(node)
     return graph
 
@@ -84,14 +99,17 @@ def trace_modes(model: nn.Module) -> fx.GraphModule:
     for a, b in zip(graphs[0].graph.nodes, graphs[1].graph.nodes, strict=False):
         if str((a.op, a.target, a.args, a.kwargs)) != str((b.op, b.target, b.args, b.kwargs)):
             raise KdxError(
-                f"module {owner(b) or type(model).__name__!r} computes other things in train mode than in eval mode; "
+                f"module {owner(b) or type(model).__name__!r} computes other things in train mode "
+                "than in eval mode; "
                 "put the difference into a module without parameters, as nn.Dropout is"
             )
     return graphs[1]
 
 
 def on_meta(model: M) -> M:
-    """A copy of a module in eval mode, its parameters and buffers on the meta device; no data is copied."""
+    """A copy of a module in eval mode, its parameters and buffers on the meta device; no data is
+    copied.
+    """
     tensors = [*model.parameters(), *model.buffers()]
     memo: dict[int, Any] = {id(t): t.detach().to("meta") for t in tensors}
     memo |= {id(p): nn.Parameter(memo[id(p)], p.requires_grad) for p in model.parameters()}

@@ -1,4 +1,6 @@
-"""Trees against trees, distances and superclasses. Pure functions; the methods of ``Tree`` say what they compute."""
+"""Trees against trees, distances and superclasses. Pure functions; the methods of ``Tree`` say what
+they compute.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
 class BesideNull:
     """A comparison and its null, ``permutations`` permuted trees.
 
-    Their mean, the range that holds one more of them with 95 % (NaN below 39 ``permutations``), and the one-sided p of
-    trees that are more alike than permuted ones.
+    Their mean, the range that holds one more of them with 95 % (NaN below 39 ``permutations``), and
+    the one-sided p of trees that are more alike than permuted ones.
     """
 
     measure: str
@@ -59,23 +61,31 @@ def purity(tree: Tree, superclasses: Mapping[str, Sequence[str]]) -> float:
     filed = Counter(name for members in superclasses.values() for name in members)
     wrong = [name for name in tree.classes if filed[name] != 1]
     if wrong:
-        raise KdxError(f"class {wrong[0]!r} stands in {filed[wrong[0]]} superclasses; it should stand in one")
+        raise KdxError(
+            f"class {wrong[0]!r} stands in {filed[wrong[0]]} superclasses; it should stand in one"
+        )
     of = {name: superclass for superclass, members in superclasses.items() for name in members}
-    cells = Counter((expert, of[name]) for name, expert in zip(tree.classes, tree.parents[-1], strict=True))
+    cells = Counter(
+        (expert, of[name]) for name, expert in zip(tree.classes, tree.parents[-1], strict=True)
+    )
     largest: Counter[int] = Counter()
     for (expert, _), size in cells.items():
         largest[expert] = max(largest[expert], size)
     return largest.total() / len(tree.classes)
 
 
-_MEASURES: dict[str, tuple[Callable[[Tree, Any], float], null.Side]] = {  # and on which side trees are more alike
+_MEASURES: dict[
+    str, tuple[Callable[[Tree, Any], float], null.Side]
+] = {  # and on which side trees are more alike
     "robinson_foulds": (robinson_foulds, "less"),
     "cophenetic_correlation": (cophenetic_correlation, "greater"),
     "purity": (purity, "greater"),
 }
 
 
-def beside_null(tree: Tree, measure: str, other: Any, permutations: int, generator: torch.Generator) -> BesideNull:
+def beside_null(
+    tree: Tree, measure: str, other: Any, permutations: int, generator: torch.Generator
+) -> BesideNull:
     if measure not in _MEASURES:
         raise unknown("comparison of trees", measure, _MEASURES)
     if permutations < 1:
@@ -87,13 +97,23 @@ def beside_null(tree: Tree, measure: str, other: Any, permutations: int, generat
     draws = np.array([compare(permuted(tree, generator), other) for _ in range(permutations)])
     beside = null.beside_one(draws)
     p = float(null.p_value(value, draws, side))
-    return BesideNull(measure, value, beside["null_mean"], beside["null_low"], beside["null_high"], p, permutations)
+    return BesideNull(
+        measure,
+        value,
+        beside["null_mean"],
+        beside["null_low"],
+        beside["null_high"],
+        p,
+        permutations,
+    )
 
 
 def permuted(tree: Tree, generator: torch.Generator) -> Tree:
     """The same tree with its subtasks permuted over its leaves."""
     places = torch.randperm(len(tree.classes), generator=generator).tolist()
-    return replace(tree, parents=(*tree.parents[:-1], tuple(tree.parents[-1][place] for place in places)))
+    return replace(
+        tree, parents=(*tree.parents[:-1], tuple(tree.parents[-1][place] for place in places))
+    )
 
 
 def _distances(tree: Tree, other: Tree | Tensor | np.ndarray) -> np.ndarray:
@@ -101,10 +121,14 @@ def _distances(tree: Tree, other: Tree | Tensor | np.ndarray) -> np.ndarray:
     K = len(tree.classes)
     if isinstance(other, Tensor | np.ndarray):
         matrix = np.asarray(other, dtype=float)
-        if matrix.shape != (K, K) or not np.isfinite(matrix).all() or not np.allclose(matrix, matrix.T):
+        if (
+            matrix.shape != (K, K)
+            or not np.isfinite(matrix).all()
+            or not np.allclose(matrix, matrix.T)
+        ):
             raise KdxError(
-                f"distances between {K} subtasks are a symmetric {K}×{K} matrix of finite numbers; this one has the "
-                f"shape {'×'.join(map(str, matrix.shape))}"
+                f"distances between {K} subtasks are a symmetric {K}×{K} matrix of finite numbers; "
+                f"this one has the shape {'×'.join(map(str, matrix.shape))}"
             )
         return matrix
     if set(tree.classes) != set(other.classes):

@@ -16,7 +16,9 @@ _UNBROKEN = "\N{NO-BREAK SPACE}"
 def newick(tree: Tree) -> str:
     def node(level: int, expert: int) -> str:
         if level == len(tree.experts):
-            inside = ["'" + tree.classes[k].replace("'", "''") + "'" for k in tree.children(level, expert)]
+            inside = [
+                "'" + tree.classes[k].replace("'", "''") + "'" for k in tree.children(level, expert)
+            ]
         else:
             inside = [node(level + 1, child) for child in _live_children(tree, level, expert)]
         return f"({','.join(inside)}){_label(level, expert)}"
@@ -28,7 +30,11 @@ def dot(tree: Tree) -> str:
     lines = ["digraph tree {", "  rankdir=LR;", "  node [shape=box];"]
     for (level, index), name in tree.to_networkx().nodes(data="label"):
         is_leaf = level > len(tree.experts)
-        lines.append(f"  S{index} [label={_dot_quoted(name)}, shape=plaintext];" if is_leaf else f"  L{level}E{index};")
+        lines.append(
+            f"  S{index} [label={_dot_quoted(name)}, shape=plaintext];"
+            if is_leaf
+            else f"  L{level}E{index};"
+        )
     for (level, parent), (_, child) in tree.to_networkx().edges:
         end = f"S{child}" if level == len(tree.experts) else _label(level + 1, child)
         lines.append(f"  {_label(level, parent)} -> {end};")
@@ -46,7 +52,9 @@ def nested(tree: Tree, level: int = 1, expert: int = 0) -> dict[str, Any]:
 
 
 def from_nested(root: Any) -> tuple[tuple[str, ...], tuple[int, ...], tuple[tuple[int, ...], ...]]:
-    """Classes, experts and parents of a nested tree; KeyError, TypeError or ValueError where it is none."""
+    """Classes, experts and parents of a nested tree; KeyError, TypeError or ValueError where it is
+    none.
+    """
     levels: dict[int, dict[int, int]] = {}
     subtasks: dict[int, tuple[str, int]] = {}
 
@@ -81,22 +89,34 @@ def text(tree: Tree) -> str:
 
 
 def _lines(tree: Tree, level: int, expert: int, first: str, rest: str) -> Iterator[str]:
-    """The node and all below it; ``first`` stands before its own line, ``rest`` before those that follow."""
+    """The node and all below it; ``first`` stands before its own line, ``rest`` before those that
+    follow.
+    """
     size = len(tree.subtasks(level, expert))
     head = f"{first}{_label(level, expert)} ({size} subtask{'s' if size > 1 else ''})"
     if level == len(tree.experts):
         names = ", ".join(_visible(tree.classes[k]) for k in tree.children(level, expert))
         wrapped = textwrap.wrap(
-            names, _WIDTH, initial_indent=f"{head}: ", subsequent_indent=f"{rest}   ",
-            break_long_words=False, break_on_hyphens=False,
-        )  # fmt: skip
+            names,
+            _WIDTH,
+            initial_indent=f"{head}: ",
+            subsequent_indent=f"{rest}   ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
         yield from (line.replace(_UNBROKEN, " ") for line in wrapped)
         return
     yield head
     children = _live_children(tree, level, expert)
     for child in children:
         last = child == children[-1]
-        yield from _lines(tree, level + 1, child, rest + ("└─ " if last else "├─ "), rest + ("   " if last else "│  "))
+        yield from _lines(
+            tree,
+            level + 1,
+            child,
+            rest + ("└─ " if last else "├─ "),
+            rest + ("   " if last else "│  "),
+        )
 
 
 def _live_children(tree: Tree, level: int, expert: int) -> list[int]:
@@ -114,7 +134,9 @@ def _visible(name: str) -> str:
 
 
 def _dot_quoted(name: str) -> str:
-    """A label that Graphviz shows letter by letter: it reads escapes after a backslash and entities after an &."""
+    """A label that Graphviz shows letter by letter: it reads escapes after a backslash and entities
+    after an &.
+    """
     for letter, escaped in (("\\", "\\\\"), ('"', '\\"'), ("&", "&amp;")):
         name = name.replace(letter, escaped)
     return f'"{name}"'

@@ -8,19 +8,24 @@ import pandas as pd
 import torch
 
 from kdx_analysis.models.resolve import build_model
-from kdx_analysis.models.vam.attach import attach, fold, gate_parameters
+from kdx_analysis.models.vam.layers import attach, fold, gate_parameters
 from kdx_analysis.models.zoo import MODELS
 
-TORCHVISION = tuple(f"torchvision:{name}" for name in ("resnet18", "mobilenet_v2", "convnext_tiny", "vit_b_16"))
+TORCHVISION = tuple(
+    f"torchvision:{name}" for name in ("resnet18", "mobilenet_v2", "convnext_tiny", "vit_b_16")
+)
 
 
-def survey(names: Iterable[str] = (*MODELS, *TORCHVISION), num_classes: int = 10, seed: int = 0) -> pd.DataFrame:
-    """One row per model at the default blocks: model, attached, layers, added_percent, attach_error, fold_error.
+def survey(
+    names: Iterable[str] = (*MODELS, *TORCHVISION), num_classes: int = 10, seed: int = 0
+) -> pd.DataFrame:
+    """One row per model at the default blocks: model, attached, layers, added_percent,
+    attach_error, fold_error.
 
-    Errors are max|Δ|/max|y| of the logits y of two images in eval mode: attaching compares with the plain model,
-    folding with the attached model whose U was drawn from N(0, 1). Parameters that start below 1e-4, as a head at 0 or
-    a layer scale does, are drawn from N(0, 0.01) first, so that every layer shows in the logits. Images have 32 pixels
-    for the zoo, 224 for others.
+    Errors are max|Δ|/max|y| of the logits y of two images in eval mode: attaching compares with the
+    plain model, folding with the attached model whose U was drawn from N(0, 1). Parameters that
+    start below 1e-4, as a head at 0 or a layer scale does, are drawn from N(0, 0.01) first, so that
+    every layer shows in the logits. Images have 32 pixels for the zoo, 224 for others.
     """
     return pd.DataFrame([_surveyed(name, num_classes, seed) for name in names])
 

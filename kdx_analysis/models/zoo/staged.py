@@ -13,18 +13,26 @@ from kdx_analysis.registry import Registry
 
 
 class StagedNet(nn.Module):
-    """A stem, stages, average pooling and a linear classifier; images B×in_channels×H×W to logits B×K.
+    """A stem, stages, average pooling and a linear classifier; images B×in_channels×H×W to logits
+    B×K.
 
     Args:
         stem: images to B×C×H×W.
-        stages: what an explainer splits: the first stays whole with the stem, each later one is a level of experts.
+        stages: what an explainer splits: the first stays whole with the stem, each later one is a
+            level of experts.
         width: C, the channels that leave the last stage.
         num_classes: K.
-        pool: the classifier reads features averaged over a ``pool`` × ``pool`` grid, globally by default.
+        pool: the classifier reads features averaged over a ``pool`` × ``pool`` grid, globally by
+            default.
     """
 
     def __init__(
-        self, stem: nn.Module, stages: Sequence[nn.Module], width: int, num_classes: int, pool: int = 1
+        self,
+        stem: nn.Module,
+        stages: Sequence[nn.Module],
+        width: int,
+        num_classes: int,
+        pool: int = 1,
     ) -> None:
         super().__init__()
         self.pool = pool
@@ -33,7 +41,9 @@ class StagedNet(nn.Module):
         self.classifier = nn.Linear(width * pool**2, num_classes)
 
     def features(self, x: Tensor) -> Tensor:
-        """What the classifier reads: the last stage's features, averaged over the grid; B×(C·pool²)."""
+        """What the classifier reads: the last stage's features, averaged over the grid;
+        B×(C·pool²).
+        """
         x = self.stem(x)
         for stage in self.stages:
             x = stage(x)
@@ -54,12 +64,23 @@ MODELS: Registry[ModelBuilder] = Registry("model")
 
 
 class Conv(nn.Conv2d):
-    """A convolution that keeps the size at stride 1 and starts Kaiming-normal with its fan-out, its bias at 0."""
+    """A convolution that keeps the size at stride 1 and starts Kaiming-normal with its fan-out, its
+    bias at 0.
+    """
 
     def __init__(
-        self, in_channels: int, out_channels: int, size: int, *, stride: int = 1, groups: int = 1, bias: bool = False
+        self,
+        in_channels: int,
+        out_channels: int,
+        size: int,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        bias: bool = False,
     ) -> None:
-        super().__init__(in_channels, out_channels, size, stride, size // 2, groups=groups, bias=bias)
+        super().__init__(
+            in_channels, out_channels, size, stride, size // 2, groups=groups, bias=bias
+        )
 
     def reset_parameters(self) -> None:
         fan_out = self.out_channels // self.groups * math.prod(self.kernel_size)
@@ -72,5 +93,9 @@ def plain_stage(
     in_channels: int, out_channels: int, *, stride: int = 1, bias: bool = False, pool: bool = False
 ) -> nn.Sequential:
     """conv3×3, BatchNorm, ReLU and, with ``pool``, 2×2 max-pooling."""
-    layers = [Conv(in_channels, out_channels, 3, stride=stride, bias=bias), nn.BatchNorm2d(out_channels), nn.ReLU()]
+    layers = [
+        Conv(in_channels, out_channels, 3, stride=stride, bias=bias),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(),
+    ]
     return nn.Sequential(*layers, *([nn.MaxPool2d(2)] if pool else []))

@@ -18,9 +18,13 @@ def lone(level: Level) -> list[fx.GraphModule]:
     """Every expert of a level as the narrow graph that it is, alone."""
     alone = []
     for i in range(level.experts):
-        expert = copy.deepcopy(level._template[0]).to_empty(device="cpu").double().train(level.training)
+        expert = (
+            copy.deepcopy(level._template[0]).to_empty(device="cpu").double().train(level.training)
+        )
         own = {
-            name: tensor if tensor.ndim == 0 else tensor.reshape(level.experts, *expert.state_dict()[name].shape)[i]
+            name: tensor
+            if tensor.ndim == 0
+            else tensor.reshape(level.experts, *expert.state_dict()[name].shape)[i]
             for name, tensor in level.body.state_dict().items()
         }
         expert.load_state_dict({name: tensor.clone() for name, tensor in own.items()})
@@ -43,7 +47,9 @@ def disturbed(level: Level) -> Level:
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_level_is_its_experts_one_by_one(family: str, training: bool) -> None:
-    """Forward, gradients of inputs and parameters, and running statistics equal those of a plain loop in float64."""
+    """Forward, gradients of inputs and parameters, and running statistics equal those of a plain
+    loop in float64.
+    """
     torch.manual_seed(0)
     student = FAMILIES[family]()
     for dropout in student.modules():
@@ -62,20 +68,28 @@ def test_a_level_is_its_experts_one_by_one(family: str, training: bool) -> None:
         weights = torch.randn_like(out)
         (out * weights).sum().backward()
         torch.stack([(o * weights[:, j]).sum() for j, o in enumerate(outs)]).sum().backward()
-        torch.testing.assert_close(x.grad, torch.stack([p.grad for p in parts], dim=1), rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(
+            x.grad, torch.stack([p.grad for p in parts], dim=1), rtol=1e-7, atol=1e-9
+        )
         for name, parameter in level.body.named_parameters():
             expected = torch.stack([dict(expert.named_parameters())[name].grad for expert in alone])
-            torch.testing.assert_close(parameter.grad.reshape(expected.shape), expected, rtol=1e-7, atol=1e-8)
+            torch.testing.assert_close(
+                parameter.grad.reshape(expected.shape), expected, rtol=1e-7, atol=1e-8
+            )
         for name, buffer in level.body.named_buffers():
             kept = [dict(expert.named_buffers())[name] for expert in alone]
-            torch.testing.assert_close(buffer.reshape(-1), torch.stack(kept).reshape(-1)[: buffer.numel()])
+            torch.testing.assert_close(
+                buffer.reshape(-1), torch.stack(kept).reshape(-1)[: buffer.numel()]
+            )
         if i == 1:
             break  # the first reads the trunk, the second a level of experts
         shape = out.shape[2:]
 
 
 def block(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+    )
 
 
 def test_experts_start_apart_and_as_their_layers_do() -> None:
@@ -126,7 +140,9 @@ def test_taken_experts_compute_what_they_did(kept: list[int]) -> None:
     assert taken.experts == len(kept)
     assert not taken.training
     torch.testing.assert_close(taken(x[:, kept]), level(x)[:, kept], rtol=0, atol=1e-12)
-    torch.testing.assert_close(taken.take([0])(x[:, kept[:1]]), level(x)[:, kept[:1]], rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        taken.take([0])(x[:, kept[:1]]), level(x)[:, kept[:1]], rtol=0, atol=1e-12
+    )
 
 
 def test_redrawing_forgets_everything() -> None:

@@ -11,15 +11,21 @@ from kdx_analysis.models.splitting.tracing import on_meta, trace
 from tests.models.families import FAMILIES, K
 
 
-def split_of(student: nn.Module, experts: int | tuple[int, ...] = 4, side: int = 32, **options: object) -> Split:
-    found = HME.from_student(on_meta(student), K, experts, image_shape=(3, side, side), **options).split
+def split_of(
+    student: nn.Module, experts: int | tuple[int, ...] = 4, side: int = 32, **options: object
+) -> Split:
+    found = HME.from_student(
+        on_meta(student), K, experts, image_shape=(3, side, side), **options
+    ).split
     assert found is not None
     return found
 
 
 @pytest.mark.parametrize(("budget", "experts"), [("params", 4), ("flops", 2)])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_levels_keep_the_budget_of_their_stages_within_a_tenth(family: str, budget: str, experts: int) -> None:
+def test_levels_keep_the_budget_of_their_stages_within_a_tenth(
+    family: str, budget: str, experts: int
+) -> None:
     assert abs(split_of(FAMILIES[family](), experts, budget=budget).budget_error) < 0.1
 
 
@@ -35,7 +41,11 @@ def test_an_explainer_of_every_family_trains_a_step(family: str) -> None:
         losses.append(float(loss.detach()))
         model.zero_grad()
         loss.backward()
-        reached = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+        reached = [
+            name
+            for name, p in model.named_parameters()
+            if p.grad is None or not p.grad.isfinite().all()
+        ]
         assert not reached
         with torch.no_grad():
             for parameter in model.parameters():
@@ -54,9 +64,16 @@ def test_the_table_says_what_the_explainer_has() -> None:
     assert [p.name for p in model.split.parts] == ["trunk", "level 2", "level 3", "heads"]
     assert [p.experts for p in model.split.parts] == [1, 2, 3, K]
     assert trunk.explainer == trunk.student == count_parameters(model.trunk)
-    assert [second.explainer, third.explainer] == [count_parameters(level) for level in model.levels]
-    assert [second.student, third.student] == [count_parameters(stage) for stage in student.stages[1:]]
-    assert (heads.student, heads.explainer) == (count_parameters(student.classifier), count_parameters(model.heads))
+    assert [second.explainer, third.explainer] == [
+        count_parameters(level) for level in model.levels
+    ]
+    assert [second.student, third.student] == [
+        count_parameters(stage) for stage in student.stages[1:]
+    ]
+    assert (heads.student, heads.explainer) == (
+        count_parameters(student.classifier),
+        count_parameters(model.heads),
+    )
     features = model.trace(IMAGES).features
     assert [p.shape for p in (trunk, second, third)] == [tuple(f.shape[2:]) for f in features]
     assert len(model.split.to_frame()) == 4
@@ -86,14 +103,26 @@ def test_a_shortcut_from_a_wider_trunk_is_fitted() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x + self.second(self.first(x).relu())
 
-    layers = [nn.Conv2d(3, 16, 3), Block(), Block(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, K)]
+    layers = [
+        nn.Conv2d(3, 16, 3),
+        Block(),
+        Block(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, K),
+    ]
     split = split_of(nn.Sequential(*layers), stages=["0", "1", "2"])
     assert [part.shape[0] for part in split.parts[1:3]] == [16, 16]
     assert abs(split.budget_error) < 0.1
 
 
 def test_a_layer_that_cannot_be_narrowed_is_named() -> None:
-    layers = [nn.Conv2d(3, 8, 3), nn.MaxPool2d(2), nn.Sequential(nn.Conv2d(8, 8, 3), nn.PReLU(8)), nn.Flatten()]
+    layers = [
+        nn.Conv2d(3, 8, 3),
+        nn.MaxPool2d(2),
+        nn.Sequential(nn.Conv2d(8, 8, 3), nn.PReLU(8)),
+        nn.Flatten(),
+    ]
     student = nn.Sequential(*layers, nn.Linear(8 * 13 * 13, K))
     with pytest.raises(KdxError, match=r"module '2.1' uses a parameter of its own in prelu"):
         HME.from_student(student, K, image_shape=(3, 32, 32))
@@ -112,7 +141,9 @@ def test_a_layer_that_cannot_be_narrowed_is_named() -> None:
         ({"top_k": 0}, "top_k = 0 should be 1 or more"),
     ],
 )
-def test_options_that_fit_no_explainer_are_refused(options: dict[str, object], message: str) -> None:
+def test_options_that_fit_no_explainer_are_refused(
+    options: dict[str, object], message: str
+) -> None:
     with pytest.raises(KdxError, match=message):
         HME.from_student(build_model("resnet20", K, 3), K, **options)
 

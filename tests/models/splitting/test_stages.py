@@ -8,7 +8,9 @@ from tests.models.families import FAMILIES
 
 
 def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1), nn.BatchNorm2d(outputs), nn.ReLU())
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride, 1), nn.BatchNorm2d(outputs), nn.ReLU()
+    )
 
 
 class Net(nn.Module):
@@ -59,7 +61,9 @@ def test_the_parts_one_after_the_other_are_the_student(family: str) -> None:
             x = part.eval()(x)
             seen.append(x)
             assert x.shape[1:] == shape
-        assert torch.equal(found.whole.eval()(torch.zeros(2, 3, 32, 32)), student(torch.zeros(2, 3, 32, 32)))
+        assert torch.equal(
+            found.whole.eval()(torch.zeros(2, 3, 32, 32)), student(torch.zeros(2, 3, 32, 32))
+        )
     assert expected.shape == (2, 4)
 
 
@@ -68,7 +72,10 @@ def test_the_parts_one_after_the_other_are_the_student(family: str) -> None:
     [
         ("torchvision resnet", ("conv1 – layer1", "layer2", "layer3", "layer4")),
         ("timm convnext", ("stem – stages.0", "stages.1", "stages.2", "stages.3 – norm_pre")),
-        ("timm mobilenetv3", ("conv_stem – blocks.0", "blocks.1", "blocks.2 – blocks.3", "blocks.4 – blocks.5")),
+        (
+            "timm mobilenetv3",
+            ("conv_stem – blocks.0", "blocks.1", "blocks.2 – blocks.3", "blocks.4 – blocks.5"),
+        ),
         ("timm vit", ("patch_embed – blocks.0", "blocks.1", "blocks.2", "blocks.3 – norm")),
     ],
 )
@@ -97,9 +104,17 @@ def test_a_net_that_cannot_be_traced_is_split_by_its_declared_chain() -> None:
         (Branching(), ["first", "fourth"], "no attribute .fourth"),
         (Net(), ["first", "fourth"], "there is no module 'fourth' on the way .*; there are first"),
         (Net(), ["first"], "two module paths or more"),
-        (Net(), ["third", "first"], "module 'third' can't end a stage: what follows reads more than its output"),
+        (
+            Net(),
+            ["third", "first"],
+            "module 'third' can't end a stage: what follows reads more than its output",
+        ),
         (Net(), ["second", "first"], "module 'first' does not come after 'second'"),
-        (nn.Sequential(conv(3, 4), conv(4, 4), nn.Flatten(), nn.LazyLinear(3)), None, "do not fit|no stages to split"),
+        (
+            nn.Sequential(conv(3, 4), conv(4, 4), nn.Flatten(), nn.LazyLinear(3)),
+            None,
+            "do not fit|no stages to split",
+        ),
         (
             nn.Sequential(conv(3, 4), conv(4, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
             None,
@@ -107,13 +122,17 @@ def test_a_net_that_cannot_be_traced_is_split_by_its_declared_chain() -> None:
         ),
     ],
 )
-def test_what_cannot_be_split_is_named(student: nn.Module, stages: list[str] | None, message: str) -> None:
+def test_what_cannot_be_split_is_named(
+    student: nn.Module, stages: list[str] | None, message: str
+) -> None:
     with pytest.raises(KdxError, match=message):
         find_stages(student, stages, (3, 16, 16))
 
 
 def test_images_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(KdxError, match=r"images of 1×16×16 do not fit Net: .*; give another image_shape"):
+    with pytest.raises(
+        KdxError, match=r"images of 1×16×16 do not fit Net: .*; give another image_shape"
+    ):
         find_stages(Net(), image_shape=(1, 16, 16))
 
 

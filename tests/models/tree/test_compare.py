@@ -27,7 +27,10 @@ def renumbered(tree: Tree, seed: int) -> Tree:
     """The same tree with the last level's experts in another order."""
     order = torch.randperm(tree.experts[-1], generator=torch.Generator().manual_seed(seed)).tolist()
     below = tuple(tree.parents[-2][order.index(i)] for i in range(len(order)))
-    return replace(tree, parents=(*tree.parents[:-2], below, tuple(order[parent] for parent in tree.parents[-1])))
+    return replace(
+        tree,
+        parents=(*tree.parents[:-2], below, tuple(order[parent] for parent in tree.parents[-1])),
+    )
 
 
 def reordered(tree: Tree, order: list[int]) -> Tree:
@@ -37,7 +40,9 @@ def reordered(tree: Tree, order: list[int]) -> Tree:
 
 
 def brute_robinson_foulds(a: Tree, b: Tree) -> float:
-    """By trying every set of 2 to K−1 subtasks: is it all that an internal node of networkx's tree leads to?"""
+    """By trying every set of 2 to K−1 subtasks: is it all that an internal node of networkx's tree
+    leads to?
+    """
 
     def clades(tree: Tree) -> list[set[str]]:
         graph, leaf = tree.to_networkx(), len(tree.experts) + 1
@@ -49,7 +54,12 @@ def brute_robinson_foulds(a: Tree, b: Tree) -> float:
 
         nodes = [below(node) for node in graph if node[0] < leaf]
         K = len(tree.classes)
-        return [set(s) for size in range(2, K) for s in combinations(sorted(tree.classes), size) if set(s) in nodes]
+        return [
+            set(s)
+            for size in range(2, K)
+            for s in combinations(sorted(tree.classes), size)
+            if set(s) in nodes
+        ]
 
     of_a, of_b = clades(a), clades(b)
     apart = [c for c in of_a if c not in of_b] + [c for c in of_b if c not in of_a]
@@ -88,7 +98,9 @@ def test_the_order_of_experts_and_classes_does_not_matter(seed: int) -> None:
 def test_cophenetic_correlation_against_scipy() -> None:
     a, b = random_tree(1, NAMES, (1, 3, 5)), random_tree(2, NAMES, (1, 3, 5))
     distances = squareform(b.cophenetic().numpy())
-    linked = linkage(a.cophenetic().numpy()[np.triu_indices(8, 1)], "single")  # ultrametric: linkage gives it back
+    linked = linkage(
+        a.cophenetic().numpy()[np.triu_indices(8, 1)], "single"
+    )  # ultrametric: linkage gives it back
     expected, back = cophenet(linked, distances)
     assert np.array_equal(back, squareform(a.cophenetic().numpy()))
     assert a.cophenetic_correlation(b) == pytest.approx(expected)
@@ -139,7 +151,9 @@ def test_a_planted_likeness_is_found_and_none_where_there_is_none(measure: str) 
 
 def test_null_is_repeated_by_its_generator() -> None:
     a, b = random_tree(0), random_tree(1)
-    assert a.null("robinson_foulds", b, 39, generator()) == a.null("robinson_foulds", b, 39, generator())
+    assert a.null("robinson_foulds", b, 39, generator()) == a.null(
+        "robinson_foulds", b, 39, generator()
+    )
 
 
 def test_what_can_t_be_compared() -> None:

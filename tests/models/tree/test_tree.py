@@ -31,7 +31,17 @@ def test_experts_that_no_subtask_reaches_are_dead() -> None:
 
 def test_networkx_tree_holds_live_experts_and_all_subtasks() -> None:
     graph = tree().to_networkx()
-    assert set(graph.nodes) == {(1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (4, 0), (4, 1), (4, 2), (4, 3)}
+    assert set(graph.nodes) == {
+        (1, 0),
+        (2, 0),
+        (2, 1),
+        (3, 0),
+        (3, 1),
+        (4, 0),
+        (4, 1),
+        (4, 2),
+        (4, 3),
+    }
     assert set(graph.successors((3, 1))) == {(4, 1), (4, 3)}
     assert all(graph.in_degree(node) == 1 for node in graph if node != (1, 0))
     assert graph.nodes[4, 2]["label"] == "c"
@@ -43,7 +53,9 @@ def test_subtasks_and_children_of_a_node() -> None:
     assert tree().subtasks(3, 2) == ()
     assert tree().children(2, 0) == (0, 2)
     assert tree().children(3, 1) == (1, 3)
-    with pytest.raises(KdxError, match="no expert 2 on level 2; it has 1 on level 1, 2 on level 2, 3 on level 3"):
+    with pytest.raises(
+        KdxError, match="no expert 2 on level 2; it has 1 on level 1, 2 on level 2, 3 on level 3"
+    ):
         tree().subtasks(2, 2)
 
 
@@ -127,7 +139,8 @@ def test_newick_read_by_another_parser() -> None:
 
     walk(parse_newick(of.to_newick()), ())
     assert found == {
-        name: tuple(f"L{level}E{expert}" for level, expert in enumerate(of.path(k), 1)) for k, name in enumerate(ODD)
+        name: tuple(f"L{level}E{expert}" for level, expert in enumerate(of.path(k), 1))
+        for k, name in enumerate(ODD)
     }
 
 
@@ -146,11 +159,13 @@ def test_dict_by_hand() -> None:
     leaves = [{"subtask": 1, "name": "b"}]
     of = Tree(("a", "b"), (1, 2), ((0, 0), (1, 0)))
     assert of.to_dict() == {
-        "level": 1, "expert": 0, "children": [
+        "level": 1,
+        "expert": 0,
+        "children": [
             {"level": 2, "expert": 0, "children": leaves},
             {"level": 2, "expert": 1, "children": [{"subtask": 0, "name": "a"}]},
         ],
-    }  # fmt: skip
+    }
 
 
 def _broken(change) -> str:

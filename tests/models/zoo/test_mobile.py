@@ -8,7 +8,13 @@ from kdx_analysis import _compat  # noqa: F401
 from torchvision.models import mobilenetv2, shufflenetv2
 
 from kdx_analysis.models import MODELS, StagedNet
-from kdx_analysis.models.zoo.mobile import DownUnit, InvertedResidual, Shuffle, ShuffleUnit, SplitUnit
+from kdx_analysis.models.zoo.mobile import (
+    DownUnit,
+    InvertedResidual,
+    Shuffle,
+    ShuffleUnit,
+    SplitUnit,
+)
 
 
 # in millions .81, .95, 1.36, and those of the four other shapes of CRD's tables, at K = 100
@@ -36,7 +42,9 @@ def test_parameter_counts_of_the_literature(name: str, count: int) -> None:
         ("shufflenet_v2", [(116, 16), (232, 8), (1024, 4)]),
     ],
 )
-def test_stages_have_the_channels_and_sizes_of_the_papers_at_32_pixels(name: str, shapes: list) -> None:
+def test_stages_have_the_channels_and_sizes_of_the_papers_at_32_pixels(
+    name: str, shapes: list
+) -> None:
     model = MODELS[name](5).eval()
     assert isinstance(model, StagedNet)
     x = model.stem(torch.randn(2, 3, 32, 32))
@@ -71,7 +79,10 @@ def test_inverted_residual_is_torchvisions(outputs: int, stride: int) -> None:
 
 @pytest.mark.parametrize(
     ("ours", "theirs"),
-    [(SplitUnit(8), shufflenetv2.InvertedResidual(8, 8, 1)), (DownUnit(6, 8), shufflenetv2.InvertedResidual(6, 8, 2))],
+    [
+        (SplitUnit(8), shufflenetv2.InvertedResidual(8, 8, 1)),
+        (DownUnit(6, 8), shufflenetv2.InvertedResidual(6, 8, 2)),
+    ],
 )
 def test_shufflenet_v2_units_are_torchvisions(ours: nn.Module, theirs: nn.Module) -> None:
     with_state_of(theirs, with_random_statistics(ours))
@@ -90,13 +101,23 @@ def test_shufflenet_v1_units_by_hand() -> None:
         unit = with_random_statistics(
             ShuffleUnit(12, outputs, groups=3, first_groups=3 if stride == 1 else 1, stride=stride)
         )
-        (conv1, norm1, _), (conv2, norm2, _), (conv3, norm3) = unit.reduce, unit.depthwise, unit.expand
+        (conv1, norm1, _), (conv2, norm2, _), (conv3, norm3) = (
+            unit.reduce,
+            unit.depthwise,
+            unit.expand,
+        )
         out = norm1(conv1(x)).relu()
         if stride == 1:
-            out = out[:, [0, 1, 2]]  # three groups of one channel: dealing them in turn changes nothing
+            out = out[
+                :, [0, 1, 2]
+            ]  # three groups of one channel: dealing them in turn changes nothing
         out = norm3(conv3(norm2(conv2(out)).relu()))
         beside = x if stride == 1 else nn.functional.avg_pool2d(x, 3, 2, 1)
         expected = out + beside if stride == 1 else torch.cat([out, beside], dim=1)
-        assert (conv1.groups, conv2.groups, conv3.groups) == (3 if stride == 1 else 1, conv1.out_channels, 3)
+        assert (conv1.groups, conv2.groups, conv3.groups) == (
+            3 if stride == 1 else 1,
+            conv1.out_channels,
+            3,
+        )
         torch.testing.assert_close(unit(x), expected.relu())
         assert unit(x).shape == (2, outputs, 6 // stride, 6 // stride)

@@ -101,7 +101,9 @@ def test_shapes_and_declared_widths(name: str) -> None:
                 out = stage(out)
             pooled = model.features(x)
             assert pooled.shape == (2, model.classifier.in_features)
-            torch.testing.assert_close(pooled, nn.functional.adaptive_avg_pool2d(out, model.pool).flatten(1))
+            torch.testing.assert_close(
+                pooled, nn.functional.adaptive_avg_pool2d(out, model.pool).flatten(1)
+            )
             torch.testing.assert_close(model(x), model.classifier(pooled))
             assert model(x).shape == (2, 4)
 
@@ -118,7 +120,9 @@ def test_an_undivided_convolution_starts_as_kaiming_normal_fan_out() -> None:
 @pytest.mark.parametrize("name", ["digits_student", "digits_teacher", "wrn_16_2", "vgg8"])
 def test_the_current_seed_fixes_the_weights(name: str) -> None:
     first, second, third = (torch.manual_seed(seed) and build(name) for seed in (1, 1, 2))
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)
+    )
     assert not torch.equal(first.classifier.weight, third.classifier.weight)
 
 

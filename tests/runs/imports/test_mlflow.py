@@ -5,7 +5,7 @@ from contextlib import closing
 import pytest
 
 from kdx_analysis.errors import KdxError
-from kdx_analysis.runs.imports import import_runs
+from kdx_analysis.imports import import_runs
 
 EXPORT = """run_id,experiment_id,status,metrics.test_acc,metrics.lr_now,params.seed,params.objective,tags.mlflow.user
 a1,0,FINISHED,0.75,0.1,0,kd,ann
@@ -16,7 +16,12 @@ a3,0,FAILED,0.1,0.1,2,kd,ann
 
 def store(folder, run: str, metrics: dict[str, str], params: dict[str, str], **meta) -> None:
     """A run in the layout of MLflow's file store."""
-    said = {"artifact_uri": "file:///x", "lifecycle_stage": "active", "run_id": run, "status": 3} | meta
+    said = {
+        "artifact_uri": "file:///x",
+        "lifecycle_stage": "active",
+        "run_id": run,
+        "status": 3,
+    } | meta
     files = {"meta.yaml": "".join(f"{key}: {value}\n" for key, value in said.items())}
     files |= {f"metrics/{name}": text for name, text in metrics.items()}
     files |= {f"params/{name}": text for name, text in params.items()}
@@ -34,7 +39,12 @@ def mlruns(tmp_path):
         "train/loss": "1700 2.5 1\n1701 1.5 2\n",
         "val/accuracy": "1700 0.5 1 valset abc\n1701 0.75 2 valset abc\n",
     }
-    store(folder, "aa", metrics, {"objective": "kd", "seed": "0", "opt/lr": "0.1", "model": "resnet20"})
+    store(
+        folder,
+        "aa",
+        metrics,
+        {"objective": "kd", "seed": "0", "opt/lr": "0.1", "model": "resnet20"},
+    )
     store(folder, "bb", metrics, {"objective": "kd", "seed": "1"}, lifecycle_stage="deleted")
     store(folder, "cc", metrics, {"objective": "kd", "seed": "2"}, status=4)
     (folder / "1" / "meta.yaml").write_text("experiment_id: '1'\nname: mine\n")
@@ -47,13 +57,18 @@ def test_the_file_store_is_read_without_mlflow(mlruns, tmp_path, part):
     assert (run.objective, run.seed, run.info["config"]["model"]) == ("kd", 0, "resnet20")
     assert run.info["config"]["settings"] == {"opt/lr": "0.1"}
     assert run.record("metrics")[["epoch", "split", "metric", "value"]].to_numpy().tolist() == [
-        [1, "train", "loss", 2.5], [1, "val", "accuracy", 0.5], [2, "train", "loss", 1.5], [2, "val", "accuracy", 0.75],
-    ]  # fmt: skip
+        [1, "train", "loss", 2.5],
+        [1, "val", "accuracy", 0.5],
+        [2, "train", "loss", 1.5],
+        [2, "val", "accuracy", 0.75],
+    ]
     assert run.info["source"]["run"] == "aa"
 
 
 def test_the_store_in_sqlite_is_read_without_mlflow(tmp_path):
-    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:  # the columns of MLflow's that matter
+    with closing(
+        sqlite3.connect(tmp_path / "mlflow.db")
+    ) as database:  # the columns of MLflow's that matter
         database.executescript("""
             CREATE TABLE runs (run_uuid, status, lifecycle_stage, start_time);
             CREATE TABLE metrics (key, value, timestamp, run_uuid, step, is_nan);
@@ -96,11 +111,15 @@ def test_steps_that_are_no_epochs(tmp_path):
         (run,) = import_runs(tmp_path / "mlruns", "mlflow", tmp_path / out, **options)
         return run.record("metrics").query("metric == 'loss'")["epoch"].tolist()
 
-    with pytest.raises(KdxError, match="the steps of mlruns, aa are 100 or more apart, so they may be no epochs"):
+    with pytest.raises(
+        KdxError, match="the steps of mlruns, aa are 100 or more apart, so they may be no epochs"
+    ):
         read("a")
     assert read("b", steps_per_epoch=100) == [0, 1, 2]
     assert read("c", steps_per_epoch=1) == [0, 100, 200]
-    with pytest.raises(KdxError, match=r"1\.33333 is no epoch \(mlruns, aa with 150 steps an epoch\)"):
+    with pytest.raises(
+        KdxError, match=r"1\.33333 is no epoch \(mlruns, aa with 150 steps an epoch\)"
+    ):
         read("d", steps_per_epoch=150)
 
 
@@ -110,12 +129,19 @@ def test_a_metric_that_tells_the_epoch_of_each_step(tmp_path):
     (run,) = import_runs(tmp_path / "mlruns", "mlflow", tmp_path / "out")
     assert run.record("metrics")["epoch"].tolist() == [0, 1]
     store(tmp_path / "mlruns", "aa", {"train_loss": "1 2.5 98\n"}, {})
-    with pytest.raises(KdxError, match="does not say of which epoch step 98 is: give steps_per_epoch"):
+    with pytest.raises(
+        KdxError, match="does not say of which epoch step 98 is: give steps_per_epoch"
+    ):
         import_runs(tmp_path / "mlruns", "mlflow", tmp_path / "again")
 
 
 def test_every_point_at_one_step_is_refused(tmp_path):
-    store(tmp_path / "mlruns", "aa", {"train_loss": "1 2.5 0\n2 1.5 0\n"}, {"objective": "kd", "seed": "0"})
+    store(
+        tmp_path / "mlruns",
+        "aa",
+        {"train_loss": "1 2.5 0\n2 1.5 0\n"},
+        {"objective": "kd", "seed": "0"},
+    )
     with pytest.raises(KdxError, match="has 2 values of 'train_loss' in epoch 0"):
         import_runs(tmp_path / "mlruns", "mlflow", tmp_path / "out")
 
@@ -127,7 +153,9 @@ def test_what_is_no_mlflow(tmp_path):
     with pytest.raises(KdxError, match="has no column run_id"):
         import_runs(tmp_path / "a.csv", "mlflow", tmp_path / "out")
     store(tmp_path / "mlruns", "aa", {"train_loss": "now\n"}, {})
-    with pytest.raises(KdxError, match="'now' among the metrics of MLflow run aa is no time, value and step"):
+    with pytest.raises(
+        KdxError, match="'now' among the metrics of MLflow run aa is no time, value and step"
+    ):
         import_runs(tmp_path / "mlruns", "mlflow", tmp_path / "out")
 
 
@@ -137,6 +165,8 @@ def test_yaml_is_read_safely_and_links_are_not_followed(tmp_path):
     (tmp_path / "mlruns" / "1" / "aa" / "params" / "link").symlink_to(tmp_path / "secret")
     (run,) = import_runs(tmp_path / "mlruns", "mlflow", tmp_path / "out")
     assert "secret" not in str(run.info)
-    (tmp_path / "mlruns" / "1" / "aa" / "meta.yaml").write_text("!!python/object/apply:os.getcwd []\n")
+    (tmp_path / "mlruns" / "1" / "aa" / "meta.yaml").write_text(
+        "!!python/object/apply:os.getcwd []\n"
+    )
     with pytest.raises(KdxError, match="is no readable YAML"):
         import_runs(tmp_path / "mlruns", "mlflow", tmp_path / "again")

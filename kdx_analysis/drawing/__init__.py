@@ -1,0 +1,1 @@
+"""Drawing: matplotlib alone, which knows no result."""

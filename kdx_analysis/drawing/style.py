@@ -1,0 +1,266 @@
+"""One visual language for every figure: two widths, and a fixed colour, marker and line for each
+objective.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import textwrap
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, ParamSpec, TypeVar
+
+import matplotlib.style
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from PIL import Image
+
+from kdx_analysis.io import staged_file
+from kdx_analysis.registry import unknown
+
+Width = Literal["column", "page"]
+_INCHES: dict[Width, float] = {"column": 3.4, "page": 7.0}
+COLUMNS: dict[Width, int] = {"column": 2, "page": 3}  # of panels
+RASTERED = 2000  # cells of a heat map from which on SVG and PDF hold it as a picture, its text still as text
+
+LETTER = 0.058  # inches, of a letter of 7 to 7.5 pt on the average, so that lines of words end before they must
+
+P = ParamSpec("P")
+A = TypeVar("A")
+
+INK, GREY, LIGHT = "#333333", "#666666", "#BBBBBB"
+RC: dict[str, Any] = {
+    "font.family": ["sans-serif"],
+    "font.sans-serif": [
+        "DejaVu Sans",
+        "Verdana",
+    ],  # Verdana, as wide, where an SVG is read without DejaVu
+    "font.size": 7.5,
+    "axes.titlesize": 7.5,
+    "axes.labelsize": 7.5,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": False,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "legend.fontsize": 7,
+    "legend.title_fontsize": 7,
+    "legend.frameon": False,
+    "figure.titlesize": 7.5,
+    "figure.facecolor": "white",
+    "lines.linewidth": 1.2,
+    "savefig.dpi": 300,
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "kdx_analysis",
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How an objective is drawn: told apart by colour, and by marker and dashes where there is
+    none.
+    """
+
+    colour: str
+    marker: str
+    line: Any = "-"
+
+
+# The colours of Okabe & Ito, Color Universal Design (2008); those to spare mostly of Paul Tol's
+# muted scheme.
+LOOKS = {
+    "hard": Look("#000000", "o", "-"),
+    "label_smoothing": Look("#CC79A7", "D", (0, (1, 1))),
+    "hard_T": Look("#0072B2", "s", (0, (5, 1.5))),
+    "kd_flat": Look("#56B4E9", "^", (0, (3, 1, 1, 1))),
+    "kd_shuffled": Look("#009E73", "v", (0, (2, 1))),
+    "kd": Look("#D55E00", "P", "-"),
+}
+_SPARE = ("#332288", "#882255", "#999933", "#E69F00", "#661100", "#117733", "#8B6F47")
+_SPARE_MARKERS = ("X", "p", "<", ">", "d", "8", "h")
+
+
+def look(objective: str) -> Look:
+    """The look of an objective's label; one that is no plain name gets a look that depends on the
+    label alone.
+    """
+    if objective in LOOKS:
+        return LOOKS[objective]
+    colour, marker = divmod(zlib.crc32(objective.encode()) % 49, 7)
+    return Look(_SPARE[colour], _SPARE_MARKERS[marker], (0, (4, 1, 1, 1, 1, 1)))
+
+
+def handle(objective: str, **changes: Any) -> Line2D:
+    """The legend's entry for an objective."""
+    of = look(objective)
+    style_ = {
+        "color": of.colour,
+        "marker": of.marker,
+        "linestyle": of.line,
+        "label": plain(objective),
+        "markersize": 5,
+    }
+    return Line2D([], [], **(style_ | changes))
+
+
+def plain(text: object) -> str:
+    """``text`` as matplotlib shows it letter by letter: a ``$`` in a class's name starts no
+    formula.
+    """
+    return str(text).replace("$", r"\$")
+
+
+def counted(counts: Iterable[int], what: str = "seed") -> str:
+    """``1 seed``, ``3 seeds``, or ``2–3 seeds`` where counts differ."""
+    distinct = sorted(set(counts)) or [0]
+    number = "–".join(str(n) for n in dict.fromkeys((distinct[0], distinct[-1])))
+    return f"{number} {what}" + ("" if distinct == [1] else "s")
+
+
+def signed(value: float) -> str:
+    """``value`` with two decimals and a minus as long as a plus."""
+    return f"{round(value, 2) + 0.0:.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+def n_equals(counts: Iterable[int], what: str = "seed") -> str:
+    """``n = 3 seeds``, which no line break parts."""
+    return f"n = {counted(counts, what)}".replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def one_run(data: pd.DataFrame) -> str:
+    """The title of a figure of one seed, one run per objective."""
+    epochs = ", ".join(str(epoch) for epoch in sorted(data["epoch"].unique()))
+    return f"seed {data['seed'].iloc[0]}, epoch {epochs} (n = 1 run per objective)"
+
+
+def in_order(objectives: Iterable[str]) -> list[str]:
+    """The distinct objectives, in the order in which they come first."""
+    return list(dict.fromkeys(objectives))
+
+
+class Drawing(Figure):
+    """A figure apart from pyplot: nothing to close, and a notebook shows it once, as the value of
+    its cell.
+    """
+
+    def _repr_png_(self) -> bytes:
+        with style(), io.BytesIO() as buffer:
+            self.savefig(buffer, format="png", dpi=100)
+            return buffer.getvalue()
+
+
+def inches(width: Width) -> float:
+    """``column`` is 3.4 inches wide, a column of a two-column paper, ``page`` 7. Raises KdxError
+    for another width.
+    """
+    if width not in _INCHES:
+        raise unknown("width of figures", width, _INCHES)
+    return _INCHES[width]
+
+
+def drawing(width: Width, height: float) -> Drawing:
+    """An empty figure, ``height`` inches high, that keeps its labels from overlapping."""
+    return Drawing(figsize=(inches(width), height), layout="constrained")
+
+
+def wrapped(text: str, wide: float) -> str:
+    """``text`` in lines of at most so many inches as far as its words allow; its own line breaks
+    stay.
+    """
+    most = max(1, int(wide / LETTER))
+    return "\n".join(textwrap.fill(line, most, break_long_words=False) for line in text.split("\n"))
+
+
+def heading(figure: Figure, text: str) -> None:
+    """Say over the whole figure what is drawn and how many runs it rests on."""
+    figure.suptitle(wrapped(text, figure.get_figwidth() - 0.1), x=0.01, ha="left")
+
+
+def legend(figure: Figure, handles: Sequence[Line2D], heading: str | None = None) -> None:
+    """One legend for all panels, above them, in as many columns as fit; ``heading`` stands over it."""
+    wide = figure.get_figwidth()
+    for of in handles:
+        of.set_label(wrapped(str(of.get_label()), wide / 2 - 0.62))
+    longest = max(len(line) for of in handles for line in str(of.get_label()).split("\n"))
+    columns = int((wide - 0.1) / (0.5 + longest * LETTER))
+    title = None if heading is None else wrapped(heading, wide - 0.15)
+    figure.legend(
+        handles=list(handles),
+        loc="outside upper left",
+        ncols=max(1, columns),
+        title=title,
+        alignment="left",
+    )
+
+
+def panels(figure: Figure, count: int, columns: int, **options: Any) -> np.ndarray:
+    """``count`` axes, row by row, in a grid of at most so many columns."""
+    columns = min(columns, count)
+    grid = figure.subplots(-(-count // columns), columns, squeeze=False, **options).ravel()
+    for ax in grid[count:]:
+        ax.remove()
+    return grid[:count]
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """matplotlib's defaults with this package's changes, for the body only."""
+    with matplotlib.style.context(RC, after_reset=True):
+        yield
+
+
+def styled(draw: Callable[P, tuple[Figure, A]]) -> Callable[P, tuple[Figure, A]]:
+    """Run ``draw`` in :func:`style`, and lay its figure out there, since ticks take their style
+    when first drawn.
+    """
+
+    @functools.wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> tuple[Figure, A]:
+        with style():
+            figure, axes = draw(*args, **kwargs)
+            figure.draw_without_rendering()
+        return figure, axes
+
+    return drawn
+
+
+def save(figure: Figure, path: str | Path) -> list[Path]:
+    """Write ``figure`` as PNG (150 dpi, 256 colours) and SVG (text stays text), each to ``path``
+    with its suffix.
+    """
+    png, svg = Path(f"{path}.png"), Path(f"{path}.svg")
+    with style(), _laid_out(figure):
+        with io.BytesIO() as buffer, staged_file(png) as partial:
+            figure.savefig(buffer, format="png", dpi=150)
+            image = Image.open(buffer).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE)
+            image.save(partial, format="png", optimize=True)
+        with staged_file(svg) as partial:
+            figure.savefig(partial, format="svg", metadata={"Date": None})
+    return [png, svg]
+
+
+@contextmanager
+def _laid_out(figure: Figure) -> Iterator[None]:
+    """Lay ``figure`` out once, if that is not done yet, rather than for every file written inside
+    the body.
+    """
+    if figure.stale:
+        figure.draw_without_rendering()
+    engine = figure.get_layout_engine()
+    figure.set_layout_engine("none")
+    try:
+        yield
+    finally:
+        figure.set_layout_engine(engine)

@@ -1,0 +1,327 @@
+"""What a metric is, and all of them: a row for each, declared on its formula.
+
+    @metric(
+        "opposed_most",
+        title="most opposed pair",
+        reads="cosines",
+        unit="cosine",
+        range=(-1, 1),
+        describes="lowest cosine between the gradients of two subtasks",
+    )
+    def opposed_most(cosines):
+        return cosines.flatten(-2).min(dim=-1).values
+
+Whatever shows a metric (tables, figures, the answer, the methods, the documentation) reads its row.
+The probe that holds what a formula reads evaluates it, on the value and on every draw of its null
+alike, and writes the results into its records, where :mod:`kdx_analysis.runs.headlines` finds them
+by what is declared here.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from kdx_analysis.errors import KdxError
+from kdx_analysis.registry import Registry, home
+
+F = TypeVar("F", bound=Callable[..., Any])
+Reduction = Literal["mean", "median"]
+
+
+@dataclass(frozen=True)
+class Input:
+    """What formulas read, and where the values of metrics that read it are recorded.
+
+    Attributes:
+        arguments: what a formula is called with, by name, with shapes.
+        kind: of the records that hold the values.
+        rows: column → the value that it has in the rows a headline is taken from.
+        level: of these rows: ``heads``, the ``last`` level of experts, or '' where there is no
+            choice.
+        probed: whether a headline is a mean over the probed epochs, rather than of the selected
+            one.
+        split: where it is recorded, if the records do not say.
+        null: what the null is, in words; '' where there is none.
+        null_column: of the records.
+        counts: what the column n counts.
+        pairs: the column that holds what formulas read of every pair of subtasks, '' where they do
+            not read pairs.
+        pair_kind: of the records that hold that column.
+        pair_rows: as ``rows``, in these records.
+    """
+
+    arguments: Mapping[str, str]
+    kind: str
+    rows: Mapping[str, str] = field(default_factory=dict)
+    level: Literal["heads", "last", ""] = ""
+    probed: bool = False
+    split: str = ""
+    null: str = ""
+    null_column: str = ""
+    counts: str = ""
+    pairs: str = ""
+    pair_kind: str = ""
+    pair_rows: Mapping[str, str] = field(default_factory=dict)
+
+
+_PERMUTED = "residuals permuted over samples"
+_OUTPUTS = {"outputs": "logits or margins, B×K", "labels": "classes, int64, B"}
+INPUTS: dict[str, Input] = {
+    "outputs": Input(_OUTPUTS, "metrics", rows={"split": "test"}, counts="test images"),
+    "outputs of both": Input(
+        {**_OUTPUTS, "teacher_outputs": "the teacher's logits, B×K"},
+        "metrics",
+        rows={"split": "test"},
+        counts="test images",
+    ),
+    "gates": Input(
+        {"gates": "attention into a level or into the heads, draws×rows×N"},
+        "gate_summary",
+        rows={"of": "gates"},
+        level="heads",
+        split="train",
+        null="the run's initial gates at the same τ",
+        null_column="initial",
+        counts="gates",
+    ),
+    "pathways": Input(
+        {"pathways": "attention composed from the heads down to a level, draws×K×N"},
+        "gate_summary",
+        rows={"of": "pathways"},
+        level="last",
+        split="train",
+        null="initial gates at the same τ",
+        null_column="initial",
+        counts="subtasks",
+    ),
+    "cosines": Input(
+        {"cosines": "between the gradients of subtasks, draws×K×K; NaN where one is zero"},
+        "conflict_summary",
+        rows={"level": "all", "term": "hard"},
+        probed=True,
+        null=_PERMUTED,
+        null_column="null_mean",
+        counts="probe images",
+        pairs="cosine",
+        pair_kind="conflict",
+        pair_rows={"level": "all", "term": "hard"},
+    ),
+    "grams and gates": Input(
+        {
+            "ungated": "⟨h^i_a, h^i_b⟩ inside every expert of the last level, draws×N×K×K",
+            "gates": "into the heads, K×N",
+        },
+        "contention",
+        rows={"term": "hard"},
+        probed=True,
+        null=_PERMUTED,
+        null_column="null_mean",
+        counts="probe images",
+    ),
+    "affinities": Input(
+        {"affinities": "Z of a step for a on the loss of b, draws×K×K; the diagonal is left out"},
+        "affinity",
+        probed=True,
+        null="steps along residuals permuted over samples",
+        null_column="null_mean",
+        counts="probe images",
+        pairs="value",
+        pair_kind="affinity",
+        pair_rows={"metric": "affinity"},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A headline metric.
+
+    Attributes:
+        name: its key in tables.
+        title: its name in figures and sentences.
+        formula: a pure function on what it ``reads``, one of INPUTS.
+        unit: of its axis; '' where the range says it.
+        range: the lowest and the highest value that it can have; infinite where there is none.
+        describes: what one unit of it means.
+        definition: its formula as it is printed.
+        source: the paper that it is from, or '' for one of our own.
+        conflict: whether it speaks of conflict between subtasks, on which the report's answer
+            rests.
+        asked: whether the report asks about it beside conflict.
+        better: 'higher' or 'lower', where one of them is what a user wants.
+        words: what it means that the metric is lower and that it is higher, of one that is never
+            below 0 or is above it on both sides.
+        below: the same where it is below 0 on both sides; '' for a metric that can't be below 0.
+        across: what lies on either side of 0, for a change from one side to the other.
+        over_pairs: how the pairs of subtasks make the figure, where it is one of pairs.
+        of_pair: from what it reads of every pair, an array or a column, to what ``over_pairs``
+            reduces.
+        recorded: the name under which its values are recorded, by default its own.
+    """
+
+    name: str
+    title: str
+    formula: Callable[..., Any]
+    reads: str
+    unit: str = ""
+    range: tuple[float, float] = (-torch.inf, torch.inf)
+    describes: str = ""
+    definition: str = ""
+    source: str = ""
+    conflict: bool = False
+    asked: bool = False
+    better: Literal["higher", "lower", ""] = ""
+    words: tuple[str, str] = ("", "")
+    below: tuple[str, str] = ("", "")
+    across: str = ""
+    over_pairs: Reduction | Literal[""] = ""
+    of_pair: Callable[[Any], Any] | None = None
+    recorded: str = ""
+
+    def __post_init__(self) -> None:
+        if self.reads not in INPUTS:
+            raise KdxError(
+                f"metric {self.name!r} reads {self.reads!r}; a metric reads one of "
+                f"{', '.join(INPUTS)}"
+            )
+        if not self.recorded:
+            object.__setattr__(self, "recorded", self.name)
+
+    def __call__(self, *inputs: Tensor, **options: Any) -> Tensor:
+        """The formula's value, of those ``options`` that it takes."""
+        takes = inspect.signature(self.formula).parameters
+        return self.formula(
+            *inputs, **{key: value for key, value in options.items() if key in takes}
+        )
+
+    @property
+    def home(self) -> str:
+        """The formula's place, as ``module.function``."""
+        return home(self.formula)
+
+    @property
+    def input(self) -> Input:
+        """What it reads, and where its values are recorded."""
+        return INPUTS[self.reads]
+
+    @property
+    def has_null(self) -> bool:
+        """Whether there is a null to set it beside; figures of the test split have none."""
+        return bool(self.input.null_column)
+
+    @property
+    def pairs_make(self) -> Reduction:
+        """How pairs of subtasks are reduced where a table has them apart."""
+        return self.over_pairs or "mean"
+
+    @property
+    def signed(self) -> bool:
+        """Whether 0 has a meaning that separates two kinds of values."""
+        return bool(self.across)
+
+    @property
+    def meant(self) -> str:
+        """What one unit of it means, over which epochs it is taken, and its null."""
+        told = self.describes
+        if self.input.probed:
+            told += ", mean over the probed epochs"
+        elif self.input.null_column:
+            told += " at the selected epoch"
+        return f"{told}; null: {self.input.null}" if self.input.null else told
+
+    def meaning(self, before: float, after: float) -> str:
+        """What a change means, in words; '' for a metric without words.
+
+        Args:
+            before, after: the levels that it goes from and to, whose signs count where the metric
+                has one.
+
+        >>> METRICS["modulation"].meaning(0.1, 0.3)
+        'it matters more which subtask goes where'
+        >>> METRICS["modulation"].meaning(-0.1, -0.4)
+        'gates put conflicting subtasks together, further beyond what a random assignment would do'
+        """
+        if self.signed and min(before, after) < 0 <= max(before, after):
+            return self.across
+        return (self.below if self.signed and max(before, after) < 0 else self.words)[
+            after > before
+        ]
+
+
+METRICS: Registry[Metric] = Registry(
+    "metric",
+    rooms=(
+        "kdx_analysis.training.scores",
+        "kdx_analysis.probes.gates.formulas",
+        "kdx_analysis.probes.conflict.formulas",
+        "kdx_analysis.probes.affinity",
+    ),
+)
+
+
+def metric(name: str, *, reads: str, **declared: Any) -> Callable[[F], F]:
+    """Declare a metric on its formula, a pure function of what it ``reads``.
+
+    The formula takes the arguments of :data:`INPUTS` and gives one value for each of the leading
+    axes, ``draws``, so that a value and its null are computed alike. Keywords are the attributes of
+    :class:`Metric`.
+    """
+
+    def declare(formula: F) -> F:
+        METRICS.register(name)(Metric(name=name, formula=formula, reads=reads, **declared))
+        return formula
+
+    return declare
+
+
+def speaking_of_conflict() -> tuple[str, ...]:
+    """The names of the metrics that speak of conflict between subtasks."""
+    return tuple(name for name, each in METRICS.items() if each.conflict)
+
+
+def asked_about() -> tuple[str, ...]:
+    """The names of the metrics that a report asks about: those of conflict, then the others that say so."""
+    others = tuple(name for name, each in METRICS.items() if each.asked and not each.conflict)
+    return (*speaking_of_conflict(), *others)
+
+
+class Evaluated(NamedTuple):
+    """What a formula gives: the value of every draw and, of a formula that tests it, its p-value; else None."""
+
+    value: Tensor
+    p: Tensor | None
+
+
+def evaluated(reads: str, *inputs: Tensor, **options: Any) -> dict[str, Evaluated]:
+    """Every metric that reads something, by the name under which it is recorded.
+
+    Args:
+        reads: one of INPUTS.
+        inputs: its arguments, draws in front.
+        options: further arguments, for formulas that take them.
+
+    Raises:
+        KdxError: a formula that does not give floating-point numbers, or values and their p-values.
+    """
+    values = {}
+    for each in METRICS.values():
+        if each.reads == reads:
+            values[each.recorded] = _checked(each, each(*inputs, **options))
+    return values
+
+
+def _checked(metric: Metric, result: Any) -> Evaluated:
+    value, p = result if isinstance(result, tuple) else (result, None)
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return Evaluated(value, p)
+    given = value.dtype if isinstance(value, Tensor) else type(value).__name__
+    raise KdxError(
+        f"metric {metric.name!r} ({metric.home}) gives {given}; its formula should give a tensor of floating-point "
+        "numbers, one for each of the leading axes"
+    )

@@ -1,0 +1,80 @@
+"""Conflicts between what subtasks claim: samples that two want, samples that none wants.
+
+Pure functions; axes: B samples, K subtasks, leading axes free. A subtask claims a sample where p_k
+> ½, m_k > 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from beartype import beartype
+from jaxtyping import Bool, Float, jaxtyped
+from torch import Tensor
+
+from kdx_analysis import null
+from kdx_analysis.probes import claims as outputs
+from kdx_analysis.probes.conflict import formulas as conflict
+from kdx_analysis.probes.subtasks import pair_columns
+
+
+@jaxtyped(typechecker=beartype)
+def claims(margins: Float[Tensor, "*draws B K"]) -> Bool[Tensor, "*draws B K"]:
+    """Which subtask claims which sample."""
+    return margins > 0
+
+
+@jaxtyped(typechecker=beartype)
+def double_claims(claims: Bool[Tensor, "*draws B K"]) -> Float[Tensor, "*draws"]:
+    """Share of samples that two subtasks or more claim, in [0, 1]."""
+    return (claims.sum(dim=-1) > 1).double().mean(dim=-1)
+
+
+@jaxtyped(typechecker=beartype)
+def orphans(claims: Bool[Tensor, "*draws B K"]) -> Float[Tensor, "*draws"]:
+    """Share of samples that no subtask claims, in [0, 1]."""
+    return (~claims.any(dim=-1)).double().mean(dim=-1)
+
+
+@jaxtyped(typechecker=beartype)
+def claimed_by_both(claims: Bool[Tensor, "*draws B K"]) -> Float[Tensor, "*draws K K"]:
+    """Share of samples that both a and b claim; on the diagonal, that a claims."""
+    claimed = claims.double()
+    return claimed.transpose(-1, -2) @ claimed / claims.shape[-2]
+
+
+@jaxtyped(typechecker=beartype)
+def permuted_claims(
+    claims: Bool[Tensor, "B K"], draws: int, generator: torch.Generator
+) -> Bool[Tensor, "draws B K"]:
+    """The null, ``draws`` times: every subtask claims as many samples as it does, but any."""
+    order = torch.rand(draws, *claims.shape, generator=generator).argsort(dim=1)
+    return claims.expand(draws, -1, -1).gather(1, order.to(claims.device))
+
+
+def output_table(margins: Tensor, classes: Sequence[str], draws: int, seed: int) -> pd.DataFrame:
+    """Double claims, orphans, and samples claimed by both subtasks of every pair: metric, a, b, …,
+    value, null_…, n.
+
+    ``margins`` are B×K. The null deals each subtask's claims to other samples.
+    """
+    own = outputs.claims(margins.cpu())
+    claims = torch.cat(
+        [own[None], outputs.permuted_claims(own, draws, torch.Generator().manual_seed(seed))]
+    )
+    nobody = {"a": "", "b": "", "a_index": -1, "b_index": -1}
+    whole = pd.DataFrame(
+        [
+            {"metric": name, **nobody, **null.with_value(measure(claims))}
+            for name, measure in (
+                ("double_claims", outputs.double_claims),
+                ("orphans", outputs.orphans),
+            )
+        ]
+    )
+    both = conflict.upper(outputs.claimed_by_both(claims))
+    columns = {"value": both[0].numpy(), **null.beside(both[1:])}
+    pairs = pd.DataFrame({"metric": "claimed_by_both", **pair_columns(classes), **columns})
+    return pd.concat([whole, pairs], ignore_index=True).assign(null_draws=draws, n=len(margins))

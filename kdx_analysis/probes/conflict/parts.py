@@ -1,0 +1,312 @@
+"""A model as gradients see it: levels, and on each the layers with parameters of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from kdx_analysis.errors import KdxError
+from kdx_analysis.models import HME, StagedNet, Trace
+from kdx_analysis.models.modes import WRAPPERS, in_full, undisturbed, unwrapped, usable
+from kdx_analysis.models.splitting.layers import is_layer
+from kdx_analysis.models.splitting.stages import MAX_STAGES, Stages, find_stages
+from kdx_analysis.probes.conflict.layer_rules import Rule, rule_of
+from kdx_analysis.probes.conflict.sharing import mixed, shared_modules
+from kdx_analysis.probes.subtasks import answer
+from kdx_analysis.registry import unknown
+
+
+def own_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """A module's own parameters that can have gradients, with their names in it."""
+    own = module.named_parameters(recurse=False)
+    return [(name, p) for name, p in own if p.is_floating_point() or p.is_complex()]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A module with parameters of its own, the level (from 0) on which it stands, and the experts
+    there.
+
+    ``rule`` gives its per-sample gradients from one backward pass over the batch; without one they
+    are taken by torch.func, sample by sample at once.
+    """
+
+    name: str
+    module: nn.Module
+    level: int
+    rule: Rule | None
+    experts: int
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """By name; those of whole numbers, as counters are, have no gradient and are left out."""
+        return {f"{self.name}.{name}".lstrip("."): p for name, p in own_parameters(self.module)}
+
+    @property
+    def size(self) -> int:
+        return sum(p.numel() for p in self.parameters.values())
+
+    def apart(self, gradients: Tensor) -> dict[str, Tensor]:
+        """The layer's gradients, R×K×size in the order in which rules and torch.func give them, by
+        parameter.
+        """
+        parameters = self.parameters
+        rows = self.experts if self.rule is None else len(next(iter(parameters.values())))
+        pieces = gradients.unflatten(2, (rows, -1)).split(
+            [p.numel() // rows for p in parameters.values()], dim=3
+        )
+        named = zip(parameters.items(), pieces, strict=True)
+        return {name: piece.reshape(*piece.shape[:2], *p.shape) for (name, p), piece in named}
+
+    def joined(self, gradients: Sequence[Tensor]) -> Tensor:
+        """Of each parameter its gradients, *×(its shape), in the order that a layer without a rule
+        has, *×size.
+        """
+        pieces = []
+        for gradient, parameter in zip(gradients, self.parameters.values(), strict=True):
+            flat = gradient.reshape(
+                *gradient.shape[: gradient.ndim - parameter.ndim], self.experts, -1
+            )
+            pieces.append(flat)
+        return torch.cat(pieces, dim=-1).flatten(-2)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A model as the probe sees it: levels, and the layers on them.
+
+    Attributes:
+        model: without the wrappers of torch.compile and data parallelism.
+        prefix: of its names in the model that was given.
+        experts: N_l of each level.
+        layers: every module with parameters of its own on them.
+        ungated: whether the last level is to hold gradients without the gates' factor.
+        num_classes: K, by which outputs are told from other tensors that the model gives beside
+            them.
+    """
+
+    model: nn.Module
+    prefix: str
+    margins: Callable[[Tensor], Tensor] | None
+    experts: tuple[int, ...]
+    layers: tuple[Layer, ...]
+    ungated: bool
+    num_classes: int | None
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        margins: Callable[[Tensor], Tensor] | None,
+        groups: Sequence[Sequence[str]] | None,
+        images: Tensor,
+        num_classes: int | None = None,
+    ) -> Parts:
+        model, prefix = unwrapped(usable(model))
+        dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
+        if halves := sorted(str(dtype) for dtype in dtypes - {torch.float32, torch.float64}):
+            raise KdxError(
+                f"gradients in {', '.join(halves)} are too coarse for their angles; probe "
+                "model.float()"
+            )
+        if isinstance(model, HME):
+            parts = {
+                "trunk": model.trunk,
+                **{f"levels.{i}": level for i, level in enumerate(model.levels)},
+            }
+            layers = [
+                Layer(
+                    f"{part}.{name}".rstrip("."),
+                    module,
+                    level,
+                    rule_of(module),
+                    model.experts[level],
+                )
+                for level, (part, whole) in enumerate(parts.items())
+                for name, module in whole.named_modules()
+                if own_parameters(module)
+            ]
+            _check_layers(layers)
+            ungated = margins is None and not model.input_gated
+            return cls(model, prefix, margins, model.experts, tuple(layers), ungated, num_classes)
+        groups = (
+            _groups(model, None, images.shape[1:], images, num_classes)
+            if groups is None
+            else groups
+        )
+        layers = [
+            Layer(path, module, level, rule_of(module), 1)
+            for level, paths in enumerate(groups)
+            for path, module in _own_modules(model, paths)
+        ]
+        _check_layers(layers)
+        return cls(model, prefix, margins, (1,) * len(groups), tuple(layers), False, num_classes)
+
+    def outputs(self, images: Tensor) -> tuple[Tensor, Trace | None]:
+        """Margins that losses are about, B×K, and an explainer's trace."""
+        images = images.clone()  # a model may work in place
+        if not isinstance(self.model, HME):
+            given = answer(self.model(images), len(images), self.num_classes)
+            return given if self.margins is None else self.margins(given), None
+        trace = self.model.trace(images)
+        given = trace.margins if self.margins is None else self.model.outputs(trace)
+        given = answer(given, len(images), self.num_classes)
+        return given if self.margins is None else self.margins(given), trace
+
+
+def _own_modules(model: nn.Module, paths: Sequence[str]) -> Iterator[tuple[str, nn.Module]]:
+    """The modules at ``paths``, each with the parametrisations that compute its weights."""
+    known = dict(model.named_modules())
+    if not paths:
+        raise KdxError(
+            "groups= holds a level without modules; name those with parameters that make it up"
+        )
+    for path in paths:
+        while path not in known and path.startswith(WRAPPERS):
+            path = path.partition(".")[2]
+        if path not in known:
+            raise unknown("module", path, [name for name in known if name])
+        module = known[path]
+        lists = module.parametrizations.values() if parametrize.is_parametrized(module) else ()
+        inside = [name for name, part in known.items() if any(part is own for own in lists)]
+        with_own = [p for p in (path, *inside) if own_parameters(known[p])]
+        if not with_own:
+            raise KdxError(
+                f"{path!r} holds no parameters of its own; name the modules inside it that do"
+            )
+        yield from ((name, known[name]) for name in with_own if name == path or name not in paths)
+
+
+def _check_layers(layers: Sequence[Layer]) -> None:
+    """KdxError unless every parameter is real and belongs to one layer."""
+    owners: dict[int, str] = {}
+    if not layers:
+        raise KdxError(
+            "groups= names no level; give each level's modules, as groups=[['conv1'], ['conv2']]"
+        )
+    for layer in layers:
+        for name, parameter in layer.parameters.items():
+            if parameter.is_complex():
+                raise KdxError(
+                    f"{name!r} is in {parameter.dtype}, and only gradients of real numbers are "
+                    "probed; name modules "
+                    "without it as groups="
+                )
+            if id(parameter) not in owners:
+                owners[id(parameter)] = name
+            elif owners[id(parameter)] == name:
+                raise KdxError(
+                    f"groups= names {layer.name!r} twice; a module stands on one level, once"
+                )
+            else:
+                raise KdxError(
+                    f"{owners[id(parameter)]!r} and {name!r} are one parameter, whose gradient "
+                    "belongs to both; give "
+                    "one of them a copy of it to probe the model"
+                )
+
+
+def module_groups(
+    model: nn.Module,
+    *,
+    stages: Sequence[str] | None = None,
+    image_shape: Sequence[int] | None = None,
+) -> tuple[tuple[str, ...], ...]:
+    """Paths of a model's modules with parameters of their own, by stage; its classifier is left
+    out.
+
+    The stages are those that an explainer of the model would have. Where they can't be found, and
+    are not declared, all modules of which a parameter serves two outputs or more make up one group:
+    a classifier's rows serve one each.
+
+    Args:
+        model: images → B×K; left as it is found.
+        stages: module paths, as for ``HME.from_student``.
+        image_shape: C×H×W; by default the first common one that fits.
+
+    Raises:
+        KdxError: no module serves two outputs, or that can't be found out; name the modules as
+            ``groups=``.
+    """
+    model, prefix = unwrapped(usable(model))
+    groups = _groups(model, stages, image_shape, None, None)
+    return tuple(tuple(f"{prefix}{path}" for path in paths) for paths in groups)
+
+
+def _groups(
+    model: nn.Module,
+    stages: Sequence[str] | None,
+    shape: Sequence[int] | None,
+    images: Tensor | None,
+    num_classes: int | None,
+) -> tuple[tuple[str, ...], ...]:
+    """:func:`module_groups` of a model without wrappers, where stages can't be found from
+    ``images``, if there are any.
+
+    ``num_classes`` tells its outputs from other tensors that it gives.
+    """
+    own = (
+        [f"stages.{i}" for i in range(len(model.stages))][-MAX_STAGES:]
+        if isinstance(model, StagedNet)
+        else None
+    )
+    try:
+        with undisturbed(model):  # a layer traced in train mode may update its buffers
+            found = find_stages(model, stages or own, shape)
+    except KdxError:
+        if stages is not None:
+            raise
+        groups = [shared_modules(in_full(model), shape, images, num_classes)]
+    else:
+        groups = _by_stage(model, found)
+        if stages is None and _hidden(model, found):
+            named = [path for paths in groups for path in paths]
+            shared = shared_modules(in_full(model), shape, images, num_classes)
+            groups = groups if set(shared) <= set(named) else [shared]
+    if not all(groups) or not groups:
+        raise KdxError(
+            f"{type(model).__name__} has no parameters before its classifier, so subtasks share "
+            "nothing; if they do, "
+            "name the modules as groups="
+        )
+    return tuple(groups)
+
+
+def _hidden(model: nn.Module, found: Stages) -> bool:
+    """Whether a module that tracing can't look into, as one of TorchScript, is in no stage, and may
+    belong to one.
+    """
+    inside = {id(p) for part in (found.trunk, *found.body) for p in part.parameters()}
+    called = [
+        found.whole.get_submodule(str(n.target))
+        for n in found.whole.graph.nodes
+        if n.op == "call_module"
+    ]
+    opaque = [module for module in called if not is_layer(module)]
+    opaque += [module for module in model.modules() if isinstance(module, torch.jit.ScriptModule)]
+    return any(id(p) not in inside for module in opaque for p in module.parameters())
+
+
+def _by_stage(model: nn.Module, found: Stages) -> list[tuple[str, ...]]:
+    """The modules of trunk and stages, each where it is used first; a stage of modules used before
+    is no level.
+    """
+    stage_of: dict[int, int] = {}
+    for stage, part in enumerate((found.trunk, *found.body)):
+        for parameter in part.parameters():
+            stage_of.setdefault(id(parameter), stage)
+    read = {id(p) for p in found.whole.parameters()}
+    stages: list[list[str]] = [[] for _ in (found.trunk, *found.body)]
+    for path, module in model.named_modules():
+        own = dict(module.named_parameters(recurse=False))
+        inside = [name for name, p in own.items() if id(p) in stage_of]
+        if not inside:
+            continue
+        if behind := [name for name, p in own.items() if id(p) in read and id(p) not in stage_of]:
+            raise mixed(path, inside[0], behind[0])
+        stages[min(stage_of[id(own[name])] for name in inside)].append(path)
+    return [tuple(paths) for paths in stages if paths]

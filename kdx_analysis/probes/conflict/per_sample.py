@@ -1,0 +1,266 @@
+"""Gradients of every subtask's margin from one forward pass: of each image by itself, or summed by
+plain autograd.
+
+Per-sample gradients live for one subtask and one chunk of layers and samples at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from kdx_analysis.errors import KdxError
+from kdx_analysis.probes.conflict.parts import Layer, Parts
+from kdx_analysis.probes.conflict.sharing import nodes
+
+
+class Pass:
+    """One forward pass over some images, and the gradients that its graph gives.
+
+    Where the parts are ``ungated``, gradients of the last level are h: ∂m_bk/∂(input of head k) is
+    held fixed and there is no gate's factor.
+
+    Args:
+        parts: the model, in eval mode, with gradients enabled for the parameters of ``layers``.
+        layers: that gradients are wanted of.
+        images: B×C×H×W.
+        num_classes: K.
+    """
+
+    def __init__(
+        self, parts: Parts, layers: Sequence[Layer], images: Tensor, num_classes: int
+    ) -> None:
+        self.parts, self.layers, self.images = parts, layers, images
+        with _captured([layer for layer in layers if layer.rule is not None], len(images)) as (
+            calls,
+            unfit,
+        ):
+            self.outputs, self.trace = parts.outputs(images)
+        if self.outputs.shape != (len(images), num_classes):
+            raise KdxError(
+                f"the model gives {tuple(self.outputs.shape)} where {len(images)}×{num_classes} "
+                "was expected"
+            )
+        if not _reads(self.outputs, parts.layers):
+            names = ", ".join(repr(layer.name) for layer in parts.layers[:5])
+            raise KdxError(
+                f"no gradient reaches {names}, as the model's forward detaches what they give or "
+                "runs them under "
+                "torch.no_grad(); probe a model whose forward can be trained, or name other "
+                "modules as groups="
+            )
+        self.unfit = unfit
+        last = len(parts.experts) - 1
+        self._on_top = [layer for layer in layers if parts.ungated and layer.level == last]
+        self._calls = [call for call in calls if call.output.requires_grad]
+
+    def plain(self, weights: Tensor) -> dict[str, list[Tensor]]:
+        """Σ_bk w_bk ∂m_bk/∂θ for weights B×K by plain autograd, zero where θ isn't read: by layer,
+        in θ's shapes.
+
+        One backward pass; of the last level, where ungated, one more from the heads' inputs.
+        """
+        below = [layer for layer in self.layers if layer not in self._on_top]
+        sums = self._sums(self.outputs, below, weights)
+        if self._on_top:
+            assert self.trace is not None
+            (delta,) = self._grad(self.outputs, [self.trace.inputs], weights)
+            cotangent = delta.sum(dim=1).unsqueeze(1).expand_as(self.trace.pooled)
+            sums |= self._sums(self.trace.pooled, self._on_top, cotangent)
+        return sums
+
+    def plain_of(self, k: int, weights: Tensor) -> dict[str, list[Tensor]]:
+        """Σ_b w_b ∂m_bk/∂θ for weights B, as :meth:`plain` gives them."""
+        if self._on_top:
+            self.cotangent(k)
+        every = torch.zeros_like(self.outputs)
+        every[:, k] = weights
+        return self.plain(every)
+
+    def per_sample(self) -> Iterator[tuple[int, list[Tensor | None]]]:
+        """For every subtask k the gradients ∂m_bk/∂θ of each layer, B×size; None where they can't
+        be taken.
+        """
+        on_top = [call for call in self._calls if call.layer in self._on_top]
+        below = [call for call in self._calls if call.layer not in self._on_top]
+        failed = set(self.unfit)
+        for k in range(self.outputs.shape[1]):
+            gradients: dict[str, Tensor] = {}
+            ones = torch.zeros_like(self.outputs)
+            ones[:, k] = 1
+            deltas = (
+                self._grad(self.outputs, [call.output for call in below], ones) if below else []
+            )
+            cotangent: Tensor | None = None
+            if self._on_top:
+                cotangent = self.cotangent(k)
+                if on_top:
+                    assert self.trace is not None
+                    deltas += self._grad(
+                        self.trace.pooled, [call.output for call in on_top], cotangent
+                    )
+            for call, delta in zip([*below, *on_top], deltas, strict=True):
+                assert call.layer.rule is not None
+                own = call.layer.rule.gradient(call.layer.module, call.prepared, delta).flatten(1)
+                name = call.layer.name
+                gradients[name] = gradients[name] + own if name in gradients else own
+            for fixed in (None, cotangent):
+                gradients |= self._by_functions(k, fixed, failed)
+            yield k, [self._gradient(layer, gradients, failed) for layer in self.layers]
+
+    def cotangent(self, k: int) -> Tensor:
+        """∂m_bk/∂(input of head k), for every expert of the last level, B×N×D."""
+        assert self.trace is not None
+        (delta,) = torch.autograd.grad(
+            self.outputs[:, k].sum(), self.trace.inputs, retain_graph=True
+        )
+        others = delta.nan_to_num()  # what is not finite is named later
+        if bool(others[:, :k].any() | others[:, k + 1 :].any()):
+            raise KdxError(
+                f"head {k} of the explainer reads another subtask's input, so no gradient belongs "
+                "to one gate; give "
+                "margins=lambda outputs: outputs to probe the actual gradients"
+            )
+        return delta[:, k].unsqueeze(1).expand_as(self.trace.pooled)
+
+    def _gradient(
+        self, layer: Layer, gradients: dict[str, Tensor], failed: set[str]
+    ) -> Tensor | None:
+        if layer.name in failed:
+            return None
+        zero = self.images.new_zeros((), dtype=self.outputs.dtype)  # of a layer that is not called
+        return gradients.get(layer.name, zero.expand(len(self.images), layer.size))
+
+    def _by_functions(
+        self, k: int, cotangent: Tensor | None, failed: set[str]
+    ) -> dict[str, Tensor]:
+        """Gradients of the layers without a rule, of those on top by their ``cotangent``."""
+        layers = [
+            layer
+            for layer in self.layers
+            if layer.rule is None
+            and layer.name not in failed
+            and (layer in self._on_top) == (cotangent is not None)
+        ]
+        if not layers:
+            return {}
+        try:
+            return _by_functions(self.parts, layers, self.images, k, cotangent)
+        except (
+            Exception
+        ):  # torch.func lacks some operations and all branches on values; plain autograd is left
+            failed |= {layer.name for layer in layers}
+            return {}
+
+    def _sums(
+        self, outputs: Tensor, layers: Sequence[Layer], weights: Tensor
+    ) -> dict[str, list[Tensor]]:
+        parameters = [list(layer.parameters.values()) for layer in layers]
+        gradients = iter(
+            self._grad(outputs, [p for own in parameters for p in own], weights) if layers else []
+        )
+        return {
+            layer.name: [next(gradients) for _ in own]
+            for layer, own in zip(layers, parameters, strict=True)
+        }
+
+    def _grad(self, outputs: Tensor, inputs: Sequence[Tensor], weights: Tensor) -> list[Tensor]:
+        return list(
+            torch.autograd.grad(outputs, inputs, weights, retain_graph=True, materialize_grads=True)
+        )
+
+
+def _reads(outputs: Tensor, layers: Sequence[Layer]) -> bool:
+    """Whether the graph of ``outputs`` holds a parameter of the ``layers``."""
+    wanted = {id(parameter) for layer in layers for parameter in layer.parameters.values()}
+    return any(id(getattr(node, "variable", None)) in wanted for node in nodes(outputs))
+
+
+class _Forward(nn.Module):
+    """One subtask's margin of one image, or its last features against a fixed cotangent."""
+
+    def __init__(self, parts: Parts, k: int) -> None:
+        super().__init__()
+        self.model, self.parts, self.k = parts.model, parts, k
+
+    def forward(self, image: Tensor, cotangent: Tensor | None) -> Tensor:
+        outputs, trace = self.parts.outputs(image.unsqueeze(0))
+        return (
+            outputs[0, self.k]
+            if cotangent is None or trace is None
+            else (trace.pooled[0] * cotangent).sum()
+        )
+
+
+def _by_functions(
+    parts: Parts, layers: Sequence[Layer], images: Tensor, k: int, cotangent: Tensor | None
+) -> dict[str, Tensor]:
+    """Per-sample gradients of layers without a rule, each B×size, expert by expert."""
+    forward = _Forward(parts, k)
+    own = {f"model.{name}": p.detach() for layer in layers for name, p in layer.parameters.items()}
+
+    def value(parameters: dict[str, Tensor], image: Tensor, fixed: Tensor | None) -> Tensor:
+        return torch.func.functional_call(forward, parameters, (image, fixed))
+
+    in_dims = (None, 0, None if cotangent is None else 0)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # the fused kernels know no vmap
+        gradients = torch.func.vmap(torch.func.grad(value), in_dims=in_dims)(own, images, cotangent)
+    return {
+        layer.name: layer.joined([gradients[f"model.{name}"] for name in layer.parameters])
+        for layer in layers
+    }
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A layer's call in a forward pass: what its gradients need of its input, and its output on the
+    graph.
+    """
+
+    layer: Layer
+    prepared: Tensor
+    output: Tensor
+
+
+@contextmanager
+def _captured(layers: Sequence[Layer], B: int) -> Iterator[tuple[list[_Call], set[str]]]:
+    """Collect every call of ``layers`` inside the body, and the names of those called on anything
+    but B images.
+    """
+    calls: list[_Call] = []
+    unfit: set[str] = set()
+
+    def keeper(
+        layer: Layer,
+    ) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Tensor], Tensor]:
+        def keep(
+            module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor
+        ) -> Tensor:
+            assert layer.rule is not None
+            (given,) = (*inputs, *named.values())
+            if given.ndim != 4 or len(given) != B:
+                unfit.add(layer.name)
+                return output
+            calls.append(_Call(layer, layer.rule.prepare(module, given.detach()), output))
+            return (
+                output.clone()
+            )  # an in-place activation behind the layer must not overwrite what was kept
+
+        return keep
+
+    # In front of the user's hooks, which may change the output that the rest of the model reads.
+    handles = [
+        layer.module.register_forward_hook(keeper(layer), prepend=True, with_kwargs=True)
+        for layer in layers
+    ]
+    try:
+        yield calls, unfit
+    finally:
+        for handle in handles:
+            handle.remove()

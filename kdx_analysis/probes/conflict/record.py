@@ -1,0 +1,177 @@
+"""What a probe hands back: frozen records that can be shown, merged and kept.
+
+Batches of one model and probes of several models are merged before anything is divided: sums and
+counts are added, means are taken by ``to_frame``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from kdx_analysis import null
+from kdx_analysis.errors import KdxError
+from kdx_analysis.probes.conflict import tables as measures
+from kdx_analysis.probes.conflict.grams import residuals, subtask_grams, with_null
+from kdx_analysis.probes.record import TableRecord
+from kdx_analysis.probes.subtasks import OneVsRest
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, eq=False)
+class ConflictRecord(TableRecord):
+    """Conflict between subtasks, of one probe or of several merged.
+
+    Gradients of a probe set are summed before any angle is taken, so a set is probed as a whole (by
+    :class:`ConflictProbe`, where it comes in batches), and what is merged are probes: of other
+    epochs, seeds or models.
+
+    Attributes:
+        pairs: one row a probe, level and pair: probe, level, a, b, a_index, b_index, cosine,
+            null_mean, null_low, null_high (a range that holds one more draw of the null with 95 %,
+            NaN below 39), null_undefined, magnitude_similarity, undefined, null_draws, n.
+        summary: one row a probe, level and metric: probe, level, pairs, undefined, metric, value,
+            null_…, null_draws, n; of an explainer whose gates are parameters also separation and
+            modulation, on its last level.
+    """
+
+    FILES: ClassVar = {"pairs": "conflict", "summary": "conflict_summary"}
+
+    pairs: pd.DataFrame
+    summary: pd.DataFrame
+
+    @property
+    def probes(self) -> int:
+        """How many probes are merged in it."""
+        return int(self.pairs["probe"].nunique())
+
+    def to_frame(self) -> pd.DataFrame:
+        """Means over probes: level, a, b, a_index, b_index, cosine, null_mean,
+        magnitude_similarity, values, undefined.
+
+        ``values`` are the probes that went into the cosine and all else of its row, ``undefined``
+        those in which a gradient was zero.
+        """
+        defined = self.pairs["cosine"].notna()
+        columns = ["null_mean", "magnitude_similarity"]
+        pairs = self.pairs.assign(**{name: self.pairs[name].where(defined) for name in columns})
+        groups = pairs.groupby(["level", "a", "b", "a_index", "b_index"], sort=False)
+        table = groups.agg(
+            cosine=("cosine", "mean"),
+            null_mean=("null_mean", "mean"),
+            magnitude_similarity=("magnitude_similarity", "mean"),
+            values=("cosine", "count"),
+            probes=("cosine", "size"),
+        )
+        table["undefined"] = table.pop("probes") - table["values"]
+        return table.reset_index()
+
+    def merge(self, *others: ConflictRecord) -> ConflictRecord:
+        """This record's probes and those of ``others``. Raises KdxError if they are about other
+        subtasks.
+        """
+        records = (self, *others)
+        names = [tuple(dict.fromkeys((*r.pairs["a"], *r.pairs["b"]))) for r in records]
+        if len(set(names)) > 1:
+            raise KdxError(
+                "records of other subtasks can't be merged; probe all models on the same classes"
+            )
+        starts = np.cumsum([0, *(record.probes for record in records)])
+        pairs, summary = (
+            pd.concat(
+                [f.assign(probe=f["probe"] + s) for f, s in zip(frames, starts[:-1], strict=True)],
+                ignore_index=True,
+            )
+            for frames in ([r.pairs for r in records], [r.summary for r in records])
+        )
+        return ConflictRecord(pairs, summary)
+
+    def plot(self, ax: Axes | None = None) -> tuple[Figure, np.ndarray]:
+        """Cosines over all levels below the diagonal, their null above it, as (figure, axes)."""
+        from kdx_analysis.plots.records import conflict_record
+
+        return conflict_record(self, ax)
+
+    def _repr_html_(self) -> str:
+        columns = ["value", "null_mean", "null_low", "null_high"]
+        defined = self.summary["value"].notna()
+        summary = self.summary.assign(
+            **{name: self.summary[name].where(defined) for name in columns}
+        )
+        grouped = summary.groupby(["level", "metric"], sort=False)
+        table = grouped[columns].mean().join(grouped["value"].count().rename("probes"))
+        table = table.join(grouped["undefined"].sum())
+        n = sorted(set(self.summary["n"]))
+        ranged = table["null_low"].notna().any()
+        said = f"{self.probes} probes, n = {', '.join(map(str, n))} images; null: residuals permuted over samples"
+        said = said if ranged else f"{said}, {null.NO_RANGE}"
+        shown = table.reset_index().to_html(index=False, float_format="{:.3f}".format, na_rep="–")
+        return f"<p>Conflict: {said}.</p>{shown}"
+
+
+@torch.inference_mode(False)
+def conflict_of(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    classes: Sequence[str] | None = None,
+    margins: Callable[[Tensor], Tensor] | None = None,
+    groups: Sequence[Sequence[str]] | None = None,
+    null_draws: int = 49,
+    permutations: int = 999,
+    seed: int = 0,
+    max_memory: int = 2**30,
+) -> ConflictRecord:
+    """Conflict between the K one-vs-rest losses of any classifier, so that teacher, student and
+    explainer compare.
+
+    The loss is the plain hard one for every model: BCE(σ(margin), 1[y = k]). Levels are an
+    explainer's own, of another model its stages, or all modules that serve several outputs where
+    stages can't be found. Gradients are held against plain autograd, and outputs against those of
+    half the images, as :func:`subtask_grams` says; frozen parameters are probed as others are.
+
+    Args:
+        model: images → logits B×K, or a dict, sequence or dataclass that holds them alone of that
+            shape, of which a warning tells; left as it was found, in eval mode while probing; in
+            half precision a float32 copy is.
+        images: normalised, B×C×H×W, a class-balanced set; a tensor, an array or a list of either.
+        labels: whole numbers, B; every class has at least one.
+        classes: names; by default the numbers.
+        margins: outputs → margins (B×K → B×K); by default an explainer's outputs themselves and of
+            other models the one-vs-rest margins of their logits.
+        groups: of a model that is no explainer: paths of the modules of each level.
+        null_draws: permutations of the residuals over samples; 19 or more, and below 39 the null
+            has no range.
+        permutations: of the gates over subtasks, for modulation.
+        seed: of both.
+        max_memory: bytes, as for :func:`subtask_grams`.
+
+    Raises KdxError for a class without a sample, images and labels that don't belong together,
+    fewer than two classes, outputs that are no logits B×K, outputs or gradients that are not
+    finite, and models that can't be probed: random in eval mode, computing over the batch, with
+    tied weights, on several devices; each by name.
+    """
+    if null_draws < 19:
+        raise KdxError(f"{null_draws} draws make no null; take 19 or more")
+    asked = OneVsRest.of(model, images, labels, classes, margins)
+    sets = with_null(residuals(asked.loss, asked.outputs), null_draws, seed)
+    grams = subtask_grams(
+        asked.model, asked.images, sets, margins=asked.margins, groups=groups, max_memory=max_memory
+    )
+    pairs, summary = measures.conflict_tables(grams, asked.classes)
+    if grams.gates is not None:
+        table = measures.contention_table(grams.experts[-1], grams.gates, permutations, seed)
+        table = table[table["metric"] != "contention"].assign(level=str(len(grams.experts)))
+        summary = pd.concat([summary, table], ignore_index=True)
+    counted: dict[str, Any] = {"probe": 0, "null_draws": null_draws, "n": len(images)}
+    return ConflictRecord(pairs.assign(**counted), summary.assign(**counted))

@@ -1,0 +1,430 @@
+"""Is attention an explanation? What happens to every margin when an expert is ablated, beside the
+pathways.
+
+Pure functions on tables K×N (K subtasks, N experts of a level), and ``ablate`` that makes them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from beartype import beartype
+from jaxtyping import Float, Int, jaxtyped
+from scipy.stats import rankdata
+from torch import Tensor
+
+from kdx_analysis import null
+from kdx_analysis.errors import KdxError
+from kdx_analysis.models import HME, Tree
+from kdx_analysis.models.modes import unwrapped
+from kdx_analysis.probes.conflict.proof import check_fixed_function
+from kdx_analysis.probes.faithfulness.attribution import (
+    AT_ONCE,
+    captum,
+    checked,
+    experts_of,
+    replaced,
+    working_copy,
+)
+from kdx_analysis.probes.gates import formulas as gates
+from kdx_analysis.probes.gates.record import GateRecord
+from kdx_analysis.probes.record import Record, added
+from kdx_analysis.probes.subtasks import Asked, check_classes, finite, integers, labelled, named
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Baseline = Literal["zero", "mean"]
+ALPHA = 0.05
+_COLUMNS = ("drop", "change", "alpha", "effective")
+
+
+@jaxtyped(typechecker=beartype)
+def drop_sums(
+    differences: Float[Tensor, "B K N"], labels: Int[Tensor, " B"]
+) -> Float[Tensor, "K N"]:
+    """Σ over the images of class k of m_k − m_k without expert i; below 0: the expert speaks
+    against its class.
+    """
+    K = differences.shape[1]
+    return torch.einsum("bk,bkn->kn", F.one_hot(labels, K).to(differences.dtype), differences)
+
+
+@jaxtyped(typechecker=beartype)
+def change_sums(differences: Float[Tensor, "B K N"]) -> Float[Tensor, "K N"]:
+    """Σ over all images of |m_k − m_k without expert i|: how far the subtask depends on it, for or
+    against.
+    """
+    return differences.abs().sum(dim=0)
+
+
+@jaxtyped(typechecker=beartype)
+def rank_correlation(
+    a: Float[Tensor, "K N"],
+    b: Float[Tensor, "K N"],
+    rows: Int[Tensor, "R K"],
+    columns: Int[Tensor, "R N"],
+) -> tuple[float, Float[Tensor, " R"]]:
+    """Spearman's ρ over all K·N entries, and the same with b's rows and columns in other orders;
+    NaN if one is flat.
+    """
+    x, y = (torch.from_numpy(rankdata(t.numpy())).view_as(t) for t in (a.double(), b.double()))
+    x, y = x - x.mean(), y - y.mean()
+    norm = x.norm() * y.norm()
+    moved = y[rows.unsqueeze(2), columns.unsqueeze(1)]
+    value = (x * y).sum() / norm if norm > 0 else torch.tensor(torch.nan)
+    return float(value), (x * moved).sum(dim=(1, 2)) / norm
+
+
+def related(
+    mass: Float[Tensor, "K N"], table: Float[Tensor, "K N"], permutations: int, seed: int
+) -> dict[str, float | str]:
+    """Rank correlation of an ablation's table with pathway mass, beside its null and with what it
+    says.
+
+    The columns of :attr:`Faithfulness.agreement` from value on; ``permutations`` of experts and
+    subtasks make the null.
+    """
+    K, N = table.shape
+    generator = torch.Generator().manual_seed(seed)
+    rows, columns = (
+        torch.rand(permutations, n, generator=generator).argsort(dim=1) for n in (K, N)
+    )
+    value, draws = rank_correlation(mass, table, rows, columns)
+    _, subtasks = rank_correlation(mass, table, rows, torch.arange(N).expand(permutations, N))
+    p, p_subtasks = (float(null.p_value(value, drawn, "greater")) for drawn in (draws, subtasks))
+    return {
+        "value": value,
+        **null.beside_one(draws),
+        "p": p,
+        "p_subtasks": p_subtasks,
+        "null_draws": permutations,
+        "n": K * N,
+        "says": verdict(value, draws),
+    }
+
+
+def verdict(value: float, draws: Float[Tensor, " R"]) -> str:
+    """What a correlation of this ``value`` says beside its null, in the words of
+    :attr:`Faithfulness.agreement`.
+    """
+    if math.isnan(value):
+        return "undefined"
+    if null.p_value(value, draws, "greater") <= ALPHA:
+        return "agree"
+    if len(draws) < null.LEAST_DRAWS:
+        return "undecided"
+    return "opposed" if null.p_value(value, draws, "less") <= ALPHA / 2 else "no relation found"
+
+
+@dataclass(frozen=True, eq=False)
+class LevelAblation:
+    """What ablating each expert of a level does, beside what the gates say; K×N tables in float64.
+
+    Attributes:
+        level: from the trunk, 1.
+        drop: mean over the images of the subtask's class of what its margin loses.
+        change: mean over all images of |what it loses|.
+        alpha, effective: P_ki of α and of A; of input gates composed per image, then averaged.
+    """
+
+    level: int
+    drop: Tensor
+    change: Tensor
+    alpha: Tensor
+    effective: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Faithfulness(Record):
+    """Expert ablation against pathway mass, per level: sums that batches add to, so that parts give
+    the whole.
+
+    The null of a rank correlation permutes experts and, at once, subtasks of the ablations: whole
+    columns and rows, in all of the table, since an expert that matters to one subtask often matters
+    to others, and entries of one subtask share its scale. What is left to chance is only whose
+    expert, and whose subtask, is whose. ``p_subtasks`` permutes subtasks alone: small where *which*
+    subtask draws on an expert matters, not only that the expert is in use.
+
+    Attributes:
+        gates: of the same model on the same images.
+        baseline: what stands in for an ablated expert's features: ``zero``, or their ``mean`` over
+            the images.
+        drops, changes: per level of experts, from level 2 up, :func:`drop_sums` and
+            :func:`change_sums`, each K×N.
+        permutations, seed: of the null.
+    """
+
+    FILE = "faithfulness_record"
+
+    gates: GateRecord
+    baseline: Baseline
+    drops: tuple[Tensor, ...]
+    changes: tuple[Tensor, ...]
+    permutations: int
+    seed: int
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The subtasks' names."""
+        return self.gates.classes
+
+    @property
+    def counts(self) -> Tensor:
+        """Images of each class, K."""
+        return torch.bincount(self.gates.labels, minlength=len(self.classes))
+
+    @cached_property
+    def levels(self) -> tuple[LevelAblation, ...]:
+        """The tables of every level, from 2.
+
+        Raises KdxError where a class has no image, or features don't vary over the images: merge
+        batches first.
+        """
+        check_classes(self.gates.labels, self.classes)
+        paths = zip(
+            *map(gates.mean_pathways, (self.gates.alpha, self.gates.effective)), strict=True
+        )
+        per_class, B = self.counts.double().unsqueeze(1), len(self.gates.labels)
+        found = zip(self.drops, self.changes, list(paths)[1:], strict=True)
+        return tuple(
+            LevelAblation(level, drops / per_class, changes / B, alpha, effective)
+            for level, (drops, changes, (alpha, effective)) in enumerate(found, 2)
+        )
+
+    @cached_property
+    def tree(self) -> Tree:
+        """Who draws from whom by the largest A."""
+        return Tree.from_attention(gates.averaged(self.gates.effective), self.classes)
+
+    def merge(self, *others: Faithfulness) -> Faithfulness:
+        """This batch and ``others`` of the same model, under this one's null.
+
+        Raises KdxError if they are of another model, and for ablations to ``mean`` features, which
+        differ between batches; ablate all images at once.
+        """
+        records = (self, *others)
+        if {r.baseline for r in records} != {"zero"}:
+            raise KdxError(
+                "mean features of a batch are not those of the whole; ablate to zero, or all "
+                "images at once"
+            )
+        merged = self.gates.merge(*(other.gates for other in others))
+        return dataclasses.replace(
+            self, gates=merged, drops=added(records, "drops"), changes=added(records, "changes")
+        )
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a subtask and expert: level, subtask, subtask_index, expert, drop, change, alpha,
+        effective, n.
+        """
+        frames = []
+        for of in self.levels:
+            K, N = of.drop.shape
+            frames.append(
+                pd.DataFrame(
+                    {
+                        "baseline": self.baseline,
+                        "level": of.level,
+                        "subtask": np.repeat(self.classes, N),
+                        "subtask_index": np.repeat(np.arange(K), N),
+                        "expert": np.tile(np.arange(N), K),
+                        **{name: getattr(of, name).numpy().ravel() for name in _COLUMNS},
+                        "n": np.repeat(self.counts.numpy(), N),
+                    }
+                )
+            )
+        return pd.concat(frames, ignore_index=True)
+
+    @cached_property
+    def agreement(self) -> pd.DataFrame:
+        """One row a level with a choice, attention (alpha, effective) and measure (drop, change)
+        with its null.
+
+        Columns: level, attention, measure, value (Spearman's ρ), null_mean, null_low, null_high,
+        null_undefined, p, p_subtasks (both one-sided, upwards), null_draws, n (entries), says.
+        ``says`` is ``agree`` (p ≤ 0.05), ``opposed`` (p downwards ≤ 0.025: below the null's range),
+        ``no relation found``, ``undecided``, where p > 0.05 and below 39 ``permutations`` there is
+        no range to be below, or ``undefined``, where one of the tables is flat and value is NaN.
+        """
+        rows = [
+            {
+                "level": of.level,
+                "attention": attention,
+                "measure": measure,
+                **related(
+                    getattr(of, attention), getattr(of, measure), self.permutations, self.seed
+                ),
+            }
+            for of in self.levels
+            if of.drop.shape[1] > 1
+            for attention in ("alpha", "effective")
+            for measure in ("drop", "change")
+        ]
+        columns = ["value", *null.COLUMNS, "p", "p_subtasks", "null_draws", "n", "says"]
+        return pd.DataFrame(rows, columns=["level", "attention", "measure", *columns])
+
+    @property
+    def disagreements(self) -> pd.DataFrame:
+        """Subtasks whose strongest expert by A is not the one whose ablation costs them most.
+
+        Columns: level, subtask, by_attention, by_ablation (experts), mass, drop (of the first),
+        largest_drop.
+        """
+        rows = [
+            {
+                "level": of.level,
+                "subtask": name,
+                "by_attention": i,
+                "by_ablation": j,
+                "mass": float(of.effective[k, i]),
+                "drop": float(of.drop[k, i]),
+                "largest_drop": float(of.drop[k, j]),
+            }
+            for of in self.levels
+            for k, name in enumerate(self.classes)
+            if (i := int(of.effective[k].argmax())) != (j := int(of.drop[k].argmax()))
+        ]
+        columns = [
+            "level",
+            "subtask",
+            "by_attention",
+            "by_ablation",
+            "mass",
+            "drop",
+            "largest_drop",
+        ]
+        return pd.DataFrame(rows, columns=columns)
+
+    def plot(self, ax: Axes | None = None) -> tuple[Figure, np.ndarray]:
+        """Drop against pathway mass of A, as (figure, axes): a panel a level, or the last level in
+        ``ax``.
+        """
+        from kdx_analysis.plots.faithfulness import ablation
+
+        return ablation(self, ax)
+
+    def __str__(self) -> str:
+        if self.agreement.empty:
+            return "Every level has one expert, so attention has no choice that an ablation could confirm."
+        lines = []
+        table = self.agreement[
+            (self.agreement["attention"] == "effective") & (self.agreement["measure"] == "drop")
+        ]
+        apart = self.disagreements["level"].value_counts()
+        for row in table.to_dict("records"):
+            level = row["level"]
+            found = "undefined, as one of the tables is flat"
+            if row["says"] != "undefined":
+                beside = null.shown(row["null_low"], row["null_high"])
+                found = f"ρ = {row['value']:.2f} ({beside}, p = {row['p']:.3g}, n = {row['n']}), {row['says']}"
+            lines.append(
+                f"Level {level}: drop against pathway mass of A, {found}; for "
+                f"{apart.get(level, 0)} of {len(self.classes)} subtasks the strongest expert is "
+                "not the one whose ablation costs most."
+            )
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        table = self.agreement.style.hide(axis="index").format(
+            precision=3, na_rep="–", escape="html"
+        )
+        said = "<br>".join(html.escape(line) for line in str(self).splitlines())
+        return f"<p>{said}</p>{table.to_html()}"
+
+
+@torch.inference_mode(False)
+def ablate(
+    model: HME,
+    images: Tensor,
+    labels: Tensor,
+    classes: Sequence[str] | None = None,
+    *,
+    baseline: Baseline = "zero",
+    permutations: int = 999,
+    seed: int = 0,
+) -> Faithfulness:
+    """Ablate every expert above the trunk, one at a time, and set the margins' drops beside the
+    pathways.
+
+    Args:
+        model: an explainer; left as it was found, computed on a copy in eval mode.
+        images: normalised, B×C×H×W; a probe set, or a batch of one to be merged; their features are
+            held at once.
+        labels: classes of the images, B.
+        classes: the subtasks' names; by default their numbers.
+        baseline: ablated features are zero, or their mean over ``images``.
+        permutations: draws of the null; below 39 it has no range.
+        seed: of them.
+
+    Raises:
+        KdxError: a model without experts, images and labels that don't belong together, margins or
+            features that are not finite. A class without images, or a single image, only has tables
+            once it is merged with others.
+    """
+    if baseline not in get_args(Baseline):
+        raise KdxError(f"baseline = {baseline!r} should be one of {', '.join(get_args(Baseline))}")
+    model = unwrapped(model)[0]  # type: ignore[assignment]
+    experts_of(model)
+    images, labels = checked(model, images), integers(labels).cpu()
+    names, labels = named(classes, model.num_classes), labelled(images, labels, model.num_classes)
+    working = working_copy(model)
+    assert isinstance(working, HME)
+    images = images.to(next(working.parameters()))
+    check_fixed_function(working, images)
+    with torch.no_grad():
+        trace = working.trace(images)
+    finite(trace.margins)
+    record = GateRecord.of(working, trace, labels, names)
+    drops, changes = [], []
+    for level, N in enumerate(working.experts[1:], 2):
+        features = trace.features[level - 1]
+        stand_in = (
+            features.mean(dim=0, keepdim=True)
+            if baseline == "mean"
+            else torch.zeros_like(features[:1])
+        )
+        without = _Ablated(working, images, level, stand_in)
+        lost = (
+            captum().FeatureAblation(without).attribute(images.new_ones(1, N))
+        )  # a forward pass an expert
+        differences = lost.view(len(images), -1, N).double().cpu()
+        if not differences.isfinite().all():
+            raise KdxError(
+                f"margins are not finite once an expert of level {level} is ablated; look at its "
+                "weights"
+            )
+        drops.append(drop_sums(differences, labels))
+        changes.append(change_sums(differences))
+    return Faithfulness(record, baseline, tuple(drops), tuple(changes), permutations, seed)
+
+
+@dataclass(frozen=True, eq=False)
+class _Ablated:
+    """From the experts of a level that are present, 1×N ones and zeros, to the margins of all
+    images, B×K.
+    """
+
+    model: HME
+    images: Tensor
+    level: int
+    stand_in: Tensor
+
+    def __call__(self, present: Tensor) -> Tensor:
+        def switch(features: Tensor) -> Tensor:
+            kept = present.bool().view(1, -1, *(1,) * (features.ndim - 2))
+            return torch.where(kept, features, self.stand_in)
+
+        with replaced(self.model, self.level, switch):
+            return torch.cat([Asked(self.model)(chunk) for chunk in self.images.split(AT_ONCE)])

@@ -1,0 +1,146 @@
+"""What every record can do: be shown as a table, a figure, a piece of a page, and be kept in
+Parquet without loss.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from kdx_analysis.errors import KdxError
+from kdx_analysis.io import read_parquet, write_parquet
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+class Record(ABC):
+    """A frozen dataclass that a probe hands back.
+
+    ``save`` keeps every field: tensors whole and in their own precision, numbers, text, None, other
+    records, and tuples and dicts of these. Files are named for the kind of record, so two of a kind
+    belong in folders of their own.
+    """
+
+    FILE: ClassVar[str]
+    _kinds: ClassVar[dict[str, type[Record]]] = {}
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        Record._kinds[cls.__name__] = cls
+
+    @abstractmethod
+    def to_frame(self) -> pd.DataFrame:
+        """The record as a tidy table."""
+
+    @abstractmethod
+    def plot(self, ax: Axes | None = None) -> tuple[Figure, np.ndarray]:
+        """The record as (figure, axes), drawn into ``ax`` if one is given."""
+
+    @abstractmethod
+    def _repr_html_(self) -> str: ...
+
+    def save(self, folder: str | Path) -> None:
+        """Write the record into ``folder``, as ``FILE.parquet``: a row a tensor, the rest beside
+        them.
+        """
+        tensors: list[Tensor] = []
+        fields = _without_tensors(self, tensors)
+        frame = pd.DataFrame(
+            {
+                "dtype": [str(t.dtype).removeprefix("torch.") for t in tensors],
+                "shape": [list(t.shape) for t in tensors],
+                "values": [t.detach().cpu().double().flatten().numpy() for t in tensors],
+            }
+        )
+        frame.attrs["record"] = fields
+        write_parquet(Path(folder) / f"{self.FILE}.parquet", frame)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Read what :meth:`save` wrote. Raises KdxError if ``folder`` does not hold it."""
+        frame = _read(folder, cls.FILE)
+        tensors = [
+            torch.tensor(values).to(getattr(torch, dtype)).reshape(tuple(shape))
+            for dtype, shape, values in zip(
+                frame["dtype"], frame["shape"], frame["values"], strict=True
+            )
+        ]
+        found = _with_tensors(frame.attrs["record"], tensors)
+        assert isinstance(found, cls)
+        return found
+
+
+class TableRecord(Record):
+    """A record that is tidy tables, each kept as it is; ``FILES`` are its fields and their files'
+    names.
+    """
+
+    FILES: ClassVar[Mapping[str, str]]
+
+    def save(self, folder: str | Path) -> None:
+        """Write every table of the record into ``folder``, as Parquet."""
+        for field, name in self.FILES.items():
+            write_parquet(Path(folder) / f"{name}.parquet", getattr(self, field))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Read what :meth:`save` wrote. Raises KdxError if ``folder`` does not hold it."""
+        return cls(**{field: _read(folder, name) for field, name in cls.FILES.items()})
+
+
+def added(records: Sequence[Record], field: str) -> tuple[Tensor, ...]:
+    """Σ over records of every tensor in a field that holds sums: how batches merge."""
+    return tuple(
+        torch.stack(parts).sum(dim=0)
+        for parts in zip(*(getattr(r, field) for r in records), strict=True)
+    )
+
+
+def _read(folder: str | Path, name: str) -> pd.DataFrame:
+    try:
+        return read_parquet(Path(folder) / f"{name}.parquet")
+    except (OSError, ValueError) as error:
+        raise KdxError(f"{str(folder)!r} holds no {name.replace('_', ' ')}: {error}") from None
+
+
+def _without_tensors(value: Any, tensors: list[Tensor]) -> Any:
+    """``value`` as JSON, in which a tensor is its place in ``tensors``, to which it is added."""
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        return {"tensor": len(tensors) - 1}
+    if isinstance(value, Record):
+        assert dataclasses.is_dataclass(value)
+        fields = {
+            f.name: _without_tensors(getattr(value, f.name), tensors)
+            for f in dataclasses.fields(value)
+        }
+        return {"record": type(value).__name__, "fields": fields}
+    if isinstance(value, tuple | list):
+        return [_without_tensors(part, tensors) for part in value]
+    if isinstance(value, Mapping):
+        return {"items": {name: _without_tensors(part, tensors) for name, part in value.items()}}
+    assert value is None or isinstance(value, str | int | float), value
+    return value
+
+
+def _with_tensors(value: Any, tensors: list[Tensor]) -> Any:
+    """What :func:`_without_tensors` was given."""
+    if isinstance(value, list):
+        return tuple(_with_tensors(part, tensors) for part in value)
+    if not isinstance(value, dict):
+        return value
+    if "tensor" in value:
+        return tensors[value["tensor"]]
+    found = value["fields"] if "record" in value else value["items"]
+    parts = {name: _with_tensors(part, tensors) for name, part in found.items()}
+    return Record._kinds[value["record"]](**parts) if "record" in value else parts

@@ -1,0 +1,157 @@
+"""What a paper says of a study: a paragraph on its methods, and the references."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import metadata
+
+from kdx_analysis.report.numbers import listed
+from kdx_analysis.report.provenance import selection
+from kdx_analysis.report.tables import model_name
+from kdx_analysis.runs import Run, RunSet
+from kdx_analysis.runs.tables.table import apart, conditions
+
+_UNKNOWN = "unknown"  # in imported runs
+_ROLES = {
+    "student": "the undivided student",
+    "explainer": "its explainer",
+    "tree": "the explainer's tree",
+}
+
+
+def methods(runs: RunSet, confidences: Mapping[str, float]) -> str:
+    """How the runs were made and compared.
+
+    Args:
+        confidences: what the intervals of paired differences are corrected over → their confidence.
+    """
+    explainers = runs.filter(role="explainer")
+    others = _taught(runs)
+    trained = [name for role, name in _ROLES.items() if len(runs.filter(role=role))]
+    arms = list(dict.fromkeys(run.vam for run in others if run.vam))
+    seeds = f"{len(runs.seeds)} seed{'' if len(runs.seeds) == 1 else 's'} ({listed([str(s) for s in runs.seeds])})"
+    details = [_distinct([model_name(run) for run in others if model_name(run) != _UNKNOWN])]
+    details += [f"arms: {listed(arms)}"] if arms else []
+    what = listed(trained) + (f" ({'; '.join(filter(None, details))})" if any(details) else "")
+    sentences = [
+        f"On {_distinct([_data(run) for run in runs])} we {_made(others)} {what}{_teacher(runs)}, "
+        f"under {listed(list(runs.objectives))}, with {seeds}."
+    ]
+    if len(explainers):
+        subtasks = f"{len(runs.classes)} subtasks; " if runs.classes else ""
+        experts = _distinct([_experts(run) for run in explainers])
+        sentences.append(
+            "An explainer is the student split into one binary subtask a class "
+            f"({subtasks}KDExplainer, Xue et al., "
+            f"2021){f', with {experts} experts by level' if experts else ''}."
+        )
+    sentences.append(selection(runs))
+    if probed := _distinct([_probed(run) for run in explainers]):
+        sentences.append(
+            "Conflict was measured between the gradients of the subtasks' hard losses, on "
+            f"{probed}, without "
+            "augmentation, batch normalisation in eval mode, averaged over the probed epochs."
+        )
+    if len(runs.seeds) > 1 and confidences:
+        at = [
+            f"{100 * value:.4g} % (Bonferroni over {over})" for over, value in confidences.items()
+        ]
+        sentences.append(
+            "Runs were paired by seed; effects are means of the paired differences with Student's "
+            f"t-intervals at {listed(at)}{conditions(others)}."
+        )
+    sentences.append(apart(others))
+    made_with = _distinct([_software(run) for run in runs])
+    sentences.append(f"Made with {made_with}." if made_with else "")
+    return " ".join(filter(None, sentences))
+
+
+def given(runs: RunSet) -> str:
+    """What the runs share that conclusions are given, and what they don't share, in sentences; ''
+    if neither is known.
+
+    That teachers have no teacher of their own does not count.
+    """
+    others = _taught(runs)
+    shared = conditions(others).removeprefix(", ").capitalize()
+    return " ".join(filter(None, [shared and f"{shared}.", apart(others)]))
+
+
+def bibtex() -> str:
+    """The paper whose method this is, and this package."""
+    return f"""@inproceedings{{xue2021kdexplainer,
+  title     = {{{{KDExplainer}}: A Task-oriented Attention Model for Explaining Knowledge Distillation}},
+  author    = {{Xue, Mengqi and Song, Jie and Wang, Xinchao and Chen, Ying and Wang, Xingen and Song, Mingli}},
+  booktitle = {{Proceedings of the Thirtieth International Joint Conference on Artificial Intelligence}},
+  year      = {{2021}},
+  note      = {{arXiv 2105.04181}}
+}}
+@software{{kdx_analysis,
+  title     = {{kdx\\_analysis: what did the student get from the teacher?}},
+  author    = {{{{The kdx\\_analysis authors}}}},
+  version   = {{{metadata.version("kdx_analysis")}}}
+}}"""
+
+
+def _taught(runs: RunSet) -> RunSet:
+    return RunSet.of(run for run in runs if run.role != "teacher")
+
+
+def _distinct(values: list[str]) -> str:
+    return listed([value for value in dict.fromkeys(values) if value])
+
+
+def _made(runs: RunSet) -> str:
+    """What we did to have these runs."""
+    imported = [run for run in runs if "source" in run.info]
+    if not imported:
+        return "trained"
+    own = "runs of our own and " if len(imported) < len(runs) else ""
+    return f"compared {own}runs imported from {_distinct([run.info['source']['name'] for run in imported])}:"
+
+
+def _teacher(runs: RunSet) -> str:
+    """Who taught the runs, as far as it is known: runs made here all had a teacher, if maybe none
+    among ``runs``.
+    """
+    imported = {"source" in run.info for run in runs}
+    if len(imported) > 1:
+        return ""
+    if taught := _distinct(
+        [model_name(run) for run in runs.filter(role="teacher") if model_name(run) != _UNKNOWN]
+    ):
+        return f", taught by {taught}"
+    return "" if True in imported else ", under a given teacher"
+
+
+def _data(run: Run) -> str:
+    if run.info["data"]["name"] == _UNKNOWN:
+        return "data that are not known"
+    sizes = run.info["data"]["sizes"]
+    names = {"train": "training", "val": "validation", "test": "test"}
+    counts = listed([f"{n:,} {names.get(split, split)}" for split, n in sizes.items()])
+    return (
+        f"{run.info['data']['name']} ({counts} images)" if counts else str(run.info["data"]["name"])
+    )
+
+
+def _experts(run: Run) -> str:
+    return ", ".join(map(str, run.info.get("experts") or ()))
+
+
+def _probed(run: Run) -> str:
+    sets = run.info.get("probe_sets") or {}
+    names = {"train": "of the training split", "val": "apart, of the validation split"}
+    return listed([f"{len(ids)} images {names.get(split, split)}" for split, ids in sets.items()])
+
+
+def _software(run: Run) -> str:
+    environment = run.info["environment"]
+    versions = environment.get("versions", {})
+    commit = environment.get("commit")
+    if not environment:
+        return ""
+    package = f"kdx_analysis {versions.get('kdx_analysis', '')}".rstrip() + (
+        f" (commit {commit[:12]})" if commit else ""
+    )
+    return package + (f" on PyTorch {versions['torch']}" if "torch" in versions else "")

@@ -1,0 +1,269 @@
+"""One directory per run: configuration, environment, metrics, records and weights, written whole or
+not at all.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import torch
+from torch import nn
+
+from kdx_analysis.config import digest
+from kdx_analysis.errors import KdxError
+from kdx_analysis.io import read_json, read_parquet, staged_directory, write_json, write_parquet
+from kdx_analysis.models.tree import Tree
+from kdx_analysis.runs.headlines import headlines, per_epoch
+from kdx_analysis.training.checkpoints import save_weights
+
+FORMAT = 1
+ROLES = ("teacher", "student", "explainer", "tree")
+INFO, WEIGHTS, RECORDS = "run.json", "model.safetensors", "records"
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "lightning-fabric",
+    "numpy",
+    "pandas",
+    "scipy",
+    "scikit-learn",
+    "kdx_analysis",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run on disk.
+
+    Attributes:
+        path: its directory.
+        info: what ``run.json`` holds: id, study, role (one of ROLES), objective, decomposition, vam
+            (label of a student's arm, '' where the study does not vary VAM), seed, config, data,
+            environment, selection, probe_sets, experts (N_l of each level, trunk first), grown_from
+            (a tree's explainer: the id of its run, and its experts before pruning), source (only of
+            a run that was not made here: kind, name, run, sha256, left_out and what is unknown of
+            it).
+    """
+
+    path: Path
+    info: Mapping[str, Any]
+
+    @classmethod
+    def load(cls, path: str | Path) -> Run:
+        """Raises KdxError if ``path`` holds no run, or one of another format."""
+        path = Path(path)
+        try:
+            info = read_json(path / INFO)
+        except (OSError, ValueError) as error:
+            raise KdxError(f"{str(path)!r} holds no readable run ({INFO}: {error})") from None
+        if not isinstance(info, dict) or info.get("format") != FORMAT:
+            raise KdxError(
+                f"{str(path / INFO)!r} is not of format {FORMAT}; it was written by another version"
+            )
+        return cls(path, info)
+
+    @property
+    def id(self) -> str:
+        """Its directory's name, which no other configuration has."""
+        return str(self.info["id"])
+
+    @property
+    def role(self) -> str:
+        """One of ROLES."""
+        return str(self.info["role"])
+
+    @property
+    def objective(self) -> str:
+        """The label of its objective: its name and what is unlike the default; '' for a teacher."""
+        return str(self.info["objective"])
+
+    @property
+    def seed(self) -> int:
+        """What weights, order and augmentation were drawn with."""
+        return int(self.info["seed"])
+
+    @property
+    def vam(self) -> str:
+        """Label of a student's arm, '' where the study does not vary VAM."""
+        return str(self.info.get("vam", ""))  # runs of before there were arms have none
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the K classes, by label."""
+        return tuple(self.info["data"]["classes"])
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        """The columns that key this run's rows in a frame of many runs."""
+        return {
+            "run": self.id,
+            "study": self.info["study"],
+            "role": self.role,
+            "objective": self.objective,
+            "decomposition": self.info["decomposition"],
+            "vam": self.vam,
+            "seed": self.seed,
+        }
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of records that this run holds; ``metrics`` is one."""
+        return tuple(sorted(p.stem for p in (self.path / RECORDS).glob("*.parquet")))
+
+    @cached_property
+    def _cache(self) -> dict[str, pd.DataFrame]:
+        return {}
+
+    def record(self, kind: str) -> pd.DataFrame:
+        """One tidy table of this run. Raises KdxError if it has none of that kind."""
+        if kind not in self._cache:
+            if kind not in self.kinds:
+                raise KdxError(
+                    f"run {self.id!r} has no {kind!r} records; it has {', '.join(self.kinds)}"
+                )
+            self._cache[kind] = read_parquet(self.path / RECORDS / f"{kind}.parquet")
+        return self._cache[kind]
+
+    @property
+    def selected_epoch(self) -> int:
+        """The epoch whose weights the run holds: the last one, or the best on validation."""
+        return int(self.info["selection"]["epoch"])
+
+    def at_selected(self, kind: str) -> pd.DataFrame:
+        """The rows of :meth:`record` that are of the selected epoch."""
+        table = self.record(kind)
+        return table[table["epoch"] == self.selected_epoch]
+
+    @cached_property
+    def headlines(self) -> pd.DataFrame:
+        """Its headline figures: columns metric, attention ('' where it does not matter), split,
+        value, null, n, ….
+
+        ``null`` is NaN where there is none. ``n`` is the number of test images for accuracy and
+        agreement, of gates for gate entropy, of subtasks for specialisation, of probe images for
+        the rest. Conflict figures are of the plain hard loss, the same for every objective, and
+        means over ``epochs`` of the ``probed`` ones: those at which the figure is defined, its null
+        over the same. ``undefined`` counts the pairs of subtasks that could not go in.
+        """
+        return headlines(self)
+
+    @cached_property
+    def per_epoch(self) -> pd.DataFrame:
+        """What :attr:`headlines` are means of: metric, attention, split, epoch, value, null,
+        undefined, n.
+        """
+        return per_epoch(self)
+
+    @cached_property
+    def tree(self) -> Tree:
+        """The tree of an explainer: its effective attention at the selected epoch, made hard.
+
+        Raises KdxError if the run has no gates.
+        """
+        gates = self.at_selected("gates")
+        attention = [
+            torch.tensor(
+                level.pivot(index="child_index", columns="parent", values="effective").to_numpy()
+            )
+            for _, level in gates.groupby("level")
+        ]
+        return Tree.from_attention(attention, self.classes)
+
+
+def run_id(
+    role: str, objective: str, seed: int, config: Mapping[str, Any], *, vam: str = ""
+) -> str:
+    """Name of a run's directory: role, objective, arm of ``vam``, seed and the config's digest;
+    safe as a path.
+    """
+    slugs = (re.sub(r"[^A-Za-z0-9.=]+", "_", label).strip("_.")[:60] for label in (objective, vam))
+    return "-".join(part for part in (role, *slugs, f"seed{seed}", digest(config)) if part)
+
+
+def write_run(
+    path: Path,
+    info: Mapping[str, Any],
+    records: Mapping[str, pd.DataFrame],
+    model: nn.Module | None = None,
+) -> Run:
+    """Write a run to ``path``, which gets its name when everything is in it; an existing one is
+    left as it is.
+
+    Args:
+        path: the run's directory.
+        info: what stands in ``run.json``; see :class:`Run`.
+        records: kind → tidy table, each a Parquet file.
+        model: whose weights are written; None: none.
+    """
+    try:
+        with staged_directory(path) as partial:
+            for kind, frame in records.items():
+                write_parquet(partial / RECORDS / f"{kind}.parquet", frame)
+            if model is not None:
+                save_weights(partial / WEIGHTS, model)
+            write_json(partial / INFO, {"format": FORMAT, **info})
+    except FileExistsError:
+        pass  # another process finished the same run meanwhile
+    return Run.load(path)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, hardware and the commit of this package's source, where it is a git checkout."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions,
+        "commit": _commit(),
+        "hardware": {
+            "processor": _processor(),
+            "cores": psutil.cpu_count(),
+            "memory": psutil.virtual_memory().total,
+            "gpus": gpus,
+        },
+    }
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """The commit, with ``+changes`` behind it if the working tree differs from it."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        return (
+            f"{commit}+changes"
+            if git("status", "--porcelain", "--untracked-files=no", ".")
+            else commit
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,1 @@
+"""Figures of many runs as tables for a paper."""

@@ -1,0 +1,310 @@
+"""Probing a finished run anew: its weights and its study's images, on train and validation side by
+side.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from kdx_analysis import null
+from kdx_analysis.config import ObjectiveConfig
+from kdx_analysis.errors import KdxError
+from kdx_analysis.io import write_parquet
+from kdx_analysis.models import HME
+from kdx_analysis.models.heads import scores_of
+from kdx_analysis.objectives import one_vs_rest_margins
+from kdx_analysis.plots import save
+from kdx_analysis.plots.probed import THROUGH_TRAINING, probed_figures
+from kdx_analysis.probes.affinity import NULL_DRAWS, affinity_cost, affinity_of, mean_over_epochs
+from kdx_analysis.probes.conflict.grams import probing_cost
+from kdx_analysis.probes.faithfulness.explanation import Explanation, explain
+from kdx_analysis.probes.plain import plain_tables
+from kdx_analysis.probes.training_probe import SPLITS, ExplainerProbe, recording_cost, terms_of
+from kdx_analysis.runs import Run
+from kdx_analysis.runs.run import WEIGHTS
+from kdx_analysis.study.study import STUDY_FILE, Study
+from kdx_analysis.training import Epoch, reproducible
+from kdx_analysis.training.checkpoints import load_weights
+
+
+@dataclass(frozen=True, eq=False)
+class Probed:
+    """What one run's model shows.
+
+    Attributes:
+        tables: kind → table of every measure that applies, with a column split.
+        explanations: split → of an explainer or a tree, the subtask most in conflict; its ablation
+            is of all subtasks.
+    """
+
+    tables: dict[str, pd.DataFrame]
+    explanations: dict[str, Explanation]
+
+
+def study_of(run: Run, data_dir: str | Path | None = None) -> tuple[Study, Path]:
+    """The study that a run belongs to, and its directory.
+
+    Raises KdxError if there is none above the run, or if its images are others than the run saw.
+    """
+    for folder in run.path.resolve().parents:
+        if (folder / STUDY_FILE).is_file():
+            study = Study.load(folder / STUDY_FILE, data_dir=data_dir)
+            break
+    else:
+        raise KdxError(
+            f"no {STUDY_FILE} above {str(run.path)!r}; give a run inside the directory of its study"
+        )
+    if study.dataset.describe()["fingerprint"] != run.info["data"]["fingerprint"]:
+        raise KdxError(
+            f"the images of {study.dataset.name} are others than run {run.id!r} was trained on"
+        )
+    return study, folder
+
+
+def model_of(run: Run, study: Study) -> tuple[nn.Module, nn.Module]:
+    """A run's model with its weights, and as it was before training (an explainer's null rests on
+    that).
+    """
+    with reproducible(run.seed, study.config.training.threads):
+        initial = study.build(
+            "explainer" if run.role == "tree" else run.role, decomposition=run.info["decomposition"]
+        )
+    if run.role == "tree":
+        assert isinstance(initial, HME)
+        initial = initial.harden(_parents(run, initial)).pruned()
+    with reproducible(run.seed, study.config.training.threads):
+        decomposition = run.info["decomposition"]
+        model = (
+            initial if run.role == "tree" else study.build(run.role, decomposition=decomposition)
+        )
+    load_weights(run.path / WEIGHTS, model)
+    if study.config.training_of(run.role).channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.eval(), initial
+
+
+def probe_run(run: Run, study: Study, teacher: Path, splits: Sequence[str] = SPLITS) -> Probed:
+    """Every measure that applies to the run's model.
+
+    Of an explainer all that is recorded through training, of its tree all but gates, and of both
+    their faithfulness; of teacher and student conflict of their one-vs-rest losses, stage by stage,
+    and what they claim. ``affinity`` is of the final weights alone; beside it stands
+    ``affinity_through_training`` as the run recorded it, if it did.
+
+    Args:
+        run: a finished one.
+        study: the study that it belongs to.
+        teacher: directory of the study's teacher's run.
+        splits: train, val or both.
+    """
+    model, initial = model_of(run, study)
+    found: defaultdict[str, list[pd.DataFrame]] = defaultdict(list)
+    explanations: dict[str, Explanation] = {}
+    with reproducible(run.seed, torch.get_num_threads()):  # one run at a time may have all cores
+        for split in splits:
+            tables = _probe_split(run, study, teacher, split, model, initial)
+            if isinstance(model, HME):
+                subtask = (
+                    next(iter(explanations.values())).subtask
+                    if explanations
+                    else _in_conflict(tables["conflict"])
+                )
+                images, labels = _probe_images(study, split)
+                explanations[split] = explain(
+                    _asked(model, run), images, labels, subtask, study.dataset.classes
+                )
+                ablation = explanations[split].ablation
+                tables |= {
+                    "faithfulness": ablation.to_frame(),
+                    "faithfulness_agreement": ablation.agreement,
+                }
+            for kind, table in tables.items():
+                found[kind].append(table.assign(split=split))
+    if "affinity" in run.kinds:
+        recorded = run.record("affinity")
+        found[THROUGH_TRAINING].append(mean_over_epochs(recorded[recorded["split"].isin(splits)]))
+    return Probed(
+        {kind: pd.concat(frames, ignore_index=True) for kind, frames in found.items()}, explanations
+    )
+
+
+def _probe_split(
+    run: Run, study: Study, teacher: Path, split: str, model: nn.Module, initial: nn.Module
+) -> dict[str, pd.DataFrame]:
+    data, config = study.dataset, study.config.probes
+    images, labels = _probe_images(study, split)
+    if isinstance(model, HME):
+        assert isinstance(initial, HME)
+        epoch = run.selected_epoch
+        once = config.model_copy(update={"checkpoints": 1})
+        probe = ExplainerProbe(
+            initial,
+            data,
+            _objective(run),
+            once,
+            epoch,
+            study.teacher(teacher),
+            splits=(split,),
+            affinity_draws=NULL_DRAWS,
+        )
+        probe(Epoch(epoch, epoch, 0.0, 0.0, None, None), model)
+        return {kind: table.drop(columns="epoch") for kind, table in probe.tables().items()}
+    margins = _margins(run)
+    tables = plain_tables(model, margins, images, labels, data.classes, config)
+    tables["affinity"] = affinity_of(
+        model,
+        images,
+        labels,
+        classes=data.classes,
+        margins=margins,
+        seed=config.seed,
+        max_memory=config.max_memory,
+    )
+    return tables
+
+
+def announce(run: Run, study: Study, splits: Sequence[str]) -> str:
+    """What probing the run will take, in a sentence."""
+    model, _ = model_of(run, study)
+    K, config = study.dataset.num_classes, study.config.probes
+    images, _ = _probe_images(study, splits[0])
+    if isinstance(model, HME):
+        terms = terms_of(_objective(run))
+        cost = recording_cost(model, images, K, _objective(run), config, NULL_DRAWS)
+    else:
+        terms = ("hard",)
+        options: dict[str, Any] = {"margins": _margins(run), "max_memory": config.max_memory}
+        cost = probing_cost(model, images, K, 1 + config.null_draws, **options)
+        cost += affinity_cost(model, images, K, **options)
+    ablated = f"; {sum(model.experts[1:])} experts are ablated" if isinstance(model, HME) else ""
+    recorded = ", beside its mean over the run's probed epochs" if "affinity" in run.kinds else ""
+    return (
+        f"{run.role} {run.id} on {' and '.join(splits)}, {len(images)} images; on each {cost}, for "
+        f"conflict of {len(terms)} loss{'es' if len(terms) > 1 else ''} with {config.null_draws} "
+        f"null draws and for affinity with {NULL_DRAWS}{ablated}. Affinity is that of the final "
+        f"weights alone{recorded}."
+    )
+
+
+def write_probe(probed: Probed, out: Path, classes: Sequence[str]) -> list[Path]:
+    """Write tables as Parquet and figures into ``out``; the paths of the figures."""
+    for kind, table in probed.tables.items():
+        write_parquet(out / f"{kind}.parquet", table)
+    figures = probed_figures(probed.tables, classes)
+    for split, explanation in probed.explanations.items():
+        figures[f"explanation_{split}"] = explanation.plot()[0]
+        if not explanation.ablation.agreement.empty:
+            figures[f"faithfulness_{split}"] = explanation.ablation.plot()[0]
+    return [path for name, figure in figures.items() for path in save(figure, out / name)]
+
+
+def side_by_side(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Measures of the plain hard loss and of faithfulness by split, one row a level and metric.
+
+    Each is ``value [null range]``, or says that there is no range; of faithfulness it is the rank
+    correlation of ablation with pathways of A, of affinity that of the final weights alone, and
+    apart from it the mean over the run's probed epochs.
+    """
+    parts = []
+    for kind in ("conflict_summary", "contention", "affinity", "output_conflict"):
+        if kind in tables:
+            table = tables[kind]
+            table = table[table["term"] == "hard"] if "term" in table else table[table["a"] == ""]
+            parts.append(table.assign(of=kind, level=table.get("level", "")))
+    if "faithfulness_agreement" in tables:
+        table = tables["faithfulness_agreement"].query("attention == 'effective'")
+        parts.append(
+            table.assign(
+                of="faithfulness", level=table["level"].astype(str), metric=table["measure"]
+            )
+        )
+    table = pd.concat(parts, ignore_index=True)
+    table["shown"] = [
+        _beside_range(*row) for row in table[["value", "null_low", "null_high"]].to_numpy()
+    ]
+    if THROUGH_TRAINING in tables:
+        mean = tables[THROUGH_TRAINING].query("a == ''")
+        shown = [
+            f"{v:.3f} [null's mean {nulled:.3f}]"
+            for v, nulled in mean[["value", "null_mean"]].to_numpy()
+        ]
+        table = pd.concat(
+            [table, mean.assign(of=THROUGH_TRAINING, level="", shown=shown)], ignore_index=True
+        )
+    keys = ["of", "level", "metric"]
+    return table.pivot_table(
+        index=keys, columns="split", values="shown", aggfunc="first", sort=False
+    ).reset_index()
+
+
+def _beside_range(value: float, low: float, high: float) -> str:
+    if math.isnan(value):
+        return "undefined"
+    return (
+        f"{value:.3f} [{null.NO_RANGE}]"
+        if math.isnan(low) or math.isnan(high)
+        else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+    )
+
+
+def _probe_images(study: Study, split: str) -> tuple[Tensor, Tensor]:
+    return study.dataset.probe_images(
+        split, study.config.probes.per_class, study.config.probes.seed
+    )
+
+
+def _in_conflict(conflict: pd.DataFrame) -> int:
+    """The subtask that the pair with the lowest cosine over all levels names first, under the plain
+    hard loss.
+    """
+    pairs = conflict[(conflict["term"] == "hard") & (conflict["level"] == "all")]
+    return int(pairs.sort_values("cosine")["a_index"].iloc[0])
+
+
+def _objective(run: Run) -> ObjectiveConfig:
+    return ObjectiveConfig.model_validate(run.info["config"]["objective"])
+
+
+def _margins(run: Run) -> Callable[[Tensor], Tensor]:
+    """From a run's outputs to the margins of its subtasks."""
+    return (
+        (lambda outputs: outputs) if run.info["decomposition"] == "binary" else one_vs_rest_margins
+    )
+
+
+def _asked(explainer: HME, run: Run) -> HME:
+    """The explainer with the margins of the run's subtasks: of a multiclass run, the one-vs-rest
+    ones of its scores.
+    """
+    if run.info["decomposition"] == "binary":
+        return explainer
+    copied = copy.deepcopy(explainer)
+    copied.heads = nn.Sequential(copied.heads, _ScoresAgainstRest())
+    return copied.giving_margins()
+
+
+class _ScoresAgainstRest(nn.Module):
+    """From logits of heads to the one-vs-rest margins of their multi-class scores, B×K."""
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return one_vs_rest_margins(scores_of(logits))
+
+
+def _parents(run: Run, explainer: HME) -> list[Tensor]:
+    """A tree's gates by its own record, as attention of an explainer with all experts: those not in
+    it are reached by none."""
+    children = (*explainer.experts[1:], explainer.num_classes)
+    attention = [torch.zeros(n, m) for n, m in zip(children, explainer.experts, strict=True)]
+    for row in run.record("tree").itertuples():
+        attention[int(row.child_level) - 2][int(row.child), int(row.parent)] = 1  # type: ignore[arg-type]
+    return attention

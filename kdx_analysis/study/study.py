@@ -1,0 +1,436 @@
+"""The pipeline: data → teacher → student, explainer and tree under each objective × seed → probes →
+runs → report.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+from torch import nn
+
+from kdx_analysis.config import (
+    DataConfig,
+    ExplainerConfig,
+    ObjectiveConfig,
+    ProbeConfig,
+    StudyConfig,
+    TrainingConfig,
+    VAMConfig,
+    digest,
+    flatten,
+)
+from kdx_analysis.data import Dataset, load_dataset
+from kdx_analysis.errors import KdxError
+from kdx_analysis.models import HME, build_model, check_fits, redrawn
+from kdx_analysis.models import vam as attention
+from kdx_analysis.models.learn_to_branch import learn_to_branch
+from kdx_analysis.probes.conflict.grams import Cost
+from kdx_analysis.probes.training_probe import SPLITS, checkpoints, recording_cost, terms_of
+from kdx_analysis.registry import unknown
+from kdx_analysis.report import Report
+from kdx_analysis.runs import ROLES, Run, RunSet
+from kdx_analysis.runs.run import INFO, WEIGHTS
+from kdx_analysis.study.steps import Step, train_steps
+from kdx_analysis.training import fabric_for
+from kdx_analysis.training.checkpoints import fingerprint, load_weights
+from kdx_analysis.training.loggers import check_loggers
+from kdx_analysis.training.progress import Progress, no_progress, write_plan
+from kdx_analysis.training.teacher import check_teacher
+
+STUDY_FILE = "study.yaml"
+_STRUCTURE = ("experts", "budget", "stages", "gates", "top_k", "gumbel")
+_ATTACHED = ("blocks", "channels", "where", "scale")
+_TEACHER_OBJECTIVE = ObjectiveConfig(name="hard", decomposition="multiclass")
+
+
+class Study:
+    """Runs that share data and teacher, and the report on them.
+
+    Args:
+        data: a data set's name, the path of an image folder, or a Dataset.
+        teacher: a model's name (it is trained first), the path of a run directory or of weights
+            given as ``NAME@PATH``, or a trained module that gives B×K logits.
+        student: a model's name, or a module that gives B×K logits, whose blocks the explainer
+            takes; weights are always drawn anew.
+        objectives: names, mappings or ObjectiveConfigs.
+        seeds: a number of seeds, counted from 0, or the seeds themselves.
+        name: of the study.
+        data_dir: where data sets lie; by default $KDX_DATA, else ./data.
+        roles: what is trained under each objective: student, explainer, or both.
+        vam: a setting for all students, or arms: label → setting, or None for students without VAM.
+        explainer, training, probes, teacher_training: sections of the configuration, as objects or
+            mappings.
+        loggers: tensorboard, mlflow, wandb: what is told of every training.
+        data_options: further keys of the data section, as ``{"per_class": 500}``.
+
+    Raises KdxError, before any training, for whatever in them can't work.
+    """
+
+    def __init__(
+        self,
+        *,
+        data: str | Path | Dataset,
+        teacher: str | Path | nn.Module,
+        student: str | nn.Module,
+        objectives: Sequence[str | Mapping[str, Any] | ObjectiveConfig] = (
+            "hard",
+            "label_smoothing",
+            "kd_flat",
+            "kd",
+        ),
+        seeds: int | Sequence[int] = 3,
+        name: str | None = None,
+        data_dir: str | Path | None = None,
+        roles: Sequence[str] | None = None,
+        vam: VAMConfig | Mapping[str, Any] | None = None,
+        explainer: ExplainerConfig | Mapping[str, Any] | None = None,
+        training: TrainingConfig | Mapping[str, Any] | None = None,
+        teacher_training: TrainingConfig | Mapping[str, Any] | None = None,
+        probes: ProbeConfig | Mapping[str, Any] | None = None,
+        loggers: Sequence[str] = (),
+        data_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        data_name = data.name if isinstance(data, Dataset) else str(data)
+        teacher_section: dict[str, Any] = {}
+        if (taught := training if teacher_training is None else teacher_training) is not None:
+            teacher_section["training"] = _plain(taught)
+        if isinstance(teacher, nn.Module):
+            teacher_section["model"] = type(teacher).__name__
+        elif "@" in str(teacher):
+            teacher_section["model"], _, teacher_section["path"] = str(teacher).partition("@")
+        elif isinstance(teacher, Path) or Path(teacher).is_dir():
+            run = Run.load(teacher)
+            teacher_section |= {"model": run.info["config"]["model"], "path": str(run.path)}
+        else:
+            teacher_section["model"] = str(teacher)
+        sections = {
+            "name": name or Path(data_name).name,
+            "data": {"name": data_name, **(data_options or {})},
+            "teacher": teacher_section,
+            "student": student if isinstance(student, str) else type(student).__name__,
+            "roles": roles,
+            "vam": _plain(vam),
+            "explainer": _plain(explainer),
+            "objectives": [_plain(objective) for objective in objectives],
+            "training": _plain(training),
+            "probes": _plain(probes),
+            "loggers": list(loggers),
+            "seeds": list(range(seeds)) if isinstance(seeds, int) else list(seeds),
+        }
+        self.config = StudyConfig.parse(
+            {key: value for key, value in sections.items() if value is not None}
+        )
+        self.data_dir = None if data_dir is None else str(data_dir)
+        self._given = _Given(
+            data if isinstance(data, Dataset) else None,
+            teacher if isinstance(teacher, nn.Module) else None,
+            None if isinstance(student, str) else student,
+        )
+
+    @classmethod
+    def from_config(cls, config: StudyConfig, data_dir: str | Path | None = None) -> Study:
+        """A study whose data, teacher and student are names or paths; ``data_dir`` is where data
+        sets lie.
+        """
+        study = cls.__new__(cls)
+        study.config = config
+        study.data_dir = None if data_dir is None else str(data_dir)
+        study._given = _Given(None, None, None)
+        return study
+
+    @classmethod
+    def load(
+        cls,
+        name_or_path: str | Path,
+        overrides: Sequence[str] = (),
+        data_dir: str | Path | None = None,
+    ) -> Study:
+        """A ready study by name or a YAML file by path, with ``overrides``, each ``key=value`` with
+        a dotted key.
+
+        Args:
+            name_or_path: a name of :func:`ready_studies`, or a path that ends in .yaml or .yml.
+            overrides: as ``["training.epochs=5", "seeds=[0, 1]"]``; values are YAML.
+            data_dir: where data sets lie; by default $KDX_DATA, else ./data.
+
+        Raises:
+            KdxError: an unknown name, a file that can't be read, or a key or value that no study
+                has.
+        """
+        ready = ready_studies()
+        if Path(name_or_path).suffix not in (".yaml", ".yml") and str(name_or_path) not in ready:
+            raise KdxError(
+                f"{unknown('study', str(name_or_path), ready)} or give the path of a .yaml file"
+            )
+        path = ready.get(str(name_or_path), Path(name_or_path))
+        return cls.from_config(StudyConfig.load(path, overrides), data_dir)
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        return self._given.data or _dataset(self.config.data.model_dump_json(), self.data_dir)
+
+    @cached_property
+    def given_teacher(self) -> nn.Module | None:
+        """The trained teacher that the study starts from; None if it trains its own."""
+        if self._given.teacher is not None or self.config.teacher.path is None:
+            return self._given.teacher
+        path = Path(self.config.teacher.path)
+        return self._teacher_with(path / WEIGHTS if path.is_dir() else path)
+
+    def teacher(self, path: Path) -> nn.Module:
+        """A copy of the study's teacher; ``path`` is the directory of its run, if the study trained
+        it.
+        """
+        return (
+            self._teacher_with(path / WEIGHTS)
+            if self.given_teacher is None
+            else copy.deepcopy(self.given_teacher)
+        )
+
+    def build(
+        self, role: str, vam: VAMConfig | None = None, decomposition: str = "binary"
+    ) -> nn.Module:
+        """A model of this ``role`` (teacher, student, explainer), weights drawn anew from torch's
+        random state.
+
+        A student has VAM as ``vam`` sets it, or none. An explainer of the preset whose
+        ``decomposition`` is multiclass gives the released code's scores; any other gives margins.
+
+        Raises KdxError for a student whose weights can't be, or that can't be split.
+        """
+        K, channels = self.dataset.num_classes, self.dataset.shape[0]
+        if role == "teacher":
+            return build_model(self.config.teacher.model, K, channels)
+        given = self._given.student
+        student = build_model(self.config.student, K, channels) if given is None else redrawn(given)
+        if role == "student":
+            if vam is not None:
+                attention.attach(student, **vam.model_dump(include=set(_ATTACHED)))
+            return student
+        chosen = self.config.explainer
+        if chosen.preset == "learn_to_branch":
+            experts = (chosen.experts,) * 3 if isinstance(chosen.experts, int) else chosen.experts
+            multiclass = decomposition == "multiclass"
+            return learn_to_branch(
+                K, chosen.form, experts, channels, gumbel=chosen.gumbel, multiclass=multiclass
+            )
+        return HME.from_student(
+            student, K, image_shape=self.dataset.shape, **chosen.model_dump(include=set(_STRUCTURE))
+        )
+
+    def check(self) -> None:
+        """Raise KdxError for anything that can't work, before any training."""
+        check_loggers(self.config.loggers)
+        shape, K = self.dataset.shape, self.dataset.num_classes
+        with torch.random.fork_rng():
+            for vam in self.config.arms.values():
+                check_fits(self.build("student", vam), shape, K)
+            if "explainer" in self.config.roles:
+                check_fits(self.build("explainer"), shape, K)
+            if self.given_teacher is None:
+                check_fits(self.build("teacher"), shape, K)
+            else:
+                check_fits(self.given_teacher, shape, K)
+                check_teacher(self.given_teacher, self.dataset)
+        for split in SPLITS:
+            self.dataset.probe_set(split, self.config.probes.per_class, self.config.probes.seed)
+        for role in ROLES:
+            fabric_for(self.config.training_of(role))
+
+    def probing_cost(self, role: str) -> Cost:
+        """What probes of one explainer, or at most of one tree, take through its training, nulls
+        included.
+        """
+        with torch.random.fork_rng():
+            model = self.build("explainer")
+        probes, K = self.config.probes, self.dataset.num_classes
+        most = max(self.config.objectives, key=lambda objective: len(terms_of(objective)))
+        epochs = len(checkpoints(self.config.training_of(role).epochs, probes.checkpoints))
+        cost = Cost(0, 0, 0, 0, 0)
+        for split in SPLITS:
+            images, _ = self.dataset.probe_images(split, probes.per_class, probes.seed)
+            cost += recording_cost(model, images, K, most, probes) * epochs
+        return cost
+
+    def plan(self, out: str | Path) -> list[Step]:
+        """Every run of the study below ``out``, the teacher first."""
+        out = Path(out)
+        section = self.config.to_dict()
+        shared = {"data": section["data"], "split": self.dataset.describe()["fingerprint"]}
+        teacher: dict[str, Any] = {**shared, "model": section["teacher"]["model"]}
+        if self.given_teacher is not None:
+            teacher["weights"] = fingerprint(self.given_teacher)
+        else:
+            teacher["training"] = section["teacher"]["training"]
+        steps = [Step.of(out / "teacher", "teacher", _TEACHER_OBJECTIVE, 0, teacher)]
+        for (
+            seed
+        ) in self.config.seeds:  # seed by seed, so that a study cut short holds whole ladders
+            for objective, plain in zip(self.config.objectives, section["objectives"], strict=True):
+                student = {
+                    **shared,
+                    "teacher": digest(teacher, 64),
+                    "model": section["student"],
+                    "objective": plain,
+                    "training": section["training"],
+                    "seed": seed,
+                }
+                if self._given.student is not None:
+                    student["architecture"] = digest({"repr": repr(self._given.student)}, 64)
+                hme = {key: value for key, value in section["explainer"].items() if key != "phase2"}
+                explainer = {**student, "explainer": hme, "probes": section["probes"]}
+                if "student" in self.config.roles:
+                    for label, vam in self.config.arms.items():
+                        attended = {} if vam is None else {"vam": _plain(vam)}
+                        steps.append(
+                            Step.of(
+                                out / "runs",
+                                "student",
+                                objective,
+                                seed,
+                                student | attended,
+                                vam=label,
+                            )
+                        )
+                if "explainer" in self.config.roles:
+                    steps.append(Step.of(out / "runs", "explainer", objective, seed, explainer))
+                if (phase2 := section["explainer"]["phase2"]) is not None:
+                    tree = {
+                        **explainer,
+                        "phase2": {**phase2, "training": phase2["training"] or section["training"]},
+                    }
+                    steps.append(
+                        Step.of(
+                            out / "runs", "tree", objective, seed, tree, explainer=steps[-1].path
+                        )
+                    )
+        return steps
+
+    def run(
+        self,
+        out: str | Path,
+        *,
+        jobs: int = 1,
+        progress: Callable[[int], AbstractContextManager[Progress]] = no_progress,
+        report: bool = True,
+    ) -> RunSet:
+        """Train what is not done yet, probe it, and write the report to ``out/report``.
+
+        Args:
+            out: the study's directory; runs that are finished there are kept.
+            jobs: runs trained side by side, in processes of their own.
+            progress: makes, from the number of runs, a context manager that shows their epochs;
+                none by default.
+            report: whether to write the report, most of whose time goes into its figures.
+
+        Returns:
+            All runs of the study, the teacher's among them.
+
+        Raises:
+            KdxError: something can't work, or ``out`` holds another study or files that are no
+                study.
+        """
+        out = Path(out)
+        self.check()
+        steps = self.plan(out)
+        teacher, *others = steps
+        self._claim(out, teacher)
+        write_plan(out, [(step.path, step.title) for step in steps])
+        with progress(sum(not step.done for step in steps)) as show:
+            train_steps(self, [teacher], teacher.path, 1, show)
+            train_steps(self, others, teacher.path, jobs, show)
+        runs = RunSet.of(Run.load(step.path) for step in steps)
+        if report:
+            Report(runs).save_html(out / "report")
+        return runs
+
+    def _teacher_with(self, weights: Path) -> nn.Module:
+        with torch.random.fork_rng():
+            teacher = self.build("teacher")
+        load_weights(weights, teacher)
+        return teacher
+
+    def _claim(self, out: Path, teacher: Step) -> None:
+        """Make ``out`` this study's directory; refuse one that holds something else."""
+        file = out / STUDY_FILE
+        if file.exists():
+            held, here = (_identity(config) for config in (StudyConfig.load(file), self.config))
+            for key, value in here.items():
+                if held.get(key) != value:
+                    raise KdxError(
+                        f"{str(out)!r} holds another study: {key} is {held.get(key)!r} there and "
+                        f"{value!r} here; "
+                        "choose another output directory"
+                    )
+            if not teacher.done and any(teacher.path.parent.glob(f"[!.]*/{INFO}")):
+                raise KdxError(
+                    f"{str(out)!r} holds another study: its images or its teacher's weights are "
+                    "others; choose "
+                    "another output directory"
+                )
+        elif out.is_dir() and any(out.iterdir()):
+            raise KdxError(
+                f"{str(out)!r} is not empty and holds no study; choose another output directory"
+            )
+        elif out.exists() and not out.is_dir():
+            raise KdxError(f"{str(out)!r} is a file; choose a directory for the output")
+        self.config.save(file)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            key: self.__dict__[key] for key in ("config", "data_dir", "_given")
+        }  # the rest is made anew
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What the user handed over as objects rather than names."""
+
+    data: Dataset | None = None
+    teacher: nn.Module | None = None
+    student: nn.Module | None = None
+
+
+def ready_studies() -> dict[str, Path]:
+    """The studies that come with the package: name → YAML file."""
+    folder = Path(str(resources.files("kdx_analysis") / "studies"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+@lru_cache(maxsize=2)
+def _dataset(config: str, data_dir: str | None) -> Dataset:
+    """The data set of a data section given as JSON; kept, because every run of a study needs it."""
+    section = DataConfig.model_validate_json(config)
+    data = load_dataset(
+        section.name,
+        data_dir=data_dir,
+        per_class=section.per_class,
+        val_fraction=section.val_fraction,
+        split_seed=section.split_seed,
+        size=section.size,
+    )
+    return data if section.augment else dataclasses.replace(data, pad=0, flip=False)
+
+
+def _identity(config: StudyConfig) -> dict[str, Any]:
+    """What the runs of a study share, as dotted keys."""
+    section = config.to_dict()
+    return flatten({key: section[key] for key in ("name", "data", "teacher", "student")})
+
+
+def _plain(section: Any) -> Any:
+    return (
+        section.model_dump(mode="json", by_alias=True)
+        if isinstance(section, BaseModel)
+        else section
+    )

@@ -55,7 +55,9 @@ def options(
     version: Annotated[
         bool,
         # eager, so that it is answered before typer misses a command
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version."),
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
 ) -> None:
     """What stands before a command."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kdx_analysis import __version__
 from kdx_analysis.errors import KdxError
 
 if TYPE_CHECKING:
@@ -58,6 +59,25 @@ Changes = Annotated[
         "--set", help="Change a key of the study: data.per_class=500.", metavar="KEY=VALUE"
     ),
 ]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"kdx_analysis {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        # eager, so that it is answered before typer misses a command
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """What stands before a command."""
 
 
 @app.command()

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from kdx_analysis.drawing.style import GREY, look, n_equals, plain, wrapped
+from kdx_analysis.drawing.style import GREY, n_equals, plain, wrapped
 from kdx_analysis.runs import Interval, t_interval
 
 NULL = (0, (2, 1))
@@ -25,19 +25,27 @@ def shifts(seeds: Sequence[int]) -> dict[int, float]:
 
 
 def estimate(
-    ax: Axes, rows: pd.DataFrame, x: float, shift: Mapping[int, float], *, paler: bool = False
+    ax: Axes,
+    rows: pd.DataFrame,
+    x: float,
+    shift: Mapping[int, float],
+    *,
+    colour: str,
+    marker: str,
+    paler: bool = False,
 ) -> Interval:
-    """One objective at ``x``: seeds, mean, null (dashed) and, unless ``paler``, the interval.
+    """The runs of one objective at ``x``: seeds, mean, null (dashed) and, unless ``paler``, the
+    interval.
 
-    ``rows`` has the columns objective, seed, value and null, of which the values are all defined.
+    ``rows`` has the columns seed, value and null, of which the values are all defined.
     """
-    of, alpha = look(rows["objective"].iloc[0]), 0.4 if paler else 1
+    alpha = 0.4 if paler else 1
     at = x + rows["seed"].map(shift) * (0.5 if paler else 1)
     ax.plot(
         at,
         rows["value"],
-        of.marker,
-        color=of.colour,
+        marker,
+        color=colour,
         markersize=4,
         alpha=alpha,
         markeredgewidth=0,
@@ -46,10 +54,10 @@ def estimate(
     interval = t_interval(rows["value"].to_numpy())
     if interval.n > 1:
         ax.hlines(
-            interval.mean, x - 0.18, x + 0.18, color=of.colour, linewidth=1.8, alpha=alpha, zorder=4
+            interval.mean, x - 0.18, x + 0.18, color=colour, linewidth=1.8, alpha=alpha, zorder=4
         )
         if not paler:
-            ax.vlines(x, interval.low, interval.high, color=of.colour, linewidth=0.9, zorder=2)
+            ax.vlines(x, interval.low, interval.high, color=colour, linewidth=0.9, zorder=2)
     if rows["null"].notna().any():
         ax.hlines(
             rows["null"].mean(),

@@ -13,10 +13,8 @@ from kdx_analysis.drawing.style import (
     COLUMNS,
     Width,
     drawing,
-    handle,
     in_order,
     legend,
-    look,
     panels,
     signed,
     styled,
@@ -26,6 +24,7 @@ from kdx_analysis.errors import KdxError
 from kdx_analysis.metrics import METRICS
 from kdx_analysis.plots.comparisons import UNITS, headlines_of
 from kdx_analysis.plots.figure import Drawn, Figure, explainers
+from kdx_analysis.plots.looks import handle, look
 from kdx_analysis.runs import RunSet
 
 _DRAWS = 999

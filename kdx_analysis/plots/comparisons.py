@@ -18,11 +18,9 @@ from kdx_analysis.drawing.style import (
     LIGHT,
     Width,
     drawing,
-    handle,
     heading,
     in_order,
     legend,
-    look,
     n_equals,
     panels,
     plain,
@@ -32,6 +30,7 @@ from kdx_analysis.drawing.style import (
 from kdx_analysis.errors import KdxError
 from kdx_analysis.metrics import METRICS, Metric
 from kdx_analysis.plots.figure import Drawn, Figure, explainers
+from kdx_analysis.plots.looks import handle, look
 from kdx_analysis.runs import RunSet, ladders, t_interval
 from kdx_analysis.runs.statistics.paired import by_seed, coverage, side_by_side
 from kdx_analysis.runs.tables.numbers import listed
@@ -212,7 +211,16 @@ def _ladder_panel(
         ["objective", "split"], sort=False
     ):
         x = places[str(objective)] + (centre if split == first else 0.26)
-        estimate(ax, rows, x, shift, paler=split != first)
+        drawn = look(str(objective))
+        estimate(
+            ax,
+            rows,
+            x,
+            shift,
+            colour=drawn.colour,
+            marker=drawn.marker,
+            paler=split != first,
+        )
     if data["null"].min() <= 0 <= data["null"].max() or metric.name in ("separation", "modulation"):
         ax.axhline(0, color=LIGHT, linewidth=0.6, zorder=0)
     if len(places) > rungs:

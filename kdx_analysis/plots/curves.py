@@ -13,15 +13,14 @@ from kdx_analysis.drawing.style import (
     Width,
     counted,
     drawing,
-    handle,
     in_order,
     legend,
-    look,
     plain,
     styled,
 )
 from kdx_analysis.errors import KdxError
 from kdx_analysis.plots.figure import Drawn, Figure, explainers
+from kdx_analysis.plots.looks import handle, look
 from kdx_analysis.runs import RunSet
 
 _FLOOR = 1e-6

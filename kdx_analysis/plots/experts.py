@@ -20,9 +20,10 @@ from kdx_analysis.drawing.marks import (
     name_places,
     shifts,
 )
-from kdx_analysis.drawing.style import GREY, Width, drawing, handle, in_order, legend, look, styled
+from kdx_analysis.drawing.style import GREY, Width, drawing, in_order, legend, styled
 from kdx_analysis.errors import KdxError
 from kdx_analysis.plots.figure import Drawn, Figure, explainers
+from kdx_analysis.plots.looks import handle, look
 from kdx_analysis.runs import RunSet
 
 _RUN = ["run", "objective", "seed", "level"]
@@ -101,10 +102,18 @@ class _Ranked:
             runs = runs.rename(columns={"whole": "value", "whole_null": "null"}).dropna(
                 subset="value"
             )
-            counts = [
-                estimate(right, rows, places[str(o)], shift).n
-                for o, rows in runs.groupby("objective", sort=False)
-            ]
+            counts = []
+            for objective, rows in runs.groupby("objective", sort=False):
+                drawn = look(str(objective))
+                interval = estimate(
+                    right,
+                    rows,
+                    places[str(objective)],
+                    shift,
+                    colour=drawn.colour,
+                    marker=drawn.marker,
+                )
+                counts.append(interval.n)
             right.set_ylabel(self.whole)
             entitle(right, f"level {level}, {self.whole_title}", counts)
             right.yaxis.set_major_locator(MaxNLocator(4))

@@ -18,7 +18,6 @@ from kdx_analysis.drawing.style import (
     drawing,
     heading,
     in_order,
-    look,
     one_run,
     panels,
     plain,
@@ -27,6 +26,7 @@ from kdx_analysis.drawing.style import (
 )
 from kdx_analysis.errors import KdxError
 from kdx_analysis.plots.figure import Drawn, Figure, explainers, of_first_seed
+from kdx_analysis.plots.looks import look
 from kdx_analysis.runs import Run, RunSet
 
 _GAPS = 0.2  # of the height, between the experts of a level

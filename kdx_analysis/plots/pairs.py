@@ -15,12 +15,12 @@ from kdx_analysis.drawing.style import (
     counted,
     drawing,
     heading,
-    look,
     plain,
     styled,
     wrapped,
 )
 from kdx_analysis.plots.figure import Drawn, Figure
+from kdx_analysis.plots.looks import look
 from kdx_analysis.runs import RunSet, arm_contrasts, t_interval
 from kdx_analysis.runs import arms as arms_of
 

@@ -21,7 +21,6 @@ from kdx_analysis.drawing.style import (
     heading,
     in_order,
     inches,
-    look,
     panels,
     plain,
     signed,
@@ -31,6 +30,7 @@ from kdx_analysis.drawing.style import (
 from kdx_analysis.errors import KdxError
 from kdx_analysis.plots.comparisons import against_kd
 from kdx_analysis.plots.figure import Drawn, Figure, explainers, of_first_seed
+from kdx_analysis.plots.looks import look
 from kdx_analysis.plots.trees import branches, edges_of, node
 from kdx_analysis.runs import Run, RunSet
 

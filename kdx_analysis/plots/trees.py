@@ -29,7 +29,6 @@ from kdx_analysis.drawing.style import (
     heading,
     in_order,
     inches,
-    look,
     one_run,
     panels,
     plain,
@@ -40,6 +39,7 @@ from kdx_analysis.drawing.style import (
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models.tree import Tree
 from kdx_analysis.plots.figure import Drawn, Figure, explainers, of_first_seed
+from kdx_analysis.plots.looks import look
 from kdx_analysis.runs import RunSet, tree_pairs
 from kdx_analysis.runs.trees import CORRELATION, DISTANCE, NEITHER, OBJECTIVE, SEED
 

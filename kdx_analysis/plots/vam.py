@@ -16,18 +16,17 @@ from kdx_analysis.drawing.style import (
     Width,
     counted,
     drawing,
-    handle,
     heading,
     in_order,
     inches,
     legend,
-    look,
     plain,
     styled,
     wrapped,
 )
 from kdx_analysis.errors import AbsentError, KdxError
 from kdx_analysis.plots.figure import Drawn, Figure
+from kdx_analysis.plots.looks import handle, look
 from kdx_analysis.runs import RunSet
 
 _SHOWN = {"alpha": "attention α", "share": "share of flow A"}

@@ -12,7 +12,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 import matplotlib.style
 import numpy as np
-import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
@@ -23,9 +23,10 @@ from kdx_analysis.registry import unknown
 Width = Literal["column", "page"]
 _INCHES: dict[Width, float] = {"column": 3.4, "page": 7.0}
 COLUMNS: dict[Width, int] = {"column": 2, "page": 3}  # of panels
-RASTERED = 2000  # cells of a heat map from which on SVG and PDF hold it as a picture, its text still as text
-
-LETTER = 0.058  # inches, of a letter of 7 to 7.5 pt on the average, so that lines of words end before they must
+# cells of a heat map from which on SVG and PDF hold it as a picture, its text still as text
+RASTERED = 2000
+# inches, of a letter of 7 to 7.5 pt on the average, so that lines of words end before they must
+LETTER = 0.058
 
 P = ParamSpec("P")
 A = TypeVar("A")
@@ -87,15 +88,9 @@ def n_equals(counts: Iterable[int], what: str = "seed") -> str:
     return f"n = {counted(counts, what)}".replace(" ", "\N{NO-BREAK SPACE}")
 
 
-def one_run(data: pd.DataFrame) -> str:
-    """The title of a figure of one seed, one run per objective."""
-    epochs = ", ".join(str(epoch) for epoch in sorted(data["epoch"].unique()))
-    return f"seed {data['seed'].iloc[0]}, epoch {epochs} (n = 1 run per objective)"
-
-
-def in_order(objectives: Iterable[str]) -> list[str]:
-    """The distinct objectives, in the order in which they come first."""
-    return list(dict.fromkeys(objectives))
+def in_order(names: Iterable[str]) -> list[str]:
+    """The distinct names, in the order in which they come first."""
+    return list(dict.fromkeys(names))
 
 
 class Drawing(Figure):
@@ -123,6 +118,15 @@ def drawing(width: Width, height: float) -> Drawing:
     return Drawing(figsize=(inches(width), height), layout="constrained")
 
 
+def canvas(ax: Axes | None, width: Width, height: float) -> tuple[Figure, Axes]:
+    """The figure of ``ax`` and itself; without one a new figure, as :func:`drawing` makes it."""
+    if ax is None:
+        ax = drawing(width, height).subplots()
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    return figure, ax
+
+
 def wrapped(text: str, wide: float) -> str:
     """``text`` in lines of at most so many inches as far as its words allow; its own line breaks
     stay.
@@ -139,9 +143,10 @@ def heading(figure: Figure, text: str) -> None:
 def legend(figure: Figure, handles: Sequence[Line2D], heading: str | None = None) -> None:
     """One legend for all panels, above them, in as many columns as fit; ``heading`` stands over it."""
     wide = figure.get_figwidth()
-    for of in handles:
-        of.set_label(wrapped(str(of.get_label()), wide / 2 - 0.62))
-    longest = max(len(line) for of in handles for line in str(of.get_label()).split("\n"))
+    for handle in handles:
+        handle.set_label(wrapped(str(handle.get_label()), wide / 2 - 0.62))
+    lines = "\n".join(str(handle.get_label()) for handle in handles).split("\n")
+    longest = max(map(len, lines))
     columns = int((wide - 0.1) / (0.5 + longest * LETTER))
     title = None if heading is None else wrapped(heading, wide - 0.15)
     figure.legend(

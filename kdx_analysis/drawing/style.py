@@ -141,7 +141,7 @@ def heading(figure: Figure, text: str) -> None:
 
 
 def legend(figure: Figure, handles: Sequence[Line2D], heading: str | None = None) -> None:
-    """One legend for all panels, above them, in as many columns as fit; ``heading`` stands over it."""
+    """One legend above all panels, in as many columns as fit; ``heading`` stands over it."""
     wide = figure.get_figwidth()
     for handle in handles:
         handle.set_label(wrapped(str(handle.get_label()), wide / 2 - 0.62))

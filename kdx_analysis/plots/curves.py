@@ -11,7 +11,7 @@ from kdx_analysis.plots.looks import look
 
 
 def line(ax: Axes, objective: str, epochs: pd.Series, values: pd.Series) -> None:
-    """One run's values through its epochs, in its objective's look, with at most some six markers."""
+    """One run's values through its epochs, in its objective's look, with some six markers."""
     drawn = look(objective)
     ax.plot(
         epochs,

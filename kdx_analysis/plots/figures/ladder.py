@@ -111,7 +111,8 @@ def _added(rungs: Mapping[str, str]) -> dict[str, str]:
 )
 def ladder(data: pd.DataFrame, width: Width = "page") -> Drawn:
     names = data.drop_duplicates("objective").set_index("objective")
-    rungs = [str(o) for rung in LADDER for o in names.index[names["rung"] == rung]]
+    by_rung = {rung: str(objective) for objective, rung in names["rung"].items()}
+    rungs = [by_rung[rung] for rung in LADDER if rung in by_rung]
     beside = [str(o) for o in names.index if o not in rungs]
     places = {o: i + 0.4 * (i >= len(rungs)) for i, o in enumerate([*rungs, *beside])}
     defined = set(data.loc[data["value"].notna(), "metric"])
@@ -127,7 +128,7 @@ def ladder(data: pd.DataFrame, width: Width = "page") -> Drawn:
         name_places(ax, places, shown=i // columns == (len(metrics) - 1) // columns)
         entitle(ax, metric.title, counts.loc[[metric.name]] if apart else None)
     entries = _entries(data, names["adds"], rungs, beside)
-    missing = [name for name in LADDER if name not in set(names["rung"])]
+    missing = [rung for rung in LADDER if rung not in by_rung]
     notes = [f"not run: {', '.join(missing)}"] if missing else []
     notes += filter(None, [without(data), fewer_epochs(data)])
     entries += [Line2D([], [], linestyle="none", label=note) for note in notes]

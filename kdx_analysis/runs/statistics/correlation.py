@@ -20,7 +20,7 @@ def rank_correlation(x: ArrayLike, y: ArrayLike, draws: int = _DRAWS) -> dict[st
     likeness. (Spearman 1904, The proof and measurement of association between two things.)
 
     >>> likeness = rank_correlation([1, 2, 3, 4], [10, 20, 40, 30])
-    >>> round(likeness["rho"], 6), likeness["null_low"], likeness["runs"]
+    >>> round(likeness["rho"], 6), round(likeness["null_low"], 6), likeness["runs"]
     (0.8, -1.0, 4)
     >>> rank_correlation([1, 2, 3, 4], [5, 5, 5, 5])["rho"]
     nan

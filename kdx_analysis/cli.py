@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kdx_analysis import __version__
 from kdx_analysis.errors import KdxError
 
 if TYPE_CHECKING:
@@ -35,12 +36,48 @@ Jobs = Annotated[
 DataDir = Annotated[
     Path | None, typer.Option(help="Where data sets lie; by default $KDX_DATA, else ./data.")
 ]
+
+
+def _load(paths: list[Path] | None) -> list[Path] | None:
+    from kdx_analysis.extensions import load_all
+
+    load_all(paths or ())
+    return paths
+
+
+Load = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="A Python file of your own metrics, objectives, probes, figures, models or data sets.",
+        callback=_load,
+        is_eager=True,
+    ),
+]
 Changes = Annotated[
     list[str] | None,
     typer.Option(
         "--set", help="Change a key of the study: data.per_class=500.", metavar="KEY=VALUE"
     ),
 ]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"kdx_analysis {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        # eager, so that it is answered before typer misses a command
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """What stands before a command."""
 
 
 @app.command()
@@ -58,6 +95,7 @@ def run(
     out: Out = None,
     jobs: Jobs = 2,
     data_dir: DataDir = None,
+    load: Load = None,
 ) -> None:
     """Run a study: train what is not done yet, probe it, write the report."""
     _run(study, change or [], out, jobs, data_dir)
@@ -69,6 +107,7 @@ def report(
     out: Annotated[
         Path, typer.Option(help="FILE.html, FILE.md or FILE.pdf; figures lie beside the first two.")
     ] = Path("report/report.html"),
+    load: Load = None,
 ) -> None:
     """Write the report on finished runs."""
     from kdx_analysis.report import Report
@@ -86,6 +125,7 @@ def figure(
     out: Annotated[
         Path, typer.Option(help="Directory for NAME.FORMAT and its data, NAME.csv.")
     ] = Path("figures"),
+    load: Load = None,
 ) -> None:
     """Draw one figure of finished runs, with the tidy table that it shows beside it."""
     from kdx_analysis.plots import FIGURES
@@ -116,6 +156,7 @@ def compare(
         typer.Option(help="explainer, student or tree; the first of them that there is."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="A file for what is otherwise printed.")] = None,
+    load: Load = None,
 ) -> None:
     """Compare runs: means with intervals, paired differences over seeds, and what else differs."""
     from kdx_analysis import io
@@ -277,6 +318,7 @@ def probe(
         Path | None, typer.Option(help="By default probes/RUN beside the study's runs.")
     ] = None,
     data_dir: DataDir = None,
+    load: Load = None,
 ) -> None:
     """Probe a finished run anew: gates, conflict, affinity, claims, faithfulness; train beside
     validation.
@@ -316,6 +358,7 @@ def explain_model(
     image: Annotated[
         str | None, typer.Option(help="C,H,W; by default the first common size that fits.")
     ] = None,
+    load: Load = None,
 ) -> None:
     """Show how a model would be split into an explainer, before any training."""
     from kdx_analysis.models import HME, build_model
@@ -371,7 +414,7 @@ def validate(
 
 
 @lists.command()
-def studies() -> None:
+def studies(load: Load = None) -> None:
     """Ready studies that come with the package."""
     from kdx_analysis.config import StudyConfig
     from kdx_analysis.study.study import ready_studies
@@ -387,7 +430,7 @@ def studies() -> None:
 
 
 @lists.command()
-def datasets() -> None:
+def datasets(load: Load = None) -> None:
     """Data sets by name; any folder of images can be given by its path."""
     from kdx_analysis.data import DATASETS
 
@@ -410,6 +453,7 @@ def models(
             "--vam", help="Attach VAM to the zoo and to four of torchvision, and check it."
         ),
     ] = False,
+    load: Load = None,
 ) -> None:
     """Models by name."""
     from kdx_analysis.models import list_models
@@ -429,7 +473,7 @@ def models(
 
 
 @lists.command()
-def objectives() -> None:
+def objectives(load: Load = None) -> None:
     """Objectives, the ladder of controls among them."""
     from kdx_analysis.objectives import OBJECTIVES
 
@@ -438,7 +482,7 @@ def objectives() -> None:
 
 
 @lists.command()
-def figures() -> None:
+def figures(load: Load = None) -> None:
     """Figures of finished runs (kdx figure NAME RUNS)."""
     from kdx_analysis.plots import FIGURES
 

@@ -266,7 +266,8 @@ class StudyConfig(_Config):
     The student is the undivided one. With ``vam`` it has the virtual attention module; where
     ``vam`` maps labels to settings (null: without), there is a student for each, with the same
     weights and images to start from. With ``explainer.phase2`` a tree grows from every explainer.
-    ``loggers`` are told of every training, epoch by epoch; they change nothing in it.
+    ``loggers`` are told of every training, epoch by epoch; they change nothing in it. ``extensions``
+    are Python files that are run first, for what they register; in YAML, paths from its own folder.
     """
 
     name: str
@@ -283,6 +284,7 @@ class StudyConfig(_Config):
     training: TrainingConfig = TrainingConfig()
     probes: ProbeConfig = ProbeConfig()
     loggers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
+    extensions: tuple[str, ...] = ()
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
 
     @model_validator(mode="after")
@@ -293,6 +295,7 @@ class StudyConfig(_Config):
             ("objective", labels),
             ("role", self.roles),
             ("logger", self.loggers),
+            ("extension", self.extensions),
         )
         for what, values in named:
             twice = sorted({str(v) for v in values if list(values).count(v) > 1})
@@ -347,7 +350,9 @@ class StudyConfig(_Config):
             raise KdxError(
                 f"cannot read study {str(path)!r}: {reason}; give the path of a YAML file"
             ) from None
-        return cls.parse(_apply(_yaml(text, str(path)), overrides), source=str(path))
+        config = cls.parse(_apply(_yaml(text, str(path)), overrides), source=str(path))
+        beside = tuple(str((path.parent / name).resolve()) for name in config.extensions)
+        return config.model_copy(update={"extensions": beside})
 
     def override(self, overrides: Iterable[str]) -> StudyConfig:
         """This study with ``key=value`` overrides."""

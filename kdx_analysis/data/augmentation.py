@@ -16,10 +16,10 @@ from torch import Tensor
 def pad_and_crop(
     images: UInt8[Tensor, "B C H W"], pad: int, generator: torch.Generator
 ) -> UInt8[Tensor, "B C H W"]:
-    """Pad each side with ``pad`` zeros and crop H×W at an offset uniform over {0, …, 2·pad}², per
-    sample.
+    """Pad each side with ``pad`` zeros and crop H×W at a random offset, per sample.
 
-    Draws from ``generator`` (on the CPU) a 2×B tensor: the offsets down, then those across.
+    Offsets are uniform over {0, …, 2·pad}². Draws from ``generator`` (on the CPU) a 2×B tensor: the
+    offsets down, then those across.
     """
     B, _, H, W = images.shape
     offsets = torch.randint(2 * pad + 1, (2, B), generator=generator)

@@ -232,8 +232,9 @@ class Dataset:
         return images.float().div_(255).sub_(mean).div_(std)
 
     def describe(self) -> dict[str, Any]:
-        """What it is, as JSON-able values; equal fingerprints mean the same samples in the same
-        splits.
+        """What it is, as JSON-able values.
+
+        Equal fingerprints mean the same samples in the same splits.
         """
         return {
             "name": self.name,
@@ -247,12 +248,12 @@ class Dataset:
         }
 
     def probe_set(self, split: str, per_class: int, seed: int = 0) -> Split:
-        """A class-balanced, un-augmented subset of ``split`` ('train' or 'val'), by class, then by
-        id.
+        """A class-balanced, un-augmented subset of ``split`` ('train' or 'val').
 
-        Drawn without replacement with a generator of its own; a class with fewer than ``per_class``
-        samples gives all of them. Raises KdxError if a class has none, or for any other split:
-        probes that choose between models must not see the test split.
+        It is ordered by class, then by id. Drawn without replacement with a generator of its own; a
+        class with fewer than ``per_class`` samples gives all of them. Raises KdxError if a class
+        has none, or for any other split: probes that choose between models must not see the test
+        split.
         """
         if split not in ("train", "val"):
             raise unknown("split of a probe set", split, ("train", "val"))
@@ -275,8 +276,7 @@ class Dataset:
         return whole.subset(ordered[taken.to(ordered.device)])
 
     def probe_images(self, split: str, per_class: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-        """Images of :meth:`probe_set` as models take them, normalised, B×C×H×W, and their labels,
-        B.
+        """Images of :meth:`probe_set` as models take them, B×C×H×W, and their labels, B.
 
         ``split`` is train or val, and ``per_class`` images of every class are drawn from it.
         """
@@ -351,8 +351,9 @@ class Dataset:
 
 
 def channel_statistics(images: ImageStore) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, std) of each channel over all pixels of ``images``, scaled to [0, 1]; exact, from
-    counts.
+    """(mean, std) of each channel over all pixels of ``images``, scaled to [0, 1].
+
+    They are exact, since they are computed from counts.
     """
     C = images.shape[0]
     counts = torch.zeros(C, 256, dtype=torch.float64)

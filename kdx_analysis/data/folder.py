@@ -1,6 +1,4 @@
-"""Image folders: ROOT/train/CLASS/*, ROOT/test/CLASS/*, perhaps ROOT/val/CLASS/*; or ROOT/CLASS/*
-alone.
-"""
+"""Image folders: ROOT/train/CLASS/*, ROOT/test/CLASS/* (and val), or ROOT/CLASS/* alone."""
 
 from __future__ import annotations
 
@@ -89,12 +87,11 @@ class FolderImages:
 
 
 def read_folder(root: Path, size: int | None) -> Source:
-    """The image folder at ``root``, its images not decoded yet; classes are its folders, in order
-    of name.
+    """The image folder at ``root``, its images not decoded yet.
 
-    Ids number the files by class, then by name: those of train and then of val together, those of
-    test apart; in a folder in one piece all together. Images of one colour channel only make a data
-    set of one channel.
+    Classes are its folders, in order of name. Ids number the files by class, then by name: those of
+    train and then of val together, those of test apart; in a folder in one piece all together.
+    Images of one colour channel only make a data set of one channel.
 
     Raises KdxError if the folder is missing or has no such layout, a file is no image of 8 bits,
     images differ in size and ``size`` is not given, or superclasses.json does not map each class to

@@ -45,8 +45,10 @@ DATASETS: Registry[Callable[[Path], Source]] = Registry("data set")
 
 
 def hold_out_test(whole: Split) -> tuple[Split, Split]:
-    """(train, test) of a source in one piece: a fixed stratified test split of 20 %; ids stay those
-    of ``whole``."""
+    """(train, test) of a source in one piece: a fixed stratified test split of 20 %.
+
+    Ids stay those of ``whole``.
+    """
     rest, held = stratified_indices(whole.labels, _TEST_FRACTION, _TEST_SEED)
     return (
         Split("train", whole.images.subset(rest), whole.labels[rest], whole.ids[rest]),
@@ -153,8 +155,9 @@ def _cifar(
 
 
 def _torchvision(kind: str, data_dir: Path, remedy: str) -> tuple[Any, Any]:
-    """(train, test) of a class of torchvision.datasets; KdxError with the ``remedy`` if a file
-    fails.
+    """(train, test) of a class of torchvision.datasets.
+
+    Raises KdxError with the ``remedy`` if a file fails.
     """
     from torchvision import datasets
 

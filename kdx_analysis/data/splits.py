@@ -28,11 +28,10 @@ def _ascending(parts: list[Tensor]) -> Tensor:
 def stratified_indices(
     labels: Int64[Tensor, " N"], fraction: float, seed: int
 ) -> tuple[Int64[Tensor, " rest"], Int64[Tensor, " held"]]:
-    """Hold out ``fraction`` of each class: (rest, held out), ascending indices that partition 0 …
-    N-1.
+    """Hold out ``fraction`` of each class: (rest, held out), indices that partition 0 … N-1.
 
-    A class of n ≥ 2 samples gives round(fraction·n), but at least 1 and at most n-1; a class of 1
-    gives none.
+    Both ascend. A class of n ≥ 2 samples gives round(fraction·n), but at least 1 and at most n-1; a
+    class of 1 gives none.
     """
     rest, held = [], []
     for indices in _shuffled_classes(labels, seed):
@@ -47,6 +46,8 @@ def stratified_indices(
 def take_per_class(
     labels: Int64[Tensor, " N"], per_class: int, seed: int
 ) -> Int64[Tensor, " taken"]:
-    """Draw ``per_class`` samples of each class without replacement, all of a class that has fewer:
-    ascending indices."""
+    """Draw ``per_class`` samples of each class without replacement: ascending indices.
+
+    A class that has fewer gives all of them.
+    """
     return _ascending([indices[:per_class] for indices in _shuffled_classes(labels, seed)])

@@ -1,5 +1,6 @@
-"""The CSV of one chart of Weights & Biases: a column a run, named ``RUN - METRIC``, and its __MIN
-and __MAX.
+"""The CSV of one chart of Weights & Biases.
+
+It has a column a run, named ``RUN - METRIC``, and its __MIN and __MAX.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ _BOUNDS = ("__MIN", "__MAX")
 
 @dataclass(frozen=True)
 class Chart:
-    """The one run of a chart's CSV: its metrics under their own names, its name in a column
-    ``run``.
+    """The one run of a chart's CSV: its metrics under their own names.
+
+    The run's name stands in a column ``run``.
     """
 
     table: pd.DataFrame

@@ -1,5 +1,6 @@
-"""MLflow without MLflow: its file store (``mlruns/``), its SQLite store, or the CSV of ``mlflow
-experiments csv``.
+"""MLflow without MLflow: its file store, its SQLite store, or the CSV that it exports.
+
+The file store is a folder ``mlruns/``; the CSV is that of ``mlflow experiments csv``.
 """
 
 from __future__ import annotations
@@ -130,8 +131,9 @@ def _database(path: Path) -> list[Found]:
 
 
 def _unpacked(metrics: pd.DataFrame) -> pd.DataFrame:
-    """Values as they were logged: the store holds NaN as 0 that ``is_nan``, infinity as the largest
-    float.
+    """Values as they were logged.
+
+    The store holds NaN as 0 that ``is_nan``, infinity as the largest float.
     """
     value = metrics.pop("value").astype(float).mask(metrics.pop("is_nan").astype(bool))
     largest = np.finfo(float).max
@@ -149,8 +151,9 @@ def _meta(file: Path) -> dict[str, Any]:
 
 
 def _texts(folder: Path) -> dict[str, str]:
-    """Contents of the files below ``folder`` by their names, in which a slash makes a folder; no
-    links are followed.
+    """Contents of the files below ``folder`` by their names, in which a slash makes a folder.
+
+    No links are followed.
     """
     files = [file for file in sorted(folder.rglob("*")) if file.is_file() and not file.is_symlink()]
     return {file.relative_to(folder).as_posix(): file.read_text(encoding="utf-8") for file in files}

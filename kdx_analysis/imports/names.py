@@ -51,10 +51,10 @@ class Found:
 
 @dataclass(frozen=True)
 class Metric:
-    """What a name in the source stands for; ``factor`` turns its values into ours (0.01 for
-    percent).
+    """What a name in the source stands for.
 
-    ``declared``: its unit was said, by the user or by the source itself.
+    ``factor`` turns its values into ours (0.01 for percent). ``declared``: its unit was said, by
+    the user or by the source itself.
     """
 
     split: str
@@ -136,11 +136,11 @@ class Names:
         return Metric(splits[0], "_".join(rest), 0.01 if percent else 1.0, declared=percent)
 
     def key(self, name: str, settings: Mapping[str, Any], where: str) -> Any:
-        """A run key as stated or as the ``settings`` have it, a seed as a whole number; None if
-        neither says.
+        """A run key as stated or as the ``settings`` have it; None if neither says.
 
-        Raises KdxError where they contradict each other, where a column is named that is not there,
-        and for a seed that is no whole number; ``where`` the run stands.
+        A seed is a whole number. Raises KdxError where the two contradict each other, where a column
+        is named that is not there, and for a seed that is no whole number; ``where`` the run
+        stands.
         """
         column = self.column(name)
         if name in self.columns and column not in settings:

@@ -20,11 +20,10 @@ _NAN = re.compile(r"[+-]?(nan|1\.#(ind|qnan))", re.IGNORECASE)
 
 
 def read_csv(path: Path, text: Collection[str] = ()) -> pd.DataFrame:
-    """A CSV as a frame, with the columns ``text`` as they are written, since a float would round a
-    large seed.
+    """A CSV as a frame, with the columns ``text`` as they are written.
 
-    Raises KdxError if it can't be read, holds no row, or has columns that something else than
-    commas parts.
+    A float would round a large seed. Raises KdxError if it can't be read, holds no row, or has
+    columns that something else than commas parts.
     """
     try:
         table = pd.read_csv(path, skipinitialspace=True, dtype=dict.fromkeys(text, str))
@@ -51,8 +50,9 @@ def read_csv(path: Path, text: Collection[str] = ()) -> pd.DataFrame:
 
 
 def _nans(path: Path, renamed: Mapping[str, str]) -> pd.DataFrame:
-    """Which cells of a CSV say that they are no number, as a loss that diverged, and are not just
-    empty.
+    """Which cells of a CSV say that they are no number, and are not just empty.
+
+    A loss that diverged says so.
     """
     cells = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True).rename(
         columns=renamed
@@ -127,9 +127,7 @@ def read_table(path: Path, names: Names) -> list[Found]:
 
 
 def _refuse_without_split(path: Path, table: pd.DataFrame, columns: list[str]) -> None:
-    """A column that measures something, on a split that can't be told, is not to become a setting
-    unnoticed.
-    """
+    """Refuse a metric whose split can't be told: it is not to become a setting unnoticed."""
     for column in columns:
         if _measures(table, column):
             raise KdxError(
@@ -139,8 +137,9 @@ def _refuse_without_split(path: Path, table: pd.DataFrame, columns: list[str]) -
 
 
 def _measures(table: pd.DataFrame, column: str) -> bool:
-    """Whether a column is named for a metric and holds numbers; one as ``val_fraction`` is a
-    setting.
+    """Whether a column is named for a metric and holds numbers.
+
+    One as ``val_fraction`` is a setting.
     """
     cells = table[column].dropna()
     return is_measure(column) and (cells.empty or bool(cells.map(_is_number).any()))
@@ -173,9 +172,7 @@ def _groups(table: pd.DataFrame, by: list[Any]) -> list[tuple[str, pd.DataFrame]
 
 
 def _is_number(cell: Any) -> bool:
-    """Whether a cell is a number, however it is written: with a percent sign, or a comma for a
-    point.
-    """
+    """Whether a cell is a number, with a percent sign or with a comma for a point, too."""
     return not pd.isna(cell) and (
         not isinstance(cell, str) or _NUMBER.fullmatch(cell.strip()) is not None
     )

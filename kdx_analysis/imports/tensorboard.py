@@ -14,10 +14,10 @@ _HPARAMS = "_hparams_/session_start_info"
 
 
 def read_tensorboard(path: Path, names: Names) -> list[Found]:
-    """The runs of an event directory: every folder at or below ``path`` that holds event files is
-    one.
+    """The runs of an event directory, a run each folder with event files.
 
-    Hyperparameters that were logged beside the scalars are settings. Needs the package tensorboard.
+    Folders count at ``path`` and below it. Hyperparameters that were logged beside the scalars are
+    settings. Needs the package tensorboard.
     """
     folders = sorted({file.parent for file in path.rglob("events.out.tfevents.*")})
     if not folders:

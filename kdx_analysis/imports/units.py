@@ -1,5 +1,6 @@
-"""The unit of an imported figure: a share, per cent, or neither. It belongs to the metric, never to
-one value.
+"""The unit of an imported figure: a share, per cent, or neither.
+
+It belongs to the metric, never to one value.
 """
 
 from __future__ import annotations
@@ -43,16 +44,18 @@ def is_share(metric: str) -> bool:
 
 
 def is_measure(name: str) -> bool:
-    """Whether a column of this name, if it holds numbers, is none of settings, as ``precision`` or
-    ``top_k`` may be.
+    """Whether a column of numbers is surely a metric by its name, and none of settings.
+
+    ``precision`` or ``top_k`` may be a setting.
     """
     return _named(name, _LOSS) or (is_share(name) and not _named(name, _AMBIGUOUS))
 
 
 @dataclass(frozen=True)
 class _Column:
-    """What one name stands for, its values in all runs of the source in our unit, and the run of
-    each.
+    """What one name stands for, its values in all runs of the source, and the run of each.
+
+    Values are in our unit.
     """
 
     name: str
@@ -73,13 +76,12 @@ class _Column:
 
 
 def readings(found: Sequence[Found], names: Names, source: str) -> dict[str, Metric]:
-    """What every name of a source stands for, once all its runs' values have been held against its
-    unit.
+    """What every name of a source stands for, once its values agree with its unit.
 
-    A share that is not said to be in percent lies in [0, 1]. Its unit has to be said where the
-    values can be read in two ways: all of them 0 or 1; an error, of which 0.5 % is as likely as 50
-    %; beside another share of the source that is in percent. So has that of a figure of another
-    name which lies in 0 to 100.
+    The values are those of all runs. A share that is not said to be in percent lies in [0, 1]. Its
+    unit has to be said where the values can be read in two ways: all of them 0 or 1; an error, of
+    which 0.5 % is as likely as 50 %; beside another share of the source that is in percent. So has
+    that of a figure of another name which lies in 0 to 100.
 
     Raises KdxError, with what to write, for values that don't fit their unit or could be of two.
     """

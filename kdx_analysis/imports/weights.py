@@ -1,8 +1,7 @@
-"""Weights that were trained elsewhere as a run: scored and probed here, since nothing else is known
-of them.
+"""Weights that were trained elsewhere as a run: scored and probed here.
 
-They have no gates. What can be measured is accuracy, agreement with a teacher, conflict of
-one-vs-rest losses and what the subtasks claim.
+Nothing else is known of them. They have no gates. What can be measured is accuracy, agreement with
+a teacher, conflict of one-vs-rest losses and what the subtasks claim.
 """
 
 from __future__ import annotations

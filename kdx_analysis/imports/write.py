@@ -50,8 +50,9 @@ def write_found(
 
 
 def refuse_taken(runs: Sequence[tuple[str, Mapping[str, Any]]], out: Path) -> None:
-    """Raise KdxError if two of the runs (name in the source, info) have the same keys, or one and a
-    run in ``out``.
+    """Raise KdxError if two of the runs have the same keys, or one of them and a run in ``out``.
+
+    ``runs`` are names in the source and infos.
     """
     held = [read_json(file) for file in sorted(out.glob(f"[!.]*/{INFO}"))]
     taken = {_identity(info): (f"run {info['id']!r} in {str(out)!r}", info["id"]) for info in held}
@@ -260,11 +261,10 @@ def _whole(epochs: pd.Series, where: str) -> pd.Series:
 
 
 def _selection(metrics: pd.DataFrame) -> dict[str, Any]:
-    """The epoch whose figures stand for the run: the last whose accuracy, or else any figure, is
-    tested, or the last.
+    """The epoch whose figures stand for the run.
 
-    That it was chosen as the last is known only of runs tested all along: one test may be that of
-    the best weights.
+    It is the last whose accuracy, or else any figure, is tested, or the last. That it was chosen as
+    the last is known only of runs tested all along: one test may be that of the best weights.
     """
     last = int(metrics["epoch"].max())
     test = metrics[metrics["split"] == "test"]

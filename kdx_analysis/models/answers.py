@@ -66,8 +66,7 @@ def probabilities(outputs: Tensor) -> Kind | None:
 
 
 def surely_probabilities(outputs: Tensor) -> bool:
-    """Whether outputs, B×K, are probabilities also where the model may be untrained and the images
-    few.
+    """Whether outputs, B×K, are probabilities even of an untrained model on a few images.
 
     That is, where every row sums to 1 or to 100, or values lie in [0, 1] and come within .05 of
     either end. A few logits of an untrained model may all lie in [0, 1] by accident, and say
@@ -84,8 +83,9 @@ def surely_probabilities(outputs: Tensor) -> bool:
 
 
 def ends_in_probabilities(outputs: Tensor) -> bool:
-    """Whether the last operation of the graph behind ``outputs`` that computes anything is a
-    softmax or a sigmoid.
+    """Whether the graph behind ``outputs`` ends in a softmax or a sigmoid.
+
+    Operations that only reshape are passed over.
 
     >>> logits = torch.tensor([[0.1, 0.7, 0.2], [0.2, 0.6, 0.3]], requires_grad=True)
     >>> [ends_in_probabilities(x) for x in (2 * logits, logits.sigmoid()[:, :2], logits.softmax(dim=1))]
@@ -98,10 +98,10 @@ def ends_in_probabilities(outputs: Tensor) -> bool:
 
 
 def check_logits(outputs: Tensor, num_classes: int, who: str) -> None:
-    """Raise KdxError, with what to do, where ``outputs`` can't be the logits that ``who`` gave for
-    some images.
+    """Raise KdxError, with what to do, where ``outputs`` can't be logits.
 
-    That is, for another shape than B×K, values that are not finite, and probabilities.
+    ``who`` gave them for some images. That is, for another shape than B×K, values that are not
+    finite, and probabilities.
     """
     if outputs.ndim != 2 or outputs.shape[1] != num_classes:
         raise KdxError(

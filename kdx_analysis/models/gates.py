@@ -21,8 +21,9 @@ _HIDDEN = 32
 def attention(
     logits: Float[Tensor, "*rows N"], temperature: float | Float[Tensor, ""]
 ) -> Float[Tensor, "*rows N"]:
-    """α = softmax(W / τ), each row on the simplex. Part of forward passes, so its shapes are not
-    checked.
+    """α = softmax(W / τ), each row on the simplex.
+
+    It is part of forward passes, so its shapes are not checked.
     """
     return torch.softmax(logits / temperature, dim=-1)
 
@@ -43,8 +44,9 @@ def effective_attention(
 
 @jaxtyped(typechecker=beartype)
 def spread(features: Float[Tensor, "B N *axes"]) -> Float[Tensor, " N"]:
-    """s_j: root of the mean over C, H, W (T, D) of the variance over samples (dividing by B) of
-    expert j's features.
+    """s_j = √(mean over C, H, W (T, D) of the variance over samples of expert j's features).
+
+    The variance divides by B.
     """
     return features.var(dim=0, correction=0).flatten(1).mean(dim=1).sqrt()
 
@@ -86,10 +88,10 @@ class ParameterGate(nn.Module):
 
 
 class InputGate(nn.Module):
-    """Gate logits that depend on the input (Jordan & Jacobs 1994), B×N×M: a small network on the
-    parents' features.
+    """Gate logits that depend on the input (Jordan & Jacobs 1994), B×N×M.
 
-    It reads the mean over positions of all M parents' features, B×M×C×… .
+    They come from a small network on the parents' features. It reads the mean over positions of all
+    M parents' features, B×M×C×… .
     """
 
     def __init__(self, children: int, parents: int, channels: int) -> None:
@@ -118,8 +120,9 @@ class FixedGate(nn.Module):
 
 
 def sampled(logits: Tensor) -> Tensor:
-    """Logits with Gumbel noise, so that the softmax is a relaxed draw of one parent (Jang et al.
-    2017).
+    """Logits with Gumbel noise: softmax makes them a relaxed draw of one parent.
+
+    From Jang et al. 2017, Categorical reparameterization with Gumbel-softmax.
     """
     return logits - torch.empty_like(logits).exponential_().log()
 

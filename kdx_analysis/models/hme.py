@@ -124,11 +124,10 @@ class HME(nn.Module):
         image_shape: Sequence[int] | None = None,
         pool: int | None = None,
     ) -> HME:
-        """An explainer with the student's blocks: its first stage as trunk, later stages narrowed
-        into experts.
+        """An explainer with the student's blocks: a trunk, and later stages narrowed into experts.
 
-        What was found stands in ``split``, a table. The weights are drawn anew from torch's random
-        state; the student is left as it is.
+        The trunk is the first stage. What was found stands in ``split``, a table. The weights are
+        drawn anew from torch's random state; the student is left as it is.
 
         Args:
             student: a feed-forward classifier of convolutional stages or transformer blocks.
@@ -212,14 +211,14 @@ class HME(nn.Module):
         return any(isinstance(gate, InputGate) for gate in self.gates)
 
     def gate_parameters(self) -> Iterator[nn.Parameter]:
-        """The gates' parameters, for an optimiser group of their own (no weight decay: it would
-        sharpen or flatten).
+        """The gates' parameters, for an optimiser group of their own.
+
+        It has no weight decay, which would sharpen or flatten attention.
         """
         return self.gates.parameters()
 
     def attention(self, logits: Sequence[Tensor] | None = None) -> list[Tensor]:
-        """α^l for l = 2…L+1 at the present τ, of the model's own gates or of ``logits`` in place of
-        theirs.
+        """α^l for l = 2…L+1 at the present τ, of the model's own gates or of ``logits``.
 
         The first, into level 2 from the single trunk, is all ones. Raises KdxError for ``input``
         gates, whose attention depends on the images: see :meth:`trace`.
@@ -234,8 +233,9 @@ class HME(nn.Module):
         return [first, *(self._alpha(gate, first, noisy=False) for gate in self.gates)]
 
     def gated_by(self, gates: Iterable[nn.Module], features: Sequence[Tensor]) -> list[Tensor]:
-        """α^l for l = 2…L+1 of other modules, ``gates``, on a trace's ``features``, at the present
-        τ, without noise.
+        """α^l for l = 2…L+1 of other modules, ``gates``, on a trace's ``features``.
+
+        They are at the present τ, without noise.
         """
         first = self.tau.new_ones(self.experts[1], 1)
         pairs = zip(gates, features[1:], strict=True)
@@ -265,8 +265,9 @@ class HME(nn.Module):
         )
 
     def outputs(self, trace: Trace) -> Tensor:
-        """What calling the model gives, of a trace: the margins, or of the multi-class form the
-        scores, B×K.
+        """What calling the model gives, B×K: a trace's margins, or its scores.
+
+        Scores are those of the multi-class form.
         """
         return trace.scores if self.multiclass else trace.margins
 
@@ -275,8 +276,9 @@ class HME(nn.Module):
         return self.outputs(self.trace(images))
 
     def giving_margins(self) -> HME:
-        """The explainer, or where its call gives scores one of the very same modules whose call
-        gives margins.
+        """The explainer, or one of the very same modules whose call gives margins.
+
+        The second is for an explainer whose call gives scores.
         """
         if not self.multiclass:
             return self
@@ -306,10 +308,9 @@ class HME(nn.Module):
         return copied
 
     def pruned(self) -> HME:
-        """Of a hard explainer: a copy without the experts that no subtask reaches, with the same
-        outputs.
+        """A copy of a hard explainer without the experts that no subtask reaches.
 
-        Raises KdxError for an explainer that is not hard.
+        Its outputs are the same. Raises KdxError for an explainer that is not hard.
         """
         if not self.hard:
             raise KdxError("only a hard explainer has dead experts to prune; call harden() first")
@@ -346,8 +347,9 @@ class HME(nn.Module):
                 buffer.copy_(value)
 
     def tree(self, classes: Sequence[str]) -> Tree:
-        """Who draws from whom once every gate takes its strongest parent; ``classes`` name the
-        subtasks.
+        """Who draws from whom once every gate takes its strongest parent.
+
+        ``classes`` name the subtasks.
         """
         return Tree.from_attention(self.attention(), classes)
 
@@ -360,8 +362,9 @@ class HME(nn.Module):
         return [gate for gate in self.gates if isinstance(gate, FixedGate)]
 
     def _summary(self, gate: nn.Module, features: Tensor) -> Tensor:
-        """What an input gate reads: features averaged over positions, B×M×C; others read nothing of
-        it.
+        """What an input gate reads: features averaged over positions, B×M×C.
+
+        Other gates read nothing of the features.
         """
         if not isinstance(gate, InputGate):
             return features

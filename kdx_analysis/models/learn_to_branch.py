@@ -1,12 +1,11 @@
-"""The network of KDExplainer's released code (after Learning to Branch, Guo et al., ICML 2020), and
-its checkpoints.
+"""The network of KDExplainer's released code, and its checkpoints.
 
-It has no trunk: experts of the first level read the image. The code trains a K-way softmax on
-multi-class scores, whichever form its heads have, so nothing in it is binary; here that is the
-multi-class form of the explainer, whose call gives those scores, and otherwise its call gives the
-margins m_k. The code takes log softmax(W/0.5) and softmaxes that again at t = 10/epoch; a
-log-softmax only shifts a row, so that is one softmax with τ = 0.5·t = 5/epoch, and ``temperature``
-is τ.
+That code goes back to Learning to Branch (Guo et al., ICML 2020). It has no trunk: experts of the
+first level read the image. The code trains a K-way softmax on multi-class scores, whichever form
+its heads have, so nothing in it is binary; here that is the multi-class form of the explainer,
+whose call gives those scores, and otherwise its call gives the margins m_k. The code takes log
+softmax(W/0.5) and softmaxes that again at t = 10/epoch; a log-softmax only shifts a row, so that is
+one softmax with τ = 0.5·t = 5/epoch, and ``temperature`` is τ.
 """
 
 from __future__ import annotations
@@ -35,8 +34,9 @@ _SHOWN = 4
 
 
 class SubtaskLinear(nn.Module):
-    """K linear layers as one batched product: y_bk = x_bk · W_k + c_k; B×K×D to B×K×D'. W starts
-    N(0, 0.01²), c 0.
+    """K linear layers as one batched product: y_bk = x_bk · W_k + c_k; B×K×D to B×K×D'.
+
+    W starts N(0, 0.01²), c at 0.
     """
 
     def __init__(self, num_classes: int, in_features: int, out_features: int) -> None:
@@ -54,10 +54,10 @@ class SubtaskLinear(nn.Module):
 
 
 class MLPHeads(nn.Module):
-    """Every subtask's head of the released code: Linear, ReLU, Dropout, twice, then Linear to one
-    or two logits.
+    """Every subtask's head of the released code: three Linear layers to one or two logits.
 
-    Calling it gives the logits of gated inputs B×K×D: B×K (``ce``) or B×K×2 (``nce``).
+    ReLU and Dropout follow the first two of them. Calling it gives the logits of gated inputs
+    B×K×D: B×K (``ce``) or B×K×2 (``nce``).
     """
 
     def __init__(self, num_classes: int, form: Form, width: int) -> None:
@@ -80,8 +80,9 @@ class MLPHeads(nn.Module):
         return logits[..., 0] if self.form == "ce" else logits
 
     def margins(self, inputs: Tensor) -> Tensor:
-        """m_k, B×K: a subtask's only logit (``ce``) or z_k1 − z_k0 (``nce``), from its gated input
-        B×K×D.
+        """m_k, B×K: a subtask's only logit (``ce``) or z_k1 − z_k0 (``nce``).
+
+        Its gated input is B×K×D.
         """
         return margins_of(self(inputs))
 
@@ -95,13 +96,13 @@ def learn_to_branch(
     gumbel: bool = False,
     multiclass: bool = False,
 ) -> HME:
-    """The released network with fresh weights; images B×in_channels×H×W (32×32 there) to margins
-    m_k, B×K.
+    """The released network with fresh weights: images to margins m_k, B×K.
 
-    An expert is conv3×3 BN ReLU conv3×3 BN ReLU maxpool2, 64 channels wide and 32 where it leaves
-    the last level. Heads read its features pooled to 7×7; the pool is linear and commutes with the
-    gates' weighted sum, so features are pooled before they are mixed. Convolutions start
-    Kaiming-normal (fan-out), Linear N(0, 0.01²), BN 1/0, biases 0, gate logits uniform in [0, 1).
+    Images are B×in_channels×H×W, 32×32 in the released code. An expert is conv3×3 BN ReLU conv3×3
+    BN ReLU maxpool2, 64 channels wide and 32 where it leaves the last level. Heads read its
+    features pooled to 7×7; the pool is linear and commutes with the gates' weighted sum, so
+    features are pooled before they are mixed. Convolutions start Kaiming-normal (fan-out), Linear
+    N(0, 0.01²), BN 1/0, biases 0, gate logits uniform in [0, 1).
 
     Args:
         num_classes: K.
@@ -157,10 +158,10 @@ class Released:
 
     @classmethod
     def read(cls, checkpoint: Mapping[str, Any]) -> Released:
-        """Find form, K, experts and channels in names and shapes; ``checkpoint`` may be wrapped in
-        ``{'model': …}``.
+        """Find form, K, experts and channels in names and shapes.
 
-        Raises KdxError where tensors are missing, unexpected or of another shape, naming them.
+        ``checkpoint`` may be wrapped in ``{'model': …}``. Raises KdxError where tensors are
+        missing, unexpected or of another shape, naming them.
         """
         inner = checkpoint.get("model")
         state = {
@@ -187,10 +188,10 @@ class Released:
         return found
 
     def explainer(self) -> HME:
-        """The same network as an HME, in the checkpoint's precision and with its weights; τ is the
-        caller's to set.
+        """The same network as an HME, in the checkpoint's precision and with its weights.
 
-        It is of the multi-class form, so that its outputs are those of the released code.
+        τ is not in the checkpoint: set ``temperature`` to 5/epoch. It is of the multi-class form,
+        so that its outputs are those of the released code.
         """
         model = learn_to_branch(
             self.num_classes, self.form, self.experts, self.in_channels, multiclass=True
@@ -200,8 +201,9 @@ class Released:
         return model
 
     def weights(self) -> dict[str, Tensor]:
-        """Its tensors by the explainer's names: experts of a level expert by expert, weights of all
-        heads stacked.
+        """Its tensors by the explainer's names.
+
+        Experts of a level stand expert by expert, weights of all heads are stacked.
         """
         ours = {}
         for level, (experts, shapes) in enumerate(

@@ -38,11 +38,10 @@ def list_models(library: Library = "zoo") -> list[str]:
 
 
 def build_model(name: str, num_classes: int, in_channels: int) -> nn.Module:
-    """A model with fresh weights, for K classes and images B×in_channels×H×W. Nothing is
-    downloaded.
+    """A model with fresh weights, for K classes and images B×in_channels×H×W.
 
-    ``name`` is one of the zoo (``resnet20``), of torchvision (``torchvision:resnet18``) or of timm
-    (``timm:convnext_atto``).
+    Nothing is downloaded. ``name`` is one of the zoo (``resnet20``), of torchvision
+    (``torchvision:resnet18``) or of timm (``timm:convnext_atto``).
 
     Raises KdxError for an unknown name, and for torchvision's models where ``in_channels`` is not
     3.
@@ -81,11 +80,10 @@ def _from_timm(name: str, entry: str, num_classes: int, in_channels: int) -> nn.
 
 
 def redrawn(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` whose weights are drawn anew, all of them trainable; the model is left as
-    it was.
+    """A copy of ``model`` whose weights are drawn anew, all of them trainable.
 
-    Raises KdxError for a module that holds parameters and has no ``reset_parameters`` to draw them
-    by.
+    The model itself is left as it was. Raises KdxError for a module that holds parameters and has
+    no ``reset_parameters`` to draw them by.
     """
     for name, module in model.named_modules():
         own = [parameter for parameter, _ in module.named_parameters(recurse=False)]
@@ -104,11 +102,10 @@ def redrawn(model: nn.Module) -> nn.Module:
 
 
 def check_fits(model: nn.Module, shape: tuple[int, int, int], num_classes: int) -> None:
-    """Sends two images of zeros through ``model``, which is left as it was found (modes,
-    statistics, RNG).
+    """Send two images of zeros through ``model``, and refuse one that does not fit the data.
 
-    ``shape`` is an image's C×H×W. Raises KdxError where the forward pass fails or its result is not
-    2×K.
+    Its modes, statistics and the random state are left as they were. ``shape`` is an image's C×H×W.
+    Raises KdxError where the forward pass fails or its result is not 2×K.
     """
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     images = torch.zeros(2, *shape, dtype=like.dtype, device=like.device)
@@ -146,7 +143,8 @@ def check_fits(model: nn.Module, shape: tuple[int, int, int], num_classes: int) 
 
 
 def count_parameters(model: nn.Module) -> int:
-    """The number of scalars in all parameters of ``model``, frozen ones too; shared ones count
-    once.
+    """The number of scalars in all parameters of ``model``, frozen ones too.
+
+    Shared ones count once.
     """
     return sum(parameter.numel() for parameter in model.parameters())

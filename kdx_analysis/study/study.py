@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from kdx_analysis.config import (
 )
 from kdx_analysis.data import Dataset, load_dataset
 from kdx_analysis.errors import KdxError
+from kdx_analysis.extensions import load_all
 from kdx_analysis.models import HME, build_model, check_fits, redrawn
 from kdx_analysis.models import vam as attention
 from kdx_analysis.models.learn_to_branch import learn_to_branch
@@ -41,7 +43,7 @@ from kdx_analysis.report import Report
 from kdx_analysis.runs import ROLES, Run, RunSet
 from kdx_analysis.runs.run import INFO, WEIGHTS
 from kdx_analysis.study.steps import Step, train_steps
-from kdx_analysis.training import fabric_for
+from kdx_analysis.training import Callback, fabric_for
 from kdx_analysis.training.checkpoints import fingerprint, load_weights
 from kdx_analysis.training.loggers import check_loggers
 from kdx_analysis.training.progress import Progress, no_progress, write_plan
@@ -71,6 +73,10 @@ class Study:
         explainer, training, probes, teacher_training: sections of the configuration, as objects or
             mappings.
         loggers: tensorboard, mlflow, wandb: what is told of every training.
+        extensions: Python files of your own metrics, objectives, probes, figures, models or data
+            sets, which are run first, here and in worker processes.
+        callbacks: called with an :class:`Epoch` and the model after every epoch of every training;
+            with several jobs, in the processes of the trainings.
         data_options: further keys of the data section, as ``{"per_class": 500}``.
 
     Raises KdxError, before any training, for whatever in them can't work.
@@ -98,8 +104,11 @@ class Study:
         teacher_training: TrainingConfig | Mapping[str, Any] | None = None,
         probes: ProbeConfig | Mapping[str, Any] | None = None,
         loggers: Sequence[str] = (),
+        extensions: Sequence[str | Path] = (),
+        callbacks: Sequence[Callback] = (),
         data_options: Mapping[str, Any] | None = None,
     ) -> None:
+        loaded = load_all(extensions)
         data_name = data.name if isinstance(data, Dataset) else str(data)
         teacher_section: dict[str, Any] = {}
         if (taught := training if teacher_training is None else teacher_training) is not None:
@@ -125,6 +134,7 @@ class Study:
             "training": _plain(training),
             "probes": _plain(probes),
             "loggers": list(loggers),
+            "extensions": [str(extension.path) for extension in loaded],
             "seeds": list(range(seeds)) if isinstance(seeds, int) else list(seeds),
         }
         self.config = StudyConfig.parse(
@@ -135,6 +145,7 @@ class Study:
             data if isinstance(data, Dataset) else None,
             teacher if isinstance(teacher, nn.Module) else None,
             None if isinstance(student, str) else student,
+            tuple(callbacks),
         )
 
     @classmethod
@@ -142,10 +153,11 @@ class Study:
         """A study whose data, teacher and student are names or paths; ``data_dir`` is where data
         sets lie.
         """
+        load_all(config.extensions)
         study = cls.__new__(cls)
         study.config = config
         study.data_dir = None if data_dir is None else str(data_dir)
-        study._given = _Given(None, None, None)
+        study._given = _Given()
         return study
 
     @classmethod
@@ -386,10 +398,12 @@ class Study:
             raise KdxError(f"{str(out)!r} is a file; choose a directory for the output")
         self.config.save(file)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {
-            key: self.__dict__[key] for key in ("config", "data_dir", "_given")
-        }  # the rest is made anew
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What another process makes the study anew from: its extensions are loaded there first,
+        since what the user handed over may be of classes that they define.
+        """
+        state = {key: self.__dict__[key] for key in ("config", "data_dir", "_given")}
+        return _restored, (self.config.extensions, pickle.dumps(state))
 
 
 @dataclass(frozen=True)
@@ -399,6 +413,15 @@ class _Given:
     data: Dataset | None = None
     teacher: nn.Module | None = None
     student: nn.Module | None = None
+    callbacks: tuple[Callback, ...] = ()
+
+
+def _restored(extensions: tuple[str, ...], state: bytes) -> Study:
+    """A study in another process."""
+    load_all(extensions)
+    study = Study.__new__(Study)
+    study.__dict__.update(pickle.loads(state))
+    return study
 
 
 def ready_studies() -> dict[str, Path]:

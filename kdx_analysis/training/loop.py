@@ -50,7 +50,7 @@ class Epoch:
     scores: Mapping[str, float] = field(default_factory=dict)
 
 
-Callback = Callable[[Epoch, nn.Module], None]
+Callback = Callable[[Epoch, nn.Module], Any]
 
 
 @dataclass(frozen=True)

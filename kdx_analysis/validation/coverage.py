@@ -69,8 +69,9 @@ class Room:
 
 
 def coverage(seed: int = 0, values: int = VALUES) -> list[Row]:
-    """One row a room and R of how many values its range holds, and one of every p-value of how many
-    are ≤ .05.
+    """How many values each room's range holds at each R, and how many p-values are ≤ .05.
+
+    That is a row for each range and for each p-value.
 
     Args:
         seed: of all draws.
@@ -180,8 +181,9 @@ def _one_by_one(draws: int, values: int, seed: int) -> Found:
 
 
 def _modulations(draws: int, values: int, seed: int) -> Found:
-    """Gates whose rows were drawn alike, so that any order of them is as likely, and gradients like
-    their null's.
+    """Gates whose rows were drawn alike, so that any order of them is as likely.
+
+    Gradients are drawn like their null's.
     """
     generator = torch.Generator().manual_seed(seed)
     tables = []
@@ -284,9 +286,7 @@ def _tree_nulls(draws: int, values: int, seed: int) -> Found:
 
 
 def _tree_pairs(draws: int, values: int, seed: int) -> Found:
-    """Trees with their subtasks dealt at random, every two of them beside the same with leaves
-    permuted.
-    """
+    """Trees with subtasks dealt at random, in pairs, beside the same with leaves permuted."""
     rng = np.random.default_rng(seed)
     count = next(n for n in range(2, values + 3) if n * (n - 1) // 2 >= values)
     runs: list[Any] = [

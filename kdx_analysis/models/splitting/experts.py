@@ -111,8 +111,9 @@ class Level(nn.Module):
 
     @classmethod
     def of(cls, expert: nn.Module, experts: int) -> Level:
-        """So many ``experts``, copies of ``expert`` with weights drawn anew by its layers'
-        ``reset_parameters``.
+        """Copies of ``expert``, as many as ``experts`` says, with weights drawn anew.
+
+        They are drawn by the ``reset_parameters`` of its layers.
         """
         scales = {name: moments(parameter) for name, parameter in expert.named_parameters()}
         return cls(trace(expert), experts, scales)
@@ -181,18 +182,15 @@ class Level(nn.Module):
 def _side_by_side(
     template: fx.GraphModule, opaque: nn.Module, experts: int, device: torch.device
 ) -> tuple[fx.GraphModule, Layout, Layout]:
-    """``template``'s graph for N experts, with empty parameters, and the layouts of what it reads
-    and gives.
+    """``template``'s graph for N experts, and the layouts of what it reads and gives.
 
-    ``opaque`` holds what has no parameters, under the template's names.
+    Its parameters are empty. ``opaque`` holds what has no parameters, under the template's names.
     """
     return _Builder(template, opaque, experts, device).build()
 
 
 class _Builder:
-    """Goes through one expert's graph and writes that of N, converting between layouts where they
-    meet.
-    """
+    """Goes through one expert's graph and writes that of N, converting between layouts."""
 
     def __init__(
         self, template: fx.GraphModule, opaque: nn.Module, experts: int, device: torch.device
@@ -347,9 +345,7 @@ class _Each(nn.Module):
 
 
 class _Join(nn.Module):
-    """An elementwise operation on features (B·N)×… and parameters N×… that each expert has for
-    itself.
-    """
+    """An elementwise operation on features, (B·N)×…, and each expert's own parameters, N×…."""
 
     def __init__(self, target: Any, experts: int, first_is_own: bool) -> None:
         super().__init__()

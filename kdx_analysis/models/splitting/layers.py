@@ -1,5 +1,4 @@
-"""Layers with parameters that an expert may hold: how each is narrowed, and how N of it stand side
-by side.
+"""Layers that an expert may hold: how each is narrowed, and how N of it stand side by side.
 
 A narrowed layer is an ordinary layer of an expert alone. Side by side, every parameter of shape S
 becomes one whose entries stand expert by expert, N·|S| of them, under the same name. Two layouts
@@ -172,17 +171,17 @@ def is_attention(module: nn.Module) -> bool:
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Whether a traced graph keeps ``module`` whole because it can be narrowed and set side by
-    side.
+    """Whether a traced graph keeps ``module`` whole.
+
+    It does where the module can be narrowed and set side by side.
     """
     return isinstance(module, LAYERS) or is_attention(module)
 
 
 def narrowed(layer: nn.Module, x: Tensor, widths: Widths) -> nn.Module:
-    """``layer`` for inputs like ``x``, its own width changed by ``widths``; parameters are left
-    empty.
+    """``layer`` for inputs like ``x``, its own width changed by ``widths``.
 
-    Raises KdxError for options of a layer that can't be kept.
+    Its parameters are left empty. Raises KdxError for options of a layer that can't be kept.
     """
     if is_attention(layer):
         return _narrow_attention(layer, widths)
@@ -211,8 +210,9 @@ def narrowed(layer: nn.Module, x: Tensor, widths: Widths) -> nn.Module:
 
 
 def beside(layer: nn.Module, experts: int) -> tuple[nn.Module, Layout]:
-    """N copies of a narrowed layer as one module, its parameters empty, and the layout in which it
-    computes.
+    """N copies of a narrowed layer as one module, and the layout in which it computes.
+
+    Its parameters are empty.
     """
     match layer:
         case nn.Conv2d():
@@ -281,8 +281,9 @@ def _narrow_attention(layer: Any, widths: Widths) -> SelfAttention:
 
 
 def _resize(layer: nn.Module, *shape: int) -> None:
-    """Empty parameters and statistics of another size: the weight of ``shape``, all else of its
-    first axis.
+    """Give a layer empty parameters and statistics of another size.
+
+    The weight gets ``shape``, everything else its first axis.
     """
     for name, parameter in layer._parameters.items():
         if parameter is not None:

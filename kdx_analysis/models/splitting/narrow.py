@@ -139,9 +139,7 @@ class _Narrowing(Sizes):
         return self.made.get(target, module)(*args, **kwargs)
 
     def _check_sum(self, a: fx.Node, b: fx.Node) -> None:
-        """Raise _Misfit if maps of different widths are to be added and a layer behind one of them
-        can be fitted.
-        """
+        """Raise _Misfit if maps of a sum differ in width and a layer behind one can be fitted."""
         maps = [
             value
             for node in (a, b)

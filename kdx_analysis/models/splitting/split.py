@@ -1,6 +1,4 @@
-"""A student made into trunk and levels of experts within the student's budget, and the table that
-says so.
-"""
+"""A student made into trunk and levels of experts within its budget, and the table of both."""
 
 from __future__ import annotations
 
@@ -51,8 +49,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Split:
-    """How a student was split, before any training; shows itself as a table in a notebook and in
-    print.
+    """How a student was split, before any training; shows itself as a table.
 
     Attributes:
         student: its class.
@@ -70,8 +67,9 @@ class Split:
 
     @property
     def budget_error(self) -> float:
-        """(levels − stages)/stages of the budgeted quantity, parameters where widths are budgeted;
-        0 is a match.
+        """(levels − stages)/stages of the budgeted quantity; 0 is a match.
+
+        Where widths are budgeted it is that of parameters.
         """
         levels = [part for part in self.parts if part.name.startswith("level")]
         if self.budget == "flops":
@@ -79,9 +77,7 @@ class Split:
         return sum(p.explainer for p in levels) / sum(p.student for p in levels) - 1
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a part: part, modules, experts, shape, and parameters and FLOPs of student and
-        explainer.
-        """
+        """One row a part: modules, experts, shape, and parameters and FLOPs of both models."""
         return pd.DataFrame(
             [
                 {
@@ -124,8 +120,7 @@ def split_student(
     stages: Sequence[str] | None = None,
     image_shape: Sequence[int] | None = None,
 ) -> tuple[nn.Module, list[Level], Stages, Split]:
-    """Trunk and levels with fresh weights, what was found in ``student``, and the table without its
-    heads.
+    """Trunk and levels with fresh weights, the student's stages, and the table without its heads.
 
     All stages are narrowed alike, to the share of their widths at which the levels together meet
     the budget of the stages that they stand for; ``width`` gives each of N experts an N-th of the
@@ -182,8 +177,9 @@ class _Narrowing:
         return made
 
     def matched(self, budget: Budget) -> list[float]:
-        """The shares at which the levels together come nearest to the stages: one for all, then
-        each for itself.
+        """The shares at which the levels together come nearest to the stages.
+
+        They are one for all levels, then each for itself.
         """
         wanted = sum(
             flops(stage, shape) if budget == "flops" else count_parameters(stage)
@@ -227,8 +223,9 @@ class _Narrowing:
 
 
 def _nearest(excess: Callable[[Sequence[float]], float], experts: Sequence[int]) -> list[float]:
-    """Shares at which levels cost nearest to what they may, ``excess`` 0: one for all, then each
-    for itself.
+    """Shares at which levels cost nearest to what they may: one for all, then each for itself.
+
+    There ``excess`` is 0.
     """
     shares = [(sum(experts) / len(experts)) ** -0.5] * len(experts)
     tried: dict[float, float] = {}

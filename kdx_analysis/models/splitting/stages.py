@@ -92,8 +92,9 @@ def find_stages(
 
 
 def _chain(model: nn.Module, declared: Sequence[str], image_shape: Sequence[int]) -> nn.Sequential:
-    """The declared modules one after the other; raises KdxError if that is not how ``model`` calls
-    them.
+    """The declared modules one after the other.
+
+    Raises KdxError if that is not how ``model`` calls them.
     """
     try:
         modules = [model.get_submodule(path) for path in declared]
@@ -245,8 +246,9 @@ def _found_ends(graph: fx.GraphModule, model: nn.Module) -> list[fx.Node]:
 def _block_ends(
     graph: fx.GraphModule, cuts: Sequence[fx.Node], attentions: Sequence[fx.Node]
 ) -> list[fx.Node]:
-    """Ends of four groups of transformer blocks; a block begins at the last cut before its
-    attention.
+    """Ends of four groups of transformer blocks.
+
+    A block begins at the last cut before its attention.
     """
     order = {node: i for i, node in enumerate(graph.graph.nodes)}
     tokens = [node for node in cuts if len(node.meta["shape"]) == 3]
@@ -264,10 +266,10 @@ def _block_ends(
 
 
 def _resolution_ends(graph: fx.GraphModule, cuts: Sequence[fx.Node]) -> list[fx.Node]:
-    """Ends of stages: of the cuts behind the last block at one resolution the one that ends the
-    outermost module.
+    """Ends of stages, one where the last block at each resolution ends.
 
-    Pooling before the classifier stands apart from the last stage.
+    Of the cuts behind that block it is the one that ends the outermost module. Pooling before the
+    classifier stands apart from the last stage.
     """
     maps = list(cuts[:1])
     for before, node in pairwise(cuts):
@@ -292,9 +294,7 @@ def _resolution_ends(graph: fx.GraphModule, cuts: Sequence[fx.Node]) -> list[fx.
 
 
 def _after_last_block(run: Sequence[fx.Node]) -> list[fx.Node]:
-    """Of cuts at one resolution the last one where branches meet, and those behind it; all if there
-    is none.
-    """
+    """Of cuts at one resolution those from the last one on where branches meet, or else all."""
     for i in reversed(range(1, len(run))):
         if run[i].prev is not run[i - 1] and run[i].prev.op != "get_attr":
             return list(run[i:])
@@ -302,8 +302,9 @@ def _after_last_block(run: Sequence[fx.Node]) -> list[fx.Node]:
 
 
 def _depths(graph: fx.GraphModule) -> dict[fx.Node, int]:
-    """How deep the outermost module lies that ends with a node: 0 for an operation of the model's
-    own forward.
+    """How deep the outermost module lies that ends with a node.
+
+    It is 0 for an operation of the model's own forward.
     """
     last: dict[str, fx.Node] = {}
     found: dict[fx.Node, int] = {}
@@ -317,8 +318,10 @@ def _depths(graph: fx.GraphModule) -> dict[fx.Node, int]:
 
 
 def _starts_classifier(graph: fx.GraphModule, before: fx.Node, node: fx.Node) -> bool:
-    """Whether ``node`` makes one position, or a grid of a fixed size, of the features before it, or
-    is opaque.
+    """Whether ``node`` begins the classifier.
+
+    It does if it makes one position, or a grid of a fixed size, of the features before it, or is
+    opaque.
     """
     module = graph.get_submodule(str(node.target)) if node.op == "call_module" else nn.Identity()
     if (

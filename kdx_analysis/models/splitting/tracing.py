@@ -18,9 +18,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class Tracer(fx.Tracer):
-    """Keeps layers with parameters, and modules without any, whole; so does it with what can't be
-    traced.
-    """
+    """Keeps whole the layers with parameters, modules without any, and what can't be traced."""
 
     def __init__(self, whole: frozenset[str] = frozenset()) -> None:
         super().__init__()
@@ -49,8 +47,9 @@ class Tracer(fx.Tracer):
 
 
 def trace(model: nn.Module) -> fx.GraphModule:
-    """``model`` as a graph of its layers, whose modules it shares. Raises KdxError where that can't
-    be.
+    """``model`` as a graph of its layers, whose modules it shares.
+
+    Raises KdxError where the model can't be traced.
     """
     whole: frozenset[str] = frozenset()
     while True:
@@ -75,9 +74,7 @@ def _defaults(model: nn.Module) -> dict[str, Any]:
 
 
 def _one_input(graph: fx.Graph) -> fx.Graph:
-    """``graph`` without the inputs that are fixed to their defaults, assertions and type
-    annotations.
-    """
+    """``graph`` without inputs fixed to their defaults, assertions and type annotations."""
     for node in reversed(graph.nodes):
         node.type = None  # one that is a string can't be pickled
         checks = node.target is torch._assert or "assert" in node.name
@@ -107,9 +104,7 @@ def trace_modes(model: nn.Module) -> fx.GraphModule:
 
 
 def on_meta(model: M) -> M:
-    """A copy of a module in eval mode, its parameters and buffers on the meta device; no data is
-    copied.
-    """
+    """A copy of a module in eval mode on the meta device; no parameter or buffer is copied."""
     tensors = [*model.parameters(), *model.buffers()]
     memo: dict[int, Any] = {id(t): t.detach().to("meta") for t in tensors}
     memo |= {id(p): nn.Parameter(memo[id(p)], p.requires_grad) for p in model.parameters()}

@@ -1,5 +1,6 @@
-"""Trees against trees, distances and superclasses. Pure functions; the methods of ``Tree`` say what
-they compute.
+"""Trees against trees, distances and superclasses.
+
+Pure functions; the methods of ``Tree`` say what they compute.
 """
 
 from __future__ import annotations

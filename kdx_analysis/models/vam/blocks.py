@@ -12,8 +12,9 @@ Scale = Literal["rms", "mean"]
 
 
 def block_widths(channels: int, blocks: int) -> tuple[int, ...]:
-    """``channels`` cut into ``blocks`` blocks of neighbours, the first C mod M of them one channel
-    wider.
+    """``channels`` cut into ``blocks`` blocks of neighbours.
+
+    The first C mod M of them are one channel wider.
 
     >>> block_widths(20, 8)
     (3, 3, 3, 3, 2, 2, 2, 2)
@@ -23,8 +24,7 @@ def block_widths(channels: int, blocks: int) -> tuple[int, ...]:
 
 
 class BlockAttention(nn.Module):
-    """Attention α = softmax(U/τ) of every output block over the input blocks, R×M, and the scales s
-    that it gives.
+    """Attention α = softmax(U/τ) of output blocks over input blocks, R×M, and its scales s.
 
     s = e/√mean(e²) with e = exp(U/τ − max), row by row, the mean weighted by the blocks' widths: a
     row's mean of s² is 1, so that the output's variance is kept at any sparsity. With
@@ -104,12 +104,12 @@ class BlockAttention(nn.Module):
 
 
 class AttendedLayer(nn.Module):
-    """A layer whose ``weight`` reads V̂, while V stays its parameter: same object, name and place
-    as without VAM.
+    """A layer whose ``weight`` reads V̂, while V stays its parameter.
 
-    :func:`layer_class` mixes it into a layer's own class. Whatever reads ``weight`` (the layer's
-    forward pass, a fused attention that bypasses it) gets V̂; whatever goes through the parameters
-    (optimiser, ``state_dict``, DDP) gets V.
+    V is the same object, by the same name and in the same place as without VAM. :func:`layer_class`
+    mixes it into a layer's own class. Whatever reads ``weight`` (the layer's forward pass, a fused
+    attention that bypasses it) gets V̂; whatever goes through the parameters (optimiser,
+    ``state_dict``, DDP) gets V.
     """
 
     plain_class: type[nn.Module]

@@ -105,8 +105,7 @@ def attach(
     channels: int | None = None,
     scale: Scale = "rms",
 ) -> Attached:
-    """Put the virtual attention module on the convolutions and Linear layers of ``model``, in
-    place.
+    """Put the virtual attention module on convolutions and Linear layers of ``model``, in place.
 
     A weight V (C_out×C_in×…) reads as V̂[o, i] = s[block(o), block(i)]·V[o, i], where s comes from
     α = softmax(U/τ) between R output and M input blocks (:class:`BlockAttention`). U starts at 0,
@@ -207,18 +206,18 @@ def fold(model: nn.Module) -> None:
 
 
 def attention(model: nn.Module) -> dict[str, Tensor]:
-    """α of every layer by its path, R×M each, rows on the simplex. Raises KdxError if there is no
-    VAM.
+    """α of every layer by its path, R×M each, rows on the simplex.
+
+    Raises KdxError if there is no VAM.
     """
     return {path: layer.vam.attention() for path, layer in _attended(model).items()}
 
 
 def entropy(model: nn.Module) -> Tensor:
-    """Mean of H(α)/ln M over all rows of all layers (M > 1 for all that have VAM); in [0, 1], 1 at
-    the start.
+    """Mean of H(α)/ln M over all rows of all layers; in [0, 1], 1 at the start.
 
-    Times γ it is VAM's penalty, with a gradient for U that is finite where attention underflows to
-    0. Raises KdxError if there is no VAM.
+    All layers that have VAM have M > 1. Times γ it is VAM's penalty, with a gradient for U that is
+    finite where attention underflows to 0. Raises KdxError if there is no VAM.
     """
     by_columns: defaultdict[int, list[Tensor]] = defaultdict(list)
     for layer in _attended(model).values():
@@ -275,8 +274,9 @@ def _plain_class(layer: nn.Module) -> type[nn.Module]:
 
 
 def _shape(layer: nn.Module) -> tuple[int, ...]:
-    """Of V, C_out×C_in×…, C_in within the group; not read from ``weight``, which a parametrization
-    may compute.
+    """Shape of V, C_out×C_in×…, C_in within the group.
+
+    It is not read from ``weight``, which a parametrization may compute.
     """
     if isinstance(layer, nn.Linear):
         return layer.out_features, layer.in_features

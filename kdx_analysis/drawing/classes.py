@@ -22,8 +22,10 @@ LONGEST = 24
 
 @dataclass(frozen=True)
 class Clusters:
-    """A dendrogram: K classes in the order of its leaves, and where every leaf's branch joins that
-    of the next one.
+    """A dendrogram of K classes: the order of its leaves, and where their branches join.
+
+    ``joins[i]`` is the height (distance) at which the branch of the i-th leaf joins that of the
+    next, K − 1 in all; heights being ultrametric, the dendrogram follows from them.
 
     ``joins`` are the K − 1 heights (distances), from which, heights being ultrametric, the
     dendrogram follows.
@@ -52,8 +54,9 @@ def clustered(distances: np.ndarray) -> Clusters:
 
 
 def dendrogram(ax: Axes, joins: Sequence[float]) -> None:
-    """The dendrogram of ``joins`` as :class:`Clusters` has them, leaves at 0.5, 1.5, … on the
-    right, 0 at the top.
+    """Draw the dendrogram of ``joins``, as :class:`Clusters` has them.
+
+    Leaves are at 0.5, 1.5, … on the right, 0 at the top.
     """
     # place, height, first and last leaf
     branches = [(k + 0.5, 0.0, k, k) for k in range(len(joins) + 1)]
@@ -78,8 +81,9 @@ def dendrogram(ax: Axes, joins: Sequence[float]) -> None:
 
 
 def pitch(K: int, most: float = 5.8) -> float:
-    """Inches a row of K classes: room for a name of 7 pt, or less where K rows would be higher than
-    ``most``.
+    """Inches a row of K classes.
+
+    Room for a name of 7 pt, or less where K rows would be higher than ``most``.
     """
     return min(0.17, max(LINE, most / K) if K <= 30 else most / K)
 
@@ -108,8 +112,9 @@ def name_classes(
     letters: int = LONGEST,
     staggered: bool = False,
 ) -> int:
-    """Name the classes at start, start + 1, … on an axis with ``pitch`` inches a class: all, or
-    every few.
+    """Name the classes at start, start + 1, … on an axis with ``pitch`` inches a class.
+
+    All are named, or every few.
 
     ``staggered`` names stand in two columns where one would not hold them. Returns 1 where all are
     named, 2 where every second is, and so on.

@@ -1,6 +1,4 @@
-"""What stands for several runs at one place: every seed's point, their mean and interval, and the
-null; with n.
-"""
+"""What stands for several runs at one place: seeds, mean, interval and null; with n."""
 
 from __future__ import annotations
 
@@ -37,8 +35,9 @@ def estimate(
     null: float | None = None,
     paler: bool = False,
 ) -> None:
-    """Values at the places ``at``; over ``x`` their mean, their interval and, dashed, their null,
-    as far as they are given.
+    """Draw values at the places ``at``, and over ``x`` what is given of mean, interval and null.
+
+    The null is dashed.
     """
     alpha = 0.4 if paler else 1
     ends = (x - _HALF, x + _HALF)

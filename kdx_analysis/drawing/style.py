@@ -65,8 +65,9 @@ RC: dict[str, Any] = {
 
 
 def plain(text: object) -> str:
-    """``text`` as matplotlib shows it letter by letter: a ``$`` in a class's name starts no
-    formula.
+    """``text`` as matplotlib shows it letter by letter.
+
+    A ``$`` in a class's name starts no formula.
     """
     return str(text).replace("$", r"\$")
 
@@ -94,8 +95,9 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 
 class Drawing(Figure):
-    """A figure apart from pyplot: nothing to close, and a notebook shows it once, as the value of
-    its cell.
+    """A figure apart from pyplot.
+
+    There is nothing to close, and a notebook shows it once, as the value of its cell.
     """
 
     def _repr_png_(self) -> bytes:
@@ -105,8 +107,9 @@ class Drawing(Figure):
 
 
 def inches(width: Width) -> float:
-    """``column`` is 3.4 inches wide, a column of a two-column paper, ``page`` 7. Raises KdxError
-    for another width.
+    """How wide a figure is: ``column`` 3.4 inches, a column of a two-column paper, ``page`` 7.
+
+    Raises KdxError for another width.
     """
     if width not in _INCHES:
         raise unknown("width of figures", width, _INCHES)
@@ -128,8 +131,9 @@ def canvas(ax: Axes | None, width: Width, height: float) -> tuple[Figure, Axes]:
 
 
 def wrapped(text: str, wide: float) -> str:
-    """``text`` in lines of at most so many inches as far as its words allow; its own line breaks
-    stay.
+    """``text`` in lines of at most so many inches as far as its words allow.
+
+    Its own line breaks stay.
     """
     most = max(1, int(wide / LETTER))
     return "\n".join(textwrap.fill(line, most, break_long_words=False) for line in text.split("\n"))
@@ -175,8 +179,9 @@ def style() -> Iterator[None]:
 
 
 def styled(draw: Callable[P, tuple[Figure, A]]) -> Callable[P, tuple[Figure, A]]:
-    """Run ``draw`` in :func:`style`, and lay its figure out there, since ticks take their style
-    when first drawn.
+    """Run ``draw`` in :func:`style`, and lay its figure out there.
+
+    Ticks take their style when they are first drawn.
     """
 
     @functools.wraps(draw)
@@ -190,8 +195,9 @@ def styled(draw: Callable[P, tuple[Figure, A]]) -> Callable[P, tuple[Figure, A]]
 
 
 def save(figure: Figure, path: str | Path) -> list[Path]:
-    """Write ``figure`` as PNG (150 dpi, 256 colours) and SVG (text stays text), each to ``path``
-    with its suffix.
+    """Write ``figure`` as PNG (150 dpi, 256 colours) and SVG (text stays text).
+
+    Each is written to ``path`` with its suffix.
     """
     png, svg = Path(f"{path}.png"), Path(f"{path}.svg")
     with style(), _laid_out(figure):
@@ -206,9 +212,7 @@ def save(figure: Figure, path: str | Path) -> list[Path]:
 
 @contextmanager
 def _laid_out(figure: Figure) -> Iterator[None]:
-    """Lay ``figure`` out once, if that is not done yet, rather than for every file written inside
-    the body.
-    """
+    """Lay ``figure`` out once, if that is not done yet, for all files written inside the body."""
     if figure.stale:
         figure.draw_without_rendering()
     engine = figure.get_layout_engine()

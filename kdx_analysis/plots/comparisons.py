@@ -25,8 +25,7 @@ _COUNTED = ("share of images", "share of pairs")
 
 
 def headlines_of(explainers: RunSet) -> pd.DataFrame:
-    """Headline figures of explainers, those of gates for effective attention, objective by
-    objective.
+    """Headline figures of explainers, objective by objective; of gates for effective attention.
 
     Columns metric, split, objective, seed, value, null, n, epochs (that the mean is over), probed
     (so many): a seed's objectives are taken over the epochs at which all of them are defined.
@@ -116,8 +115,9 @@ def fewer_epochs(data: pd.DataFrame) -> str:
 
 
 def against_kd(explainers: RunSet) -> tuple[str, dict[str, str]]:
-    """KD's label and, nearest control first, those of its ladder with what kd − other includes
-    beside knowledge.
+    """KD's label and those of its ladder, nearest control first, each with what it includes.
+
+    That is what kd − other includes beside knowledge.
 
     Raises KdxError where there is no KD, or nothing that shares its settings.
     """

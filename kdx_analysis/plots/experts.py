@@ -22,8 +22,9 @@ RUN = ["run", "objective", "seed", "level"]
 
 
 def ranked(frame: pd.DataFrame, by: str) -> pd.DataFrame:
-    """``frame`` of levels with several experts, with their rank by a column, 1 the largest, in
-    every run and level.
+    """``frame`` of levels with several experts, with their rank by a column in every run and level.
+
+    The largest has rank 1.
 
     Experts of which the column is NaN have no rank and are left out. Raises KdxError where none is
     left.

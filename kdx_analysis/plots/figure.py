@@ -32,7 +32,7 @@ from kdx_analysis.drawing.style import Width, inches, style, styled
 from kdx_analysis.errors import AbsentError, KdxError
 from kdx_analysis.io import staged_file, write_text
 from kdx_analysis.registry import Registry, home, unknown
-from kdx_analysis.runs import RunSet
+from kdx_analysis.runs import RunSet, arms
 
 Format = Literal["svg", "pdf", "png"]
 Drawn = tuple[matplotlib.figure.Figure, np.ndarray[Any, Any]]
@@ -95,8 +95,7 @@ class Figure:
     def write(
         self, runs: RunSet, folder: str | Path, width: Width = "page", format: Format = "svg"
     ) -> tuple[Path, Path]:
-        """Write the figure and its tidy data beside it, ``NAME.FORMAT`` and ``NAME.csv``, into
-        ``folder``.
+        """Write ``NAME.FORMAT`` and its tidy data beside it, ``NAME.csv``, into ``folder``.
 
         Text in SVG and PDF stays text. PNG has 300 dots an inch. Raises KdxError for another format
         or width, or where the runs don't hold what is drawn.
@@ -187,3 +186,8 @@ def with_vam(runs: RunSet) -> RunSet:
             f"none of the {len(runs)} runs has VAM; give runs of students with a vam section"
         )
     return chosen
+
+
+def students_of_arms(runs: RunSet) -> RunSet:
+    """The students of arms of VAM. Raises AbsentError if there are not two arms."""
+    return arms(runs)

@@ -30,8 +30,9 @@ _DOTTED = 30
 
 
 def symmetric(pairs: pd.DataFrame, values: str, K: int, diagonal: float) -> np.ndarray:
-    """K×K from one row per pair a_index < b_index; pairs that are not there are NaN, repeated ones
-    averaged.
+    """K×K from one row per pair a_index < b_index.
+
+    Pairs that are not there are NaN, repeated ones averaged.
     """
     matrix = np.full((K, K), np.nan)
     mean = pairs.groupby(["a_index", "b_index"])[values].mean()
@@ -42,8 +43,9 @@ def symmetric(pairs: pd.DataFrame, values: str, K: int, diagonal: float) -> np.n
 
 
 def cosines(explainers: RunSet) -> pd.DataFrame:
-    """Conflict records of the plain hard loss on the train probe set, over all levels; no null
-    without its cosine.
+    """Conflict records of the plain hard loss on the train probe set, over all levels.
+
+    There is no null without its cosine.
 
     Raises KdxError where none of them is defined.
     """
@@ -60,9 +62,7 @@ def cosines(explainers: RunSet) -> pd.DataFrame:
 
 
 def with_rows(data: pd.DataFrame, frame: pd.DataFrame, K: int) -> pd.DataFrame:
-    """``data`` with a_row and b_row, in the order of classes clustered on the mean cosine of
-    ``frame``.
-    """
+    """``data`` with a_row and b_row, places of classes clustered on the mean cosine of ``frame``."""
     clusters = clustered(1 - symmetric(frame, "cosine", K, 1.0))
     rows = {k: row for row, k in enumerate(clusters.order)}
     return data.assign(a_row=data["a_index"].map(rows), b_row=data["b_index"].map(rows))

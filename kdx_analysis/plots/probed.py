@@ -62,8 +62,9 @@ def _by_split(pairs: pd.DataFrame, K: int, column: str) -> dict[str, np.ndarray]
 
 
 def _steps(tables: Mapping[str, pd.DataFrame], K: int) -> dict[str, np.ndarray]:
-    """Panel → K×K of what a step for one subtask does to another, with the final weights and, where
-    it was recorded, through training.
+    """Panel → K×K of what a step for one subtask does to another.
+
+    With the final weights and, where it was recorded, through training.
     """
     affinity = tables["affinity"].query("metric == 'affinity'")
     steps = {f"{split}, final weights alone": rows for split, rows in affinity.groupby("split")}
@@ -78,8 +79,9 @@ def _steps(tables: Mapping[str, pd.DataFrame], K: int) -> dict[str, np.ndarray]:
 def pair_matrices(
     matrices: Mapping[str, np.ndarray], classes: Sequence[str], title: str, limit: float | None
 ) -> tuple[matplotlib.figure.Figure, np.ndarray]:
-    """K×K matrices, two in a row, on one scale that is symmetric about 0: ±``limit``, or the
-    largest value there is.
+    """K×K matrices, two in a row, on one scale that is symmetric about 0.
+
+    It reaches to ±``limit``, or to the largest value there is.
     """
     K, names = len(classes), [str(name) for name in classes]
     if limit is None:
@@ -121,8 +123,9 @@ def gate_matrices(heads: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.nda
 
 @styled
 def beside_nulls(data: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.ndarray]:
-    """Every metric with the range of its null (grey bars), a row each; columns name, split, value,
-    null_….
+    """Every metric with the range of its null (grey bars), a row each.
+
+    Columns of ``data``: name, split, value, null_low, null_high.
     """
     names = list(dict.fromkeys(data["name"]))
     figure = drawing("page", 0.9 + 0.2 * len(names))

@@ -10,8 +10,9 @@ from kdx_analysis.runs import RunSet
 
 
 def routed_clusters(explainers: RunSet) -> Clusters:
-    """Classes clustered on the routing distance of their pathways, mean over runs and levels at the
-    last epoch.
+    """Classes clustered on the routing distance of their pathways.
+
+    The mean over runs and levels at the last epoch.
     """
     K = len(explainers.classes)
     routing = explainers.frame("routing")

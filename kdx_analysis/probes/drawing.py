@@ -55,8 +55,9 @@ def across_models(record: MeasureRecord, ax: Axes | None = None) -> tuple[Figure
 
 @styled
 def recording(record: Recording, ax: Axes | None = None) -> tuple[Figure, np.ndarray]:
-    """Mean attention into the heads; without gates, of every activation its median and central
-    90 %.
+    """Mean attention into the heads; without gates, what every activation is like.
+
+    That is its median and its central 90 %.
     """
     return _gates(record, ax) if record.passes else _activations(record, ax)
 

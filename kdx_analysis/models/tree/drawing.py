@@ -26,8 +26,7 @@ _GAP = 0.6  # of a row, between two blocks of names
 
 
 def plot(tree: Tree, ax: Axes | None = None) -> tuple[Figure, np.ndarray]:
-    """One tree as (figure, axes), its subtasks in the order of its classes as far as the tree
-    allows.
+    """One tree as (figure, axes), its subtasks in the order of its classes where it allows.
 
     It is drawn into ``ax`` if one is given; that should be about 0.11 inches high for every class.
     """
@@ -49,8 +48,9 @@ def svg(tree: Tree) -> str:
 
 
 def edges_of(tree: Tree, order: Sequence[int]) -> pd.DataFrame:
-    """The edges of a tree with the places of their ends; leaves follow ``order`` as far as the tree
-    allows.
+    """The edges of a tree with the places of their ends.
+
+    Leaves follow ``order`` as far as the tree allows.
     """
     paths = [(*path, k) for k, path in enumerate(tree.paths)]
     place = _places(paths, order)
@@ -75,8 +75,9 @@ def edges_of(tree: Tree, order: Sequence[int]) -> pd.DataFrame:
 
 
 def _places(paths: list[tuple[int, ...]], order: Sequence[int]) -> dict[tuple[int, int], float]:
-    """Height of every node (level, index): leaves of one expert together, experts midway between
-    their leaves.
+    """Height of every node (level, index).
+
+    Leaves of one expert stand together, experts midway between their leaves.
     """
     rank = {k: i for i, k in enumerate(order)}
     groups: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
@@ -118,8 +119,9 @@ class Leaves:
 
 
 def placed_leaves(edges: pd.DataFrame, wide: float, most: float) -> Leaves:
-    """Leaves one a row where their names fit into ``most`` inches, else in blocks, each beside its
-    expert; the figure is ``wide`` inches wide.
+    """Leaves one a row where their names fit into ``most`` inches, else in blocks.
+
+    A block stands beside its expert, in a figure that is ``wide`` inches wide.
 
     Blocks that would be too high together end early, with the number of subtasks that they leave
     unnamed.
@@ -151,8 +153,9 @@ def placed_leaves(edges: pd.DataFrame, wide: float, most: float) -> Leaves:
 
 
 def _block(names: Sequence[str], letters: int, lines: int | None = None) -> tuple[list[str], int]:
-    """Names with commas between them, and how many are named where only so many ``lines`` may be
-    taken.
+    """Names with commas between them, and how many are named.
+
+    All are, unless only so many ``lines`` may be taken.
     """
     whole = [shortened(name, letters - 1).replace(" ", "\N{NO-BREAK SPACE}") for name in names]
     for shown in range(len(whole), 0, -1):
@@ -185,9 +188,7 @@ def share_legend(figure: Figure) -> None:
 
 
 def draw_tree(ax: Axes, edges: pd.DataFrame, colour: str, leaves: Leaves) -> None:
-    """The ``edges`` of a tree, as :func:`edges_of` has them, with its ``leaves`` where they are
-    placed.
-    """
+    """Draw the ``edges`` of a tree, as :func:`edges_of` has them, and name its ``leaves``."""
     last = int(edges["child_level"].max())
     rows = np.arange(len(leaves.places))
     parent_y, child_y = (
@@ -227,8 +228,9 @@ def nodes(edges: pd.DataFrame) -> list[tuple[float, float, float]]:
 
 
 def branches(edges: pd.DataFrame, colour: str, at: Sequence[float]) -> LineCollection:
-    """Edges from parent_y on one level to child_y on the next, each as thick as its share; ``at``
-    are x of levels.
+    """Edges from parent_y on one level to child_y on the next, each as thick as its share.
+
+    ``at`` are x of levels.
     """
     step = np.linspace(0, 1, 24)
     ease = step**2 * (3 - 2 * step)

@@ -32,8 +32,10 @@ _CORRELATION = ["rho", "null_low", "null_high", "draws", "runs"]
 
 
 def _table(explainers: RunSet) -> pd.DataFrame:
-    """Columns metric, objective, seed, accuracy, value, null, n (probe images), epochs, probed, and
-    a metric's.
+    """One row per metric of conflict and run.
+
+    Columns metric, objective, seed, accuracy, value, null, n (probe images), epochs, probed, and a
+    metric's.
 
     A value is the mean over the ``epochs`` of the ``probed`` ones at which all objectives of the
     seed are defined. Of a metric: rho (Spearman's over its ``runs``, NaN below four), null_low,

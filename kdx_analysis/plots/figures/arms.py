@@ -18,17 +18,18 @@ from kdx_analysis.drawing.style import (
     plain,
     wrapped,
 )
-from kdx_analysis.plots.figure import Drawn, figure
+from kdx_analysis.plots.figure import Drawn, figure, students_of_arms
 from kdx_analysis.plots.looks import look
 from kdx_analysis.runs import RunSet, arm_contrasts, t_interval
-from kdx_analysis.runs import arms as students_of_arms
 
 _COLUMNS = ["student", "objective", "vam", "reference", "seed", "value", "n"]
 
 
 def _table(students: RunSet) -> pd.DataFrame:
-    """Columns student, objective, vam (the arm), reference (arms differ from it), seed, value
-    (share right), n.
+    """One row per run.
+
+    Columns student, objective, vam (the arm), reference (arms differ from it), seed, value (share
+    right), n.
     """
     frames = [
         runs.to_frame().query("metric == 'accuracy'").assign(student=student)

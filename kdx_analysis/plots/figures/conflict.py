@@ -15,8 +15,9 @@ _MEANS = ["cosine", "null", "values", "undefined", "seeds", "epochs", "n"]
 
 
 def _table(explainers: RunSet) -> pd.DataFrame:
-    """Columns objective, a, b, a_row, b_row, cosine, null, values, undefined, seeds, epochs, n; one
-    row per pair.
+    """One row per objective and pair of subtasks.
+
+    Columns objective, a, b, a_row, b_row, cosine, null, values, undefined, seeds, epochs, n.
 
     Means over seeds and probed epochs, of a seed's those at which the cosine is defined under every
     objective; ``values`` went into them, ``undefined`` did not; n is probe images.
@@ -36,8 +37,9 @@ def _table(explainers: RunSet) -> pd.DataFrame:
 
 
 def _together(frame: pd.DataFrame) -> pd.DataFrame:
-    """``frame`` with cosines and nulls of a pair at the epochs alone that all objectives of a seed
-    have.
+    """``frame`` without the epochs at which not all objectives of a seed have a pair's cosine.
+
+    Cosines and nulls are NaN there.
     """
     keys = ["seed", "a_index", "b_index"]
     by_objective = frame.set_index([*keys, "epoch", "objective"])["cosine"].unstack("objective")

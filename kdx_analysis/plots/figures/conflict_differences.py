@@ -31,8 +31,10 @@ _COLUMNS = [
 
 
 def _table(explainers: RunSet) -> pd.DataFrame:
-    """Columns a, b (subtasks), a_row, b_row, kd, other, includes, difference, null, seeds, epochs,
-    n, left_out.
+    """One row per objective beside KD and pair of subtasks.
+
+    Columns a, b (subtasks), a_row, b_row, kd, other, includes, difference, null, seeds, epochs, n,
+    left_out.
 
     One row a pair. ``difference`` is kd − other of the cosine, paired by seed and epoch and then
     averaged over ``epochs`` and ``seeds``; ``null`` the same of the nulls' means; n is probe
@@ -64,8 +66,9 @@ def _table(explainers: RunSet) -> pd.DataFrame:
 
 
 def _paired(kd: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
-    """Differences of cosines and of nulls, kd − other, means over the seeds and epochs that both
-    have.
+    """Differences of cosines and of nulls, kd − other, pair by pair.
+
+    Means over the seeds and epochs that both have.
     """
     both = kd.add_suffix("_kd").join(other.add_suffix("_other"), how="inner").reset_index()
     both["difference"] = both["cosine_kd"] - both["cosine_other"]

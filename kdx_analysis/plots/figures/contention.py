@@ -13,8 +13,9 @@ _FIGURES = ["rank", "value", "null", "whole", "whole_null", "epochs", "n"]
 
 
 def _table(explainers: RunSet) -> pd.DataFrame:
-    """One row per run, level and expert; means over the probed epochs, of the hard loss on the
-    train probe set.
+    """One row per run, level and expert.
+
+    Means over the probed epochs, of the hard loss on the train probe set.
 
     Columns run, objective, seed, level, expert, rank, value (what the expert adds to contention),
     null, whole (the level's contention), whole_null, epochs, n (probe images).

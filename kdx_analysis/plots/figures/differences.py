@@ -30,8 +30,9 @@ from kdx_analysis.runs.statistics.paired import by_seed, coverage
 
 
 def _table(explainers: RunSet) -> pd.DataFrame:
-    """Columns metric, a, b, includes, seed, difference (a − b, of one seed), epochs, probed,
-    left_out.
+    """One row per metric, objective beside KD and seed.
+
+    Columns metric, a, b, includes, seed, difference (a − b, of one seed), epochs, probed, left_out.
 
     Of the first ladder. A difference is the mean over the ``epochs`` of the ``probed`` ones at
     which both are defined; ``left_out`` names the objectives that do not share the ladder's

@@ -31,7 +31,9 @@ _COLUMNS = [
 
 
 def _table(explainers: RunSet) -> pd.DataFrame:
-    """Columns objective, seed, epoch, level, heads, attention, value, initial, n, tau; value and
+    """One row per run, epoch, level and kind of attention.
+
+    Columns objective, seed, epoch, level, heads, attention, value, initial, n, tau; value and
     initial are H/ln N.
     """
     frame = explainers.frame("gate_summary")

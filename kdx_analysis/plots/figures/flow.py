@@ -48,8 +48,9 @@ _COLUMNS = [
 
 
 def _stages(run: Run) -> pd.DataFrame:
-    """Mass that flows from every subtask and expert to every expert one level nearer to the image,
-    at most 1 a level.
+    """Mass that flows from every subtask and expert to every expert one level nearer the image.
+
+    It is at most 1 a level.
 
     Gates that read the input are composed per sample, so of them only the last gates' mean is a
     flow.

@@ -95,8 +95,9 @@ def gates(data: pd.DataFrame, width: Width = "page") -> Drawn:
 
 
 def _row(axes: np.ndarray, gates: pd.DataFrame, objectives: list[str], panel: float) -> None:
-    """The gates into one level: the dendrogram of the subtasks, if it is theirs, then a panel of so
-    many inches for each objective.
+    """The gates into one level, a panel of so many inches for each objective.
+
+    The dendrogram of the subtasks stands before them, if the gates are theirs.
     """
     aside, *across = axes
     if gates["heads"].all() and gates["joins_next"].notna().any():

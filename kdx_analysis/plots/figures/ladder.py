@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -61,8 +61,10 @@ _COLUMNS = [
 
 
 def _table(explainers: RunSet) -> pd.DataFrame:
-    """Columns metric, objective, rung ('' beside the ladder), adds, seed, split, value, null, n,
-    epochs, probed, ….
+    """One row per metric, split and run.
+
+    Columns metric, objective, rung ('' beside the ladder), adds, seed, split, value, null, n,
+    epochs, probed, left_out.
 
     Of the first ladder, whose objectives are taken over the ``epochs`` of the ``probed`` ones at
     which all of them are defined in a seed; ``left_out`` names the objectives that do not share its
@@ -85,8 +87,9 @@ def _table(explainers: RunSet) -> pd.DataFrame:
 
 
 def _added(rungs: Mapping[str, str]) -> dict[str, str]:
-    """What each label of ``rungs`` adds to the one below, with what rungs that are missing between
-    them add; '' for the lowest.
+    """What each label of ``rungs`` adds to the one below; '' for the lowest.
+
+    With it goes what the rungs that are missing between them add.
     """
     adds, missed = dict[str, str](), list[str]()
     for name in LADDER:
@@ -128,12 +131,16 @@ def ladder(data: pd.DataFrame, width: Width = "page") -> Drawn:
         name_places(ax, places, shown=i // columns == (len(metrics) - 1) // columns)
         entitle(ax, metric.title, counts.loc[[metric.name]] if apart else None)
     entries = _entries(data, names["adds"], rungs, beside)
-    missing = [rung for rung in LADDER if rung not in by_rung]
-    notes = [f"not run: {', '.join(missing)}"] if missing else []
-    notes += filter(None, [without(data), fewer_epochs(data)])
+    notes = filter(None, [_not_run(by_rung), without(data), fewer_epochs(data)])
     entries += [Line2D([], [], linestyle="none", label=note) for note in notes]
     legend(canvas, entries, None if apart else f"{n_equals(counts)} for each objective")
     return canvas, axes
+
+
+def _not_run(rungs: Collection[str]) -> str:
+    """What the legend says of rungs that no objective is on; '' where there are none."""
+    missing = [rung for rung in LADDER if rung not in rungs]
+    return f"not run: {', '.join(missing)}" if missing else ""
 
 
 def _entries(

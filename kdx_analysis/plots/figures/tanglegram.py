@@ -1,6 +1,4 @@
-"""Two trees face to face, every subtask joined to itself: what another objective, or another seed,
-regroups.
-"""
+"""Two trees face to face: what another objective, or another seed, regroups."""
 
 from __future__ import annotations
 
@@ -71,8 +69,9 @@ def _table(explainers: RunSet) -> pd.DataFrame:
 
 
 def _pairs(explainers: RunSet) -> list[tuple[Run, Run]]:
-    """KD with another seed, with its nearest control and with hard labels; without KD, of the first
-    objective.
+    """KD with another seed, with its nearest control and with hard labels.
+
+    Without KD, the same of the first objective.
     """
     first = {run.objective: run for run in first_seed(explainers)}
     try:

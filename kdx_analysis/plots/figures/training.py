@@ -34,8 +34,10 @@ _COLUMNS = [
 
 
 def _table(runs: RunSet) -> pd.DataFrame:
-    """Columns role, objective, seed, epoch, split, metric, value, n, selected (the epoch is the one
-    selected).
+    """One row per run, epoch and metric.
+
+    Columns role, vam, objective, run, seed, epoch, split, metric, value, n, selected (the epoch is
+    the one selected).
     """
     frame = runs.frame("metrics")
     frame = frame[[pair in _PANELS for pair in zip(frame["split"], frame["metric"], strict=True)]]

@@ -29,8 +29,10 @@ from kdx_analysis.runs import RunSet
 
 
 def _table(explainers: RunSet) -> pd.DataFrame:
-    """One row per edge: objective, seed, epoch, child_level, child, child_y, parent, parent_y,
-    name, subtasks, share.
+    """One row per edge.
+
+    Columns objective, seed, epoch, child_level, child, child_y, parent, parent_y, name, subtasks,
+    share.
 
     Levels count from the trunk, 1; the classes are the last child_level. ``y`` counts leaves from
     the top.

@@ -84,8 +84,9 @@ def tree_agreement(data: pd.DataFrame, width: Width = "page") -> Drawn:
 
 
 def _groups(data: pd.DataFrame) -> list[Group]:
-    """The rows from the top down, each with its name, its pairs and its colour: of one objective,
-    of one seed, and with neither in common.
+    """The rows from the top down, each with its name, its pairs and its colour.
+
+    First those of one objective, then of one seed, then with neither in common.
     """
     within = data[data["shared"] == OBJECTIVE]
     rows: list[Group] = []

@@ -36,8 +36,9 @@ _COLUMNS = [
 
 
 def _table(students: RunSet) -> pd.DataFrame:
-    """Columns objective, vam, seed, epoch, layer, row, column, alpha, share, uniform_share, tau;
-    one run an arm.
+    """One row per arm, layer and pair of blocks, of one run an arm.
+
+    Columns objective, vam, seed, epoch, layer, row, column, alpha, share, uniform_share, tau.
     """
     if len(models := students.group("model")) > 1:
         raise KdxError(

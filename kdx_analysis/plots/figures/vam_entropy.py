@@ -18,7 +18,9 @@ _KEYS = ["student", "run", "objective", "vam", "seed", "epoch", "attention"]
 
 
 def _table(students: RunSet) -> pd.DataFrame:
-    """Columns student, run, objective, vam, seed, epoch, attention, value, initial, n (rows of all
+    """One row per run, epoch and kind of attention.
+
+    Columns student, run, objective, vam, seed, epoch, attention, value, initial, n (rows of all
     layers: a mean).
     """
     frame = students.frame("vam_entropy")

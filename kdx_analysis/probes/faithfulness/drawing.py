@@ -35,8 +35,9 @@ _heat = partial(overlay, above=_FOR, below=_AGAINST)
 
 @styled
 def explanation(record: Explanation) -> tuple[Figure, np.ndarray]:
-    """For one class: images, what its path's experts look at, their pathway mass and what their
-    ablation costs.
+    """For one class: images, what its path's experts look at, and what each expert is worth.
+
+    That is its pathway mass and what its ablation costs.
 
     Heat is the integrated gradients through that expert, on one scale for all levels: red speaks
     for the class, blue against it. Bars are all experts of the level, those of the path in colour.
@@ -87,8 +88,9 @@ def _bars(axes: np.ndarray, experts: pd.DataFrame) -> None:
 
 @styled
 def ablation(record: Faithfulness, ax: Axes | None = None) -> tuple[Figure, np.ndarray]:
-    """Margin lost to an expert's ablation against its pathway mass of A, a dot a subtask and
-    expert.
+    """Margin lost to an expert's ablation against its pathway mass of A.
+
+    A dot a subtask and expert.
 
     A panel for each level with a choice; in ``ax`` the last of them. Filled: the subtask's
     strongest expert by A. Raises KdxError where no level has one.
@@ -113,8 +115,9 @@ def ablation(record: Faithfulness, ax: Axes | None = None) -> tuple[Figure, np.n
 
 @styled
 def randomisation(record: Randomisation, ax: Axes | None = None) -> tuple[Figure, np.ndarray]:
-    """Similarity of an attribution's maps to those under random weights, its mean, the null's
-    range, the bound.
+    """Similarity of an attribution's maps to those under random weights.
+
+    With its mean, the null's range and the bound.
     """
     figure, ax = canvas(ax, "column", 2.8)
     table = record.to_frame()
@@ -172,8 +175,9 @@ def conductance(record: Conductance, ax: Axes | None = None) -> tuple[Figure, np
 
 
 def _scatter(ax: Axes, record: Faithfulness, level: LevelAblation) -> None:
-    """A dot a subtask and expert of one level, filled the strongest of each, and how far they go
-    together.
+    """A dot a subtask and expert of one level, and how far mass and loss go together.
+
+    Filled: the strongest expert of each.
     """
     mass, lost = level.effective, level.drop
     strongest = torch.zeros_like(mass, dtype=torch.bool)

@@ -12,8 +12,9 @@ from kdx_analysis.probes.planted.validation import YARDSTICKS, Validation
 
 @styled
 def plot(record: Validation, ax: Axes | None = None) -> tuple[Figure, np.ndarray]:
-    """Every seed a dot, a row a yardstick, over the range that was wanted; red where it does not
-    hold.
+    """Every seed a dot, a row a yardstick, over the range that was wanted.
+
+    Red where it does not hold.
     """
     frame = record.to_frame()
     figure, ax = canvas(ax, "page", 0.9 + 0.25 * len(frame))

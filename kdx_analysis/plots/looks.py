@@ -13,8 +13,9 @@ from kdx_analysis.drawing.style import plain
 
 @dataclass(frozen=True)
 class Look:
-    """How an objective is drawn: told apart by colour, and by marker and dashes where there is
-    none.
+    """How an objective is drawn.
+
+    Objectives are told apart by colour, and by marker and dashes where there is none.
     """
 
     colour: str
@@ -37,8 +38,9 @@ _SPARE_MARKERS = ("X", "p", "<", ">", "d", "8", "h")
 
 
 def look(objective: str) -> Look:
-    """The look of an objective's label; one that is no plain name gets a look that depends on the
-    label alone.
+    """The look of an objective's label.
+
+    One that is no plain name gets a look that depends on the label alone.
     """
     if objective in LOOKS:
         return LOOKS[objective]

@@ -197,15 +197,15 @@ class Tree:
 
     def to_svg(self) -> str:
         """The figure of :meth:`plot` as SVG; its text is text."""
-        from kdx_analysis.plots import trees
+        from kdx_analysis.models.tree.drawing import svg
 
-        return trees.svg(self)
+        return svg(self)
 
     def plot(self, ax: Axes | None = None) -> tuple[Figure, np.ndarray]:
         """The tree as (figure, axes), drawn into ``ax`` if one is given."""
-        from kdx_analysis.plots import trees
+        from kdx_analysis.models.tree.drawing import plot
 
-        return trees.tree_of(self, ax)
+        return plot(self, ax)
 
     def _repr_html_(self) -> str:
         return self.to_svg()

@@ -490,9 +490,9 @@ def models(
         _print_splits()
         return
     if vam:
-        from kdx_analysis.models.vam.survey import survey
+        from kdx_analysis.models.survey import attachments
 
-        typer.echo(survey().to_string(index=False, float_format="{:.3g}".format))
+        typer.echo(attachments().to_string(index=False, float_format="{:.3g}".format))
         return
     if library not in ("zoo", "torchvision", "timm"):
         raise unknown("library", library, ("zoo", "torchvision", "timm"))
@@ -588,7 +588,7 @@ def _metric_names(run: Run) -> list[str]:
 
 def _print_splits() -> None:
     """Row by row, since each takes seconds."""
-    from kdx_analysis.models.splitting.survey import survey
+    from kdx_analysis.models.survey import splits
 
     heading = (
         "model",
@@ -602,7 +602,7 @@ def _print_splits() -> None:
     )
     form = "{:<32} {:>6} {:>14} {:>14} {:>7} {:>12} {:>11} {:>7}  {}"
     typer.echo(form.format(*heading, "loss, one step"))
-    for row in survey():
+    for row in splits():
         errors = (f"{row['params']:+.1%}", f"{row['flops']:+.1%}")
         sizes = (f"{row['stages']:,}", f"{row['experts']:,}")
         ends = (f"{row['classifier']:,}", f"{row['heads']:,}", row["step"])

@@ -13,10 +13,10 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdx_analysis.config import ProbeConfig
-from kdx_analysis.data import Dataset
+from kdx_analysis.data import Dataset, Split
 from kdx_analysis.errors import KdxError
 from kdx_analysis.imports.names import Names
 from kdx_analysis.imports.write import UNKNOWN, foreign_info, refuse_taken, run_keys
@@ -64,16 +64,7 @@ def import_weights(
         KdxError: before anything is written, for weights that don't fit the model or the data.
     """
     weights, config = Path(weights), probes or ProbeConfig()
-    stated = run_keys(Names({"decomposition": "multiclass", **keys}), {}, data.name, weights.name)
-    if stated["role"] not in ("teacher", "student"):
-        raise KdxError(
-            f"weights can be a student's or a teacher's; of role {stated['role']!r} a run needs "
-            "its records"
-        )
-    if stated["decomposition"] not in ("multiclass", "binary"):
-        raise KdxError(
-            f"decomposition is {stated['decomposition']!r}; it must be multiclass or binary"
-        )
+    stated = _stated(keys, weights, data)
     with reproducible(config.seed, torch.get_num_threads()):
         net = _with_weights(model, weights, data)
         taught = None if teacher is None else _teacher(teacher, data)
@@ -85,35 +76,17 @@ def import_weights(
             "left_out": [],
             "unknown": ["images trained on", "training", "epoch of the figures", "selection"],
         }
-        name = model if isinstance(model, str) else type(model).__name__
         settings = {
-            "model": name,
+            "model": model if isinstance(model, str) else type(model).__name__,
             "data": {"name": data.name},
             "probes": config.model_dump(mode="json"),
         }
         info = foreign_info(stated, settings, source, data.describe())
         refuse_taken([(weights.name, info)], Path(out))
-        choices = (
-            {}
-            if taught is None
-            else {s.name: predict(taught, s, data).argmax(1) for s in (data.val, data.test)}
-        )
-        rows = [
-            row
-            for split in (data.val, data.test)
-            for row in score(net, split, data, stated["decomposition"], choices.get(split.name))
-        ]
-        records: dict[str, list[pd.DataFrame]] = {"metrics": [pd.DataFrame(rows)]}
-        margins = (
-            one_vs_rest_margins
-            if stated["decomposition"] == "multiclass"
-            else (lambda outputs: outputs)
-        )
+        records = {"metrics": [_scores(net, taught, stated["decomposition"], data)]}
         sets = {split: data.probe_set(split, config.per_class, config.seed) for split in SPLITS}
         for split, chosen in sets.items():
-            images = data.normalise(chosen.images.take(torch.arange(len(chosen))))
-            tables = plain_tables(net, margins, images, chosen.labels, data.classes, config)
-            for kind, table in tables.items():
+            for kind, table in _probed(net, chosen, stated["decomposition"], data, config).items():
                 records.setdefault(kind, []).append(table.assign(split=split))
     info |= {
         "selection": {"rule": UNKNOWN, "split": None, "epoch": 0},
@@ -125,6 +98,48 @@ def import_weights(
         for kind, tables in records.items()
     }
     return write_run(Path(out) / info["id"], info, frames, net)
+
+
+def _stated(keys: Mapping[str, Any], weights: Path, data: Dataset) -> dict[str, Any]:
+    """The run's keys; KdxError where weights can have no such role or decomposition."""
+    stated = run_keys(Names({"decomposition": "multiclass", **keys}), {}, data.name, weights.name)
+    if stated["role"] not in ("teacher", "student"):
+        raise KdxError(
+            f"weights can be a student's or a teacher's; of role {stated['role']!r} a run needs "
+            "its records"
+        )
+    if stated["decomposition"] not in ("multiclass", "binary"):
+        raise KdxError(
+            f"decomposition is {stated['decomposition']!r}; it must be multiclass or binary"
+        )
+    return stated
+
+
+def _scores(
+    net: nn.Module, taught: nn.Module | None, decomposition: str, data: Dataset
+) -> pd.DataFrame:
+    """The record ``metrics`` on validation and test, beside what the teacher chooses there."""
+    choices = {}
+    if taught is not None:
+        for split in (data.val, data.test):
+            choices[split.name] = predict(taught, split, data).argmax(1)
+    rows = []
+    for split in (data.val, data.test):
+        rows += score(net, split, data, decomposition, choices.get(split.name))
+    return pd.DataFrame(rows)
+
+
+def _probed(
+    net: nn.Module, chosen: Split, decomposition: str, data: Dataset, config: ProbeConfig
+) -> dict[str, pd.DataFrame]:
+    """The tables of a probe set by kind."""
+    margins = one_vs_rest_margins if decomposition == "multiclass" else _as_they_are
+    images = data.normalise(chosen.images.take(torch.arange(len(chosen))))
+    return plain_tables(net, margins, images, chosen.labels, data.classes, config)
+
+
+def _as_they_are(outputs: Tensor) -> Tensor:
+    return outputs
 
 
 def _with_weights(model: str | nn.Module, weights: Path, data: Dataset) -> nn.Module:

@@ -72,7 +72,9 @@ def from_nested(root: Any) -> tuple[tuple[str, ...], tuple[int, ...], tuple[tupl
             walk(child, level + 1, node["expert"])
 
     walk(root, 1, 0)
-    parents = [tuple(of[i] for i in range(len(of))) for _, of in sorted(levels.items())]
+    parents = []
+    for _, level in sorted(levels.items()):
+        parents.append(tuple(level[expert] for expert in range(len(level))))
     leaves = [subtasks[k] for k in range(len(subtasks))]
     classes = tuple(name for name, _ in leaves)
     return classes, tuple(map(len, parents)), (*parents[1:], tuple(parent for _, parent in leaves))

@@ -105,9 +105,7 @@ class Tree:
     @cached_property
     def live(self) -> tuple[frozenset[int], ...]:
         """Per level from the trunk up, the experts that some subtask reaches; others are dead."""
-        return tuple(
-            frozenset(path[level] for path in self.paths) for level in range(len(self.experts))
-        )
+        return tuple(frozenset(experts) for experts in zip(*self.paths, strict=True))
 
     def children(self, level: int, expert: int) -> tuple[int, ...]:
         """Whose parent this expert is: experts of the next level, dead ones too, or subtasks."""
@@ -155,11 +153,11 @@ class Tree:
 
         Experts with the same subtasks make one group.
         """
-        groups = {
-            frozenset(self.classes[k] for k in self.subtasks(level, expert))
-            for level, live in enumerate(self.live, 1)
-            for expert in live
-        }
+        groups = set()
+        for level, live in enumerate(self.live, 1):
+            for expert in live:
+                subtasks = self.subtasks(level, expert)
+                groups.add(frozenset(self.classes[k] for k in subtasks))
         return frozenset(group for group in groups if 1 < len(group) < len(self.classes))
 
     def to_newick(self) -> str:
@@ -245,7 +243,7 @@ class Tree:
         return compare.purity(self, superclasses)
 
     def null(
-        self, measure: str, other: Any, permutations: int, generator: torch.Generator
+        self, comparison: str, other: Any, permutations: int, generator: torch.Generator
     ) -> BesideNull:
         """A comparison beside its null, in which this tree's subtasks are permuted over its leaves.
 
@@ -253,7 +251,7 @@ class Tree:
         ``permutations``.
 
         Args:
-            measure: ``robinson_foulds``, ``cophenetic_correlation`` or ``purity``.
+            comparison: ``robinson_foulds``, ``cophenetic_correlation`` or ``purity``.
             other: what that method takes.
         """
-        return compare.beside_null(self, measure, other, permutations, generator)
+        return compare.beside_null(self, comparison, other, permutations, generator)

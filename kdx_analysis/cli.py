@@ -610,7 +610,7 @@ def _print_splits() -> None:
 
 
 def _announce(study: Study, out: Path, jobs: int) -> None:
-    from kdx_analysis.probes.training_probe import AFFINITY_DRAWS, checkpoints
+    from kdx_analysis.probes.contract import checkpoints, switched_on
 
     config, data = study.config, study.dataset
     steps = study.plan(out)
@@ -643,9 +643,10 @@ def _announce(study: Study, out: Path, jobs: int) -> None:
         )
         waiting = sum(step.role == role and not step.done for step in steps)
         typer.echo(
-            f"  conflict and affinity of every {role} ({waiting} to train), on train and "
-            f"validation at epochs {epochs}, with {config.probes.null_draws} null draws and "
-            f"{AFFINITY_DRAWS} of affinity: at most {study.probing_cost(role)}"
+            f"  probes of every {role} ({waiting} to train): "
+            f"{', '.join(probe.name for probe in switched_on(config.probes, role))}; gates after "
+            f"every epoch, all else on train and validation at epochs {epochs}, with "
+            f"{config.probes.null_draws} null draws: at most {study.probing_cost(role)}"
         )
 
 

@@ -36,8 +36,9 @@ from kdx_analysis.extensions import load_all
 from kdx_analysis.models import HME, build_model, check_fits, redrawn
 from kdx_analysis.models import vam as attention
 from kdx_analysis.models.learn_to_branch import learn_to_branch
-from kdx_analysis.probes.conflict.grams import Cost
-from kdx_analysis.probes.training_probe import SPLITS, checkpoints, recording_cost, terms_of
+from kdx_analysis.probes.conflict.probe import terms_of
+from kdx_analysis.probes.contract import Cost, check_sections
+from kdx_analysis.probes.training_probe import SPLITS, training_cost
 from kdx_analysis.registry import unknown
 from kdx_analysis.report import Report
 from kdx_analysis.runs import ROLES, Run, RunSet
@@ -243,6 +244,7 @@ class Study:
     def check(self) -> None:
         """Raise KdxError for anything that can't work, before any training."""
         check_loggers(self.config.loggers)
+        check_sections(self.config.probes)
         shape, K = self.dataset.shape, self.dataset.num_classes
         with torch.random.fork_rng():
             for vam in self.config.arms.values():
@@ -265,14 +267,9 @@ class Study:
         """
         with torch.random.fork_rng():
             model = self.build("explainer")
-        probes, K = self.config.probes, self.dataset.num_classes
         most = max(self.config.objectives, key=lambda objective: len(terms_of(objective)))
-        epochs = len(checkpoints(self.config.training_of(role).epochs, probes.checkpoints))
-        cost = Cost(0, 0, 0, 0, 0)
-        for split in SPLITS:
-            images, _ = self.dataset.probe_images(split, probes.per_class, probes.seed)
-            cost += recording_cost(model, images, K, most, probes) * epochs
-        return cost
+        epochs = self.config.training_of(role).epochs
+        return training_cost(role, model, self.dataset, most, self.config.probes, epochs)
 
     def plan(self, out: str | Path) -> list[Step]:
         """Every run of the study below ``out``, the teacher first."""

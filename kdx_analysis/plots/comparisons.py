@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from kdx_analysis.config import LADDER
 from kdx_analysis.drawing.marks import entitle, estimate, estimate_handles, name_places, shifts
 from kdx_analysis.drawing.style import (
     COLUMNS,
@@ -29,19 +28,13 @@ from kdx_analysis.drawing.style import (
 )
 from kdx_analysis.errors import KdxError
 from kdx_analysis.metrics import METRICS, Metric
+from kdx_analysis.objectives import OBJECTIVES, rungs
 from kdx_analysis.plots.figure import Drawn, Figure, explainers
 from kdx_analysis.plots.looks import handle, look
 from kdx_analysis.runs import RunSet, ladders, t_interval
 from kdx_analysis.runs.statistics.paired import by_seed, coverage, side_by_side
 from kdx_analysis.runs.tables.numbers import listed
 
-_ADDS = {
-    "hard_T": "temperature, loss scale",
-    "kd_flat": "softness",
-    "kd_shuffled": "uneven softness",
-    "kd": "class structure",
-}
-_INCLUDES = dict.fromkeys(("label_smoothing", "hard"), "includes temperature and softness")
 UNITS = {  # and their ranges
     "accuracy": ("share of images", ""),
     "agreement": ("share of images", ""),
@@ -107,26 +100,25 @@ def _ladder_data(runs: RunSet) -> pd.DataFrame:
     """
     found = explainers(runs, comparable=True)
     first = ladders(found)[0]
-    rungs = {name: label for name, label in first.items() if name in LADDER}
-    if len(rungs) < 2:
+    ladder_ = rungs()
+    names = [rung.name for rung in ladder_]
+    run = {name: first[name] for name in names if name in first}
+    if len(run) < 2:
         raise KdxError(
-            f"a ladder needs two of its rungs ({', '.join(LADDER)}) with the same settings; the "
+            f"a ladder needs two of its rungs ({', '.join(names)}) with the same settings; the "
             f"runs hold {', '.join(found.objectives)}"
         )
     adds, missed = {}, list[str]()
-    for name in LADDER:
-        missed.append(_ADDS.get(name, ""))
-        if name in rungs:
-            adds[rungs[name]] = ", ".join(filter(None, missed))
+    for rung in ladder_:
+        missed += rung.adds
+        if rung.name in run:
+            adds[run[rung.name]] = ", ".join(missed)
             missed.clear()
-    lowest = next(name for name in LADDER if name in rungs)
-    adds[rungs[lowest]] = ""
+    adds[next(iter(run.values()))] = ""  # the lowest rung has nothing below it to add to
     frame = headlines_of(found.filter(objective=list(first.values()))).assign(
         left_out=outside_ladder(found)
     )
-    frame["rung"] = (
-        frame["objective"].map({label: name for name, label in rungs.items()}).fillna("")
-    )
+    frame["rung"] = frame["objective"].map({label: name for name, label in run.items()}).fillna("")
     frame["adds"] = frame["objective"].map(adds).fillna("")
     columns = [
         "metric",
@@ -147,9 +139,10 @@ def _ladder_data(runs: RunSet) -> pd.DataFrame:
 @styled
 def _draw_ladder(data: pd.DataFrame, width: Width = "page") -> Drawn:
     names = data.drop_duplicates("objective").set_index("objective")
-    rungs = [str(o) for rung in LADDER for o in names.index[names["rung"] == rung]]
-    beside = [str(o) for o in names.index if o not in rungs]
-    places = {o: i + 0.4 * (i >= len(rungs)) for i, o in enumerate([*rungs, *beside])}
+    order = [rung.name for rung in rungs()]
+    run = [str(o) for name in order for o in names.index[names["rung"] == name]]
+    beside = [str(o) for o in names.index if o not in run]
+    places = {o: i + 0.4 * (i >= len(run)) for i, o in enumerate([*run, *beside])}
     metrics = [
         metric
         for metric in METRICS.values()
@@ -162,12 +155,12 @@ def _draw_ladder(data: pd.DataFrame, width: Width = "page") -> Drawn:
     counts = headline.groupby(["metric", "objective"])["seed"].nunique()
     apart = counts.nunique() > 1
     for i, (ax, metric) in enumerate(zip(axes, metrics, strict=True)):
-        _ladder_panel(ax, data[data["metric"] == metric.name], metric, places, len(rungs))
+        _ladder_panel(ax, data[data["metric"] == metric.name], metric, places, len(run))
         name_places(ax, places, shown=i // columns == (len(metrics) - 1) // columns)
         entitle(ax, metric.title, counts.loc[[metric.name]] if apart else None)
     adds = {str(o): str(text) for o, text in names["adds"].items()}
-    says = {o: f"adds {adds[o]}" if adds[o] else "the lowest rung" for o in rungs}
-    entries = [handle(o, linestyle="none", label=plain(f"{o}: {says[o]}")) for o in rungs]
+    says = {o: f"adds {adds[o]}" if adds[o] else "the lowest rung" for o in run}
+    entries = [handle(o, linestyle="none", label=plain(f"{o}: {says[o]}")) for o in run]
     entries += [handle(o, linestyle="none", label=plain(f"{o}: beside the ladder")) for o in beside]
     entries += estimate_handles(several=data["seed"].nunique() > 1)
     entries += [
@@ -183,7 +176,7 @@ def _draw_ladder(data: pd.DataFrame, width: Width = "page") -> Drawn:
             label="paler: validation split",
         ),
     ]
-    missing = [name for name in LADDER if name not in set(names["rung"])]
+    missing = [name for name in order if name not in set(names["rung"])]
     if missing:
         entries.append(Line2D([], [], linestyle="none", label=f"not run: {', '.join(missing)}"))
     entries += [
@@ -257,10 +250,15 @@ def against_kd(found: RunSet) -> tuple[str, dict[str, str]]:
             "differences need kd and another objective with its settings; the runs hold "
             f"{', '.join(found.objectives)}"
         )
-    others = [
-        rung for rung in (*reversed(LADDER[1:-1]), "label_smoothing", "hard") if rung in first
-    ]
-    return first["kd"], {first[rung]: _INCLUDES.get(rung, "") for rung in others}
+    lowest, *controls = [rung.name for rung in rungs() if rung.name != "kd"]
+    beside = [name for name in OBJECTIVES if not OBJECTIVES[name].rung]
+    others = [name for name in (*reversed(controls), *beside, lowest) if name in first]
+    return first["kd"], {first[name]: _includes(name) for name in others}
+
+
+def _includes(name: str) -> str:
+    """What kd − another objective holds beside knowledge: all of KD's form where that has none."""
+    return "" if OBJECTIVES[name].distils else "includes temperature and softness"
 
 
 def _differences_data(runs: RunSet) -> pd.DataFrame:

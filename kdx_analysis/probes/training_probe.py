@@ -8,6 +8,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -83,11 +84,7 @@ def terms_of(objective: ObjectiveConfig) -> tuple[str, ...]:
     """
     if objective.decomposition == "multiclass":
         return ("hard",)
-    return (
-        ("hard", "distillation", "objective")
-        if Objective(objective).distils
-        else ("hard", "objective")
-    )
+    return (*Objective(objective).subtask_terms, "objective")
 
 
 def margins_of(objective: ObjectiveConfig) -> Callable[[Tensor], Tensor] | None:
@@ -171,7 +168,7 @@ class ExplainerProbe:
 
     The null of conflict and contention permutes the rows of the residual ∂L/∂m over samples with
     the model fixed. Terms: ``hard``, the same plain hard loss for every objective; ``distillation``
-    and ``objective``, the run's own. For the multiclass decomposition conflict is that of the
+    and ``objective``, the run's own; of a distiller those terms that it keeps by subtask. For the multiclass decomposition conflict is that of the
     one-vs-rest margins' hard loss, and there is no contention, which rests on heads that share
     nothing; neither is there for gates that read the input, since their gradients don't factorise
     into a gate and the rest. Of a hard explainer all but gates is recorded, which are its tree;
@@ -504,12 +501,16 @@ class ExplainerProbe:
             generator = torch.Generator().manual_seed(self.config.seed)
             return self.objective.terms(m, labels, teacher_logits, generator)
 
-        losses: dict[str, Callable[[Tensor], Tensor]] = {
-            "hard": lambda m: plain.terms(m, labels, None, unused)["hard"],
-            "distillation": lambda m: own(m)["distillation"],
-            "objective": lambda m: torch.stack(list(own(m).values())).sum(dim=0),
-        }
-        return {term: residuals(losses[term], margins) for term in terms_of(self.objective.config)}
+        def loss(term: str, m: Tensor) -> Tensor:
+            if term == "hard":
+                return plain.terms(m, labels, None, unused)["hard"]
+            terms = own(m)
+            return (
+                torch.stack(list(terms.values())).sum(dim=0) if term == "objective" else terms[term]
+            )
+
+        names = terms_of(self.objective.config)
+        return {term: residuals(partial(loss, term), margins) for term in names}
 
 
 def _both(attention: Sequence[Tensor], spreads: Sequence[Tensor]) -> dict[str, list[Tensor]]:

@@ -34,6 +34,7 @@ from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, build_model, check_fits, redrawn
 from kdx_analysis.models import vam as attention
 from kdx_analysis.models.learn_to_branch import learn_to_branch
+from kdx_analysis.objectives import check_objectives
 from kdx_analysis.probes.conflict.grams import Cost
 from kdx_analysis.probes.training_probe import SPLITS, checkpoints, recording_cost, terms_of
 from kdx_analysis.registry import unknown
@@ -43,7 +44,7 @@ from kdx_analysis.runs.run import INFO, WEIGHTS
 from kdx_analysis.study.steps import Step, train_steps
 from kdx_analysis.training import fabric_for
 from kdx_analysis.training.checkpoints import fingerprint, load_weights
-from kdx_analysis.training.loggers import check_loggers
+from kdx_analysis.training.loggers import LOGGERS, check_loggers
 from kdx_analysis.training.progress import Progress, no_progress, write_plan
 from kdx_analysis.training.teacher import check_teacher
 
@@ -130,6 +131,7 @@ class Study:
         self.config = StudyConfig.parse(
             {key: value for key, value in sections.items() if value is not None}
         )
+        check_names(self.config)
         self.data_dir = None if data_dir is None else str(data_dir)
         self._given = _Given(
             data if isinstance(data, Dataset) else None,
@@ -141,7 +143,10 @@ class Study:
     def from_config(cls, config: StudyConfig, data_dir: str | Path | None = None) -> Study:
         """A study whose data, teacher and student are names or paths; ``data_dir`` is where data
         sets lie.
+
+        Raises KdxError for an objective or a logger that is not registered.
         """
+        check_names(config)
         study = cls.__new__(cls)
         study.config = config
         study.data_dir = None if data_dir is None else str(data_dir)
@@ -420,6 +425,16 @@ def _dataset(config: str, data_dir: str | None) -> Dataset:
         size=section.size,
     )
     return data if section.augment else dataclasses.replace(data, pad=0, flip=False)
+
+
+def check_names(config: StudyConfig) -> None:
+    """Raise KdxError, with the nearest valid names, for an objective or a logger that is not there.
+
+    Options of objectives are checked with them.
+    """
+    check_objectives(config.objectives, f"study {config.name!r}")
+    for name in config.loggers:
+        LOGGERS[name]
 
 
 def _identity(config: StudyConfig) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from itertools import pairwise
 
 import pandas as pd
 
-from kdx_analysis.config import LADDER
 from kdx_analysis.metrics import METRICS, asked_about, speaking_of_conflict
+from kdx_analysis.objectives import rungs
 from kdx_analysis.report.findings import (
     NO,
     NOT_MEASURED,
@@ -295,14 +295,14 @@ def _division(
     is not divided, and neither is one whose seeds some rung lacks, or that is not decided alike
     over the epochs that all rungs have.
     """
-    rungs = [rung for rung in LADDER if rung in labels]
+    run = [rung.name for rung in rungs() if rung.name in labels]
     total = [
         f
         for f in findings
         if (f.contrast.a, f.contrast.b) == ("kd", "hard") and f.metric in speaking_of_conflict()
     ]
     total = [f for f in total if f.effect and f.effect.n > 1]
-    if len(rungs) < 3 or not total:
+    if len(run) < 3 or not total:
         return ""
     title = total[0].contrast.title
     decided = [f for f in total if f.alone.changed]
@@ -319,23 +319,23 @@ def _division(
             "on which subtasks "
             "are in conflict to divide between knowledge of the classes and the rest."
         )
-    parts = [_divided(f, values[f.metric], rungs, labels) for f in beyond]
+    parts = [_divided(f, values[f.metric], run, labels) for f in beyond]
     return f"Of {title}: {'; '.join(filter(None, parts))}." if any(parts) else ""
 
 
 def _divided(
-    finding: Finding, table: pd.DataFrame, rungs: Sequence[str], labels: Mapping[str, str]
+    finding: Finding, table: pd.DataFrame, run: Sequence[str], labels: Mapping[str, str]
 ) -> str:
-    """The effect on one figure as the sum of its rungs', each with its interval; '' where a rung
+    """The effect on one figure as the sum of its run', each with its interval; '' where a rung
     lacks a seed.
     """
     assert finding.effect is not None
-    if not set(rungs) <= set(table.columns):
+    if not set(run) <= set(table.columns):
         return ""
-    shared = by_seed(table[list(rungs)], METRICS[finding.metric].pairs_make)
+    shared = by_seed(table[list(run)], METRICS[finding.metric].pairs_make)
     if len(shared) != finding.effect.n:
         return ""
-    neighbours = set(pairwise(rungs))
+    neighbours = set(pairwise(run))
     steps = [contrast for contrast in contrasts(labels) if (contrast.b, contrast.a) in neighbours]
     effects = [paired(shared, step.a, step.b, finding.alone.confidence) for step in steps]
     whole = paired(shared, "kd", "hard", finding.alone.confidence)
@@ -347,7 +347,7 @@ def _divided(
         f"{estimate(effect, decimals, signed=True)} {step.adds}"
         for effect, step in zip(effects, steps, strict=True)
     ]
-    over = str(coverage(table, rungs))
+    over = str(coverage(table, run))
     return (
         f"{_title(finding)}, {estimate(whole, decimals, signed=True)} in the mean over n = "
         f"{whole.n} seeds{f' and {over}' if over else ''}, is the sum of {listed(parts)}"

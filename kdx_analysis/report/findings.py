@@ -11,8 +11,8 @@ from itertools import pairwise
 
 import pandas as pd
 
-from kdx_analysis.config import LADDER
 from kdx_analysis.metrics import METRICS, asked_about
+from kdx_analysis.objectives import rungs
 from kdx_analysis.report.numbers import listed
 from kdx_analysis.runs import Paired, bonferroni
 from kdx_analysis.runs.statistics.paired import by_seed, paired
@@ -26,12 +26,6 @@ LOWERS, RAISES, NO, UNDECIDED, ONE_SEED, NOT_MEASURED = (
     "one seed",
     "not measured",
 )
-_ADDS = {
-    "hard_T": ("temperature", "loss scale"),
-    "kd_flat": ("softness",),
-    "kd_shuffled": ("unevenness",),
-    "kd": ("class structure",),
-}
 
 
 @dataclass(frozen=True)
@@ -48,7 +42,7 @@ class Contrast:
         """Whether it sets KD against a control, so that something of KD's effect is told from the
         rest.
         """
-        return self.a == "kd" and self.b in LADDER[1:]
+        return self.a == "kd" and self.b in _controls()
 
 
 @dataclass(frozen=True)
@@ -142,9 +136,9 @@ def contrasts(labels: Mapping[str, str]) -> tuple[Contrast, ...]:
         labels: rung (hard, hard_T, kd_flat, kd_shuffled, kd, label_smoothing) → the objective's
             label.
     """
-    rungs = [rung for rung in LADDER if rung in labels]
-    down = [(a, b) for b, a in pairwise(rungs)][::-1]
-    rest = [(control, rungs[0]) for _, control in down[:1] if control != rungs[0]]
+    run = [rung.name for rung in rungs() if rung.name in labels]
+    down = [(a, b) for b, a in pairwise(run)][::-1]
+    rest = [(control, run[0]) for _, control in down[:1] if control != run[0]]
     pairs = [*down[:1], *rest, *down[1:], ("kd", "hard"), ("kd", "label_smoothing")]
     return tuple(
         Contrast(a, b, f"{labels[a]} − {labels[b]}", _adds(a, b))
@@ -160,9 +154,14 @@ def _adds(a: str, b: str) -> str:
         return "all of KD: includes temperature and softness"
     if (a, b) == ("kd", "hard_T"):
         return "everything but temperature and loss scale"
-    return listed(
-        [what for rung in LADDER[LADDER.index(a) : LADDER.index(b) : -1] for what in _ADDS[rung]]
-    )
+    ladder = [rung.name for rung in rungs()]
+    between = rungs()[ladder.index(b) + 1 : ladder.index(a) + 1]
+    return listed([what for rung in reversed(between) for what in rung.adds])
+
+
+def _controls() -> list[str]:
+    """The rungs above the lowest, which KD may be set against to tell its parts apart."""
+    return [rung.name for rung in rungs()[1:]]
 
 
 def verdict(effect: Paired | None, margin: float) -> str:

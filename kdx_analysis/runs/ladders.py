@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kdx_analysis.config import LADDER
+from kdx_analysis.objectives import OBJECTIVES, rungs
 from kdx_analysis.runs.runset import RunSet
 
 _SETTINGS = ("decomposition", "positive_weight", "scale_to")
@@ -33,10 +33,17 @@ def _ladder(configs: Mapping[str, Mapping[str, Any]], top: Mapping[str, Any]) ->
         name = config["name"]
         settings: tuple[str, ...] = (
             *_SETTINGS,
-            *(() if name in ("hard", "label_smoothing") else _DISTILLATION),
+            *(_DISTILLATION if _distils(name) else ()),
         )
         if name == top["name"]:
             settings = tuple(top)
         if all(config.get(key) == top.get(key) for key in settings):
             found.setdefault(name, label)
-    return {rung: found[rung] for rung in (*LADDER, "label_smoothing") if rung in found}
+    ladder = [row.name for row in rungs()]
+    beside = [name for name in OBJECTIVES if name not in ladder]
+    return {name: found[name] for name in (*ladder, *beside) if name in found}
+
+
+def _distils(name: str) -> bool:
+    """Whether KD's settings are among its own; those of an imported run may be of any name."""
+    return name not in OBJECTIVES or OBJECTIVES[name].distils

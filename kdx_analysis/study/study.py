@@ -31,6 +31,7 @@ from kdx_analysis.data import Dataset, load_dataset
 from kdx_analysis.errors import KdxError
 from kdx_analysis.extensions import load_all
 from kdx_analysis.models import check_fits
+from kdx_analysis.objectives import check_objectives
 from kdx_analysis.probes.conflict.probe import terms_of
 from kdx_analysis.probes.contract import Cost, check_sections
 from kdx_analysis.probes.training_probe import SPLITS, training_cost
@@ -43,7 +44,7 @@ from kdx_analysis.study.roles import BUILDERS
 from kdx_analysis.study.steps import Step, train_steps
 from kdx_analysis.training import Callback, fabric_for
 from kdx_analysis.training.checkpoints import load_weights
-from kdx_analysis.training.loggers import check_loggers
+from kdx_analysis.training.loggers import LOGGERS, check_loggers
 from kdx_analysis.training.progress import Progress, no_progress, write_plan
 from kdx_analysis.training.teacher import check_teacher
 
@@ -128,6 +129,7 @@ class Study:
         self.config = StudyConfig.parse(
             {key: value for key, value in sections.items() if value is not None}
         )
+        check_names(self.config)
         self.data_dir = None if data_dir is None else str(data_dir)
         self._given = _Given(
             data if isinstance(data, Dataset) else None,
@@ -143,8 +145,11 @@ class Study:
         Args:
             config: of the study; its extensions are run.
             data_dir: where data sets lie; by default $KDX_DATA, else ./data.
+
+        Raises KdxError for an objective or a logger that is not registered.
         """
         load_all(config.extensions)
+        check_names(config)
         study = cls.__new__(cls)
         study.config = config
         study.data_dir = None if data_dir is None else str(data_dir)
@@ -382,6 +387,16 @@ def _dataset(config: str, data_dir: str | None) -> Dataset:
         size=section.size,
     )
     return data if section.augment else dataclasses.replace(data, pad=0, flip=False)
+
+
+def check_names(config: StudyConfig) -> None:
+    """Raise KdxError, with the nearest valid names, for an objective or a logger that is not there.
+
+    Options of objectives are checked with them.
+    """
+    check_objectives(config.objectives, f"study {config.name!r}")
+    for name in config.loggers:
+        LOGGERS[name]
 
 
 def _identity(config: StudyConfig) -> dict[str, Any]:

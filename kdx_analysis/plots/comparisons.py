@@ -70,7 +70,7 @@ def headlines_of(found: RunSet) -> pd.DataFrame:
     for (metric, split), rows in own.groupby(["metric", "split"], sort=False):
         name, where = str(metric), str(split)
         by_epoch, values = found.by_epoch(name, split=where), found.values(name, split=where)
-        nulls = found.values(name, split=where, of="null")
+        nulls = found.values(name, split=where, column="null")
         defined = side_by_side(by_epoch).notna().groupby(["seed", "epoch"]).any()
         taken = defined.groupby("seed").sum().reindex(values.index, fill_value=0)
         columns = {"value": values, "null": nulls, "epochs": taken}

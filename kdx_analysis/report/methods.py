@@ -1,14 +1,17 @@
-"""What a paper says of a study: a paragraph on its methods, and the references."""
+"""What a paper says of a study: its methods, the definitions of its metrics, the references."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import metadata
+from math import isinf
 
-from kdx_analysis.report.numbers import listed
+from kdx_analysis.metrics import METRICS, Metric
 from kdx_analysis.report.provenance import selection
 from kdx_analysis.report.tables import model_name
 from kdx_analysis.runs import Run, RunSet
+from kdx_analysis.runs.tables.numbers import listed
 from kdx_analysis.runs.tables.table import apart, conditions
 
 _UNKNOWN = "unknown"  # in imported runs
@@ -29,7 +32,8 @@ def methods(runs: RunSet, confidences: Mapping[str, float]) -> str:
     others = _taught(runs)
     trained = [name for role, name in _ROLES.items() if len(runs.filter(role=role))]
     arms = list(dict.fromkeys(run.vam for run in others if run.vam))
-    seeds = f"{len(runs.seeds)} seed{'' if len(runs.seeds) == 1 else 's'} ({listed([str(s) for s in runs.seeds])})"
+    several = "seed" if len(runs.seeds) == 1 else "seeds"
+    seeds = f"{len(runs.seeds)} {several} ({listed(list(map(str, runs.seeds)))})"
     details = [_distinct([model_name(run) for run in others if model_name(run) != _UNKNOWN])]
     details += [f"arms: {listed(arms)}"] if arms else []
     what = listed(trained) + (f" ({'; '.join(filter(None, details))})" if any(details) else "")
@@ -42,15 +46,13 @@ def methods(runs: RunSet, confidences: Mapping[str, float]) -> str:
         experts = _distinct([_experts(run) for run in explainers])
         sentences.append(
             "An explainer is the student split into one binary subtask a class "
-            f"({subtasks}KDExplainer, Xue et al., "
-            f"2021){f', with {experts} experts by level' if experts else ''}."
+            f"({subtasks}KDExplainer, Xue et al., 2021){f', with {experts} experts by level' if experts else ''}."
         )
     sentences.append(selection(runs))
     if probed := _distinct([_probed(run) for run in explainers]):
         sentences.append(
             "Conflict was measured between the gradients of the subtasks' hard losses, on "
-            f"{probed}, without "
-            "augmentation, batch normalisation in eval mode, averaged over the probed epochs."
+            f"{probed}, without augmentation, batch normalisation in eval mode, averaged over the probed epochs."
         )
     if len(runs.seeds) > 1 and confidences:
         at = [
@@ -66,11 +68,64 @@ def methods(runs: RunSet, confidences: Mapping[str, float]) -> str:
     return " ".join(filter(None, sentences))
 
 
-def given(runs: RunSet) -> str:
-    """What the runs share that conclusions are given, and what they don't share, in sentences; ''
-    if neither is known.
+@dataclass(frozen=True)
+class Definition:
+    """A metric as the report defines it.
 
-    That teachers have no teacher of their own does not count.
+    Attributes:
+        name: its key.
+        title: its name in sentences.
+        formula: in signs.
+        meaning: what one unit of it means.
+        facts: its unit, range, null, better side and source, as far as it has them.
+        home: its formula's function, as ``module.function``.
+    """
+
+    name: str
+    title: str
+    formula: str
+    meaning: str
+    facts: tuple[str, ...]
+    home: str
+
+
+def definitions(runs: RunSet) -> list[Definition]:
+    """Every metric of which the runs hold a value, as it is declared."""
+    frame = runs.to_frame().dropna(subset="value")
+    measured = set(frame["metric"])
+    return [_definition(metric) for metric in METRICS.values() if metric.name in measured]
+
+
+def _definition(metric: Metric) -> Definition:
+    facts = (
+        f"unit: {metric.unit}" if metric.unit else "",
+        f"range: {_range(metric.range)}",
+        f"null: {metric.input.null}" if metric.input.null else "",
+        f"{metric.better} is better" if metric.better else "",
+        f"source: {metric.source}" if metric.source else "",
+    )
+    return Definition(
+        metric.name,
+        metric.title,
+        metric.definition,
+        metric.describes,
+        tuple(filter(None, facts)),
+        metric.home,
+    )
+
+
+def _range(ends: tuple[float, float]) -> str:
+    """``[0, 1]``; an end without limit is open."""
+    low, high = ends
+    start = "(−∞" if isinf(low) else f"[{low:g}"
+    end = "∞)" if isinf(high) else f"{high:g}]"
+    return f"{start}, {end}".replace("-", "−")
+
+
+def given(runs: RunSet) -> str:
+    """What the runs share that conclusions are given, and what they don't share, in sentences.
+
+    '' if neither is known. That teachers have no teacher of their own does not count.
     """
     others = _taught(runs)
     shared = conditions(others).removeprefix(", ").capitalize()
@@ -106,13 +161,15 @@ def _made(runs: RunSet) -> str:
     imported = [run for run in runs if "source" in run.info]
     if not imported:
         return "trained"
-    own = "runs of our own and " if len(imported) < len(runs) else ""
-    return f"compared {own}runs imported from {_distinct([run.info['source']['name'] for run in imported])}:"
+    trained = "runs of our own and " if len(imported) < len(runs) else ""
+    sources = _distinct([run.info["source"]["name"] for run in imported])
+    return f"compared {trained}runs imported from {sources}:"
 
 
 def _teacher(runs: RunSet) -> str:
-    """Who taught the runs, as far as it is known: runs made here all had a teacher, if maybe none
-    among ``runs``.
+    """Who taught the runs, as far as it is known.
+
+    Runs made here all had a teacher, if maybe none among ``runs``.
     """
     imported = {"source" in run.info for run in runs}
     if len(imported) > 1:

@@ -13,8 +13,7 @@ import torch
 
 from kdx_analysis.config import LADDER
 from kdx_analysis.metrics import asked_about
-from kdx_analysis.report.answers import answer
-from kdx_analysis.report.claims import claims
+from kdx_analysis.report.answers import answer, claims
 from kdx_analysis.report.findings import LOWERS, RAISES
 from kdx_analysis.runs.statistics.paired import effects_together, paired
 from kdx_analysis.validation import coverage

@@ -63,8 +63,9 @@ def text(tree: Tree) -> str:
 
 
 def _lines(tree: Tree, level: int, expert: int, first: str, rest: str) -> Iterator[str]:
-    """The node and all below it; ``first`` stands before its own line, ``rest`` before those that
-    follow.
+    """The node and all below it as lines.
+
+    ``first`` stands before its own line, ``rest`` before those that follow.
     """
     size = len(tree.subtasks(level, expert))
     head = f"{first}{_label(level, expert)} ({size} subtask{'s' if size > 1 else ''})"
@@ -108,8 +109,9 @@ def _visible(name: str) -> str:
 
 
 def _dot_quoted(name: str) -> str:
-    """A label that Graphviz shows letter by letter: it reads escapes after a backslash and entities
-    after an &.
+    """A label that Graphviz shows letter by letter.
+
+    It reads escapes after a backslash and entities after an &.
     """
     for letter, escaped in (("\\", "\\\\"), ('"', '\\"'), ("&", "&amp;")):
         name = name.replace(letter, escaped)

@@ -175,25 +175,15 @@ def answer(
     confidence = findings[0].alone.confidence if findings else 0.95
     all_contrasts = contrasts(labels)
     main = next((contrast for contrast in all_contrasts if contrast.attributes), None)
-
-    def asked(contrast: Contrast) -> list[Finding]:
-        return [f for f in findings if f.contrast == contrast and f.metric in asked_about()]
-
     others = [contrast for contrast in all_contrasts if contrast != main]
-    rest_of_kd = ""
-    sentences = []
-    if main is not None:
-        sentences.append(_gate_sentence(asked(main)))
-        rest = next(
-            (contrast for contrast in others if (contrast.a, contrast.b) == (main.b, "hard")), None
-        )
-        if rest is not None:
-            rest_of_kd = f"The rest of KD, {_contrast_sentence(rest, asked(rest))}"
-            others.remove(rest)
-    sentences += [_contrast_sentence(contrast, asked(contrast)) for contrast in others]
+    rest = next((each for each in others if _is_rest(each, main)), None)
+    sentences = [] if main is None else [_gate_sentence(_asked(findings, main))]
+    for contrast in others:
+        if contrast != rest:
+            sentences.append(_contrast_sentence(contrast, _asked(findings, contrast)))
     return Answer(
-        _headline(main, asked(main) if main else [], labels),
-        rest_of_kd,
+        _headline(main, findings, labels),
+        _rest_of_kd(findings, rest),
         tuple(filter(None, sentences)),
         _division(values, labels, findings),
         _cautions(values, labels, main),
@@ -202,10 +192,28 @@ def answer(
     )
 
 
-def _headline(main: Contrast | None, asked: Sequence[Finding], labels: Mapping[str, str]) -> str:
+def _is_rest(contrast: Contrast, main: Contrast | None) -> bool:
+    """Whether it is the control that KD is set against, less hard labels."""
+    return main is not None and (contrast.a, contrast.b) == (main.b, "hard")
+
+
+def _rest_of_kd(findings: Sequence[Finding], rest: Contrast | None) -> str:
+    if rest is None:
+        return ""
+    return f"The rest of KD, {_contrast_sentence(rest, _asked(findings, rest))}"
+
+
+def _asked(findings: Sequence[Finding], contrast: Contrast) -> list[Finding]:
+    """What is asked about under one contrast."""
+    under = [f for f in findings if f.contrast == contrast]
+    return [f for f in under if f.metric in asked_about()]
+
+
+def _headline(main: Contrast | None, findings: Sequence[Finding], labels: Mapping[str, str]) -> str:
     if main is None:
         return _no_control(labels)
-    speaking = [f for f in asked if f.metric in speaking_of_conflict()]
+    under = [f for f in findings if f.contrast == main]
+    speaking = [f for f in under if f.metric in speaking_of_conflict()]
     conflict = [f for f in speaking if f.effect is not None]
     if not conflict:
         return (
@@ -219,6 +227,12 @@ def _headline(main: Contrast | None, asked: Sequence[Finding], labels: Mapping[s
         )
     if any(f.alone.changed for f in conflict):
         return _changed(main, speaking, labels)
+    return _unchanged(main, speaking)
+
+
+def _unchanged(main: Contrast, speaking: Sequence[Finding]) -> str:
+    """The headline where no conflict figure is changed."""
+    conflict = [f for f in speaking if f.effect is not None]
     subject = _subject(main)
     if all(f.alone.verdict == NO for f in conflict):
         missing = _rest([f for f in speaking if f.effect is None])
@@ -334,12 +348,7 @@ def _division(
     over the epochs that all rungs have.
     """
     rungs = [rung for rung in LADDER if rung in labels]
-    total = [
-        f
-        for f in findings
-        if (f.contrast.a, f.contrast.b) == ("kd", "hard") and f.metric in speaking_of_conflict()
-    ]
-    total = [f for f in total if f.effect and f.effect.n > 1]
+    total = _of_all_kd(findings)
     if len(rungs) < 3 or not total:
         return ""
     title = total[0].contrast.title
@@ -353,10 +362,18 @@ def _division(
     if not beyond:
         return (
             f"{title} is shown to be beyond its null in no conflict figure, so there is no effect "
-            "on which subtasks are in conflict to divide between knowledge of the classes and the rest."
+            "on which subtasks are in conflict to divide between knowledge of the classes and the "
+            "rest."
         )
     parts = [_divided(f, values[f.metric], rungs, labels) for f in beyond]
     return f"Of {title}: {'; '.join(filter(None, parts))}." if any(parts) else ""
+
+
+def _of_all_kd(findings: Sequence[Finding]) -> list[Finding]:
+    """The conflict figures under KD − hard that have an interval."""
+    under = [f for f in findings if (f.contrast.a, f.contrast.b) == ("kd", "hard")]
+    speaking = [f for f in under if f.metric in speaking_of_conflict()]
+    return [f for f in speaking if f.effect is not None and f.effect.n > 1]
 
 
 def _divided(
@@ -423,7 +440,8 @@ def _change(finding: Finding) -> str:
 def change(finding: Finding, decision: Decision, against: str = "") -> str:
     """What is lowered or raised, and by how much, with its interval.
 
-    Of a figure with a sign also from where to where. ``against`` names the other side, where it is to be named.
+    Of a figure with a sign also from where to where. ``against`` names the other side, where it is
+    to be named.
     """
     assert decision.effect is not None
     other = f" against {against}" if against else ""

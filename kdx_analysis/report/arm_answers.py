@@ -70,7 +70,7 @@ class ArmAnswer:
         return self.findings.confidence
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per contrast, with the columns COLUMNS; effects and margin in percentage points."""
+        """One row per contrast, with the columns COLUMNS; effects in percentage points."""
         rows = [
             _row(table, finding, self.confidence)
             for table in self.tables

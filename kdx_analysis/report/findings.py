@@ -40,7 +40,7 @@ _ADDS = {
 
 @dataclass(frozen=True)
 class Contrast:
-    """Two objectives, a − b, by their rungs of the ladder; ``adds`` says what a has that b has not."""
+    """Two objectives, a − b, by their rungs; ``adds`` says what a has that b has not."""
 
     a: str
     b: str
@@ -49,7 +49,7 @@ class Contrast:
 
     @property
     def attributes(self) -> bool:
-        """Whether it sets KD against a control, which tells something of KD's effect from the rest."""
+        """Whether it sets KD against a control, which tells part of its effect from the rest."""
         return self.a == "kd" and self.b in LADDER[1:]
 
 
@@ -115,7 +115,7 @@ class Finding:
 
     @property
     def effect(self) -> Paired | None:
-        """Paired difference a − b with the interval that may be quoted; None if no seed has both."""
+        """Paired difference a − b with its quotable interval; None if no seed has both."""
         return self.quotable.effect
 
     @property

@@ -171,7 +171,7 @@ def _health(run: Run) -> Health:
         run.seed,
         len(loss),
         run.selected_epoch,
-        str(run.info["selection"]["rule"]),
+        run.selection_rule,
         first_loss=loss[0] if loss else math.nan,
         last_loss=loss[-1] if loss else math.nan,
         fall=1 - loss[-1] / loss[-2] if len(loss) > 1 and loss[-2] else math.nan,

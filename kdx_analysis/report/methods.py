@@ -30,42 +30,64 @@ def methods(runs: RunSet, confidences: Mapping[str, float]) -> str:
     """
     explainers = runs.filter(role="explainer")
     others = _taught(runs)
-    trained = [name for role, name in _ROLES.items() if len(runs.filter(role=role))]
+    made_with = _distinct([_software(run) for run in runs])
+    sentences = [
+        _trained(runs),
+        _split(runs, explainers),
+        selection(runs),
+        _probing(explainers),
+        _compared(runs, confidences),
+        apart(others),
+        f"Made with {made_with}." if made_with else "",
+    ]
+    return " ".join(filter(None, sentences))
+
+
+def _trained(runs: RunSet) -> str:
+    others = _taught(runs)
+    models = [model_name(run) for run in others if model_name(run) != _UNKNOWN]
     arms = list(dict.fromkeys(run.vam for run in others if run.vam))
+    details = [_distinct(models), f"arms: {listed(arms)}" if arms else ""]
+    trained = listed([name for role, name in _ROLES.items() if len(runs.filter(role=role))])
+    what = f"{trained} ({'; '.join(filter(None, details))})" if any(details) else trained
     several = "seed" if len(runs.seeds) == 1 else "seeds"
     seeds = f"{len(runs.seeds)} {several} ({listed(list(map(str, runs.seeds)))})"
-    details = [_distinct([model_name(run) for run in others if model_name(run) != _UNKNOWN])]
-    details += [f"arms: {listed(arms)}"] if arms else []
-    what = listed(trained) + (f" ({'; '.join(filter(None, details))})" if any(details) else "")
-    sentences = [
+    return (
         f"On {_distinct([_data(run) for run in runs])} we {_made(others)} {what}{_teacher(runs)}, "
         f"under {listed(list(runs.objectives))}, with {seeds}."
-    ]
-    if len(explainers):
-        subtasks = f"{len(runs.classes)} subtasks; " if runs.classes else ""
-        experts = _distinct([_experts(run) for run in explainers])
-        sentences.append(
-            "An explainer is the student split into one binary subtask a class "
-            f"({subtasks}KDExplainer, Xue et al., 2021){f', with {experts} experts by level' if experts else ''}."
-        )
-    sentences.append(selection(runs))
-    if probed := _distinct([_probed(run) for run in explainers]):
-        sentences.append(
-            "Conflict was measured between the gradients of the subtasks' hard losses, on "
-            f"{probed}, without augmentation, batch normalisation in eval mode, averaged over the probed epochs."
-        )
-    if len(runs.seeds) > 1 and confidences:
-        at = [
-            f"{100 * value:.4g} % (Bonferroni over {over})" for over, value in confidences.items()
-        ]
-        sentences.append(
-            "Runs were paired by seed; effects are means of the paired differences with Student's "
-            f"t-intervals at {listed(at)}{conditions(others)}."
-        )
-    sentences.append(apart(others))
-    made_with = _distinct([_software(run) for run in runs])
-    sentences.append(f"Made with {made_with}." if made_with else "")
-    return " ".join(filter(None, sentences))
+    )
+
+
+def _split(runs: RunSet, explainers: RunSet) -> str:
+    if not len(explainers):
+        return ""
+    subtasks = f"{len(runs.classes)} subtasks; " if runs.classes else ""
+    experts = _distinct([_experts(run) for run in explainers])
+    by_level = f", with {experts} experts by level" if experts else ""
+    return (
+        "An explainer is the student split into one binary subtask a class "
+        f"({subtasks}KDExplainer, Xue et al., 2021){by_level}."
+    )
+
+
+def _probing(explainers: RunSet) -> str:
+    probed = _distinct([_probed(run) for run in explainers])
+    if not probed:
+        return ""
+    return (
+        f"Conflict was measured between the gradients of the subtasks' hard losses, on {probed}, "
+        "without augmentation, batch normalisation in eval mode, averaged over the probed epochs."
+    )
+
+
+def _compared(runs: RunSet, confidences: Mapping[str, float]) -> str:
+    if len(runs.seeds) < 2 or not confidences:
+        return ""
+    at = [f"{100 * value:.4g} % (Bonferroni over {over})" for over, value in confidences.items()]
+    return (
+        "Runs were paired by seed; effects are means of the paired differences with Student's "
+        f"t-intervals at {listed(at)}{conditions(_taught(runs))}."
+    )
 
 
 @dataclass(frozen=True)
@@ -134,18 +156,27 @@ def given(runs: RunSet) -> str:
 
 def bibtex() -> str:
     """The paper whose method this is, and this package."""
-    return f"""@inproceedings{{xue2021kdexplainer,
-  title     = {{{{KDExplainer}}: A Task-oriented Attention Model for Explaining Knowledge Distillation}},
-  author    = {{Xue, Mengqi and Song, Jie and Wang, Xinchao and Chen, Ying and Wang, Xingen and Song, Mingli}},
-  booktitle = {{Proceedings of the Thirtieth International Joint Conference on Artificial Intelligence}},
-  year      = {{2021}},
-  note      = {{arXiv 2105.04181}}
-}}
-@software{{kdx_analysis,
-  title     = {{kdx\\_analysis: what did the student get from the teacher?}},
-  author    = {{{{The kdx\\_analysis authors}}}},
-  version   = {{{metadata.version("kdx_analysis")}}}
-}}"""
+    paper = (
+        "@inproceedings{xue2021kdexplainer,",
+        "  title     = {{KDExplainer}: A Task-oriented Attention Model for Explaining Knowledge "
+        "Distillation},",
+        "  author    = {Xue, Mengqi and Song, Jie and Wang, Xinchao and Chen, Ying and Wang, "
+        "Xingen and Song, Mingli},",
+        "  booktitle = {Proceedings of the Thirtieth International Joint Conference on Artificial "
+        "Intelligence},",
+        "  year      = {2021},",
+        "  note      = {arXiv 2105.04181}",
+        "}",
+    )
+    version = metadata.version("kdx_analysis")
+    package = (
+        "@software{kdx_analysis,",
+        r"  title     = {kdx\_analysis: what did the student get from the teacher?},",
+        r"  author    = {{The kdx\_analysis authors}},",
+        f"  version   = {{{version}}}",
+        "}",
+    )
+    return "\n".join([*paper, *package])
 
 
 def _taught(runs: RunSet) -> RunSet:

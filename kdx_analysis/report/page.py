@@ -51,8 +51,8 @@ from kdx_analysis.runs.tables.numbers import (
 
 PAGE, FIGURES, ANSWER, ARMS, TREES = "report.html", "figures", "answer.csv", "arms.csv", "trees.csv"
 EMBEDDED = 3_000_000  # bytes of figures in a page, as long as their PNGs allow
-# Figures are saved with 150 dots an inch. At 134 CSS pixels an inch their letters of 7 points, small
-# enough for print, are 13 pixels high on a screen.
+# Figures are saved with 150 dots an inch. At 134 CSS pixels an inch their letters of 7 points,
+# small enough for print, are 13 pixels high on a screen.
 _DOTS, _PIXELS = 150, 134
 
 
@@ -136,7 +136,7 @@ class Report:
                 written = plots.save(drawing, Path(folder) / figure.name)
                 files = {path.name: path.read_bytes() for path in written}
             files[f"{figure.name}.csv"] = data.to_csv(index=False).encode()
-            formula = home(figure.data)
+            formula = home(figure.table)
             drawn.append(Picture(figure.name, figure.title, figure.caption, formula, files))
         return drawn, left_out
 
@@ -182,7 +182,7 @@ class Report:
         return path
 
     def save_markdown(self, out: str | Path) -> Path:
-        """Write the report as Markdown, its figures and tables as files beside it; returns ``out``."""
+        """Write the report as Markdown, figures and tables as files beside it; returns ``out``."""
         path = Path(out)
         text = formats.markdown(self._render("fragment.html.j2", files_at=FIGURES, embed=False))
         self._save_beside(path)
@@ -319,7 +319,8 @@ _SAVERS: dict[str, Callable[[Report, Path], Path]] = {
 def _embedded(figures: Sequence[Picture]) -> dict[str, str]:
     """The data address of every figure: the SVG as far as EMBEDDED allows, else the PNG.
 
-    An SVG stays sharp when it is enlarged. The smallest SVGs go first; the figures that are left over show their PNG.
+    An SVG stays sharp when it is enlarged. The smallest SVGs go first; the figures that are left
+    over show their PNG.
     """
     chosen = {figure.name: "png" for figure in figures}
     total = sum(figure.size("png") for figure in figures)

@@ -13,7 +13,7 @@ Read = Callable[[Run], Any]
 
 
 def provenance(runs: RunSet) -> list[tuple[str, list[str]]]:
-    """Name and distinct values of every fact; more than one value means that the runs differ in it."""
+    """Name and distinct values of every fact; the runs differ in those of several values."""
     teacher = runs.filter(role="teacher")
     others = RunSet.of(run for run in runs if run.role != "teacher")
     explainers, trees = runs.filter(role="explainer"), runs.filter(role="tree")
@@ -65,7 +65,7 @@ def differing(runs: RunSet) -> list[tuple[str, str, list[str]]]:
 
 def selection(runs: RunSet) -> str:
     """By which rule epochs were chosen, in a sentence."""
-    rules = {run.info["selection"]["rule"] for run in runs if run.role != "teacher"}
+    rules = {run.selection_rule for run in runs if run.role != "teacher"}
     rule = {
         "last": "the last epoch",
         "best": "the epoch that is best on validation",
@@ -156,9 +156,8 @@ def _pruned(run: Run) -> str | None:
 
 
 def _selection(run: Run) -> str:
-    selection = run.info["selection"]
     rules = {"last": "the last epoch", "unknown": "by a rule that is not known"}
-    rule = rules.get(selection["rule"], f"the best epoch on {selection['split']}")
+    rule = rules.get(run.selection_rule, f"the best epoch on {run.selection_split}")
     return f"{rule}{_unselected([run])}"
 
 

@@ -1,4 +1,4 @@
-"""What the report reads off the runs: the answers, and the tables of accuracy and headline figures."""
+"""What the report reads off the runs: the answers, and tables of accuracy and headlines."""
 
 from __future__ import annotations
 
@@ -111,8 +111,8 @@ def tested_images(runs: RunSet) -> list[str]:
 class Headline:
     """One metric under one objective: mean over seeds and mean null, by split.
 
-    ``n`` is a dash where it is unknown. Means are over the epochs at which all objectives are defined; ``over`` says how many of how
-    many, by split.
+    ``n`` is a dash where it is unknown. Means are over the epochs at which all objectives are
+    defined; ``over`` says how many of how many, by split.
     """
 
     objective: str
@@ -124,7 +124,7 @@ class Headline:
 
 @dataclass(frozen=True)
 class HeadlineTable:
-    """One headline metric of the explainers, under one kind of attention, objective by objective."""
+    """One headline metric under one kind of attention, objective by objective."""
 
     metric: Metric
     attention: str

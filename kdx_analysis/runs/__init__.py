@@ -4,9 +4,9 @@ from kdx_analysis.runs.comparable import (
     ArmContrast,
     arm_contrasts,
     arms,
+    comparable_explainers,
     explainers,
     ladders,
-    of_first_seed,
 )
 from kdx_analysis.runs.run import ROLES, Run, environment, run_id, write_run
 from kdx_analysis.runs.runset import RunSet
@@ -39,13 +39,13 @@ __all__ = [
     "arm_contrasts",
     "arms",
     "bonferroni",
+    "comparable_explainers",
     "deal_objectives",
     "effects",
     "environment",
     "explainers",
     "holm",
     "ladders",
-    "of_first_seed",
     "paired_difference",
     "paired_t_test",
     "run_id",

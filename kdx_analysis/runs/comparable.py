@@ -17,15 +17,10 @@ _DISTILLATION = ("T", "lambda", "cut")
 _UNDISTILLED = ("hard", "label_smoothing")
 
 
-def explainers(runs: RunSet, *, comparable: bool = False) -> RunSet:
-    """The explainers among ``runs``, one for each objective and seed.
+def explainers(runs: RunSet) -> RunSet:
+    """The explainers among ``runs``.
 
-    With ``comparable``, of one decomposition only: conflict depends on how the subtasks are cut
-    (method, §4).
-
-    Raises:
-        AbsentError: none of the runs is an explainer.
-        KdxError: two stand for one objective and seed, or they can't be compared.
+    Raises AbsentError if there is none, KdxError if two stand for one objective and seed.
     """
     chosen = runs.filter(role="explainer")
     if not len(chosen):
@@ -39,8 +34,18 @@ def explainers(runs: RunSet, *, comparable: bool = False) -> RunSet:
             f"{cells.count(twice)} explainers are {objective!r} with seed {seed}; they differ in "
             f"{', '.join(differing) or 'nothing'}: filter the runs, or draw their directories apart"
         )
+    return chosen
+
+
+def comparable_explainers(runs: RunSet) -> RunSet:
+    """The :func:`explainers` among ``runs``, of one decomposition only.
+
+    Conflict depends on how the subtasks are cut (method, §4). Raises KdxError if they are of
+    several decompositions.
+    """
+    chosen = explainers(runs)
     decompositions = sorted({run.info["decomposition"] for run in chosen})
-    if comparable and len(decompositions) > 1:
+    if len(decompositions) > 1:
         raise KdxError(
             f"the explainers are of the decompositions {' and '.join(decompositions)}, between "
             "which objectives can't be compared; filter the runs by decomposition"
@@ -48,17 +53,11 @@ def explainers(runs: RunSet, *, comparable: bool = False) -> RunSet:
     return chosen
 
 
-def of_first_seed(runs: RunSet) -> RunSet:
-    """The explainers of the first seed among ``runs``."""
-    chosen = explainers(runs)
-    return chosen.filter(seed=chosen.seeds[0])
-
-
 def ladders(runs: RunSet) -> list[dict[str, str]]:
-    """For each KD objective of the explainers, rung → label, of it and the controls that share its
-    settings.
+    """For each KD objective of the explainers, rung → label.
 
-    Without a KD objective there is one ladder, that of the highest control.
+    A ladder holds it and the controls that share its settings. Without a KD objective there is one
+    ladder, that of the highest control.
     """
     configs = {
         run.objective: run.info["config"]["objective"] for run in runs.filter(role="explainer")
@@ -70,7 +69,9 @@ def ladders(runs: RunSet) -> list[dict[str, str]]:
 def _ladder(configs: Mapping[str, Mapping[str, Any]], top: Mapping[str, Any]) -> dict[str, str]:
     labels: dict[str, str] = {}
     for label, config in configs.items():
-        settings = _SETTINGS if config["name"] in _UNDISTILLED else (*_SETTINGS, *_DISTILLATION)
+        settings: tuple[str, ...] = _SETTINGS
+        if config["name"] not in _UNDISTILLED:
+            settings = (*_SETTINGS, *_DISTILLATION)
         if config["name"] == top["name"]:
             settings = tuple(top)
         if all(config.get(key) == top.get(key) for key in settings):
@@ -93,7 +94,10 @@ class ArmContrast:
 
 
 def arms(runs: RunSet) -> RunSet:
-    """The students among ``runs`` that are of arms. Raises AbsentError if there are not two arms."""
+    """The students among ``runs`` that are of arms.
+
+    Raises AbsentError if there are not two arms.
+    """
     chosen = RunSet(tuple(run for run in runs if run.role == "student" and run.vam))
     if len({run.vam for run in chosen}) < 2:
         raise AbsentError(

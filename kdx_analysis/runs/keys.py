@@ -18,8 +18,8 @@ _LABELS = ("objective", "objective.name", "objective.label")
 def value_of(run: Run, key: str) -> Hashable:
     """The value of a run's key (objective, seed, …) or of a dotted one, ``training.lr``.
 
-    A dotted key is of its configuration. Numbers, texts and truth values are themselves, lists are as JSON has them, what is not there is
-    'not set'.
+    A dotted key is of its configuration. Numbers, texts and truth values are themselves, lists are
+    as JSON has them, what is not there is 'not set'.
     """
     return canonical(run.keys[key] if key in run.keys else flatten(run.info["config"]).get(key))
 

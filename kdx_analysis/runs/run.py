@@ -141,6 +141,16 @@ class Run:
         """The epoch whose weights the run holds: the last one, or the best on validation."""
         return int(self.info["selection"]["epoch"])
 
+    @property
+    def selection_rule(self) -> str:
+        """By which rule it was selected: ``last``, ``best``, or ``unknown`` of imported runs."""
+        return str(self.info["selection"]["rule"])
+
+    @property
+    def selection_split(self) -> str:
+        """On which images it is the best."""
+        return str(self.info["selection"]["split"])
+
     def at_selected(self, kind: str) -> pd.DataFrame:
         """The rows of :meth:`record` that are of the selected epoch."""
         table = self.record(kind)
@@ -155,13 +165,14 @@ class Run:
 
     @cached_property
     def headlines(self) -> pd.DataFrame:
-        """Its headline figures: metric, attention, split, value, null, n, epochs, probed, undefined.
+        """Its headline figures: metric, attention, split, value, null, n, epochs, probed, ….
 
-        ``attention`` is '' where it does not matter. ``null`` is NaN where there is none. ``n`` is the number of test images for accuracy and
-        agreement, of gates for gate entropy, of subtasks for specialisation, of probe images for
-        the rest. Conflict figures are of the plain hard loss, the same for every objective, and
-        means over ``epochs`` of the ``probed`` ones: those at which the figure is defined, its null
-        over the same. ``undefined`` counts the pairs of subtasks that could not go in.
+        ``attention`` is '' where it does not matter. ``null`` is NaN where there is none. ``n`` is
+        the number of test images for accuracy and agreement, of gates for gate entropy, of subtasks
+        for specialisation, of probe images for the rest. Conflict figures are of the plain hard
+        loss, the same for every objective, and means over ``epochs`` of the ``probed`` ones: those
+        at which the figure is defined, its null over the same. ``undefined`` counts the pairs of
+        subtasks that could not go in.
         """
         return headlines(self)
 
@@ -198,8 +209,9 @@ def write_run(
     records: Mapping[str, pd.DataFrame],
     model: nn.Module | None = None,
 ) -> Run:
-    """Write a run to ``path``, which gets its name when everything is in it; an existing one is
-    left as it is.
+    """Write a run to ``path``, which gets its name when everything is in it.
+
+    An existing one is left as it is.
 
     Args:
         path: the run's directory.

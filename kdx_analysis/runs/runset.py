@@ -75,7 +75,8 @@ class RunSet:
     def group(self, by: str) -> dict[Any, RunSet]:
         """The runs under each value of a key of runs or of the configuration.
 
-        Numbers are in order of size, others as they come. Runs that have no such key are under 'not set'. Raises KdxError for a key that no run has.
+        Numbers are in order of size, others as they come. Runs that have no such key are under 'not
+        set'. Raises KdxError for a key that no run has.
         """
         check_key(self.runs, by)
         groups: dict[Any, list[Run]] = {}
@@ -86,7 +87,8 @@ class RunSet:
     def pair(self, a: Any, b: Any, *, by: str = "objective") -> tuple[tuple[Run, Run], ...]:
         """The pairs of runs in which ``by`` is a and b.
 
-        They share role, objective and seed where ``by`` leaves them. Raises KdxError if no run has one of the values, or if two runs stand for one of a pair.
+        They share role, objective and seed where ``by`` leaves them. Raises KdxError if no run has
+        one of the values, or if two runs stand for one of a pair.
         """
         rows = places(self.runs, by).values()
         _check_values((a, b), by, [value_of(run, by) for run in self.runs])
@@ -206,7 +208,7 @@ class RunSet:
         attention: str | None = None,
         column: Literal["value", "null"] = "value",
     ) -> pd.DataFrame:
-        """:meth:`values` epoch by epoch: rows by seed, epoch and, where there are several, objective.
+        """:meth:`values` epoch by epoch: rows by seed, epoch and, if there are several, objective.
 
         A cell is NaN where a run has no such figure, or where it is undefined, as 0/0. An epoch is
         its number, or for runs of other lengths that were probed equally often its place among the
@@ -239,8 +241,9 @@ class RunSet:
     def _by_pair(self, chosen: pd.DataFrame, metric: str) -> pd.DataFrame:
         """Rows of ``chosen``, one an epoch, as one a pair of subtasks.
 
-        Those of runs that hold no pairs are left out. Where none of the runs does they stay as they are. Nulls are of the pairs that each run has,
-        so there is none of the pairs that several share.
+        Those of runs that hold no pairs are left out. Where none of the runs does they stay as they
+        are. Nulls are of the pairs that each run has, so there is none of the pairs that several
+        share.
         """
         tables = []
         for number, rows in chosen.groupby(level=0, sort=False):
@@ -373,8 +376,8 @@ class RunSet:
 def _epoch_keys(chosen: pd.DataFrame) -> np.ndarray:
     """The epoch of every row: its number, or its place in its run.
 
-    It is the place for runs of other lengths that were probed equally often. A place then says the share of the training that is done, as a third; the last probed epoch ends
-    it.
+    It is the place for runs of other lengths that were probed equally often. A place then says the
+    share of the training that is done, as a third; the last probed epoch ends it.
     """
     by_run = chosen["epoch"].groupby(level=0, sort=False)
     if by_run.max().nunique() < 2 or by_run.nunique().nunique() > 1:

@@ -76,9 +76,9 @@ def tree_pairs(explainers: Iterable[Run]) -> TreePairs:
         runs[0].tree.robinson_foulds(run.tree)  # refuses other classes
     generator = torch.Generator().manual_seed(_SEED)
     values = _likeness([run.tree for run in runs])
-    draws = np.array(
-        [_likeness([permuted(run.tree, generator) for run in runs]) for _ in range(_NULL_DRAWS)]
-    )
+    draws = []
+    for _ in range(_NULL_DRAWS):
+        draws.append(_likeness([permuted(run.tree, generator) for run in runs]))
     table = pd.DataFrame(
         {
             "measure": np.repeat([DISTANCE, CORRELATION], len(pairs)),
@@ -90,10 +90,10 @@ def tree_pairs(explainers: Iterable[Run]) -> TreePairs:
             "seed_b": [b.seed for _, b in pairs] * 2,
             "shared": [_shared(a, b) for a, b in pairs] * 2,
             "value": values,
-            **null.beside(draws),
+            **null.beside(np.array(draws)),
         }
     )
-    return TreePairs(table.assign(draws=_NULL_DRAWS), draws)
+    return TreePairs(table.assign(draws=_NULL_DRAWS), np.array(draws))
 
 
 def _likeness(trees: Sequence[Tree]) -> np.ndarray:
@@ -115,8 +115,8 @@ def _shared(a: Run, b: Run) -> str:
 class Dealt:
     """How many of the ``dealings`` of objectives make trees of one objective as alike.
 
-    Objectives are dealt to the runs of each seed. The dealing that was observed is one of both. ``exact``: they are all that there are, not a
-    sample.
+    Objectives are dealt to the runs of each seed. The dealing that was observed is one of both.
+    ``exact``: they are all that there are, not a sample.
     """
 
     alike: int
@@ -158,7 +158,9 @@ def deal_objectives(table: pd.DataFrame) -> Dealt:
 def _ends(table: pd.DataFrame) -> pd.DataFrame:
     """The runs of all pairs, by seed and objective: run, objective, seed."""
     names = ["run", "objective", "seed"]
-    ends = [table[[f"{name}_{end}" for name in names]].set_axis(names, axis=1) for end in "ab"]
+    ends = []
+    for end in "ab":
+        ends.append(table[[f"{name}_{end}" for name in names]].set_axis(names, axis=1))
     runs = pd.concat(ends).drop_duplicates("run").sort_values(["seed", "objective"])
     return runs.reset_index(drop=True)
 

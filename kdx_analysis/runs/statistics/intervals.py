@@ -67,7 +67,7 @@ def _span(counts: Sequence[int]) -> str:
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over ``n`` seeds with its Student-t interval; ``low`` and ``high`` are NaN for n = 1."""
+    """A mean over ``n`` seeds with its t-interval; ``low`` and ``high`` are NaN for n = 1."""
 
     n: int
     mean: float

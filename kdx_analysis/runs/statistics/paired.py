@@ -45,7 +45,7 @@ def side_by_side(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def over_epochs(table: pd.DataFrame, over_pairs: Reduction = "mean") -> pd.DataFrame:
-    """Means over epochs of what pairs of subtasks make in each, ``over_pairs``; NaN are left out."""
+    """Means over epochs of what pairs of subtasks make in each; NaN are left out."""
     for level, reduction in (("pair", over_pairs), ("epoch", "mean")):
         names = list(table.index.names)
         if level in names:
@@ -140,7 +140,8 @@ def paired(
         confidence: of the t-interval.
 
     >>> rows = pd.MultiIndex.from_product([[0, 1], [1, 9]], names=["seed", "epoch"])
-    >>> table = pd.DataFrame({"kd": [0.1, 0.5, 0.2, 0.6], "hard": [np.nan, 0.4, np.nan, 0.4]}, index=rows)
+    >>> values = {"kd": [0.1, 0.5, 0.2, 0.6], "hard": [np.nan, 0.4, np.nan, 0.4]}
+    >>> table = pd.DataFrame(values, index=rows)
     >>> difference = paired(table, "kd", "hard")
     >>> round(difference.mean, 3), str(difference.coverage)
     (0.15, '1 of 2 epochs')

@@ -137,7 +137,7 @@ class Comparison:
         effects = dict(zip(places, self._effect_cells, strict=True))
         over = ["over"] if self._shown[2] else []
         head = ["metric", self.by, "mean", "n", *over, "null", *self._head(f"minus {self.against}")]
-        cells: list[dict[str, Any]] = self.table.to_frame().to_dict("records")  # type: ignore[assignment]
+        cells: list[dict[Any, Any]] = self.table.to_frame().to_dict("records")
         means = [Interval(cell["n"], cell["mean"], cell["low"], cell["high"]) for cell in cells]
         metrics = [cell[METRIC_AXIS] for cell in cells]
         labels, rows, named = [], [], set[str]()
@@ -162,7 +162,7 @@ class Comparison:
 
     @property
     def _shown(self) -> tuple[bool, bool, bool, bool]:
-        """Which columns an effect has: epochs where there are several, p where there are six seeds."""
+        """Which columns an effect has: epochs if there are several, p if there are six seeds."""
         differences = [effect.difference for _, effect in self._pooled]
         epochs = any(str(difference.coverage) for difference in differences)
         tested = any(difference.n >= LEAST_SEEDS for difference in differences)
@@ -268,7 +268,8 @@ def _uncompared(
         if apart and against not in empty:
             several = "epoch" in table.index.names and table.groupby("seed").size().max() > 1
             what = "seed and epoch" if several else "seed"
-            yield f"No {what} in common with {against} in {title}, so not compared: {listed(apart)}."
+            common = f"No {what} in common with {against} in {title}"
+            yield f"{common}, so not compared: {listed(apart)}."
 
 
 def _on_controls(runs: RunSet, by: str) -> Iterator[str]:

@@ -86,7 +86,9 @@ class Table:
         rows, columns = (in_order(self.cells[key]) for key in (self.rows, self.columns))
         keys = zip(self.cells[self.rows], self.cells[self.columns], strict=True)
         shown = dict(zip(keys, _shown(self.cells), strict=True))
-        cells = [tuple(shown.get((row, column), EMPTY) for column in columns) for row in rows]
+        cells = []
+        for row in rows:
+            cells.append(tuple(shown.get((row, column), EMPTY) for column in columns))
         return Grid(
             (Cell(self.rows), *(self.title(self.columns, column) for column in columns)),
             tuple((self.title(self.rows, row).in_line,) for row in rows),
@@ -230,7 +232,7 @@ def alike(groups: Sequence[str], intervals: Sequence[Interval]) -> list[int]:
 
 
 def over_seeds(table: pd.DataFrame, column: Hashable, confidence: float) -> Interval:
-    """Mean and interval of a column of :meth:`RunSet.values`, seeds counted as in :func:`by_seed`."""
+    """Mean and interval of a column of :meth:`RunSet.values`, seeds as in :func:`by_seed`."""
     return t_interval(by_seed(table[[column]])[column].to_numpy(), confidence)
 
 
@@ -270,7 +272,7 @@ def pooled(runs: RunSet, by: str) -> str:
 
 
 def _figures(runs: RunSet, metric: str, by: str) -> pd.DataFrame:
-    """One metric of one group of runs, epoch by epoch; values of ``by`` without any are left out."""
+    """One metric of one group of runs, epoch by epoch, for those values of ``by`` that have any."""
     roles = {run.role for run in runs}
     role = next(iter(roles)) if len(roles) == 1 else "explainer"
     return runs.by_epoch(metric, by=by, role=role).dropna(axis=1, how="all")
@@ -393,7 +395,7 @@ def _holds(cells: pd.DataFrame, runs: RunSet, by: str, across: str, confidence: 
 
 def _epochs(cells: pd.DataFrame, runs: RunSet) -> str:
     """Of which epochs the metrics are: the selected one, by its rule, or all that were probed."""
-    rules = {run.info.get("selection", {}).get("rule") for run in runs}
+    rules = {run.selection_rule for run in runs}
     selected = {"last": "at the last epoch", "best": "at the epoch that is best on validation"}.get(
         next(iter(rules)) if len(rules) == 1 else "", ""
     )

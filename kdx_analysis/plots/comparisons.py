@@ -36,7 +36,7 @@ def headlines_of(explainers: RunSet) -> pd.DataFrame:
         name, where = str(metric), str(split)
         by_epoch = explainers.by_epoch(name, split=where)
         values = explainers.values(name, split=where)
-        nulls = explainers.values(name, split=where, of="null")
+        nulls = explainers.values(name, split=where, column="null")
         defined = side_by_side(by_epoch).notna().groupby(["seed", "epoch"]).any()
         taken = defined.groupby("seed").sum().reindex(values.index, fill_value=0)
         columns = {"value": values, "null": nulls, "epochs": taken}

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -36,6 +36,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+C = TypeVar("C", bound=BaseModel)
 
 
 class _Config(BaseModel):
@@ -256,11 +257,17 @@ VAMSection = Annotated[
 class ProbeConfig(_Config):
     """When and on what the probes look.
 
-    ``per_class`` images of every class from train, and as many from validation; conflict at
-    ``checkpoints`` epochs spread from the first to the last; ``null_draws`` permutations for each
-    null, whose mean they give and, from 39 on, a range that one more draw falls into with 95 %;
-    ``max_memory`` bytes for the gradients that are held at once. Affinity's null is of 2 draws, its
-    mean alone.
+    ``per_class`` images of every class from train, and as many from validation; at ``checkpoints``
+    epochs spread from the first to the last; ``null_draws`` permutations for each null, whose mean
+    they give and, from 39 on, a range that one more draw falls into with 95 %; ``max_memory`` bytes
+    for the gradients that are held at once.
+
+    A section under the name of a probe holds its own options, or keys of these that are others for
+    it; ``affinity: off`` switches the probe off. Names and options are checked by the probes' room.
+
+    Attributes:
+        sections: what the study says of single probes: a mapping, or False where one is off. In a
+            study they stand beside the other keys, each under its name.
     """
 
     per_class: Count = 20
@@ -269,6 +276,47 @@ class ProbeConfig(_Config):
     null_draws: Annotated[int, Field(ge=19)] = 99
     permutations: Annotated[int, Field(ge=19)] = 999
     max_memory: Count = 2**30
+    sections: dict[str, dict[str, Any] | Literal[False]] = Field(default={}, exclude=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_sections(cls, value: Any) -> Any:
+        """Keys and values that can be a probe's go to ``sections``, so that what is left is checked
+        as any other key is.
+        """
+        if not isinstance(value, Mapping):
+            return value
+        keys = [
+            name
+            for name, item in value.items()
+            if name not in cls.shared() and (item is None or isinstance(item, bool | Mapping))
+        ]
+        # What is on without a word of its own is left out: it is the same study as without it.
+        sections = {name: dict(value[name]) for name in keys if isinstance(value[name], Mapping)}
+        sections |= {name: False for name in keys if value[name] is None or value[name] is False}
+        rest = {name: item for name, item in value.items() if name not in keys}
+        return {
+            **rest,
+            "sections": {name: sections[name] for name in keys if sections.get(name, {}) != {}},
+        }
+
+    @model_serializer(mode="wrap")
+    def _spread_sections(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {**serialize(self), **self.sections}
+
+    @classmethod
+    def shared(cls) -> tuple[str, ...]:
+        """The keys that all probes share."""
+        return tuple(name for name in cls.model_fields if name != "sections")
+
+    def with_options(self, probe: str, **options: Any) -> ProbeConfig:
+        """These settings, with ``options`` for one probe where they don't say others; one that is
+        off stays so.
+        """
+        section = self.sections.get(probe, {})
+        if section is False:
+            return self
+        return self.model_copy(update={"sections": {**self.sections, probe: options | section}})
 
 
 class StudyConfig(_Config):
@@ -278,7 +326,8 @@ class StudyConfig(_Config):
     The student is the undivided one. With ``vam`` it has the virtual attention module; where
     ``vam`` maps labels to settings (null: without), there is a student for each, with the same
     weights and images to start from. With ``explainer.phase2`` a tree grows from every explainer.
-    ``loggers`` are told of every training, epoch by epoch; they change nothing in it.
+    ``loggers`` are told of every training, epoch by epoch; they change nothing in it. ``extensions``
+    are Python files that are run first, for what they register; in YAML, paths from its own folder.
     """
 
     name: str
@@ -295,6 +344,7 @@ class StudyConfig(_Config):
     training: TrainingConfig = TrainingConfig()
     probes: ProbeConfig = ProbeConfig()
     loggers: tuple[str, ...] = ()
+    extensions: tuple[str, ...] = ()
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
 
     @model_validator(mode="after")
@@ -305,6 +355,7 @@ class StudyConfig(_Config):
             ("objective", labels),
             ("role", self.roles),
             ("logger", self.loggers),
+            ("extension", self.extensions),
         )
         for what, values in named:
             twice = sorted({str(v) for v in values if list(values).count(v) > 1})
@@ -339,10 +390,7 @@ class StudyConfig(_Config):
 
         Raises KdxError in one line, with the nearest valid keys.
         """
-        try:
-            return cls.model_validate(value)
-        except ValidationError as error:
-            raise in_one_line(error, cls, source) from None
+        return parsed(cls, value, source)
 
     @classmethod
     def load(cls, path: str | Path, overrides: Iterable[str] = ()) -> StudyConfig:
@@ -359,7 +407,9 @@ class StudyConfig(_Config):
             raise KdxError(
                 f"cannot read study {str(path)!r}: {reason}; give the path of a YAML file"
             ) from None
-        return cls.parse(_apply(_yaml(text, str(path)), overrides), source=str(path))
+        config = cls.parse(_apply(_yaml(text, str(path)), overrides), source=str(path))
+        beside = tuple(str((path.parent / name).resolve()) for name in config.extensions)
+        return config.model_copy(update={"extensions": beside})
 
     def override(self, overrides: Iterable[str]) -> StudyConfig:
         """This study with ``key=value`` overrides."""
@@ -383,6 +433,17 @@ class StudyConfig(_Config):
     def save(self, path: Path) -> None:
         """Write :meth:`to_yaml` to ``path``, whole or not at all."""
         write_text(path, self.to_yaml())
+
+
+def parsed(model: type[C], value: Mapping[str, Any], source: str) -> C:
+    """A section of a study as its ``model``; ``source`` names it in errors.
+
+    Raises KdxError in one line, with the nearest valid keys.
+    """
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise _one_line(error, model, source) from None
 
 
 def digest(value: Mapping[str, Any], length: int = 8) -> str:
@@ -450,7 +511,8 @@ def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[st
         if field is not None:
             nested = [t for t in (field.annotation, *_inner(field.annotation)) if _is_model(t)]
             here = nested[0] if nested else here
-    return [field.alias or name for name, field in here.model_fields.items()]
+    fields = here.model_fields.items()
+    return [field.alias or name for name, field in fields if not field.exclude]
 
 
 def _inner(annotation: Any) -> list[Any]:
@@ -470,8 +532,7 @@ def _dotted(location: tuple[int | str, ...]) -> str:
     return ".".join(str(part) for part in location if not branch.fullmatch(str(part)))
 
 
-def in_one_line(error: ValidationError, model: type[BaseModel], source: str) -> KdxError:
-    """Pydantic's complaint about a value for ``model`` as one sentence, with the nearest keys."""
+def _one_line(error: ValidationError, model: type[BaseModel], source: str) -> KdxError:
     problems = error.errors()
     problem = next(
         (p for p in problems if not p["type"].endswith("_type")), problems[0]

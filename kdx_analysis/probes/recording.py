@@ -145,7 +145,7 @@ class Recording(Record):
         """Mean attention into the heads, subtasks by experts, or without gates the spread of every
         activation.
         """
-        from kdx_analysis.plots.records import recording
+        from kdx_analysis.probes.drawing import recording
 
         return recording(self, ax)
 

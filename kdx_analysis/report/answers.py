@@ -16,7 +16,7 @@ from itertools import pairwise
 import pandas as pd
 
 from kdx_analysis.metrics import METRICS, asked_about, speaking_of_conflict
-from kdx_analysis.objectives import rungs
+from kdx_analysis.objectives import ladder_names
 from kdx_analysis.report.findings import (
     NO,
     NOT_MEASURED,
@@ -295,7 +295,7 @@ def _division(
     is not divided, and neither is one whose seeds some rung lacks, or that is not decided alike
     over the epochs that all rungs have.
     """
-    run = [rung.name for rung in rungs() if rung.name in labels]
+    run = [rung for rung in ladder_names() if rung in labels]
     total = [
         f
         for f in findings

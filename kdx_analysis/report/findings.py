@@ -12,7 +12,7 @@ from itertools import pairwise
 import pandas as pd
 
 from kdx_analysis.metrics import METRICS, asked_about
-from kdx_analysis.objectives import rungs
+from kdx_analysis.objectives import ladder_names, rungs
 from kdx_analysis.report.numbers import listed
 from kdx_analysis.runs import Paired, bonferroni
 from kdx_analysis.runs.statistics.paired import by_seed, paired
@@ -42,7 +42,7 @@ class Contrast:
         """Whether it sets KD against a control, so that something of KD's effect is told from the
         rest.
         """
-        return self.a == "kd" and self.b in _controls()
+        return self.a == "kd" and self.b in ladder_names()[1:]
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def contrasts(labels: Mapping[str, str]) -> tuple[Contrast, ...]:
         labels: rung (hard, hard_T, kd_flat, kd_shuffled, kd, label_smoothing) → the objective's
             label.
     """
-    run = [rung.name for rung in rungs() if rung.name in labels]
+    run = [rung for rung in ladder_names() if rung in labels]
     down = [(a, b) for b, a in pairwise(run)][::-1]
     rest = [(control, run[0]) for _, control in down[:1] if control != run[0]]
     pairs = [*down[:1], *rest, *down[1:], ("kd", "hard"), ("kd", "label_smoothing")]
@@ -154,14 +154,9 @@ def _adds(a: str, b: str) -> str:
         return "all of KD: includes temperature and softness"
     if (a, b) == ("kd", "hard_T"):
         return "everything but temperature and loss scale"
-    ladder = [rung.name for rung in rungs()]
+    ladder = ladder_names()
     between = rungs()[ladder.index(b) + 1 : ladder.index(a) + 1]
     return listed([what for rung in reversed(between) for what in rung.adds])
-
-
-def _controls() -> list[str]:
-    """The rungs above the lowest, which KD may be set against to tell its parts apart."""
-    return [rung.name for rung in rungs()[1:]]
 
 
 def verdict(effect: Paired | None, margin: float) -> str:

@@ -27,8 +27,6 @@ from kdx_analysis.runs.trees import Dealt, TreePairs, deal_objectives, tree_pair
 
 __all__ = [
     "LEAST_SEEDS",
-    "METRIC",
-    "METRICS",
     "ROLES",
     "Aggregate",
     "ArmContrast",

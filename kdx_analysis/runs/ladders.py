@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kdx_analysis.objectives import OBJECTIVES, rungs
+from kdx_analysis.objectives import OBJECTIVES, ladder_names
 from kdx_analysis.runs.runset import RunSet
 
 _SETTINGS = ("decomposition", "positive_weight", "scale_to")
@@ -39,7 +39,7 @@ def _ladder(configs: Mapping[str, Mapping[str, Any]], top: Mapping[str, Any]) ->
             settings = tuple(top)
         if all(config.get(key) == top.get(key) for key in settings):
             found.setdefault(name, label)
-    ladder = [row.name for row in rungs()]
+    ladder = ladder_names()
     beside = [name for name in OBJECTIVES if name not in ladder]
     return {name: found[name] for name in (*ladder, *beside) if name in found}
 

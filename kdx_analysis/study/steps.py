@@ -31,11 +31,11 @@ from kdx_analysis.data import Dataset
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, Tree
 from kdx_analysis.models import gates as gating
+from kdx_analysis.models.modes import undisturbed
 from kdx_analysis.models.vam import fold
-from kdx_analysis.probes.conflict.grams import undisturbed
 from kdx_analysis.probes.gates import formulas as gates
-from kdx_analysis.probes.training_probe import ExplainerProbe
-from kdx_analysis.probes.vam import VAMProbe
+from kdx_analysis.probes.training_probe import TrainingProbe
+from kdx_analysis.records import count, kind, text
 from kdx_analysis.runs import Run, environment, run_id, write_run
 from kdx_analysis.runs.run import WEIGHTS
 from kdx_analysis.training import Epoch, fabric_for, fit, reproducible, score
@@ -217,6 +217,18 @@ def grow(explainer: HME, images: Tensor, config: Phase2Config) -> HME:
     return tree.pruned()
 
 
+kind(
+    "tree",
+    "One expert or head of a tree, and the expert above it; the trunk is expert 0 of level 1.",
+    keys=(count("child_level", "from 2; L + 1 are the heads", low=2), count("child", "on it")),
+    values=(
+        count("parent", "expert on the level below"),
+        text("subtask", "of a head; '' elsewhere"),
+    ),
+    home=__name__,
+)
+
+
 def tree_record(tree: Tree) -> pd.DataFrame:
     """Columns child_level, child, parent, subtask (of the leaves, '' elsewhere); the trunk is
     expert 0 of level 1.
@@ -239,7 +251,7 @@ def _train_on(
     show: Progress,
 ) -> None:
     data, grown_from = study.dataset, None
-    probe: ExplainerProbe | VAMProbe | None = None
+    probe: TrainingProbe | None = None
     with reproducible(step.seed, config.threads):
         teacher = None if step.role == "teacher" else study.teacher(teacher_run)
         records: dict[str, pd.DataFrame] = {}
@@ -266,19 +278,16 @@ def _train_on(
                 records["tree"] = tree_record(model.tree(data.classes))
             else:
                 model = study.build(step.role, vam, step.objective.decomposition)
-            if isinstance(model, HME):
-                probe = ExplainerProbe(
-                    model.to(fabric.device),
-                    data.to(fabric.device),
-                    step.objective,
-                    study.config.probes,
-                    config.epochs,
-                    None if teacher is None else teacher.to(fabric.device),
-                )
-                callbacks.append(probe)
-            if vam is not None:
-                probe = VAMProbe(data.to(fabric.device), study.config.probes)
-                callbacks.append(probe)
+            probe = TrainingProbe(
+                step.role,
+                model.to(fabric.device),
+                data.to(fabric.device),
+                step.objective,
+                study.config.probes,
+                config.epochs,
+                None if teacher is None else teacher.to(fabric.device),
+            )
+            callbacks.append(probe)
             names = study.config.loggers if fabric.is_global_zero else ()
             params = {"study": study.config.name, **step.keys, **flatten(step.config)}
             with logged(names, step.study, study.config.name, step.path.name, params) as log:
@@ -314,7 +323,7 @@ def _train_on(
         "config": step.config,
         "selection": {"rule": config.selection, "split": "val", "epoch": epoch},
         "data": data.describe(),
-        "probe_sets": None if probe is None else probe.ids,
+        "probe_sets": (probe.ids or None) if probe is not None else None,
         "experts": list(model.experts) if isinstance(model, HME) else None,
         "grown_from": grown_from,
         "environment": environment(),

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -31,18 +32,20 @@ from kdx_analysis.config import (
 )
 from kdx_analysis.data import Dataset, load_dataset
 from kdx_analysis.errors import KdxError
+from kdx_analysis.extensions import load_all
 from kdx_analysis.models import HME, build_model, check_fits, redrawn
 from kdx_analysis.models import vam as attention
 from kdx_analysis.models.learn_to_branch import learn_to_branch
 from kdx_analysis.objectives import check_objectives
-from kdx_analysis.probes.conflict.grams import Cost
-from kdx_analysis.probes.training_probe import SPLITS, checkpoints, recording_cost, terms_of
+from kdx_analysis.probes.conflict.probe import terms_of
+from kdx_analysis.probes.contract import Cost, check_sections
+from kdx_analysis.probes.training_probe import SPLITS, training_cost
 from kdx_analysis.registry import unknown
 from kdx_analysis.report import Report
 from kdx_analysis.runs import ROLES, Run, RunSet
 from kdx_analysis.runs.run import INFO, WEIGHTS
 from kdx_analysis.study.steps import Step, train_steps
-from kdx_analysis.training import fabric_for
+from kdx_analysis.training import Callback, fabric_for
 from kdx_analysis.training.checkpoints import fingerprint, load_weights
 from kdx_analysis.training.loggers import LOGGERS, check_loggers
 from kdx_analysis.training.progress import Progress, no_progress, write_plan
@@ -72,6 +75,10 @@ class Study:
         explainer, training, probes, teacher_training: sections of the configuration, as objects or
             mappings.
         loggers: tensorboard, mlflow, wandb: what is told of every training.
+        extensions: Python files of your own metrics, objectives, probes, figures, models or data
+            sets, which are run first, here and in worker processes.
+        callbacks: called with an :class:`Epoch` and the model after every epoch of every training;
+            with several jobs, in the processes of the trainings.
         data_options: further keys of the data section, as ``{"per_class": 500}``.
 
     Raises KdxError, before any training, for whatever in them can't work.
@@ -99,8 +106,11 @@ class Study:
         teacher_training: TrainingConfig | Mapping[str, Any] | None = None,
         probes: ProbeConfig | Mapping[str, Any] | None = None,
         loggers: Sequence[str] = (),
+        extensions: Sequence[str | Path] = (),
+        callbacks: Sequence[Callback] = (),
         data_options: Mapping[str, Any] | None = None,
     ) -> None:
+        loaded = load_all(extensions)
         data_name = data.name if isinstance(data, Dataset) else str(data)
         teacher_section: dict[str, Any] = {}
         if (taught := training if teacher_training is None else teacher_training) is not None:
@@ -126,6 +136,7 @@ class Study:
             "training": _plain(training),
             "probes": _plain(probes),
             "loggers": list(loggers),
+            "extensions": [str(extension.path) for extension in loaded],
             "seeds": list(range(seeds)) if isinstance(seeds, int) else list(seeds),
         }
         self.config = StudyConfig.parse(
@@ -137,6 +148,7 @@ class Study:
             data if isinstance(data, Dataset) else None,
             teacher if isinstance(teacher, nn.Module) else None,
             None if isinstance(student, str) else student,
+            tuple(callbacks),
         )
 
     @classmethod
@@ -146,11 +158,12 @@ class Study:
 
         Raises KdxError for an objective or a logger that is not registered.
         """
+        load_all(config.extensions)
         check_names(config)
         study = cls.__new__(cls)
         study.config = config
         study.data_dir = None if data_dir is None else str(data_dir)
-        study._given = _Given(None, None, None)
+        study._given = _Given()
         return study
 
     @classmethod
@@ -236,6 +249,7 @@ class Study:
     def check(self) -> None:
         """Raise KdxError for anything that can't work, before any training."""
         check_loggers(self.config.loggers)
+        check_sections(self.config.probes)
         shape, K = self.dataset.shape, self.dataset.num_classes
         with torch.random.fork_rng():
             for vam in self.config.arms.values():
@@ -258,14 +272,9 @@ class Study:
         """
         with torch.random.fork_rng():
             model = self.build("explainer")
-        probes, K = self.config.probes, self.dataset.num_classes
         most = max(self.config.objectives, key=lambda objective: len(terms_of(objective)))
-        epochs = len(checkpoints(self.config.training_of(role).epochs, probes.checkpoints))
-        cost = Cost(0, 0, 0, 0, 0)
-        for split in SPLITS:
-            images, _ = self.dataset.probe_images(split, probes.per_class, probes.seed)
-            cost += recording_cost(model, images, K, most, probes) * epochs
-        return cost
+        epochs = self.config.training_of(role).epochs
+        return training_cost(role, model, self.dataset, most, self.config.probes, epochs)
 
     def plan(self, out: str | Path) -> list[Step]:
         """Every run of the study below ``out``, the teacher first."""
@@ -391,10 +400,12 @@ class Study:
             raise KdxError(f"{str(out)!r} is a file; choose a directory for the output")
         self.config.save(file)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {
-            key: self.__dict__[key] for key in ("config", "data_dir", "_given")
-        }  # the rest is made anew
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What another process makes the study anew from: its extensions are loaded there first,
+        since what the user handed over may be of classes that they define.
+        """
+        state = {key: self.__dict__[key] for key in ("config", "data_dir", "_given")}
+        return _restored, (self.config.extensions, pickle.dumps(state))
 
 
 @dataclass(frozen=True)
@@ -404,6 +415,15 @@ class _Given:
     data: Dataset | None = None
     teacher: nn.Module | None = None
     student: nn.Module | None = None
+    callbacks: tuple[Callback, ...] = ()
+
+
+def _restored(extensions: tuple[str, ...], state: bytes) -> Study:
+    """A study in another process."""
+    load_all(extensions)
+    study = Study.__new__(Study)
+    study.__dict__.update(pickle.loads(state))
+    return study
 
 
 def ready_studies() -> dict[str, Path]:

@@ -43,8 +43,7 @@ WITHIN_SEED = 0.2
 
 
 def validate(studies: int = STUDIES, values: int = coverage.VALUES) -> Outcome:
-    """Ranges of nulls, claims of studies without any effect, and objectives that are equal but not
-    at every epoch.
+    """Check ranges of nulls and the report's claims on data without any effect.
 
     - Coverage: how often a fresh draw of a null lies in the range that is printed of it.
     - Claims: ``studies`` in which all objectives have one distribution, with the digits study's
@@ -76,8 +75,9 @@ def _done(job: Callable[[], list[Row]]) -> list[Row]:
 
 
 def null_studies(studies: int, seeds: int, seed: int = 0) -> Iterator[dict[str, pd.DataFrame]]:
-    """Studies in which no objective does anything: metric → seeds by rungs, as :func:`answer` takes
-    them.
+    """Studies in which no objective does anything: metric → seeds by rungs.
+
+    :func:`answer` takes them so.
     """
     rng = np.random.default_rng(seed)
     metrics = np.linalg.cholesky(CORRELATIONS)
@@ -122,8 +122,9 @@ def _claims(studies: int, seeds: int) -> list[Row]:
 
 
 def _missing_epochs(studies: int) -> list[Row]:
-    """Equal objectives of which one is undefined at the first epoch, where both are far below what
-    they are later.
+    """Equal objectives of which one is undefined at the first epoch.
+
+    There both are far below what they are later.
     """
     rng = np.random.default_rng(1)
     levels, epochs = np.array([0.0, 0.3, 0.6, 0.9]), (1, 9, 16, 24)

@@ -16,56 +16,64 @@ from kdx_analysis.drawing.style import (
     drawing,
     heading,
     plain,
-    styled,
     wrapped,
 )
-from kdx_analysis.plots.figure import Drawn, Figure
+from kdx_analysis.plots.figure import Drawn, figure, students_of_arms
 from kdx_analysis.plots.looks import look
 from kdx_analysis.runs import RunSet, arm_contrasts, t_interval
-from kdx_analysis.runs import arms as arms_of
+
+_COLUMNS = ["student", "objective", "vam", "reference", "seed", "value", "n"]
 
 
-def _arms_data(runs: RunSet) -> pd.DataFrame:
-    """Columns student, objective, vam (the arm), reference (arms differ from it), seed, value
-    (share right), n.
+def _table(students: RunSet) -> pd.DataFrame:
+    """One row per run.
+
+    Columns student, objective, vam (the arm), reference (arms differ from it), seed, value (share
+    right), n.
     """
-    found = arms_of(runs)
     frames = [
-        of_student.to_frame().query("metric == 'accuracy'").assign(student=student)
-        for student, of_student in sorted(found.group("model").items())
+        runs.to_frame().query("metric == 'accuracy'").assign(student=student)
+        for student, runs in sorted(students.group("model").items())
     ]
-    frame = pd.concat(frames, ignore_index=True).assign(reference=arm_contrasts(found)[0].b)
-    return frame[["student", "objective", "vam", "reference", "seed", "value", "n"]]
+    frame = pd.concat(frames, ignore_index=True).assign(reference=arm_contrasts(students)[0].b)
+    return frame[_COLUMNS]
 
 
-@styled
-def _draw_arms(data: pd.DataFrame, width: Width = "page") -> Drawn:
+@figure(
+    title="VAM: accuracy under every arm, pair by pair",
+    caption="Test accuracy of every student under every arm, thin lines joining the runs of one "
+    "seed, which start with the same weights and see the same images in the same order; beside it "
+    "the paired differences from the first arm with their 95 % t-interval (none with one seed), "
+    "not corrected for several comparisons; they hold for the runs' own teacher and split.",
+    table=_table,
+    wants=students_of_arms,
+)
+def arms(data: pd.DataFrame, width: Width = "page") -> Drawn:
     panels = list(data.groupby(["student", "objective"], sort=False))
-    arms = list(dict.fromkeys(data["vam"]))
-    figure = drawing(width, 0.7 + 2.0 * len(panels))
-    axes = figure.subplots(len(panels), 2, squeeze=False, sharex="col", width_ratios=(3, 2))
+    names = list(dict.fromkeys(data["vam"]))
+    canvas = drawing(width, 0.7 + 2.0 * len(panels))
+    axes = canvas.subplots(len(panels), 2, squeeze=False, sharex="col", width_ratios=(3, 2))
+    wide = canvas.get_figwidth() / 2 - 0.4
     for (left, right), ((student, objective), of_panel) in zip(axes, panels, strict=True):
-        table = 100 * of_panel.pivot(index="seed", columns="vam", values="value").reindex(
-            columns=arms
-        )
+        table = 100 * of_panel.pivot(index="seed", columns="vam", values="value")
+        table = table.reindex(columns=names)
         colour = look(str(objective)).colour
         _accuracies(left, table, colour)
-        wide = figure.get_figwidth() / 2 - 0.4
         left.set_title(wrapped(plain(f"{student}, {objective}"), wide), loc="left")
         reference = of_panel["reference"].iloc[0]
-        others = [arm for arm in arms if arm != reference]
+        others = [arm for arm in names if arm != reference]
         _differences(right, table[others].sub(table[reference], axis=0), colour)
         right.set_title(wrapped(plain(f"difference from {reference}"), wide), loc="left")
-    name_places(axes[-1, 0], {str(arm): float(place) for place, arm in enumerate(arms)})
+    name_places(axes[-1, 0], {str(arm): float(place) for place, arm in enumerate(names)})
     axes[-1, 1].set_xlabel("percentage points")
     seeds = counted(of_panel.groupby("vam")["seed"].nunique().min() for _, of_panel in panels)
     tested = ", ".join(str(n) for n in sorted(data["n"].unique()))
     heading(
-        figure,
+        canvas,
         f"n = {seeds} per arm, {tested} test images · points: seeds · bar: mean · line: 95 % "
         "t-interval",
     )
-    return figure, axes
+    return canvas, axes
 
 
 def _accuracies(ax: Axes, table: pd.DataFrame, colour: str) -> None:
@@ -112,15 +120,3 @@ def _differences(ax: Axes, table: pd.DataFrame, colour: str) -> None:
     ax.set_yticks(range(table.shape[1]), [plain(arm) for arm in table])
     ax.set_ylim(table.shape[1] - 0.5, -0.5)
     ax.locator_params(axis="x", nbins=5)
-
-
-arms = Figure(
-    "arms",
-    "VAM: accuracy under every arm, pair by pair",
-    "Test accuracy of every student under every arm, thin lines joining the runs of one seed, "
-    "which start with the same weights and see the same images in the same order; beside it the "
-    "paired differences from the first arm with their 95 % t-interval (none with one seed), not "
-    "corrected for several comparisons; they hold for the runs' own teacher and split.",
-    _arms_data,
-    _draw_arms,
-)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.patches import Rectangle
 
-from kdx_analysis.drawing.classes import LINE, name_classes, pitch, routed_clusters, unnamed
+from kdx_analysis.drawing.classes import LINE, name_classes, pitch, unnamed
 from kdx_analysis.drawing.style import (
     COLUMNS,
     GREY,
@@ -18,15 +18,14 @@ from kdx_analysis.drawing.style import (
     drawing,
     heading,
     in_order,
-    one_run,
     panels,
     plain,
-    styled,
     wrapped,
 )
 from kdx_analysis.errors import KdxError
-from kdx_analysis.plots.figure import Drawn, Figure, explainers, of_first_seed
+from kdx_analysis.plots.figure import Drawn, explainers, figure
 from kdx_analysis.plots.looks import look
+from kdx_analysis.plots.routing import first_seed, one_run, routed_clusters
 from kdx_analysis.runs import Run, RunSet
 
 _GAPS = 0.2  # of the height, between the experts of a level
@@ -34,34 +33,39 @@ _WIDE = 0.05  # of a node, in levels
 
 Span = tuple[float, float]
 
+_COLUMNS = [
+    "objective",
+    "seed",
+    "epoch",
+    "level",
+    "heads",
+    "source",
+    "row",
+    "target",
+    "mass",
+    "even",
+]
+
 
 def _stages(run: Run) -> pd.DataFrame:
-    """Mass that flows from every subtask and expert to every expert one level nearer to the image,
-    at most 1 a level.
+    """Mass that flows from every subtask and expert to every expert one level nearer the image.
+
+    It is at most 1 a level.
 
     Gates that read the input are composed per sample, so of them only the last gates' mean is a
     flow.
     """
-    gates = run.record("gates")
-    gates = gates[gates["epoch"] == run.selected_epoch]
-    paths = run.record("pathways")
-    paths = paths[paths["epoch"] == run.selected_epoch]
+    gates, paths = run.at_selected("gates"), run.at_selected("pathways")
     use = paths.groupby(["level", "expert"])["effective"].mean()
     heads = int(gates["level"].max())
     stages = []
     for level, rows in gates.groupby("level"):
         several = rows["parent"].nunique() > 1
         if several and (level == heads or "gates_by_class" not in run.kinds):
-            carried = (
-                1 / rows["child_index"].nunique()
-                if level == heads
-                else rows["child_index"].map(use[level])
-            )
-            stages.append(
-                rows.assign(
-                    heads=level == heads, mass=carried * rows["effective"], source_mass=carried
-                )
-            )
+            index = rows["child_index"]
+            carried = 1 / index.nunique() if level == heads else index.map(use[level])
+            mass = carried * rows["effective"]
+            stages.append(rows.assign(heads=level == heads, mass=mass, source_mass=carried))
     if not stages:
         raise KdxError(
             "no gate has a choice, every level has one expert; give the explainers more experts"
@@ -69,53 +73,50 @@ def _stages(run: Run) -> pd.DataFrame:
     return pd.concat(stages).assign(objective=run.objective, seed=run.seed)
 
 
-def _flow_data(runs: RunSet) -> pd.DataFrame:
+def _table(explainers: RunSet) -> pd.DataFrame:
     """One row per source and target, a source's targets being experts of the level below it.
 
     Columns objective, seed, epoch, level (of the source), heads, source, row (of a subtask's, in
     clustered order, else the expert's index), target, mass (shares of all subtasks), even (what
     even attention would make of it).
     """
-    frame = pd.concat([_stages(run) for run in of_first_seed(runs)], ignore_index=True)
-    rows = {k: row for row, k in enumerate(routed_clusters(explainers(runs)).order)}
+    frame = pd.concat([_stages(run) for run in first_seed(explainers)], ignore_index=True)
+    rows = {k: row for row, k in enumerate(routed_clusters(explainers).order)}
     frame["row"] = frame["child_index"].where(~frame["heads"], frame["child_index"].map(rows))
-    frame["even"] = frame["source_mass"] / frame.groupby(["objective", "level"])[
-        "parent"
-    ].transform("nunique")
+    experts = frame.groupby(["objective", "level"])["parent"].transform("nunique")
+    frame["even"] = frame["source_mass"] / experts
     frame = frame.rename(columns={"child": "source", "parent": "target"})
-    columns = [
-        "objective",
-        "seed",
-        "epoch",
-        "level",
-        "heads",
-        "source",
-        "row",
-        "target",
-        "mass",
-        "even",
-    ]
-    return frame[columns].reset_index(drop=True)
+    return frame[_COLUMNS].reset_index(drop=True)
 
 
-@styled
-def _draw_flow(data: pd.DataFrame, width: Width = "page") -> Drawn:
+@figure(
+    title="How features flow to every subtask",
+    caption="Pathways of effective attention A of one seed at the selected epoch, from the experts "
+    "on the left to the subtasks on the right: a band is as high as the share of all subtasks' "
+    "features that pass it, a node as high as the expert's use; darker, the strongest parent of "
+    "each. Subtasks stand in the order of the gates' figure, experts where few bands cross, with "
+    "their index (numbers mean nothing across seeds, so flows are never averaged over them). "
+    "Levels with a single expert are left out. Of gates that read the input only the last are "
+    "drawn, since their pathways are composed per sample. Even attention would send every band 1/N "
+    "of its source, which stands in the data.",
+    table=_table,
+    wants=explainers,
+    follows="gates",
+)
+def flow(data: pd.DataFrame, width: Width = "page") -> Drawn:
     objectives = in_order(data["objective"])
     names = data[data["heads"]].drop_duplicates("row").sort_values("row")["source"].tolist()
     rows = -(-len(objectives) // COLUMNS[width])
     columns = -(-len(objectives) // rows)
     row = pitch(len(names), min(5.8, 8.0 / rows - 0.6))
     height = max(1.3, row * len(names))
-    figure = drawing(width, 0.7 + rows * (height + 0.6))
-    axes = panels(figure, len(objectives), columns)
+    canvas = drawing(width, 0.7 + rows * (height + 0.6))
+    axes = panels(canvas, len(objectives), columns)
+    wide = canvas.get_figwidth() / columns
     step = 1
     for i, (ax, objective) in enumerate(zip(axes, objectives, strict=True)):
         _draw_one(ax, data[data["objective"] == objective], look(objective).colour, height)
-        ax.set_title(
-            wrapped(plain(objective), figure.get_figwidth() / columns),
-            fontweight="bold",
-            loc="left",
-        )
+        ax.set_title(wrapped(plain(objective), wide), fontweight="bold", loc="left")
         if i % columns == columns - 1 or i == len(objectives) - 1:
             ax.yaxis.tick_right()
             letters = 24 if width == "page" else 12
@@ -123,11 +124,9 @@ def _draw_flow(data: pd.DataFrame, width: Width = "page") -> Drawn:
             ax.tick_params(axis="y", length=0)
         else:
             ax.set_yticks([])
-    heading(
-        figure,
-        " · ".join(filter(None, [one_run(data), "darker: to the strongest parent", unnamed(step)])),
-    )
-    return figure, axes
+    parts = [one_run(data), "darker: to the strongest parent", unnamed(step)]
+    heading(canvas, " · ".join(filter(None, parts)))
+    return canvas, axes
 
 
 def _draw_one(ax: Axes, data: pd.DataFrame, colour: str, inches: float) -> None:
@@ -186,25 +185,16 @@ def _bands(
     K: int,
     colour: str,
 ) -> None:
-    """Bands between a level and the one below, stacked at each end in the order of the other end."""
+    """Bands between a level and the one below, at each end in the order of the other end."""
     place = {node: i for i, node in enumerate(targets)}
     rank = {row: i for i, row in enumerate(sources)}
-    stage = stage.assign(
-        at=stage["target"].map(place),
-        of=stage["row"].map(rank),
-        high=(1 - _GAPS) * K * stage["mass"],
-    )
-    stage = stage.sort_values(["of", "at"])
-    leaves = (
-        stage["row"].map(lambda row: sources[row][0])
-        + stage.groupby("row")["high"].cumsum()
-        - stage["high"]
-    )
-    enters = (
-        stage["target"].map(lambda node: targets[node][0])
-        + stage.groupby("target")["high"].cumsum()
-        - stage["high"]
-    )
+    high = (1 - _GAPS) * K * stage["mass"]
+    ends = {"at": stage["target"].map(place), "from": stage["row"].map(rank), "high": high}
+    stage = stage.assign(**ends).sort_values(["from", "at"])
+    tops = stage["row"].map({row: top for row, (top, _) in sources.items()})
+    leaves = tops + stage.groupby("row")["high"].cumsum() - stage["high"]
+    tops = stage["target"].map({expert: top for expert, (top, _) in targets.items()})
+    enters = tops + stage.groupby("target")["high"].cumsum() - stage["high"]
     strongest = stage["mass"] == stage.groupby("row")["mass"].transform("max")
     step = np.linspace(0, 1, 20)
     ease = step**2 * (3 - 2 * step)
@@ -215,11 +205,8 @@ def _bands(
             enters[chosen], leaves[chosen], stage.loc[chosen, "high"], strict=True
         ):
             upper = start + (end - start) * ease
-            bands.append(
-                np.concatenate(
-                    [np.column_stack([x, upper]), np.column_stack([x, upper + high])[::-1]]
-                )
-            )
+            edges = [np.column_stack([x, upper]), np.column_stack([x, upper + high])[::-1]]
+            bands.append(np.concatenate(edges))
         ax.add_collection(
             PolyCollection(
                 bands, facecolors=colour, alpha=alpha, linewidths=0, rasterized=len(stage) > 200
@@ -240,19 +227,3 @@ def _nodes(ax: Axes, level: int, spans: Mapping[int, Span], colour: str) -> None
                 linewidth=0.2,
             )
         )
-
-
-flow = Figure(
-    "flow",
-    "How features flow to every subtask",
-    "Pathways of effective attention A of one seed at the selected epoch, from the experts on the "
-    "left to the subtasks on the right: a band is as high as the share of all subtasks' features "
-    "that pass it, a node as high as the expert's use; darker, the strongest parent of each. "
-    "Subtasks stand in the order of the gates' figure, experts where few bands cross, with their "
-    "index (numbers mean nothing across seeds, so flows are never averaged over them). Levels with "
-    "a single expert are left out. Of gates that read the input only the last are drawn, since "
-    "their pathways are composed per sample. Even attention would send every band 1/N of its "
-    "source, which stands in the data.",
-    _flow_data,
-    _draw_flow,
-)

@@ -532,8 +532,7 @@ def _dotted(location: tuple[int | str, ...]) -> str:
     return ".".join(str(part) for part in location if not branch.fullmatch(str(part)))
 
 
-def in_one_line(error: ValidationError, model: type[BaseModel], source: str) -> KdxError:
-    """Pydantic's complaint about a value for ``model`` as one sentence, with the nearest keys."""
+def _one_line(error: ValidationError, model: type[BaseModel], source: str) -> KdxError:
     problems = error.errors()
     problem = next(
         (p for p in problems if not p["type"].endswith("_type")), problems[0]

@@ -8,6 +8,7 @@ from kdx_analysis.objectives.contract import (
     Row,
     check_objectives,
     distiller,
+    ladder_names,
     rungs,
     target,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "Row",
     "check_objectives",
     "distiller",
+    "ladder_names",
     "one_vs_rest_margins",
     "rungs",
     "scale_to",

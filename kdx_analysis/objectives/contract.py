@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from kdx_analysis.config import ObjectiveConfig, in_one_line
+from kdx_analysis.config import ObjectiveConfig, parsed
 from kdx_analysis.errors import KdxError
 from kdx_analysis.objectives.losses import cross_entropy, cuts, divergence
 from kdx_analysis.registry import Registry, home
@@ -257,6 +257,11 @@ def rungs() -> tuple[Row, ...]:
     return tuple(row for row in OBJECTIVES.values() if row.rung)
 
 
+def ladder_names() -> tuple[str, ...]:
+    """The names of the ladder's rungs, from the lowest."""
+    return tuple(row.name for row in rungs())
+
+
 def check_objectives(configs: Sequence[ObjectiveConfig], source: str = "objectives") -> None:
     """Raise KdxError for a name that is not registered, or options that its objective has not.
 
@@ -272,15 +277,10 @@ def check_objectives(configs: Sequence[ObjectiveConfig], source: str = "objectiv
 
 def options_of(config: ObjectiveConfig, options: type[Options]) -> Options:
     """The options of an objective as its distiller reads them; KdxError for what they can't be."""
-    try:
-        return options.model_validate(config.options)
-    except ValidationError as error:
-        if not options.model_fields:
-            given = ", ".join(map(repr, config.options))
-            raise KdxError(
-                f"objective {config.name!r} has no options; take {given} out of its options"
-            ) from None
-        raise in_one_line(error, options, f"options of objective {config.name!r}") from None
+    if config.options and not options.model_fields:
+        given = ", ".join(map(repr, config.options))
+        raise KdxError(f"objective {config.name!r} has no options; take {given} out of its options")
+    return parsed(options, config.options, f"options of objective {config.name!r}")
 
 
 def _called(function: Target, replaced: Tensor, batch: Batch, config: ObjectiveConfig) -> Tensor:

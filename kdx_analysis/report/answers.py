@@ -285,10 +285,12 @@ def _subject(main: Contrast) -> str:
         return "the teacher's knowledge of the classes"
     if main.b == "kd_flat":
         return "the teacher's class structure together with unevenness (kd_shuffled was not run)"
-    return (
-        "everything in KD but temperature and loss scale (neither kd_shuffled nor kd_flat was run, "
-        "so softness is not told from knowledge of the classes)"
-    )
+    if main.b == "hard_T":
+        return (
+            "everything in KD but temperature and loss scale (neither kd_shuffled nor kd_flat was "
+            "run, so softness is not told from knowledge of the classes)"
+        )
+    return f"what {main.a} adds to the control {main.b} ({main.adds})"
 
 
 def _gate_sentence(asked: Sequence[Finding]) -> str:

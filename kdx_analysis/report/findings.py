@@ -165,50 +165,6 @@ def _adds(a: str, b: str) -> str:
     return listed(added)
 
 
-def verdict(self) -> str:
-        """What may be quoted."""
-        return self.quotable.verdict
-
-    def meaning(self) -> str:
-        """What the change of the metric means, in words."""
-        assert self.effect is not None
-        after, before = self.effect.levels
-        return METRICS[self.metric].meaning(before, after)
-
-
-def contrasts(labels: Mapping[str, str]) -> tuple[Contrast, ...]:
-    """What to compare, given the rungs that were run.
-
-    KD against its nearest control, that control against hard, then neighbours on the way down the
-    ladder, then KD against hard and against label smoothing.
-
-    Args:
-        labels: rung (hard, hard_T, kd_flat, kd_shuffled, kd, label_smoothing) → the objective's
-            label.
-    """
-    run = [name for name in ladder_names() if name in labels]
-    down = [(a, b) for b, a in pairwise(run)][::-1]
-    rest = [(control, run[0]) for _, control in down[:1] if control != run[0]]
-    pairs = [*down[:1], *rest, *down[1:], ("kd", "hard"), ("kd", "label_smoothing")]
-    return tuple(
-        Contrast(a, b, f"{labels[a]} − {labels[b]}", _adds(a, b))
-        for a, b in dict.fromkeys(pairs)
-        if a in labels and b in labels
-    )
-
-
-def _adds(a: str, b: str) -> str:
-    if b == "label_smoothing":
-        return "includes temperature and softness"
-    if (a, b) == ("kd", "hard"):
-        return "all of KD: includes temperature and softness"
-    if (a, b) == ("kd", "hard_T"):
-        return "everything but temperature and loss scale"
-    return listed(
-        [what for rung in LADDER[LADDER.index(a) : LADDER.index(b) : -1] for what in _ADDS[rung]]
-    )
-
-
 def verdict(effect: Paired | None, margin: float) -> str:
     """What an interval decides.
 

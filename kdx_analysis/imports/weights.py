@@ -92,15 +92,17 @@ def import_weights(
         }
         info = foreign_info(stated, settings, source, data.describe())
         refuse_taken([(weights.name, info)], Path(out))
-        choices = (
+        taught_outputs = (
             {}
             if taught is None
-            else {s.name: predict(taught, s, data).argmax(1) for s in (data.val, data.test)}
+            else {s.name: predict(taught, s, data) for s in (data.val, data.test)}
         )
         rows = [
             row
             for split in (data.val, data.test)
-            for row in score(net, split, data, stated["decomposition"], choices.get(split.name))
+            for row in score(
+                net, split, data, stated["decomposition"], taught_outputs.get(split.name)
+            )
         ]
         probe = _probe(net, data, stated, config)
         probe(Epoch(0, 0, 0.0, 0.0, None, None), net)

@@ -1,10 +1,9 @@
-"""torchvision on any build of torch. Import this before anything that imports torchvision (timm
-does).
+"""torchvision on any build of torch.
 
-torchvision registers shape functions for its compiled operators when it is imported. Beside a torch
-that they were not compiled for, the operators are missing and that import fails, although
-transforms, data sets and models need none of them. Declaring the two schemas is enough. Where the
-operators load, nothing happens here.
+Import this before anything that imports torchvision (timm does). torchvision registers shape
+functions for its compiled operators when it is imported. Beside a torch that they were not compiled
+for, the operators are missing and that import fails, although transforms, data sets and models need
+none of them. Declaring the two schemas is enough. Where the operators load, nothing happens here.
 """
 
 from __future__ import annotations

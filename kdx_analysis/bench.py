@@ -26,11 +26,11 @@ def bench_vam(
     precisions: Sequence[str] = PRECISIONS,
     model: str = "wrn_16_2",
 ) -> pd.DataFrame:
-    """Time a training step with VAM (its entropy penalty included) and inference after folding
-    against the plain model.
+    """Time a training step with VAM, and inference after folding, against the plain model.
 
-    Contestants take turns, so that a machine that slows down slows all of them. A second copy of
-    the plain model is among them: its ratio, 1 but for noise, is the null of the others.
+    The step includes the entropy penalty. Contestants take turns, so that a machine that slows down
+    slows all of them. A second copy of the plain model is among them: its ratio, 1 but for noise,
+    is the null of the others.
 
     Args:
         rounds: timings of each contestant, after two that do not count.

@@ -16,9 +16,7 @@ import pandas as pd
 
 @contextmanager
 def staged_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; it takes the name of ``path`` only if the body
-    succeeds.
-    """
+    """Yield a temporary path beside ``path``, which becomes ``path`` if the body succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     os.close(handle)

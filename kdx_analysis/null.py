@@ -1,5 +1,4 @@
-"""What a null says: the range that a fresh draw of it falls into, and the p-value of a value beside
-it.
+"""What a null says: the range of a fresh draw of it, and the p-value of a value beside it.
 
 Every null of the package is drawn where its own model or table is known, and read here, in float64.
 Axes: R draws in front, the axes of the value behind them.
@@ -29,8 +28,7 @@ _ENDS = (0.025, 0.975)
 
 
 def beside(draws: ArrayLike | Tensor) -> dict[str, np.ndarray]:
-    """What stands beside a value: its null's mean, the range that holds a fresh draw with 95 %, and
-    draws left out.
+    """A null's mean, the range that holds a fresh draw with 95 %, and draws left out.
 
     The ends are the order statistics at .025 (R + 1) and .975 (R + 1), between two draws by linear
     interpolation (Weibull's plotting positions; type 6 of Hyndman & Fan, Sample quantiles in
@@ -67,7 +65,7 @@ def beside_one(draws: ArrayLike | Tensor) -> dict[str, float]:
 
 
 def with_value(values: ArrayLike | Tensor) -> dict[str, float]:
-    """A value and what stands beside it: the first of ``values`` is the value, the others are draws of its null.
+    """A value, the first of ``values``, and what stands beside it: the others are its null's draws.
 
     >>> with_value([7, 1, 3])["value"], with_value([7, 1, 3])["null_mean"]
     (7.0, 2.0)
@@ -77,11 +75,11 @@ def with_value(values: ArrayLike | Tensor) -> dict[str, float]:
 
 
 def as_extreme(value: ArrayLike | Tensor, draws: ArrayLike | Tensor, side: Side) -> np.ndarray:
-    """Which draws, R×…, are at least as extreme as the value, …: not below it (``greater``), not
-    above it (``less``).
+    """Which draws, R×…, are at least as extreme as the value, ….
 
-    A draw that differs from the value by rounding alone counts, and so does one that is NaN:
-    nothing says that it is less extreme.
+    That is, not below it (``greater``) or not above it (``less``). A draw that differs from the
+    value by rounding alone counts, and so does one that is NaN: nothing says that it is less
+    extreme.
     """
     value, draws = _array(value), _array(draws)
     sign = 1 if side == "greater" else -1
@@ -89,12 +87,11 @@ def as_extreme(value: ArrayLike | Tensor, draws: ArrayLike | Tensor, side: Side)
 
 
 def p_value(value: ArrayLike | Tensor, draws: ArrayLike | Tensor, side: Side) -> np.ndarray:
-    """p = (1 + #{draws at least as extreme as the value})/(1 + R), in (0, 1]; NaN where the value
-    is.
+    """p = (1 + #{draws at least as extreme as the value})/(1 + R), in (0, 1].
 
-    Where the value is one more draw of the null, p ≤ q with a chance of at most q, and of exactly q
-    where q (1 + R) is whole and no draws tie (Phipson & Smyth 2010, Permutation P-values should
-    never be zero).
+    It is NaN where the value is. Where the value is one more draw of the null, p ≤ q with a chance
+    of at most q, and of exactly q where q (1 + R) is whole and no draws tie (Phipson & Smyth 2010,
+    Permutation P-values should never be zero).
 
     >>> p_value(3, [1, 2, 3, 4], "greater").item(), p_value(0, [1, 2, 3, 4], "less").item()
     (0.6, 0.2)
@@ -123,8 +120,9 @@ def shown(low: float, high: float, number: Callable[[float], str] = "{:.2f}".for
 
 
 def legend(lows: ArrayLike) -> str:
-    """What grey bars show, given the lower ends of the ranges of all that is drawn, NaN where there
-    is none.
+    """What grey bars show, given the lower ends of all ranges that are drawn.
+
+    An end is NaN where there is no range.
 
     >>> legend([0.1, 0.2]), legend([float("nan")])
     ('grey: 95 % of its null', 'no null has a range (from 39 draws)')
@@ -138,8 +136,9 @@ def legend(lows: ArrayLike) -> str:
 
 
 def _order_statistic(ordered: np.ndarray, count: np.ndarray, end: float) -> np.ndarray:
-    """The one at ``end`` (count + 1) of the first ``count`` of each column; NaN where they are too
-    few for a range.
+    """The one at ``end`` (count + 1) of the first ``count`` draws of each column.
+
+    It is NaN where they are too few for a range.
     """
     place = np.where(count < LEAST_DRAWS, 1, end * (count + 1)) - 1
     before = np.floor(place).astype(int)
@@ -160,8 +159,7 @@ def _at(ordered: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def _scale(value: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """What rounding is measured against, R×…: the larger of value and draw, and of half of the
-    draws.
+    """What rounding is measured against, R×…: the largest of value, draw and the draws' median.
 
     A value that cancels to nothing, as a correlation does, is rounded at the size of others; one
     outlier is not asked.

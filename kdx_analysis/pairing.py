@@ -8,13 +8,12 @@ import pandas as pd
 
 
 def shared(table: pd.DataFrame, within: Sequence[str]) -> pd.DataFrame:
-    """``table`` with NaN in the rows that some column of the group lacks, so that means of columns
-    are over one set.
+    """``table`` with NaN in the rows that some column of the group lacks.
 
-    A value that is missing because of what is compared, as 0/0 under one objective alone, so takes
-    its row from all columns. A column that has no value in a group, as of a run that is missing,
-    asks nothing there; and where no row of a group has all columns, each keeps its own: means of
-    that group are not over one set, as their counts show.
+    Means of its columns are then over one set. A value that is missing because of what is compared,
+    as 0/0 under one objective alone, so takes its row from all columns. A column that has no value
+    in a group, as of a run that is missing, asks nothing there; and where no row of a group has all
+    columns, each keeps its own: means of that group are not over one set, as their counts show.
 
     Args:
         table: observations (rows) by what is compared (columns).

@@ -1,4 +1,4 @@
-"""Data sets as tensors with class names and splits: the registry of named ones, and image folders."""
+"""Data sets as tensors with class names and splits: named ones, and image folders."""
 
 from __future__ import annotations
 
@@ -26,11 +26,10 @@ def load_dataset(
     size: int | None = None,
     max_memory: int = 2 * 2**30,
 ) -> Dataset:
-    """The data set of that ``name``, or the image folder at that path, with validation held out of
-    train.
+    """The data set of that ``name``, or the image folder at that path.
 
-    A Path is a folder; so is a string that is not registered and has a path separator or names a
-    directory.
+    Validation is held out of train. A Path is a folder; so is a string that is not registered and
+    has a path separator or names a directory.
 
     - ``data_dir``: where named data sets lie; by default $KDX_DATA, else ./data.
     - ``per_class``: so many training images of each class, drawn before validation is held out of
@@ -63,8 +62,8 @@ def load_dataset(
     train = source.train if per_class is None else _take(source, per_class, split_seed)
     val = source.val
     if val is None:
-        rest, held = stratified_indices(train.labels, val_fraction, split_seed)
-        train, val = train.subset(rest), replace(train.subset(held), name="val")
+        rest, held_out = stratified_indices(train.labels, val_fraction, split_seed)
+        train, val = train.subset(rest), replace(train.subset(held_out), name="val")
     test = source.test
     if from_folder:
         train, val, test = decoded_within([train, val, test], max_memory)

@@ -1,8 +1,7 @@
-"""Weights that were trained elsewhere as a run: scored and probed here, since nothing else is known
-of them.
+"""Weights that were trained elsewhere as a run: scored and probed here.
 
-They have no gates. What can be measured is accuracy, agreement with a teacher, conflict of
-one-vs-rest losses and what the subtasks claim.
+Nothing else is known of them. They have no gates. What can be measured is accuracy, agreement with
+a teacher, conflict of one-vs-rest losses and what the subtasks claim.
 """
 
 from __future__ import annotations
@@ -63,16 +62,7 @@ def import_weights(
         KdxError: before anything is written, for weights that don't fit the model or the data.
     """
     weights, config = Path(weights), probes or ProbeConfig()
-    stated = run_keys(Names({"decomposition": "multiclass", **keys}), {}, data.name, weights.name)
-    if stated["role"] not in ("teacher", "student"):
-        raise KdxError(
-            f"weights can be a student's or a teacher's; of role {stated['role']!r} a run needs "
-            "its records"
-        )
-    if stated["decomposition"] not in ("multiclass", "binary"):
-        raise KdxError(
-            f"decomposition is {stated['decomposition']!r}; it must be multiclass or binary"
-        )
+    stated = _stated(keys, weights, data)
     with reproducible(config.seed, torch.get_num_threads()):
         net = _with_weights(model, weights, data)
         taught = None if teacher is None else _teacher(teacher, data)
@@ -84,26 +74,14 @@ def import_weights(
             "left_out": [],
             "unknown": ["images trained on", "training", "epoch of the figures", "selection"],
         }
-        name = model if isinstance(model, str) else type(model).__name__
         settings = {
-            "model": name,
+            "model": model if isinstance(model, str) else type(model).__name__,
             "data": {"name": data.name},
             "probes": config.model_dump(mode="json"),
         }
         info = foreign_info(stated, settings, source, data.describe())
         refuse_taken([(weights.name, info)], Path(out))
-        taught_outputs = (
-            {}
-            if taught is None
-            else {s.name: predict(taught, s, data) for s in (data.val, data.test)}
-        )
-        rows = [
-            row
-            for split in (data.val, data.test)
-            for row in score(
-                net, split, data, stated["decomposition"], taught_outputs.get(split.name)
-            )
-        ]
+        scores = _scores(net, taught, stated["decomposition"], data)
         probe = _probe(net, data, stated, config)
         probe(Epoch(0, 0, 0.0, 0.0, None, None), net)
     info |= {
@@ -111,7 +89,7 @@ def import_weights(
         "probe_sets": probe.ids,
         "environment": environment(),
     }
-    records = {"metrics": pd.DataFrame(rows).assign(epoch=0), **probe.tables()}
+    records = {"metrics": scores.assign(epoch=0), **probe.tables()}
     return write_run(Path(out) / info["id"], info, records, net)
 
 
@@ -124,6 +102,32 @@ def _probe(
     )
     quick = ProbeConfig.model_validate({**config.model_dump(), "affinity": False})
     return TrainingProbe(stated["role"], net, data, objective, quick, 0, finished=True)
+
+
+def _stated(keys: Mapping[str, Any], weights: Path, data: Dataset) -> dict[str, Any]:
+    """The run's keys; KdxError where weights can have no such role or decomposition."""
+    stated = run_keys(Names({"decomposition": "multiclass", **keys}), {}, data.name, weights.name)
+    if stated["role"] not in ("teacher", "student"):
+        raise KdxError(
+            f"weights can be a student's or a teacher's; of role {stated['role']!r} a run needs "
+            "its records"
+        )
+    if stated["decomposition"] not in ("multiclass", "binary"):
+        raise KdxError(
+            f"decomposition is {stated['decomposition']!r}; it must be multiclass or binary"
+        )
+    return stated
+
+
+def _scores(
+    net: nn.Module, taught: nn.Module | None, decomposition: str, data: Dataset
+) -> pd.DataFrame:
+    """The record ``metrics`` on validation and test, beside the teacher's outputs there."""
+    rows = []
+    for split in (data.val, data.test):
+        outputs = None if taught is None else predict(taught, split, data)
+        rows += score(net, split, data, decomposition, outputs)
+    return pd.DataFrame(rows)
 
 
 def _with_weights(model: str | nn.Module, weights: Path, data: Dataset) -> nn.Module:

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 
 def margins_of(logits: Tensor) -> Tensor:
-    """m_k, B×K, of what heads give: a subtask's only logit (B×K), or z_k1 − z_k0 of its two
-    (B×K×2).
+    """m_k, B×K, of what heads give: a subtask's only logit, or z_k1 − z_k0 of its two.
+
+    Logits are B×K, or B×K×2.
 
     >>> margins_of(torch.tensor([[[1.0, 3.0], [2.0, -1.0]]]))
     tensor([[ 2., -3.]])
@@ -18,8 +19,7 @@ def margins_of(logits: Tensor) -> Tensor:
 
 
 def scores_of(logits: Tensor) -> Tensor:
-    """The released code's multi-class scores, B×K: a subtask's only logit, or the larger of its
-    two.
+    """The released code's scores, B×K: a subtask's only logit, or the larger of its two.
 
     >>> scores_of(torch.tensor([[[1.0, 3.0], [2.0, -1.0]]]))
     tensor([[3., 2.]])
@@ -51,7 +51,7 @@ class TokenPool(nn.Module):
 
 
 class LinearHeads(nn.Module):
-    """K binary classifiers, linear on gated inputs: B×K×D to one logit each, the margins m_k, B×K."""
+    """K binary classifiers, linear on gated inputs: B×K×D to the margins m_k, B×K."""
 
     def __init__(self, num_classes: int, width: int) -> None:
         super().__init__()

@@ -1,12 +1,11 @@
-"""The network of KDExplainer's released code (after Learning to Branch, Guo et al., ICML 2020), and
-its checkpoints.
+"""The network of KDExplainer's released code, and its checkpoints.
 
-It has no trunk: experts of the first level read the image. The code trains a K-way softmax on
-multi-class scores, whichever form its heads have, so nothing in it is binary; here that is the
-multi-class form of the explainer, whose call gives those scores, and otherwise its call gives the
-margins m_k. The code takes log softmax(W/0.5) and softmaxes that again at t = 10/epoch; a
-log-softmax only shifts a row, so that is one softmax with τ = 0.5·t = 5/epoch, and ``temperature``
-is τ.
+That code goes back to Learning to Branch (Guo et al., ICML 2020). It has no trunk: experts of the
+first level read the image. The code trains a K-way softmax on multi-class scores, whichever form
+its heads have, so nothing in it is binary; here that is the multi-class form of the explainer,
+whose call gives those scores, and otherwise its call gives the margins m_k. The code takes log
+softmax(W/0.5) and softmaxes that again at t = 10/epoch; a log-softmax only shifts a row, so that is
+one softmax with τ = 0.5·t = 5/epoch, and ``temperature`` is τ.
 """
 
 from __future__ import annotations
@@ -28,15 +27,17 @@ from kdx_analysis.registry import unknown
 
 Form = Literal["ce", "nce"]
 
+# All of it as in the released code.
 _WIDTH, _LAST_WIDTH, _HIDDEN = 64, 32, 128
 _GRID = 7
 _DROPOUT = 0.15
-_SHOWN = 4
+_SHOWN = 4  # names of tensors in an error, which may be hundreds
 
 
 class SubtaskLinear(nn.Module):
-    """K linear layers as one batched product: y_bk = x_bk · W_k + c_k; B×K×D to B×K×D'. W starts
-    N(0, 0.01²), c 0.
+    """K linear layers as one batched product: y_bk = x_bk · W_k + c_k; B×K×D to B×K×D'.
+
+    W starts N(0, 0.01²), c at 0.
     """
 
     def __init__(self, num_classes: int, in_features: int, out_features: int) -> None:
@@ -54,10 +55,10 @@ class SubtaskLinear(nn.Module):
 
 
 class MLPHeads(nn.Module):
-    """Every subtask's head of the released code: Linear, ReLU, Dropout, twice, then Linear to one
-    or two logits.
+    """Every subtask's head of the released code: three Linear layers to one or two logits.
 
-    Calling it gives the logits of gated inputs B×K×D: B×K (``ce``) or B×K×2 (``nce``).
+    ReLU and Dropout follow the first two of them. Calling it gives the logits of gated inputs
+    B×K×D: B×K (``ce``) or B×K×2 (``nce``).
     """
 
     def __init__(self, num_classes: int, form: Form, width: int) -> None:
@@ -80,8 +81,9 @@ class MLPHeads(nn.Module):
         return logits[..., 0] if self.form == "ce" else logits
 
     def margins(self, inputs: Tensor) -> Tensor:
-        """m_k, B×K: a subtask's only logit (``ce``) or z_k1 − z_k0 (``nce``), from its gated input
-        B×K×D.
+        """m_k, B×K: a subtask's only logit (``ce``) or z_k1 − z_k0 (``nce``).
+
+        Its gated input is B×K×D.
         """
         return margins_of(self(inputs))
 
@@ -95,13 +97,13 @@ def learn_to_branch(
     gumbel: bool = False,
     multiclass: bool = False,
 ) -> HME:
-    """The released network with fresh weights; images B×in_channels×H×W (32×32 there) to margins
-    m_k, B×K.
+    """The released network with fresh weights: images to margins m_k, B×K.
 
-    An expert is conv3×3 BN ReLU conv3×3 BN ReLU maxpool2, 64 channels wide and 32 where it leaves
-    the last level. Heads read its features pooled to 7×7; the pool is linear and commutes with the
-    gates' weighted sum, so features are pooled before they are mixed. Convolutions start
-    Kaiming-normal (fan-out), Linear N(0, 0.01²), BN 1/0, biases 0, gate logits uniform in [0, 1).
+    Images are B×in_channels×H×W, 32×32 in the released code. An expert is conv3×3 BN ReLU conv3×3
+    BN ReLU maxpool2, 64 channels wide and 32 where it leaves the last level. Heads read its
+    features pooled to 7×7; the pool is linear and commutes with the gates' weighted sum, so
+    features are pooled before they are mixed. Convolutions start Kaiming-normal (fan-out), Linear
+    N(0, 0.01²), BN 1/0, biases 0, gate logits uniform in [0, 1).
 
     Args:
         num_classes: K.
@@ -157,10 +159,10 @@ class Released:
 
     @classmethod
     def read(cls, checkpoint: Mapping[str, Any]) -> Released:
-        """Find form, K, experts and channels in names and shapes; ``checkpoint`` may be wrapped in
-        ``{'model': …}``.
+        """Find form, K, experts and channels in names and shapes.
 
-        Raises KdxError where tensors are missing, unexpected or of another shape, naming them.
+        ``checkpoint`` may be wrapped in ``{'model': …}``. Raises KdxError where tensors are
+        missing, unexpected or of another shape, naming them.
         """
         inner = checkpoint.get("model")
         state = {
@@ -173,8 +175,7 @@ class Released:
         if not counts:
             raise KdxError(
                 "this is no checkpoint of the released code: it has no expert named like "
-                "'conv2_0.0.weight'; "
-                f"it has {_some(sorted(state)) or 'nothing'}"
+                f"'conv2_0.0.weight'; it has {_some(sorted(state)) or 'nothing'}"
             )
         for level in counts:
             counts[level] = max(1, 1 + _highest(used, rf"conv{level + 1}_(\d+)\."))
@@ -182,15 +183,15 @@ class Released:
         first, last = used.get("conv2_0.0.weight"), used.get("fc2_0.3.weight")
         in_channels = first.shape[1] if isinstance(first, Tensor) and first.ndim == 4 else 3
         form: Form = "nce" if isinstance(last, Tensor) and last.shape[:1] == (2,) else "ce"
-        found = cls(form, K, tuple(counts.values()), in_channels, used, unused)
-        found._check()
-        return found
+        released = cls(form, K, tuple(counts.values()), in_channels, used, unused)
+        released._check()
+        return released
 
     def explainer(self) -> HME:
-        """The same network as an HME, in the checkpoint's precision and with its weights; τ is the
-        caller's to set.
+        """The same network as an HME, in the checkpoint's precision and with its weights.
 
-        It is of the multi-class form, so that its outputs are those of the released code.
+        τ is not in the checkpoint: set ``temperature`` to 5/epoch. It is of the multi-class form,
+        so that its outputs are those of the released code.
         """
         model = learn_to_branch(
             self.num_classes, self.form, self.experts, self.in_channels, multiclass=True
@@ -200,8 +201,9 @@ class Released:
         return model
 
     def weights(self) -> dict[str, Tensor]:
-        """Its tensors by the explainer's names: experts of a level expert by expert, weights of all
-        heads stacked.
+        """Its tensors by the explainer's names.
+
+        Experts of a level stand expert by expert, weights of all heads are stacked.
         """
         ours = {}
         for level, (experts, shapes) in enumerate(
@@ -211,9 +213,9 @@ class Released:
                 each = torch.stack(
                     [self.state[f"conv{level + 1}_{i}.{name}"] for i in range(experts)]
                 )
-                ours[f"levels.{level - 1}.body.{name}"] = (
-                    each.flatten(0, 1) if each.ndim > 1 else each.max()
-                )
+                # Numbers without axes are BatchNorm's counts of batches, the same for all experts.
+                together = each.flatten(0, 1) if each.ndim > 1 else each.max()
+                ours[f"levels.{level - 1}.body.{name}"] = together
             ours[f"gates.{level - 1}.logits"] = self.state[f"branch_{level + 1}.0"]
         for place, (part, index) in {0: ("fc1", 0), 3: ("fc2", 0), 6: ("fc2", 3)}.items():
             names = [f"{part}_{k}.{index}" for k in range(self.num_classes)]
@@ -227,14 +229,12 @@ class Released:
 
     def _expert_shapes(self) -> list[dict[str, torch.Size]]:
         """Shapes of one expert's tensors by name, for every level."""
-        with torch.device("meta"):
-            experts = [
-                _expert(*channels) for channels in _channels(len(self.experts), self.in_channels)
-            ]
-        return [
-            {name: tensor.shape for name, tensor in expert.state_dict().items()}
-            for expert in experts
-        ]
+        levels = []
+        for channels in _channels(len(self.experts), self.in_channels):
+            with torch.device("meta"):
+                expert = _expert(*channels)
+            levels.append({name: tensor.shape for name, tensor in expert.state_dict().items()})
+        return levels
 
     def _check(self) -> None:
         wanted = dict(self._shapes())
@@ -248,10 +248,10 @@ class Released:
             ],
         }
         if any(wrong.values()):
-            found = f"form {self.form}, {self.num_classes} classes, experts {self.experts}"
+            form = f"form {self.form}, {self.num_classes} classes, experts {self.experts}"
             what = "; ".join(f"{kind}: {_some(names)}" for kind, names in wrong.items() if names)
             raise KdxError(
-                f"this is no whole checkpoint of the released code (read as {found}): {what}"
+                f"this is no whole checkpoint of the released code (read as {form}): {what}"
             )
 
     def _shapes(self) -> Iterator[tuple[str, torch.Size]]:

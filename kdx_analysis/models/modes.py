@@ -20,18 +20,15 @@ from torch.nn.parallel import DistributedDataParallel
 from kdx_analysis.errors import KdxError
 
 M = TypeVar("M", bound=nn.Module)
-WRAPPERS = (
-    "module.",
-    "_orig_mod.",
-)  # what data parallelism and torch.compile put before the names of parameters
+# What data parallelism and torch.compile put before the names of parameters.
+WRAPPERS = ("module.", "_orig_mod.")
 
 
 def unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
-    """The module inside the wrappers of torch.compile and of data parallelism, and the prefix of
-    its names in them.
+    """The module inside wrappers, and the prefix of its names in them.
 
-    Compiled code knows no hooks and replicas are other modules. A wrapper with hooks of its own
-    stays.
+    Wrappers are those of torch.compile and of data parallelism. Compiled code knows no hooks and
+    replicas are other modules. A wrapper with hooks of its own stays.
     """
     prefix = ""
     while not (model._forward_hooks or model._forward_pre_hooks):
@@ -46,8 +43,9 @@ def unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
 
 
 def usable(model: M) -> M:
-    """``model``, if its parameters are there, on one device and can have gradients; else KdxError
-    says why not.
+    """``model``, if its parameters are there, on one device and can have gradients.
+
+    Otherwise KdxError says why not.
     """
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, tensor in tensors.items():
@@ -77,16 +75,18 @@ def usable(model: M) -> M:
 
 
 def in_full(model: M) -> M:
-    """The model, or a float32 copy of one in half precision, in which gradients' angles are too
-    coarse.
+    """The model, or a float32 copy of one in half precision.
+
+    There the angles of gradients are too coarse.
     """
     halves = any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters())
     return copy.deepcopy(model).float() if halves else model
 
 
 def fitted(images: Tensor, model: nn.Module) -> Tensor:
-    """``images`` on the model's device, in the precision of its first parameter that has a floating
-    point.
+    """``images`` on the model's device and in its precision.
+
+    That is the one of its first parameter that has a floating point.
     """
     first = next(model.parameters(), images)
     return images.to(
@@ -95,30 +95,43 @@ def fitted(images: Tensor, model: nn.Module) -> Tensor:
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Eval mode and full precision inside the body; afterwards all is as it was found, also when
-    the body raises.
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Afterwards every module of ``model`` trains or not as it did before.
 
-    That is: parameters, buffers, gradients, requires_grad, modes, hooks and attributes of every
-    module, torch's, NumPy's and Python's random states, autocast, and the precision of products.
-    Inside, compiled code runs eagerly and torch.inference_mode() is left.
+    So it is when the body raises, too.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Eval mode and full precision inside the body; afterwards everything is as it was before.
+
+    So it is when the body raises, too. Everything is parameters, buffers, gradients, requires_grad,
+    modes, hooks and attributes of every module, torch's, NumPy's and Python's random states,
+    autocast, and the precision of products. Inside, compiled code runs eagerly and
+    torch.inference_mode() is left.
     """
     device = next((p.device.type for p in model.parameters()), "cpu")
     kept = [_Module.of(module) for module in model.modules()]
     tensors = [_Values.of(tensor) for tensor in (*model.parameters(), *model.buffers())]
     try:
         with ExitStack() as stack:
-            if (
-                torch.is_inference_mode_enabled()
-            ):  # leaving it switches gradients on, which a caller may not want
+            # Leaving inference mode switches gradients on, which a caller who is not in it may not
+            # want.
+            if torch.is_inference_mode_enabled():
                 stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.autocast(device, enabled=False))
             stack.enter_context(_random_states(model))
             stack.enter_context(_full_precision(model))
             stack.enter_context(patch.object(torch.utils.checkpoint, "CheckpointFunction", _Direct))
-            if (
-                "torch._dynamo" in sys.modules
-            ):  # else nothing is compiled, and importing it takes seconds
+            # Where it is not imported nothing is compiled, and importing it takes seconds.
+            if "torch._dynamo" in sys.modules:
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             model.eval()
             yield
@@ -130,8 +143,9 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 class _Direct:
-    """In place of a reentrant checkpoint, which knows no gradients by given tensors: the function
-    itself.
+    """The function itself, in place of a reentrant checkpoint.
+
+    Such a checkpoint knows no gradients by given tensors.
     """
 
     @staticmethod
@@ -237,8 +251,8 @@ def _full_precision(model: nn.Module) -> Iterator[None]:
                 cudnn = torch.backends.cudnn
                 stack.enter_context(
                     cudnn.flags(
-                        enabled=cudnn.enabled
-                        and not recurrent,  # its recurrent layers have no gradients in eval mode
+                        # cuDNN's recurrent layers have no gradients in eval mode
+                        enabled=cudnn.enabled and not recurrent,
                         benchmark=cudnn.benchmark,
                         deterministic=cudnn.deterministic,
                         allow_tf32=False,

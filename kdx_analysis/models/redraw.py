@@ -10,12 +10,11 @@ from torch import nn
 
 @torch.no_grad()
 def draw_anew(model: nn.Module, scales: Mapping[str, tuple[float, float]] | None = None) -> None:
-    """Redraw every weight in place by its module's ``reset_parameters``, running statistics
-    included.
+    """Redraw every weight in place by its module's ``reset_parameters``.
 
-    A parameter that no ``reset_parameters`` draws, as a layer scale or a class token, is drawn from
-    a normal distribution with its present mean and deviation, or those in ``scales`` (by the
-    parameter's name).
+    Running statistics start anew, too. A parameter that no ``reset_parameters`` draws, as a layer
+    scale or a class token, is drawn from a normal distribution with its present mean and deviation,
+    or those in ``scales`` (by the parameter's name).
     """
     drawn: set[int] = set()
     for module in reversed(list(model.modules())):  # a block's own reset may correct its layers'

@@ -1,5 +1,6 @@
-"""A study while it runs, from the files that its trainings leave: reads alone, and asks no
-training.
+"""A study while it runs, from the files that its trainings leave.
+
+It only reads, and asks no training.
 """
 
 from __future__ import annotations
@@ -129,8 +130,9 @@ def look(
 
 
 def watch(out: str | Path, console: Console, wait: Callable[[float], None] = time.sleep) -> None:
-    """Show the study on a terminal, anew every second, until all its runs are done or the user
-    interrupts.
+    """Show the study on a terminal until all its runs are done or the user interrupts.
+
+    It is shown anew every second.
     """
     with suppress(KeyboardInterrupt), Live(look(out), console=console, auto_refresh=False) as live:
         while not (state := look(out)).finished:
@@ -161,8 +163,9 @@ def _row(out: Path, entry: Mapping[str, str], now: float, alive: Alive) -> dict[
 
 
 def _left(runs: pd.DataFrame) -> float | None:
-    """Seconds to the end, over the runs at work; a run of a role that none has shown yet counts as
-    the mean of all.
+    """Seconds to the end, over the runs at work.
+
+    A run of a role that none has shown yet counts as the mean of all.
     """
     running = runs["state"] == RUNNING
     whole = (runs["pace"] * runs["epochs"]).astype(float)

@@ -19,7 +19,6 @@ import torch
 
 from kdx_analysis import null
 from kdx_analysis.models import Tree
-from kdx_analysis.plots.accuracy import _likeness
 from kdx_analysis.probes.affinity import affinity_table
 from kdx_analysis.probes.agreement import mantel
 from kdx_analysis.probes.claims import output_table
@@ -29,6 +28,7 @@ from kdx_analysis.probes.conflict.grams import Grams
 from kdx_analysis.probes.faithfulness.ablation import related
 from kdx_analysis.probes.faithfulness.sanity import Randomisation
 from kdx_analysis.probes.gates.record import GateRecord
+from kdx_analysis.runs.statistics.correlation import rank_correlation
 from kdx_analysis.runs.trees import CORRELATION, tree_pairs
 from kdx_analysis.validation.outcome import Row
 
@@ -69,8 +69,9 @@ class Room:
 
 
 def coverage(seed: int = 0, values: int = VALUES) -> list[Row]:
-    """One row a room and R of how many values its range holds, and one of every p-value of how many
-    are ≤ .05.
+    """How many values each room's range holds at each R, and how many p-values are ≤ .05.
+
+    That is a row for each range and for each p-value.
 
     Args:
         seed: of all draws.
@@ -180,8 +181,9 @@ def _one_by_one(draws: int, values: int, seed: int) -> Found:
 
 
 def _modulations(draws: int, values: int, seed: int) -> Found:
-    """Gates whose rows were drawn alike, so that any order of them is as likely, and gradients like
-    their null's.
+    """Gates whose rows were drawn alike, so that any order of them is as likely.
+
+    Gradients are drawn like their null's.
     """
     generator = torch.Generator().manual_seed(seed)
     tables = []
@@ -258,10 +260,7 @@ def _accuracies(draws: int, values: int, seed: int) -> Found:
     """Conflict and accuracy of eight runs that have nothing to do with each other."""
     rng = np.random.default_rng(seed)
     found = pd.DataFrame(
-        [
-            _likeness(pd.DataFrame({"value": of[0], "accuracy": of[1]}))
-            for of in rng.random((values, 2, 8))
-        ]
+        [rank_correlation(conflict, accuracy) for conflict, accuracy in rng.random((values, 2, 8))]
     )
     return Found(_inside(found, "rho"))
 
@@ -287,9 +286,7 @@ def _tree_nulls(draws: int, values: int, seed: int) -> Found:
 
 
 def _tree_pairs(draws: int, values: int, seed: int) -> Found:
-    """Trees with their subtasks dealt at random, every two of them beside the same with leaves
-    permuted.
-    """
+    """Trees with subtasks dealt at random, in pairs, beside the same with leaves permuted."""
     rng = np.random.default_rng(seed)
     count = next(n for n in range(2, values + 3) if n * (n - 1) // 2 >= values)
     runs: list[Any] = [

@@ -289,9 +289,7 @@ class BackboneWithoutGradient(Net):
 
 
 class PartWithoutGradient(Net):
-    """The first convolution's features are detached: its gradient is zero, as a training step would
-    have it.
-    """
+    """The first convolution's features are detached: its gradient is zero, as in training."""
 
     def features(self, x: Tensor) -> Tensor:
         return torch.relu(self.b(torch.relu(self.a(x)).detach()))
@@ -475,9 +473,7 @@ def tied() -> Net:
 
 
 def frozen() -> Net:
-    """The first convolution asks for no gradient; what subtasks would do to it is probed all the
-    same.
-    """
+    """The first convolution asks for no gradient, and is probed all the same."""
     net = Net()
     net.a.requires_grad_(False)
     return net
@@ -662,13 +658,13 @@ WAYS: tuple[Way, ...] = (
 
 
 def validate() -> Outcome:
-    """Conflict of every network in ``WAYS``: right to 1e-6 in float64, or refused where it can't
-    be, by name.
+    """Compare conflict of every network in ``WAYS`` with plain autograd.
 
-    Compared are the cosines of all pairs over all shared parameters, which
-    :func:`kdx_analysis.probes.conflict_of` gives beside a null, and the Gram matrices of
-    :func:`kdx_analysis.probes.subtask_grams`, relative to their largest entry, of one set of
-    residuals and of three. No argument, no network access, nothing written; some seconds.
+    In float64 it is right to 1e-6, or refused, by name, where it can't be. Compared are the cosines
+    of all pairs over all shared parameters, which :func:`kdx_analysis.probes.conflict_of` gives
+    beside a null, and the Gram matrices of :func:`kdx_analysis.probes.subtask_grams`, relative to
+    their largest entry, of one set of residuals and of three. No argument, no network access,
+    nothing written; some seconds.
     """
     return Outcome("models", [_row(way) for way in WAYS])
 
@@ -724,8 +720,9 @@ def _paths(model: nn.Module) -> list[str]:
 def _reference(
     way: Way, model: nn.Module, images: Tensor, labels: Tensor
 ) -> tuple[Tensor, Callable[[Tensor], Tensor] | None, Tensor]:
-    """∂L/∂m (B×K), margins from logits (None for an explainer), and the Gram matrix, by K plain
-    backward passes.
+    """Residuals ∂L/∂m (B×K), margins from logits, and the Gram matrix.
+
+    The margins' function is None for an explainer. Gradients are those of K plain backward passes.
     """
     asking = {name: p.requires_grad for name, p in model.named_parameters()}
     modes = [(module, module.training) for module in model.modules()]
@@ -771,9 +768,7 @@ def _one_vs_rest(logits: Tensor) -> Tensor:
 
 
 def _by_hook(norm: Callable[[nn.Module], nn.Module]) -> Callable[[nn.Module], nn.Module]:
-    """``norm`` of a module in float64, as its computed weight is no parameter that ``.double()``
-    would reach.
-    """
+    """``norm`` of a module in float64, whose computed weight ``.double()`` would not reach."""
     return lambda module: norm(module.double())
 
 

@@ -1,6 +1,4 @@
-"""What a part of ``kdx validate`` found: one row a yardstick, what was wanted of it, and whether it
-holds.
-"""
+"""What a part of ``kdx validate`` found: a row a yardstick, what was wanted, whether it holds."""
 
 from __future__ import annotations
 

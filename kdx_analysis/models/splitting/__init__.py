@@ -1,3 +1,1 @@
-"""A student into experts: its stages are found, its layers narrowed, the copies computed side by
-side.
-"""
+"""A student into experts: stages are found, layers narrowed, the copies computed side by side."""

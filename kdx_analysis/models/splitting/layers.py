@@ -1,5 +1,4 @@
-"""Layers with parameters that an expert may hold: how each is narrowed, and how N of it stand side
-by side.
+"""Layers that an expert may hold: how each is narrowed, and how N of it stand side by side.
 
 A narrowed layer is an ordinary layer of an expert alone. Side by side, every parameter of shape S
 becomes one whose entries stand expert by expert, N·|S| of them, under the same name. Two layouts
@@ -47,6 +46,7 @@ class Widths:
         if channels in self.kept:
             return channels
         wanted, unit = self.share * channels, self.units.get(channels, 1)
+        # However small its share, an expert keeps one channel: without any it has no output.
         return unit * round(wanted / unit) if wanted >= unit else max(1, round(wanted))
 
 
@@ -126,7 +126,7 @@ class ExpertNorm(nn.Module):
 
 
 def _channels_first(norm: nn.Module) -> bool:
-    """GroupNorm, and the LayerNorm2d of torchvision and timm, normalise axis 1; LayerNorm the last."""
+    """Whether axis 1 is normalised (GroupNorm, torchvision's and timm's LayerNorm2d)."""
     return isinstance(norm, nn.GroupNorm) or type(norm).__name__.endswith("2d")
 
 
@@ -172,17 +172,17 @@ def is_attention(module: nn.Module) -> bool:
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Whether a traced graph keeps ``module`` whole because it can be narrowed and set side by
-    side.
+    """Whether a traced graph keeps ``module`` whole.
+
+    It does where the module can be narrowed and set side by side.
     """
     return isinstance(module, LAYERS) or is_attention(module)
 
 
 def narrowed(layer: nn.Module, x: Tensor, widths: Widths) -> nn.Module:
-    """``layer`` for inputs like ``x``, its own width changed by ``widths``; parameters are left
-    empty.
+    """``layer`` for inputs like ``x``, its own width changed by ``widths``.
 
-    Raises KdxError for options of a layer that can't be kept.
+    Its parameters are left empty. Raises KdxError for options of a layer that can't be kept.
     """
     if is_attention(layer):
         return _narrow_attention(layer, widths)
@@ -211,8 +211,9 @@ def narrowed(layer: nn.Module, x: Tensor, widths: Widths) -> nn.Module:
 
 
 def beside(layer: nn.Module, experts: int) -> tuple[nn.Module, Layout]:
-    """N copies of a narrowed layer as one module, its parameters empty, and the layout in which it
-    computes.
+    """N copies of a narrowed layer as one module, and the layout in which it computes.
+
+    Its parameters are empty.
     """
     match layer:
         case nn.Conv2d():
@@ -242,9 +243,8 @@ def beside(layer: nn.Module, experts: int) -> tuple[nn.Module, Layout]:
 
 
 def _narrow_convolution(conv: nn.Conv2d, in_channels: int, widths: Widths) -> None:
-    if (
-        conv.groups == conv.in_channels > 1 and conv.out_channels % conv.in_channels == 0
-    ):  # depthwise
+    depthwise = conv.groups == conv.in_channels > 1
+    if depthwise and conv.out_channels % conv.in_channels == 0:
         multiple = conv.out_channels // conv.in_channels
         conv.in_channels = conv.groups = in_channels
         conv.out_channels = multiple * in_channels
@@ -275,14 +275,15 @@ def _narrow_attention(layer: Any, widths: Widths) -> SelfAttention:
         D, bias, dropout = layer.qkv.in_features, layer.qkv.bias is not None, layer.attn_drop.p
     if odd:
         raise KdxError(f"attention with {', '.join(odd)} can't be narrowed")
-    heads = max(1, round(widths.share * layer.num_heads))
+    heads = max(1, round(widths.share * layer.num_heads))  # without any there is no attention
     with torch.device("meta"):
         return SelfAttention(D, heads, layer.head_dim, bias=bias, dropout=dropout, pair=pair)
 
 
 def _resize(layer: nn.Module, *shape: int) -> None:
-    """Empty parameters and statistics of another size: the weight of ``shape``, all else of its
-    first axis.
+    """Give a layer empty parameters and statistics of another size.
+
+    The weight gets ``shape``, everything else its first axis.
     """
     for name, parameter in layer._parameters.items():
         if parameter is not None:

@@ -70,8 +70,7 @@ class Tree:
 
     @classmethod
     def from_attention(cls, gates: Sequence[Tensor], classes: Sequence[str]) -> Tree:
-        """Harden ``gates``, α^l or effective attention A^l for l = 2…L+1, by the argmax of every
-        row.
+        """Harden ``gates``, α^l or effective attention A^l for l = 2…L+1, by every row's argmax.
 
         Raises KdxError where a gate holds NaN.
         """
@@ -82,14 +81,6 @@ class Tree:
                 )
         parents = tuple(tuple(gate.argmax(dim=-1).tolist()) for gate in gates)
         return cls(tuple(classes), tuple(gate.shape[1] for gate in gates), parents)
-
-    @classmethod
-    def from_json(cls, text: str) -> Tree:
-        """The tree that :meth:`to_json` wrote. Raises KdxError for any other text."""
-        try:
-            return cls(*export.from_nested(json.loads(text)))
-        except (ValueError, KeyError, TypeError) as error:
-            raise KdxError(f"the text is no tree as Tree.to_json writes it: {error!r}") from None
 
     @cached_property
     def paths(self) -> tuple[tuple[int, ...], ...]:
@@ -105,24 +96,18 @@ class Tree:
 
     @cached_property
     def live(self) -> tuple[frozenset[int], ...]:
-        """Per level from the trunk up, the experts that some subtask reaches; the others are dead."""
-        return tuple(
-            frozenset(path[level] for path in self.paths) for level in range(len(self.experts))
-        )
+        """Per level from the trunk up, the experts that some subtask reaches; others are dead."""
+        return tuple(frozenset(experts) for experts in zip(*self.paths, strict=True))
 
     def children(self, level: int, expert: int) -> tuple[int, ...]:
-        """The experts of the next level (dead ones too), or the subtasks, whose parent is this
-        expert.
-        """
+        """Whose parent this expert is: experts of the next level, dead ones too, or subtasks."""
         self._check(level, expert)
         return tuple(
             child for child, parent in enumerate(self.parents[level - 1]) if parent == expert
         )
 
     def subtasks(self, level: int, expert: int) -> tuple[int, ...]:
-        """The subtasks under a node: those whose path leads through this ``expert`` of the
-        ``level``; none if dead.
-        """
+        """The subtasks whose path leads through this ``expert`` of the ``level``; none if dead."""
         self._check(level, expert)
         return tuple(k for k, path in enumerate(self.paths) if path[level - 1] == expert)
 
@@ -133,37 +118,34 @@ class Tree:
                 f"the tree has no expert {expert} on level {level}; it has {levels}, counted from 0"
             )
 
-    def depth(self, a: int, b: int) -> int:
-        """The level at which subtasks ``a`` and ``b`` part: the deepest, from the trunk, on which
-        they share an expert.
-
-        1 where they share the trunk alone, L where they share the last expert, L+1 for a subtask
-        and itself.
-        """
-        return int(self.depths()[a, b])
-
     def depths(self) -> Int[Tensor, "K K"]:
-        """:meth:`depth` of all pairs of subtasks, in [1, L+1]."""
+        """The level at which two subtasks part, for all pairs, in [1, L+1].
+
+        It is the deepest level, from the trunk, on which they share an expert: 1 where they share
+        the trunk alone, L where they share the last expert, L+1 for a subtask and itself.
+        """
         paths = torch.tensor(self.paths)
         shared = (paths.unsqueeze(0) == paths.unsqueeze(1)).sum(dim=-1)
         return shared + torch.eye(len(paths), dtype=torch.int64)
 
     def cophenetic(self) -> Int[Tensor, "K K"]:
-        """Levels from two subtasks down to their lowest common expert, L+1 − depth: in [1, L], 0 on
-        the diagonal.
+        """Levels from two subtasks down to their lowest common expert, L+1 − depth, K×K.
+
+        In [1, L], 0 on the diagonal.
         """
         return len(self.experts) + 1 - self.depths()
 
     @cached_property
     def clades(self) -> frozenset[frozenset[str]]:
-        """The groups of 2 to K−1 subtasks that share an expert; experts with the same subtasks make
-        one group.
+        """The groups of 2 to K−1 subtasks that share an expert.
+
+        Experts with the same subtasks make one group.
         """
-        groups = {
-            frozenset(self.classes[k] for k in self.subtasks(level, expert))
-            for level, live in enumerate(self.live, 1)
-            for expert in live
-        }
+        groups = set()
+        for level, live in enumerate(self.live, 1):
+            for expert in live:
+                subtasks = self.subtasks(level, expert)
+                groups.add(frozenset(self.classes[k] for k in subtasks))
         return frozenset(group for group in groups if 1 < len(group) < len(self.classes))
 
     def to_newick(self) -> str:
@@ -175,19 +157,18 @@ class Tree:
         return export.newick(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested from the trunk: experts as level, expert, children, subtasks as subtask, name;
-        dead ones too.
+        """The tree nested from the trunk, dead experts included.
+
+        Experts are level, expert and children, subtasks are subtask and name.
         """
         return export.nested(self)
 
     def to_json(self) -> str:
-        """:meth:`to_dict` as JSON, which :meth:`from_json` reads."""
+        """:meth:`to_dict` as JSON."""
         return json.dumps(self.to_dict(), ensure_ascii=False, indent=1)
 
     def to_networkx(self) -> nx.DiGraph:
-        """Live experts as nodes (level, expert) and subtasks as nodes (L+1, k), edges from parent
-        to child.
-        """
+        """Live experts (level, expert) and subtasks (L+1, k), edges from parent to child."""
         graph = nx.DiGraph()
         for k, (name, path) in enumerate(zip(self.classes, self.paths, strict=True)):
             nodes = [(level, expert) for level, expert in enumerate(path, 1)]
@@ -202,15 +183,15 @@ class Tree:
 
     def to_svg(self) -> str:
         """The figure of :meth:`plot` as SVG; its text is text."""
-        from kdx_analysis.plots import trees
+        from kdx_analysis.models.tree.drawing import svg
 
-        return trees.svg(self)
+        return svg(self)
 
     def plot(self, ax: Axes | None = None) -> tuple[Figure, np.ndarray]:
         """The tree as (figure, axes), drawn into ``ax`` if one is given."""
-        from kdx_analysis.plots import trees
+        from kdx_analysis.models.tree.drawing import plot
 
-        return trees.tree_of(self, ax)
+        return plot(self, ax)
 
     def _repr_html_(self) -> str:
         return self.to_svg()
@@ -219,29 +200,27 @@ class Tree:
         return export.text(self)
 
     def robinson_foulds(self, other: Tree) -> float:
-        """Robinson–Foulds distance of two rooted trees over the same classes, |A △ B| / (|A| + |B|)
-        of their clades.
+        """Robinson–Foulds distance of two rooted trees, |A △ B| / (|A| + |B|) of their clades.
 
-        In [0, 1]: 0 where all :attr:`clades` are shared, 1 where none is; NaN where neither tree
-        has any. What to expect without any likeness is told by :meth:`null`. Raises KdxError for
-        other classes. (Robinson & Foulds, Comparison of phylogenetic trees, 1981.)
+        Both trees are over the same classes. In [0, 1]: 0 where all :attr:`clades` are shared, 1
+        where none is; NaN where neither tree has any. What to expect without any likeness is told
+        by :meth:`null`. Raises KdxError for other classes. (Robinson & Foulds, Comparison of
+        phylogenetic trees, 1981.)
         """
         return compare.robinson_foulds(self, other)
 
     def cophenetic_correlation(self, other: Tree | Tensor | np.ndarray) -> float:
-        """Pearson correlation, over pairs of subtasks, of :meth:`cophenetic` with another tree's or
-        a K×K distance.
+        """Pearson correlation of :meth:`cophenetic` with another tree's or with K×K distances.
 
-        In [−1, 1], 0 without any likeness; NaN where one of the two is constant. A matrix is
-        symmetric, its rows in the order of ``classes``. Raises KdxError for other classes or a
-        matrix that isn't. (Sokal & Rohlf, The comparison of dendrograms by objective methods,
-        1962.)
+        It is taken over pairs of subtasks. In [−1, 1], 0 without any likeness; NaN where one of the
+        two is constant. A matrix is symmetric, its rows in the order of ``classes``. Raises
+        KdxError for other classes or a matrix that isn't. (Sokal & Rohlf, The comparison of
+        dendrograms by objective methods, 1962.)
         """
         return compare.cophenetic_correlation(self, other)
 
     def purity(self, superclasses: Mapping[str, Sequence[str]]) -> float:
-        """Superclass purity Σ_i max_s |i ∩ s| / K of the groups i that the last level's experts
-        make of the subtasks.
+        """Superclass purity Σ_i max_s |i ∩ s| / K of the groups i under the last level's experts.
 
         In (0, 1]; it grows with the number of experts by itself, so read it beside :meth:`null`.
 
@@ -252,7 +231,7 @@ class Tree:
         return compare.purity(self, superclasses)
 
     def null(
-        self, measure: str, other: Any, permutations: int, generator: torch.Generator
+        self, comparison: str, other: Any, permutations: int, generator: torch.Generator
     ) -> BesideNull:
         """A comparison beside its null, in which this tree's subtasks are permuted over its leaves.
 
@@ -260,7 +239,7 @@ class Tree:
         ``permutations``.
 
         Args:
-            measure: ``robinson_foulds``, ``cophenetic_correlation`` or ``purity``.
+            comparison: ``robinson_foulds``, ``cophenetic_correlation`` or ``purity``.
             other: what that method takes.
         """
-        return compare.beside_null(self, measure, other, permutations, generator)
+        return compare.beside_null(self, comparison, other, permutations, generator)

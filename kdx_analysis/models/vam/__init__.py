@@ -1,5 +1,4 @@
-"""VAM, the virtual attention module: attention between blocks of channels inside a model's own
-weights.
+"""VAM, the virtual attention module: attention between blocks of channels inside weights.
 
     table = kdx.vam.attach(model, blocks=8)
     loss = objective + 0.01 * kdx.vam.entropy(model)

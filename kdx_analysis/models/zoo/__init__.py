@@ -1,5 +1,4 @@
-"""Teachers and students as stages, in the shapes that the literature on distilling CIFAR models
-uses.
+"""Teachers and students as stages, in the shapes of the literature on distilling CIFAR models.
 
 Where sources differ, shapes are those of CRD's code (Tian et al., ICLR 2020, arXiv 1910.10699),
 which later work on distillation took over. All models start alike: convolutions Kaiming-normal

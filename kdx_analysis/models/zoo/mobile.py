@@ -1,5 +1,6 @@
-"""Mobile students for 32×32 images: MobileNetV2, ShuffleNetV1 and V2, shaped as in CRD's code
-(arXiv 1910.10699).
+"""Mobile students for 32×32 images: MobileNetV2, ShuffleNetV1 and V2.
+
+They are shaped as in CRD's code (arXiv 1910.10699).
 """
 
 from __future__ import annotations
@@ -29,11 +30,10 @@ def _conv_norm(
 
 
 class InvertedResidual(nn.Module):
-    """conv1×1 BN ReLU, depthwise conv3×3 BN ReLU, conv1×1 BN, plus x where shapes allow (arXiv
-    1801.04381).
+    """conv1×1 BN ReLU, depthwise conv3×3 BN ReLU, conv1×1 BN, plus x where shapes allow.
 
-    In between stand ``expansion`` times the input's channels. ReLU instead of the paper's ReLU6, as
-    in CRD.
+    From arXiv 1801.04381. In between stand ``expansion`` times the input's channels. ReLU instead
+    of the paper's ReLU6, as in CRD.
     """
 
     def __init__(
@@ -66,23 +66,23 @@ class Shuffle(nn.Module):
 
 
 class ShuffleUnit(nn.Module):
-    """ShuffleNetV1's unit: grouped conv1×1 BN ReLU, shuffle, depthwise conv3×3 BN ReLU, grouped
-    conv1×1 BN, then plus x or, at stride 2, beside the 3×3 average of x; ReLU (arXiv 1707.01083,
-    figure 2, with CRD's extra ReLU).
+    """ShuffleNetV1's unit (arXiv 1707.01083, figure 2, with CRD's extra ReLU).
 
-    ``out_channels`` counts those of x beside it at stride 2.
+    Grouped conv1×1 BN ReLU, shuffle, depthwise conv3×3 BN ReLU, grouped conv1×1 BN, then plus x or,
+    at stride 2, beside the 3×3 average of x; ReLU. ``out_channels`` counts those of x beside it at
+    stride 2.
     """
 
     def __init__(
         self, in_channels: int, out_channels: int, *, groups: int, first_groups: int, stride: int
     ) -> None:
         super().__init__()
-        own = out_channels - in_channels if stride == 2 else out_channels
-        inner = own // 4
+        added = out_channels - in_channels if stride == 2 else out_channels
+        inner = added // 4
         self.reduce = _conv_norm(in_channels, inner, 1, groups=first_groups)
         self.shuffle = Shuffle(first_groups)
         self.depthwise = _conv_norm(inner, inner, 3, stride=stride, groups=inner)
-        self.expand = _conv_norm(inner, own, 1, groups=groups, relu=False)
+        self.expand = _conv_norm(inner, added, 1, groups=groups, relu=False)
         self.shortcut = nn.AvgPool2d(3, stride=2, padding=1) if stride == 2 else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -93,8 +93,11 @@ class ShuffleUnit(nn.Module):
 
 
 class SplitUnit(nn.Module):
-    """ShuffleNetV2's unit of stride 1: half of the channels pass, the other half go through conv1×1
-    BN ReLU, depthwise conv3×3 BN, conv1×1 BN ReLU; shuffled (arXiv 1807.11164, figure 3c)."""
+    """ShuffleNetV2's unit of stride 1 (arXiv 1807.11164, figure 3c).
+
+    Half of the channels pass, the other half go through conv1×1 BN ReLU, depthwise conv3×3 BN,
+    conv1×1 BN ReLU; then they are shuffled.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -112,8 +115,10 @@ class SplitUnit(nn.Module):
 
 
 class DownUnit(nn.Module):
-    """ShuffleNetV2's unit of stride 2: two branches read all channels, each gives half of the
-    outputs; shuffled (arXiv 1807.11164, figure 3d)."""
+    """ShuffleNetV2's unit of stride 2 (arXiv 1807.11164, figure 3d).
+
+    Two branches read all channels, each gives half of the outputs; then they are shuffled.
+    """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -135,8 +140,9 @@ class DownUnit(nn.Module):
 
 @MODELS.register("mobilenet_v2_half")
 def mobilenet_v2_half(num_classes: int, in_channels: int = 3) -> StagedNet:
-    """MobileNetV2 (arXiv 1801.04381) at half width and expansion 6, seven stages; CRD's
-    ``MobileNetV2``.
+    """MobileNetV2 (arXiv 1801.04381) at half width and expansion 6: CRD's ``MobileNetV2``.
+
+    It has seven stages.
     """
     below, stages = 16, []
     plan = [
@@ -159,10 +165,10 @@ def mobilenet_v2_half(num_classes: int, in_channels: int = 3) -> StagedNet:
 
 @MODELS.register("shufflenet_v1")
 def shufflenet_v1(num_classes: int, in_channels: int = 3) -> StagedNet:
-    """ShuffleNetV1 (arXiv 1707.01083) of 3 groups, three stages of 4, 8 and 4 units; CRD's
-    ``ShuffleV1``.
+    """ShuffleNetV1 (arXiv 1707.01083) of 3 groups: CRD's ``ShuffleV1``.
 
-    The stem is conv1×1 to 24 channels, and the first unit's first convolution is not grouped.
+    Its three stages have 4, 8 and 4 units. The stem is conv1×1 to 24 channels, and the first unit's
+    first convolution is not grouped.
     """
     below, stages = 24, []
     for width, units in ((240, 4), (480, 8), (960, 4)):

@@ -22,12 +22,11 @@ def digits_student(num_classes: int, in_channels: int = 3) -> StagedNet:
 
 @MODELS.register("vgg8")
 def vgg8(num_classes: int, in_channels: int = 3) -> StagedNet:
-    """Five stages of one conv3×3 (with bias) BN ReLU, 64 to 512 channels, max-pooling after the
-    first three.
+    """Five stages of one conv3×3 (with bias) BN ReLU, 64 to 512 channels.
 
-    CRD's ``vgg8_bn`` for 32×32 images, with one Linear layer where VGG (arXiv 1409.1556) has three;
-    a pool belongs to the stage before it. The stem is the identity: the first stage reads the
-    image.
+    The first three end in max-pooling. CRD's ``vgg8_bn`` for 32×32 images, with one Linear layer
+    where VGG (arXiv 1409.1556) has three; a pool belongs to the stage before it. The stem is the
+    identity: the first stage reads the image.
     """
     widths = (in_channels, 64, 128, 256, 512, 512)
     stages = [plain_stage(widths[i], widths[i + 1], bias=True, pool=i < 3) for i in range(5)]

@@ -36,11 +36,10 @@ class BasicBlock(nn.Module):
 
 
 class PreActivationBlock(nn.Module):
-    """conv3×3(ReLU(BN(conv3×3(a)))) + x with a = ReLU(BN(x)) (Zagoruyko & Komodakis, arXiv
-    1605.07146).
+    """conv3×3(ReLU(BN(conv3×3(a)))) + x with a = ReLU(BN(x)).
 
-    Where shapes do not allow the identity, conv1×1(a), without BN, replaces x, as in their code and
-    CRD's. There is no dropout.
+    From Zagoruyko & Komodakis, arXiv 1605.07146. Where shapes do not allow the identity,
+    conv1×1(a), without BN, replaces x, as in their code and CRD's. There is no dropout.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1) -> None:
@@ -74,9 +73,7 @@ def residual_stage(
 def pre_activation_stage(
     in_channels: int, out_channels: int, *, blocks: int, stride: int = 1, last: bool = False
 ) -> nn.Sequential:
-    """``blocks`` pre-activation blocks, the first with ``stride``; the net's ``last`` ends in BN
-    ReLU.
-    """
+    """``blocks`` pre-activation blocks, the first with ``stride``; the ``last`` ends in BN ReLU."""
     first = PreActivationBlock(in_channels, out_channels, stride=stride)
     rest = (PreActivationBlock(out_channels, out_channels) for _ in range(blocks - 1))
     end = (nn.BatchNorm2d(out_channels), nn.ReLU()) if last else ()
@@ -118,32 +115,30 @@ def digits_teacher(num_classes: int, in_channels: int = 3) -> StagedNet:
 
 @MODELS.register("resnet20")
 def resnet20(num_classes: int, in_channels: int = 3) -> StagedNet:
-    """Three stages of three basic blocks, 16, 32 and 64 channels; He et al., arXiv 1512.03385, as
-    in CRD.
-    """
+    """Three stages of three basic blocks, 16, 32 and 64 channels; arXiv 1512.03385, as in CRD."""
     return _resnet(16, (16, 32, 64), 3, num_classes, in_channels)
 
 
 @MODELS.register("resnet56")
 def resnet56(num_classes: int, in_channels: int = 3) -> StagedNet:
-    """Three stages of nine basic blocks, 16, 32 and 64 channels; He et al., arXiv 1512.03385, as in
-    CRD.
-    """
+    """Three stages of nine basic blocks, 16, 32 and 64 channels; arXiv 1512.03385, as in CRD."""
     return _resnet(16, (16, 32, 64), 9, num_classes, in_channels)
 
 
 @MODELS.register("resnet8x4")
 def resnet8x4(num_classes: int, in_channels: int = 3) -> StagedNet:
-    """Three stages of one basic block, 64, 128 and 256 channels behind a stem of 32; CRD's, arXiv
-    1910.10699.
+    """Three stages of one basic block, 64, 128 and 256 channels behind a stem of 32.
+
+    From CRD, arXiv 1910.10699.
     """
     return _resnet(32, (64, 128, 256), 1, num_classes, in_channels)
 
 
 @MODELS.register("resnet32x4")
 def resnet32x4(num_classes: int, in_channels: int = 3) -> StagedNet:
-    """Three stages of five basic blocks, 64, 128 and 256 channels behind a stem of 32; CRD's, arXiv
-    1910.10699.
+    """Three stages of five basic blocks, 64, 128 and 256 channels behind a stem of 32.
+
+    From CRD, arXiv 1910.10699.
     """
     return _resnet(32, (64, 128, 256), 5, num_classes, in_channels)
 

@@ -13,8 +13,9 @@ from kdx_analysis.registry import Registry
 
 
 class StagedNet(nn.Module):
-    """A stem, stages, average pooling and a linear classifier; images B×in_channels×H×W to logits
-    B×K.
+    """A stem, stages, average pooling and a linear classifier.
+
+    It takes images B×in_channels×H×W to logits B×K.
 
     Args:
         stem: images to B×C×H×W.
@@ -41,9 +42,7 @@ class StagedNet(nn.Module):
         self.classifier = nn.Linear(width * pool**2, num_classes)
 
     def features(self, x: Tensor) -> Tensor:
-        """What the classifier reads: the last stage's features, averaged over the grid;
-        B×(C·pool²).
-        """
+        """What the classifier reads: the last stage's features on the grid, B×(C·pool²)."""
         x = self.stem(x)
         for stage in self.stages:
             x = stage(x)
@@ -60,12 +59,13 @@ class ModelBuilder(Protocol):
     def __call__(self, num_classes: int, in_channels: int = 3) -> nn.Module: ...
 
 
-MODELS: Registry[ModelBuilder] = Registry("model")
+MODELS: Registry[ModelBuilder] = Registry("model", rooms=("kdx_analysis.models.zoo",))
 
 
 class Conv(nn.Conv2d):
-    """A convolution that keeps the size at stride 1 and starts Kaiming-normal with its fan-out, its
-    bias at 0.
+    """A convolution that keeps the size at stride 1 and starts Kaiming-normal with its fan-out.
+
+    Its bias starts at 0.
     """
 
     def __init__(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kdx_analysis import null
-from kdx_analysis.config import StudyConfig, ObjectiveConfig, ProbeConfig
+from kdx_analysis.config import ObjectiveConfig, ProbeConfig, StudyConfig
 from kdx_analysis.errors import KdxError
 from kdx_analysis.extensions import Extension, need
 from kdx_analysis.io import write_parquet

@@ -61,8 +61,12 @@ def study_of(run: Run, data_dir: str | Path | None = None) -> tuple[Study, Path]
     for folder in run.path.resolve().parents:
         if (folder / STUDY_FILE).is_file():
             config = StudyConfig.load(folder / STUDY_FILE)
-            _check_extensions(run, need(config.extensions))
-            study = Study.from_config(config, data_dir)
+            loaded = need(config.extensions)
+            _check_extensions(run, loaded)
+            named = tuple(
+                str(extension.path) for extension in loaded
+            )  # never the folder's own path
+            study = Study.from_config(config.model_copy(update={"extensions": named}), data_dir)
             break
     else:
         raise KdxError(

@@ -12,8 +12,7 @@ import pandas as pd
 import torch
 
 from kdx_analysis.metrics import asked_about
-from kdx_analysis.report.answers import answer
-from kdx_analysis.report.claims import claims
+from kdx_analysis.report.answers import answer, claims
 from kdx_analysis.report.findings import LOWERS, RAISES
 from kdx_analysis.runs.statistics.paired import effects_together, paired
 from kdx_analysis.validation import coverage

@@ -101,13 +101,14 @@ kind(
 
 
 def terms_of(objective: ObjectiveConfig) -> tuple[str, ...]:
-    """The losses whose conflict is recorded: the plain hard one and, if it is binary, the run's own.
+    """The losses whose conflict is recorded: the plain hard one, and the run's own by subtask.
 
-    Of a distiller these are the terms that it keeps by subtask, and their sum.
+    Of the multiclass decomposition, whose terms are not subtasks', the plain hard one alone.
     """
     if objective.decomposition == "multiclass":
         return ("hard",)
-    return (*Objective(objective).subtask_terms, "objective")
+    others = [term for term in Objective(objective).subtask_terms if term != "hard"]
+    return ("hard", *others, "objective")
 
 
 @probe_of(
@@ -192,15 +193,12 @@ class ConflictInTraining(Probe):
         def loss(term: str, margins: Tensor) -> Tensor:
             if term == "hard":
                 return plain.terms(margins, labels, None, unused)["hard"]
-            of_run = terms(margins)
-            return (
-                torch.stack(list(of_run.values())).sum(dim=0)
-                if term == "objective"
-                else of_run[term]
-            )
+            if term == "objective":
+                return torch.stack(list(terms(margins).values())).sum(dim=0)
+            return terms(margins)[term]
 
         names = terms_of(self.setting.objective)
-        return {term: residuals(partial(loss, term), moment.margins) for term in names}
+        return {name: residuals(partial(loss, name), moment.margins) for name in names}
 
     def _plain(self, moment: Moment) -> Frames:
         """Of a model without gates, stage by stage."""

@@ -91,8 +91,6 @@ ONE_HOME = {  # what has one home → how it is seen, its home, and where it is 
             "models/resolve.py",
             "models/splitting/stages.py",
             "models/splitting/tracing.py",
-            "training/loop.py",
-            "training/teacher.py",
             "validation/models.py",
         },
     ),

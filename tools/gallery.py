@@ -1,8 +1,8 @@
 """The pictures of the tour and of the API reference: ``make gallery``.
 
-``python tools/gallery.py FOLDER`` trains two studies on digits in FOLDER, the whole ladder as in the
-notebooks and VAM's arms, draws every figure that is declared and every result of one explainer from
-them, and writes the tour into the README.
+``python tools/gallery.py FOLDER`` trains two studies on digits in FOLDER, the whole ladder as in
+the notebooks and VAM's arms, draws from them every figure that is declared and every result of one
+explainer, and writes the tour into the README.
 """
 
 from __future__ import annotations
@@ -98,9 +98,7 @@ def tour() -> str:
     cells += [""] * (-len(cells) % 3)
     rows = [cells[i : i + 3] for i in range(0, len(cells), 3)]
     lines = ["| | | |", "| --- | --- | --- |"]
-    lines += [
-        f"| {' | '.join(row)} |".replace("|  |", "| |").replace("|  |", "| |") for row in rows
-    ]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join(lines)
 
 

@@ -18,7 +18,7 @@ def test_data_moves_forward_only():
     ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 kept, 0 broken" in done.stdout
+    assert "2 kept, 0 broken" in done.stdout
 
 
 @pytest.mark.parametrize("module", ["kdx_analysis", "kdx_analysis.cli"])

@@ -17,11 +17,18 @@ from kdx_analysis.data.sources import DATASETS
 from kdx_analysis.metrics import METRICS, evaluated
 from kdx_analysis.models import HME, build_model
 from kdx_analysis.models.zoo import MODELS
+from kdx_analysis.plots import FIGURES
 from kdx_analysis.registry import Registry
+from tests.plots.conftest import write_all
 
 PAGE = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
 LINES = 10
-REGISTRIES: dict[str, Registry[Any]] = {"metric": METRICS, "model": MODELS, "data set": DATASETS}
+REGISTRIES: dict[str, Registry[Any]] = {
+    "metric": METRICS,
+    "model": MODELS,
+    "data set": DATASETS,
+    "figure": FIGURES,
+}
 
 
 def recipes() -> dict[str, str]:
@@ -90,5 +97,15 @@ def test_a_data_set_is_loaded_by_its_name(added, tmp_path):
     assert len(data.train) + len(data.val) == 48
 
 
+@follows("figure")
+def test_a_figure_is_drawn_of_the_runs_that_it_wants_and_comes_last(added, tmp_path):
+    runs = write_all(tmp_path, ("hard", "kd"), (0, 1), ("cat", "dog", "ship"), ("binary",))
+    canvas, (ax,) = FIGURES[added](runs, "column")
+    assert len(ax.lines[0].get_xdata()) == 2 * 2 * 2  # objectives, seeds, splits
+    assert canvas.get_figwidth() == 3.4
+    assert list(FIGURES)[-1] == added
+
+
 def test_nothing_that_a_recipe_added_is_left():
-    assert not {"opposed_most", "three_stages", "garden"} & {*METRICS, *MODELS, *DATASETS}
+    added = {"opposed_most", "three_stages", "garden", "severity_by_seed"}
+    assert not added & {*METRICS, *MODELS, *DATASETS, *FIGURES}

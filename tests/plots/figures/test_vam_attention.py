@@ -10,7 +10,7 @@ import pytest
 from kdx_analysis import plots
 from kdx_analysis.errors import AbsentError, KdxError
 from kdx_analysis.runs import RunSet
-from tests.planted_arms import write_arms
+from tests.planted_arms import SETTINGS, write_arms
 
 
 def test_attention_shows_one_run_an_objective_at_the_selected_epoch(attended: RunSet) -> None:
@@ -31,7 +31,7 @@ def test_attention_shows_one_run_an_objective_at_the_selected_epoch(attended: Ru
 
 
 def test_arms_stand_in_rows_of_their_own(tmp_path: Path) -> None:
-    two_seeds = {arm: values[:2] for arm, values in ACCURACIES.items()}
+    two_seeds = {arm: [0.5, 0.52] for arm in SETTINGS}
     runs = write_arms(tmp_path, {"hard": two_seeds, "kd": two_seeds})
     data = plots.vam_attention.data(runs)
     one_run = data.groupby(["objective", "vam"], sort=False)["seed"].nunique()

@@ -85,9 +85,9 @@ def load_all(paths: Iterable[str | Path]) -> tuple[Extension, ...]:
 
 
 def need(paths: Iterable[str | Path]) -> tuple[Extension, ...]:
-    """The files of these names that are loaded already, for a study whose own word is not taken for
-    what to run.
+    """The files of these names that are loaded already.
 
+    For a study that lies in a folder of results, whose own word is not taken for what code to run.
     Raises KdxError for one that is not, which the user has to name.
     """
     loaded = {extension.path.name: extension for extension in _LOADED.values()}

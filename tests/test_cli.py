@@ -11,7 +11,7 @@ import kdx_analysis
 from kdx_analysis import cli, plots
 from kdx_analysis.data.sources import DATASETS, Source
 from kdx_analysis.errors import KdxError
-from kdx_analysis.models.vam.survey import survey
+from kdx_analysis.models.survey import attachments
 from kdx_analysis.probes.planted.validation import YARDSTICKS
 from tests import toys
 from tests.models.reference_learn_to_branch import checkpoint, released_network
@@ -430,7 +430,8 @@ def test_help_names_the_commands(kdx):
 
 def test_what_vam_does_to_models(kdx, monkeypatch):
     monkeypatch.setattr(
-        "kdx_analysis.models.vam.survey.survey", partial(survey, ["digits_student", "resnet20"])
+        "kdx_analysis.models.survey.attachments",
+        partial(attachments, ["digits_student", "resnet20"]),
     )
     code, out, _ = kdx("list", "models", "--vam")
     header, *rows = (line.split() for line in out.splitlines())

@@ -62,8 +62,8 @@ def load_dataset(
     train = source.train if per_class is None else _take(source, per_class, split_seed)
     val = source.val
     if val is None:
-        rest, held = stratified_indices(train.labels, val_fraction, split_seed)
-        train, val = train.subset(rest), replace(train.subset(held), name="val")
+        rest, held_out = stratified_indices(train.labels, val_fraction, split_seed)
+        train, val = train.subset(rest), replace(train.subset(held_out), name="val")
     test = source.test
     if from_folder:
         train, val, test = decoded_within([train, val, test], max_memory)

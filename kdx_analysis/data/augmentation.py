@@ -20,6 +20,10 @@ def pad_and_crop(
 
     Offsets are uniform over {0, …, 2·pad}². Draws from ``generator`` (on the CPU) a 2×B tensor: the
     offsets down, then those across.
+
+    >>> images = torch.arange(9, dtype=torch.uint8).view(1, 1, 3, 3)
+    >>> pad_and_crop(images, 1, torch.Generator().manual_seed(0))[0, 0].tolist()
+    [[0, 3, 4], [0, 6, 7], [0, 0, 0]]
     """
     B, _, H, W = images.shape
     offsets = torch.randint(2 * pad + 1, (2, B), generator=generator)
@@ -30,7 +34,14 @@ def pad_and_crop(
 
 @jaxtyped(typechecker=beartype)
 def flip(images: UInt8[Tensor, "B C H W"], generator: torch.Generator) -> UInt8[Tensor, "B C H W"]:
-    """Mirror each sample left to right with probability ½; B draws from ``generator``, on the CPU."""
+    """Mirror each sample left to right with probability ½.
+
+    Draws B numbers from ``generator``, on the CPU.
+
+    >>> images = torch.arange(4, dtype=torch.uint8).view(2, 1, 1, 2)
+    >>> flip(images, torch.Generator().manual_seed(0)).flatten(1).tolist()
+    [[1, 0], [2, 3]]
+    """
     mirrored = torch.rand(len(images), generator=generator) < 0.5
     mirrored = mirrored.to(images.device, non_blocking=True)
     return torch.where(mirrored[:, None, None, None], images.flip(3), images)

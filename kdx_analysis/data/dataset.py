@@ -17,6 +17,8 @@ from kdx_analysis.data.splits import stratified_indices, take_per_class
 from kdx_analysis.errors import KdxError
 from kdx_analysis.registry import unknown
 
+# Images whose statistics are counted at once: 150 MB of pixels at 224×224, where a whole data set
+# may not fit into memory.
 _CHUNK = 1024
 Pairs = tuple[Tensor | np.ndarray, Tensor | np.ndarray]
 
@@ -103,7 +105,7 @@ class Split:
         )
 
     def subset(self, indices: Tensor) -> Split:
-        """The samples at the int64 ``indices`` (positions in this split, not ids), in that order."""
+        """The samples at the int64 ``indices``, positions in this split and not ids, in order."""
         indices = indices.to(self.labels.device)
         return replace(
             self,
@@ -185,7 +187,7 @@ class Dataset:
                 f"val_fraction is {val_fraction}: it must lie between 0 and 1, both excluded"
             )
         whole, held_out = _split_of("train", *train), _split_of("test", *test)
-        rest, held = stratified_indices(whole.labels, val_fraction, split_seed)
+        rest, for_validation = stratified_indices(whole.labels, val_fraction, split_seed)
         images = whole.subset(rest)
         measured = channel_statistics(images.images)
         if classes is None:
@@ -193,7 +195,7 @@ class Dataset:
         return cls(
             name=name,
             train=images,
-            val=replace(whole.subset(held), name="val"),
+            val=replace(whole.subset(for_validation), name="val"),
             test=held_out,
             classes=tuple(classes),
             mean=measured[0] if mean is None else tuple(mean),
@@ -224,7 +226,7 @@ class Dataset:
         return replace(self, train=train, val=val, test=test)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """(x/255 - mean)/std per channel: uint8 B×C×H×W to float32 B×C×H×W, on the images' device."""
+        """(x/255 - mean)/std per channel: uint8 to float32, B×C×H×W, on the images' device."""
         mean, std = (
             torch.tensor(values).view(-1, 1, 1).to(images.device, non_blocking=True)
             for values in (self.mean, self.std)
@@ -267,8 +269,7 @@ class Dataset:
             lacking = self.classes[int(counts.argmin())]
             raise KdxError(
                 f"the {split} split of {self.name} has no sample of class {lacking!r} for a probe "
-                "set: "
-                "raise data.val_fraction or per_class"
+                "set: raise data.val_fraction or per_class"
             )
         by_id = whole.ids.argsort()
         ordered = by_id[whole.labels[by_id].argsort(stable=True)]
@@ -303,8 +304,7 @@ class Dataset:
         if not counts.all():
             raise KdxError(
                 f"class {self.classes[int(counts.argmin())]!r} of {self.name} has no training "
-                "sample: "
-                "add images of it or remove the class"
+                "sample: add images of it or remove the class"
             )
         if len(self.val) < K:
             raise KdxError(
@@ -319,15 +319,13 @@ class Dataset:
         if not C == len(self.mean) == len(self.std):
             raise KdxError(
                 f"{self.name}: images have {C} channels, mean has {len(self.mean)} and std "
-                f"{len(self.std)}: "
-                "give one value a channel"
+                f"{len(self.std)}: give one value a channel"
             )
         for channel, std in enumerate(self.std):
             if not (math.isfinite(std) and std > 0):
                 raise KdxError(
                     f"{self.name}: the std of channel {channel} is {std}: it must be positive, so "
-                    "the "
-                    "training images must not all be one colour there"
+                    "the training images must not all be one colour there"
                 )
 
     def _validate_superclasses(self, superclasses: Mapping[str, tuple[str, ...]]) -> None:
@@ -356,7 +354,7 @@ def channel_statistics(images: ImageStore) -> tuple[tuple[float, ...], tuple[flo
     They are exact, since they are computed from counts.
     """
     C = images.shape[0]
-    counts = torch.zeros(C, 256, dtype=torch.float64)
+    counts = torch.zeros(C, 256, dtype=torch.float64)  # float32 stops counting at 2²⁴
     for indices in torch.arange(len(images)).split(_CHUNK):
         pixels = images.take(indices).transpose(0, 1).flatten(1)
         counts += torch.stack([channel.bincount(minlength=256) for channel in pixels]).cpu()
@@ -390,7 +388,6 @@ def _split_of(name: str, images: Any, labels: Any) -> Split:
     ):
         raise KdxError(
             f"{name} labels are {labels.dtype} {tuple(labels.shape)} for {len(images)} images: "
-            "give one class number "
-            "for each, an integer from 0"
+            "give one class number for each, an integer from 0"
         )
     return Split(name, TensorImages(images), labels.long(), torch.arange(len(labels)))

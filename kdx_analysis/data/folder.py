@@ -26,6 +26,7 @@ _SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 )
 _GREY = ("1", "L")
+_WHOLE = ["."]  # the parts of a folder that is in one piece
 
 T = TypeVar("T")
 
@@ -97,25 +98,9 @@ def read_folder(root: Path, size: int | None) -> Source:
     images differ in size and ``size`` is not given, or superclasses.json does not map each class to
     a superclass.
     """
-    if not root.is_dir():
-        raise KdxError(
-            f"{root} is no folder: give an image folder with CLASS/* or train/CLASS/* and "
-            "test/CLASS/*"
-        )
+    parts, classes = _layout(root)
     if size is not None and size < 1:
         raise KdxError(f"size is {size} pixels: it must be at least 1")
-    in_parts = bool(_folders(root / "train"))
-    parts = (
-        [part for part in ("train", "val", "test") if _folders(root / part)] if in_parts else ["."]
-    )
-    if in_parts and "test" not in parts:
-        raise KdxError(f"{root} has train/CLASS but no test/CLASS folders: add test images")
-    classes = tuple(folder.name for folder in _folders(root / parts[0]))
-    if len(classes) < 2:
-        raise KdxError(
-            f"{root} holds {len(classes)} class folder(s): put each of at least 2 classes in its "
-            "own"
-        )
     listings = {part: _listing(root / part, classes) for part in parts}
     height, width, channels = _common_shape(
         [path for paths, _ in listings.values() for path in paths], size
@@ -126,10 +111,10 @@ def read_folder(root: Path, size: int | None) -> Source:
         )
         for part, (paths, labels) in listings.items()
     }
-    if in_parts:
-        train, val, test = splits["train"], splits.get("val"), splits["test"]
-    else:
+    if parts == _WHOLE:
         (train, test), val = hold_out_test(splits["."]), None
+    else:
+        train, val, test = splits["train"], splits.get("val"), splits["test"]
     return Source(
         name=root.resolve().name,
         train=train,
@@ -139,10 +124,31 @@ def read_folder(root: Path, size: int | None) -> Source:
         mean=None,
         std=None,
         pad=min(height, width) // 8,  # as usual for CIFAR: 4 of 32
-        flip=True,  # right for photographs; replace() it where left and right make a class, as in writing
+        flip=True,  # right for photographs; replace() it where classes differ in left and right
         superclasses=_superclasses(root / "superclasses.json", classes),
         source=f"image folder {root.resolve().name}",
     )
+
+
+def _layout(root: Path) -> tuple[list[str], tuple[str, ...]]:
+    """The parts of an image folder, _WHOLE where it has none, and the names of its classes."""
+    if not root.is_dir():
+        raise KdxError(
+            f"{root} is no folder: give an image folder with CLASS/* or train/CLASS/* and "
+            "test/CLASS/*"
+        )
+    parts = [part for part in ("train", "val", "test") if _folders(root / part)]
+    if "train" not in parts:
+        parts = _WHOLE
+    elif "test" not in parts:
+        raise KdxError(f"{root} has train/CLASS but no test/CLASS folders: add test images")
+    classes = tuple(folder.name for folder in _folders(root / parts[0]))
+    if len(classes) < 2:
+        raise KdxError(
+            f"{root} holds {len(classes)} class folder(s): put each of at least 2 classes in its "
+            "own"
+        )
+    return parts, classes
 
 
 def decoded_within(splits: Sequence[Split], max_memory: int) -> list[Split]:
@@ -215,10 +221,10 @@ def _superclasses(path: Path, classes: tuple[str, ...]) -> dict[str, tuple[str, 
     if wrong:
         place = "is no class folder" if wrong[0] in filed else "has no superclass"
         raise KdxError(f"{wrong[0]!r} in {path} {place}: it must name each class, and nothing else")
-    return {
-        name: tuple(each for each in classes if filed[each] == name)
-        for name in sorted(set(filed.values()))
-    }
+    members: dict[str, list[str]] = {name: [] for name in sorted(set(filed.values()))}
+    for name in classes:
+        members[filed[name]].append(name)
+    return {superclass: tuple(names) for superclass, names in members.items()}
 
 
 def _open(path: Path, read: Callable[[Image.Image], T]) -> T:
@@ -232,11 +238,10 @@ def _open(path: Path, read: Callable[[Image.Image], T]) -> T:
 
 
 def _in_threads(function: Callable[..., T], *arguments: Iterable[Any]) -> list[T]:
-    truncated, ImageFile.LOAD_TRUNCATED_IMAGES = (
-        ImageFile.LOAD_TRUNCATED_IMAGES,
-        False,
-    )  # WeasyPrint's import sets it
+    truncated = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # WeasyPrint's import sets it
     try:
+        # Pillow decodes without the interpreter's lock, so threads do it side by side.
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             return list(pool.map(function, *arguments))
     finally:

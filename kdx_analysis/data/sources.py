@@ -41,7 +41,9 @@ class Source:
     val: Split | None = None
 
 
-DATASETS: Registry[Callable[[Path], Source]] = Registry("data set")
+DATASETS: Registry[Callable[[Path], Source]] = Registry(
+    "data set", rooms=("kdx_analysis.data.sources",)
+)
 
 
 def hold_out_test(whole: Split) -> tuple[Split, Split]:
@@ -49,10 +51,10 @@ def hold_out_test(whole: Split) -> tuple[Split, Split]:
 
     Ids stay those of ``whole``.
     """
-    rest, held = stratified_indices(whole.labels, _TEST_FRACTION, _TEST_SEED)
+    rest, held_out = stratified_indices(whole.labels, _TEST_FRACTION, _TEST_SEED)
     return (
         Split("train", whole.images.subset(rest), whole.labels[rest], whole.ids[rest]),
-        Split("test", whole.images.subset(held), whole.labels[held], whole.ids[held]),
+        Split("test", whole.images.subset(held_out), whole.labels[held_out], whole.ids[held_out]),
     )
 
 
@@ -73,7 +75,8 @@ def _digits(data_dir: Path) -> Source:
         std=(0.3763,),
         pad=1,
         flip=False,
-        source="Alpaydin & Kaynak 1998, Optical Recognition of Handwritten Digits, UCI; as in scikit-learn",
+        source="Alpaydin & Kaynak 1998, Optical Recognition of Handwritten Digits, UCI; as in "
+        "scikit-learn",
     )
 
 
@@ -131,7 +134,7 @@ def _fashion_mnist(data_dir: Path) -> Source:
         mean=(0.2860,),
         std=(0.3530,),
         pad=2,
-        flip=True,  # changes no class: a class is a kind of garment, and none differs from its mirror image
+        flip=True,  # a class is a kind of garment, and none differs from its mirror image
         source="Xiao, Rasul & Vollgraf 2017, Fashion-MNIST, arXiv 1708.07747",
     )
 
@@ -144,8 +147,7 @@ def _cifar(
         data_dir,
         f"{name} is not whole in {data_dir}: download {archive} from "
         "https://www.cs.toronto.edu/~kriz/cifar.html, unpack it there, or point --data-dir / "
-        "KDX_DATA to the "
-        f"folder that holds {folder}",
+        f"KDX_DATA to the folder that holds {folder}",
     )
     splits = [
         _split(split, torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), part.targets)

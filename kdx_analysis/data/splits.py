@@ -27,19 +27,24 @@ def _ascending(parts: list[Tensor]) -> Tensor:
 @jaxtyped(typechecker=beartype)
 def stratified_indices(
     labels: Int64[Tensor, " N"], fraction: float, seed: int
-) -> tuple[Int64[Tensor, " rest"], Int64[Tensor, " held"]]:
+) -> tuple[Int64[Tensor, " rest"], Int64[Tensor, " held_out"]]:
     """Hold out ``fraction`` of each class: (rest, held out), indices that partition 0 … N-1.
 
     Both ascend. A class of n ≥ 2 samples gives round(fraction·n), but at least 1 and at most n-1; a
     class of 1 gives none.
+
+    >>> labels = torch.tensor([0, 1, 0, 1, 0, 1, 1])
+    >>> [part.tolist() for part in stratified_indices(labels, 0.3, seed=0)]
+    [[0, 1, 2, 5, 6], [3, 4]]
     """
-    rest, held = [], []
+    rest, held_out = [], []
     for indices in _shuffled_classes(labels, seed):
         n = len(indices)
+        # At least one for validation, and at least one that is left to train on.
         count = min(max(round(fraction * n), 1), n - 1)
-        held.append(indices[:count])
+        held_out.append(indices[:count])
         rest.append(indices[count:])
-    return _ascending(rest), _ascending(held)
+    return _ascending(rest), _ascending(held_out)
 
 
 @jaxtyped(typechecker=beartype)
@@ -49,5 +54,8 @@ def take_per_class(
     """Draw ``per_class`` samples of each class without replacement: ascending indices.
 
     A class that has fewer gives all of them.
+
+    >>> take_per_class(torch.tensor([0, 1, 0, 1, 0]), 2, seed=0).tolist()
+    [0, 1, 3, 4]
     """
     return _ascending([indices[:per_class] for indices in _shuffled_classes(labels, seed)])

@@ -8,14 +8,14 @@ from typing import Any
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.imports.mlflow import read_mlflow
-from kdx_analysis.imports.names import Found, Names
+from kdx_analysis.imports.names import Names, SourceRun
 from kdx_analysis.imports.table import read_table
 from kdx_analysis.imports.tensorboard import read_tensorboard
-from kdx_analysis.imports.write import write_found
+from kdx_analysis.imports.write import write_runs
 from kdx_analysis.registry import Registry
 from kdx_analysis.runs.runset import RunSet
 
-KINDS: Registry[Callable[[Path, Names], list[Found]]] = Registry("kind of source")
+KINDS: Registry[Callable[[Path, Names], list[SourceRun]]] = Registry("kind of source")
 for _kind, _reader in (
     ("csv", read_table),
     ("tensorboard", read_tensorboard),
@@ -68,7 +68,7 @@ def import_runs(
             "be"
         )
     names = Names(keys or {}, columns or {}, metrics or {}, steps_per_epoch)
-    return RunSet.of(write_found(read(path, names), names, kind, path.resolve().name, Path(out)))
+    return RunSet.of(write_runs(read(path, names), names, kind, path.resolve().name, Path(out)))
 
 
 __all__ = ["KINDS", "import_runs"]

@@ -5,7 +5,7 @@ It has a column a run, named ``RUN - METRIC``, and its __MIN and __MAX.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,13 +42,38 @@ def read_chart(path: Path, table: pd.DataFrame, names: Names) -> Chart | None:
     values that are means, since their minimum or maximum is another.
     """
     texts = [str(column) for column in table.columns]
-    bounded = {
-        text.removesuffix(end) for text in texts for end in _BOUNDS if text.endswith(end)
-    } & set(texts)
-    curves = [text for text in texts if _BETWEEN in text and not text.endswith(_BOUNDS)]
-    curves = [text for text in curves if text in bounded or names.metric(_metric(text)) is not None]
+    curves = _curves(texts, names)
     if not curves:
         return None
+    run, chosen = _one_run(path, curves, names)
+    for text in chosen:
+        _refuse_mean(path, table, text)
+    dropped = [text for text in curves if text not in chosen]
+    dropped += [text for text in texts if text.endswith(_BOUNDS) and _bounded(text) in curves]
+    renamed = {text: _metric(text) for text in chosen if text not in names.metrics}
+    kept = table.drop(columns=dropped).rename(columns=renamed)
+    if len(twice := kept.columns[kept.columns.duplicated()]):
+        raise KdxError(
+            f"{path.name} holds {twice[0]!r} alone and after the name of a run: remove one of the "
+            "columns"
+        )
+    return Chart(kept.assign(**{names.column("run"): run}), renamed, tuple(dropped))
+
+
+def _curves(texts: Sequence[str], names: Names) -> list[str]:
+    """The columns that hold a run's values, of a chart; none of another table."""
+    bounded = {_bounded(text) for text in texts if text.endswith(_BOUNDS)}
+    curves = []
+    for text in texts:
+        if _BETWEEN not in text or text.endswith(_BOUNDS):
+            continue
+        if text in bounded or names.reading(_metric(text)) is not None:
+            curves.append(text)
+    return curves
+
+
+def _one_run(path: Path, curves: list[str], names: Names) -> tuple[str, list[str]]:
+    """The run that a chart is read for, and its columns: the only one, or the only one mapped."""
     mapped = {_run(text) for text in curves if text in names.metrics}
     chosen = [text for text in curves if _run(text) in mapped] if len(mapped) == 1 else curves
     runs = sorted({_run(text) for text in chosen})
@@ -58,20 +83,12 @@ def read_chart(path: Path, table: pd.DataFrame, names: Names) -> Chart | None:
             "objective and seed of each: import them one by one, each with its own keys and its "
             f"columns by name, as '{chosen[0]}=test/accuracy%'"
         )
-    for text in chosen:
-        _refuse_mean(path, table, text)
-    dropped = [text for text in texts if text in curves and text not in chosen]
-    dropped += [
-        text for text in texts if text.endswith(_BOUNDS) and text[: -len(_BOUNDS[0])] in curves
-    ]
-    renamed = {text: _metric(text) for text in chosen if text not in names.metrics}
-    kept = table.drop(columns=dropped).rename(columns=renamed)
-    if len(twice := kept.columns[kept.columns.duplicated()]):
-        raise KdxError(
-            f"{path.name} holds {twice[0]!r} alone and after the name of a run: remove one of the "
-            "columns"
-        )
-    return Chart(kept.assign(**{names.column("run"): runs[0]}), renamed, tuple(dropped))
+    return runs[0], chosen
+
+
+def _bounded(column: str) -> str:
+    """The column whose minimum or maximum a column ``…__MIN`` or ``…__MAX`` is."""
+    return column[: -len(_BOUNDS[0])]
 
 
 def _run(column: str) -> str:
@@ -92,6 +109,6 @@ def _refuse_mean(path: Path, table: pd.DataFrame, column: str) -> None:
         if len(line := np.flatnonzero(apart.fillna(0) != 0)):
             raise KdxError(
                 f"{column!r} in line {int(line[0]) + 2} of {path.name} is not its own "
-                f"{end.strip('_')}, so it is a "
-                "mean of several runs or steps: export the chart ungrouped and in full"
+                f"{end.strip('_')}, so it is a mean of several runs or steps: export the chart "
+                "ungrouped and in full"
             )

@@ -6,6 +6,7 @@ The file store is a folder ``mlruns/``; the CSV is that of ``mlflow experiments 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,34 +16,33 @@ import pandas as pd
 import yaml
 
 from kdx_analysis.errors import KdxError
-from kdx_analysis.imports.names import KEYS, Found, Names
+from kdx_analysis.imports.names import KEYS, Names, SourceRun
 from kdx_analysis.imports.table import numbers, read_csv
 
 _FINISHED = ("FINISHED", "3")  # by name, and by number in files of the store
 
 
-def read_mlflow(path: Path, names: Names) -> list[Found]:
+def read_mlflow(path: Path, names: Names) -> list[SourceRun]:
     """The finished runs of an MLflow store (of files, or of SQLite) or of an exported CSV.
 
     Parameters and tags are settings. Deleted, failed and running runs are passed over. An exported
     CSV holds the last value of every metric alone, and none where that is NaN.
     """
-    found = (
-        _stored(path)
-        if path.is_dir()
-        else _exported(path, names)
-        if path.suffix == ".csv"
-        else _database(path)
-    )
-    if not found:
+    if path.is_dir():
+        runs = _stored(path)
+    elif path.suffix == ".csv":
+        runs = _exported(path, names)
+    else:
+        runs = _database(path)
+    if not runs:
         raise KdxError(
             f"{str(path)!r} holds no finished run of MLflow; give a folder mlruns, an mlflow.db or "
             "a CSV"
         )
-    return found
+    return runs
 
 
-def _exported(path: Path, names: Names) -> list[Found]:
+def _exported(path: Path, names: Names) -> list[SourceRun]:
     keys = {f"{kind}.{names.column(key)}" for kind in ("tags", "params") for key in KEYS}
     table = read_csv(path, keys)
     if "run_id" not in table:
@@ -54,33 +54,38 @@ def _exported(path: Path, names: Names) -> list[Found]:
     for column in table.columns:
         if column.startswith("metrics."):
             table[column], _ = numbers(path, table[column], column)
-    found = []
+    runs = []
     for row in table.to_dict("records"):
         said = {str(name): value for name, value in row.items() if not pd.isna(value)}
-        values = {
-            name.removeprefix("metrics."): v
-            for name, v in said.items()
-            if name.startswith("metrics.")
-        }
+        values = _below("metrics.", said)
         metrics = pd.DataFrame({"name": list(values), "value": list(values.values())}).assign(
             step=float("nan"), n=float("nan")
         )
-        settings = {
-            name.removeprefix(f"{kind}."): value
-            for kind in ("tags", "params")  # a parameter stands above a tag of its name
-            for name, value in said.items()
-            if name.startswith(f"{kind}.") and not name.startswith("tags.mlflow.")
-        }
-        found.append(Found(str(said["run_id"]), settings, metrics))
-    return found
+        # A parameter stands above a tag of its name.
+        settings = _below("tags.", _without_own(said, "tags.mlflow.")) | _below("params.", said)
+        runs.append(SourceRun(str(said["run_id"]), settings, metrics))
+    return runs
 
 
-def _stored(path: Path) -> list[Found]:
-    found = []
+def _below(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values whose names begin with a prefix, by the rest of their names."""
+    return {
+        name.removeprefix(prefix): value
+        for name, value in values.items()
+        if name.startswith(prefix)
+    }
+
+
+def _without_own(values: Mapping[str, Any], prefix: str = "mlflow.") -> dict[str, Any]:
+    """The values but those that MLflow itself writes, whose names begin with a prefix."""
+    return {name: value for name, value in values.items() if not name.startswith(prefix)}
+
+
+def _stored(path: Path) -> list[SourceRun]:
+    runs = []
     for meta in sorted(path.rglob("meta.yaml")):
-        if any(
-            part.startswith(".") for part in meta.relative_to(path).parts
-        ):  # deleted runs lie in .trash
+        # Deleted runs lie in .trash.
+        if any(part.startswith(".") for part in meta.relative_to(path).parts):
             continue
         said = _meta(meta)
         deleted = said.get("lifecycle_stage", "active") != "active"
@@ -88,22 +93,22 @@ def _stored(path: Path) -> list[Found]:
             continue
         run = meta.parent
         texts = {**_texts(run / "tags"), **_texts(run / "params")}
-        settings = {name: text for name, text in texts.items() if not name.startswith("mlflow.")}
+        settings = _without_own(texts)
         rows = [
             {"name": name, **_point(run, line)}
             for name, text in _texts(run / "metrics").items()
             for line in text.splitlines()
         ]
         metrics = pd.DataFrame(rows, columns=["name", "step", "value"]).assign(n=float("nan"))
-        found.append(Found(str(said["run_id"]), settings, metrics))
-    return found
+        runs.append(SourceRun(str(said["run_id"]), settings, metrics))
+    return runs
 
 
-def _database(path: Path) -> list[Found]:
+def _database(path: Path) -> list[SourceRun]:
     def rows(query: str, *arguments: str) -> pd.DataFrame:
         return pd.read_sql_query(query, connection, params=arguments)
 
-    found = []
+    runs = []
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
             finished = (
@@ -114,20 +119,17 @@ def _database(path: Path) -> list[Found]:
                     rows(f"SELECT key, value FROM {table} WHERE run_uuid = ?", run)
                     for table in ("tags", "params")
                 ]
-                said = {row.key: row.value for table in texts for row in table.itertuples()}
-                settings = {
-                    str(name): text
-                    for name, text in said.items()
-                    if not str(name).startswith("mlflow.")
-                }
+                said = {str(row.key): row.value for table in texts for row in table.itertuples()}
+                settings = _without_own(said)
                 metrics = rows(
                     "SELECT key AS name, step, value, is_nan FROM metrics WHERE run_uuid = ?", run
                 )
-                found.append(Found(str(run), settings, _unpacked(metrics).assign(n=float("nan"))))
+                metrics = _unpacked(metrics).assign(n=float("nan"))
+                runs.append(SourceRun(str(run), settings, metrics))
     except (sqlite3.Error, pd.errors.DatabaseError) as error:
         reason = " ".join(str(error).split())[:200]
         raise KdxError(f"{str(path)!r} is no store of MLflow in SQLite: {reason}") from None
-    return found
+    return runs
 
 
 def _unpacked(metrics: pd.DataFrame) -> pd.DataFrame:

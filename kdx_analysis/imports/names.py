@@ -29,7 +29,7 @@ _SEED = re.compile(r"\+?([0-9]{1,100})(\.0*)?")
 
 
 @dataclass(frozen=True)
-class Found:
+class SourceRun:
     """One run, under the source's own names.
 
     Attributes:
@@ -50,7 +50,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Metric:
+class Reading:
     """What a name in the source stands for.
 
     ``factor`` turns its values into ours (0.01 for percent). ``declared``: its unit was said, by
@@ -68,14 +68,13 @@ class Metric:
         return self.factor != 1.0
 
     @classmethod
-    def parse(cls, text: str) -> Metric:
+    def parse(cls, text: str) -> Reading:
         """``split/metric``, as ``test/accuracy``, or ``test/accuracy%`` for values in percent."""
         split, slash, metric = text.partition("/")
         if split not in SPLITS or not slash or not metric.strip("% "):
             raise KdxError(
                 f"{text!r} names no metric; write split/metric with a split of "
-                f"{', '.join(SPLITS)}, as test/accuracy, "
-                "or test/accuracy% for values in percent"
+                f"{', '.join(SPLITS)}, as test/accuracy, or test/accuracy% for values in percent"
             )
         name = metric.removesuffix("%").strip()
         return cls(
@@ -111,7 +110,7 @@ class Names:
                 if key not in valid:
                     raise unknown("key of a run", key, valid)
         for text in self.metrics.values():
-            Metric.parse(text)
+            Reading.parse(text)
         if self.steps_per_epoch is not None and self.steps_per_epoch < 1:
             raise KdxError(f"steps_per_epoch is {self.steps_per_epoch}: it must be at least 1")
 
@@ -119,10 +118,14 @@ class Names:
         """The source's name for one of our keys."""
         return self.columns.get(key, key)
 
-    def metric(self, name: str) -> Metric | None:
+    def columns_of(self, *keys: str) -> set[str]:
+        """:meth:`column` of several keys."""
+        return {self.column(key) for key in keys}
+
+    def reading(self, name: str) -> Reading | None:
         """What a name in the source stands for, or None if it does not say so."""
         if name in self.metrics:
-            return Metric.parse(self.metrics[name])
+            return Reading.parse(self.metrics[name])
         words = words_of(name)
         splits = [_SPLIT_OF[word] for word in words if word in _SPLIT_OF]
         rest = [
@@ -133,29 +136,29 @@ class Names:
         percent = not _PERCENT.isdisjoint(words)
         if len(splits) != 1 or not rest:
             return None
-        return Metric(splits[0], "_".join(rest), 0.01 if percent else 1.0, declared=percent)
+        return Reading(splits[0], "_".join(rest), 0.01 if percent else 1.0, declared=percent)
 
     def key(self, name: str, settings: Mapping[str, Any], where: str) -> Any:
         """A run key as stated or as the ``settings`` have it; None if neither says.
 
-        A seed is a whole number. Raises KdxError where the two contradict each other, where a column
-        is named that is not there, and for a seed that is no whole number; ``where`` the run
-        stands.
+        A seed is a whole number, and ``where`` says where the run stands. Raises KdxError where the
+        two contradict each other, where a column is named that is not there, and for a seed that is
+        no whole number.
         """
         column = self.column(name)
         if name in self.columns and column not in settings:
             raise unknown(f"name of {name!r} in the source", column, map(str, settings))
-        found, stated = settings.get(column), self.keys.get(name)
+        in_source, stated = settings.get(column), self.keys.get(name)
         if name == "seed":
-            found, stated = (
-                None if seed is None else whole_seed(seed, where) for seed in (found, stated)
+            in_source, stated = (
+                None if seed is None else whole_seed(seed, where) for seed in (in_source, stated)
             )
         if name not in self.keys:
-            return found
-        if found is not None and str(found) != str(stated):
+            return in_source
+        if in_source is not None and str(in_source) != str(stated):
             raise KdxError(
-                f"{name} is stated as {stated!r}, but the source says {found!r}; leave one of them "
-                "out"
+                f"{name} is stated as {stated!r}, but the source says {in_source!r}; leave one of "
+                "them out"
             )
         return stated
 

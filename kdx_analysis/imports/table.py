@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Hashable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import pandas as pd
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.imports.chart import read_chart
-from kdx_analysis.imports.names import KEYS, Found, Names
-from kdx_analysis.imports.units import is_measure
+from kdx_analysis.imports.names import KEYS, Names, SourceRun
+from kdx_analysis.imports.units import surely_metric
 from kdx_analysis.registry import unknown
 
 _NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)*|[.,]\d+)\s*%?")
@@ -60,7 +61,7 @@ def _nans(path: Path, renamed: Mapping[str, str]) -> pd.DataFrame:
     return cells.apply(lambda column: column.str.fullmatch(_NAN))
 
 
-def read_table(path: Path, names: Names) -> list[Found]:
+def read_table(path: Path, names: Names) -> list[SourceRun]:
     """The runs of a CSV.
 
     It is tidy if it has the columns metric and value (and split, unless the metrics' names say it).
@@ -70,60 +71,109 @@ def read_table(path: Path, names: Names) -> list[Found]:
     where they are constant within a run. An empty cell holds no value; one that says nan does. The
     CSV of a chart of Weights & Biases is read as :func:`read_chart` says.
     """
-    table = read_csv(path, {names.column(key) for key in (*KEYS, "run")})
+    table = read_csv(path, names.columns_of(*KEYS, "run"))
     chart = read_chart(path, table, names)
+    renamed: Mapping[str, str] = {}
     dropped: tuple[str, ...] = ()
     if chart is not None:
-        table, dropped = chart.table, chart.left_out
-    for name in (*names.columns.values(), *names.metrics):
-        if name not in table and not (name in names.metrics and names.column("metric") in table):
-            raise unknown(f"column of {path.name}", name, map(str, table.columns))
-    tidy = {names.column("metric"), names.column("value")} <= set(table.columns)
-    special = {names.column(key) for key in (*KEYS, "run")}
-    by_step = next((column for column in (names.column("epoch"), "step") if column in table), None)
-    counting = {by_step, names.column("epoch"), "step", names.column("n")}
-    if tidy:
-        counting |= {names.column(key) for key in ("split", "metric", "value")}
-    rest = [str(c) for c in table.columns if c not in special | counting]
-    metrics = [
-        c
-        for c in rest
-        if c in names.metrics or (names.metric(c) is not None and _measures(table, c))
-    ]
-    if tidy and metrics:
-        raise KdxError(
-            f"{path.name} has columns metric and value, and {metrics[0]!r} too, which looks like a "
-            "metric of its own: "
-            "remove one form"
-        )
-    _refuse_without_split(path, table, [] if tidy else [c for c in rest if c not in metrics])
-    long = _tidy(table, names) if tidy else _melted(path, table, metrics)
-    nans = _nans(path, {} if chart is None else chart.renamed)
-    diverged = nans[names.column("value")] if tidy else nans[metrics].melt()["value"]
-    long = long[long["value"].notna() | diverged.to_numpy()].copy()
-    long["value"], signed = numbers(path, long["value"], "value")
-    percent = _percent(path, long, signed)
-    long["step"] = table[by_step] if by_step else float("nan")
-    long["n"] = table[names.column("n")] if names.column("n") in table else float("nan")
-    for column in ("step", "n"):
-        long[column], _ = numbers(path, long[column], column)
-    settings = [c for c in rest if c not in metrics]
-    by = [c for c in table.columns if c in special]
-    found = []
-    for name, rows in _groups(table, by):
-        constant = [c for c in settings if rows[c].nunique(dropna=False) == 1]
-        said = {c: _plain(rows[c].iloc[0]) for c in (*by, *constant)}
-        found.append(
-            Found(
+        table, renamed, dropped = chart.table, chart.renamed, chart.left_out
+    form = _form(path, table, names)
+    long, percent = _observations(path, table, form, names, renamed)
+    runs = []
+    for name, rows in _groups(table, form.keys):
+        constant = [c for c in form.settings if rows[c].nunique(dropna=False) == 1]
+        said = {c: _plain(rows[c].iloc[0]) for c in (*form.keys, *constant)}
+        varying = [c for c in form.settings if c not in constant]
+        runs.append(
+            SourceRun(
                 name,
                 {c: value for c, value in said.items() if value is not None},
                 long[long.index.isin(rows.index)].reset_index(drop=True),
-                epochs=by_step is not None and by_step == names.column("epoch"),
-                left_out=(*dropped, *(c for c in settings if c not in constant)),
+                epochs=form.step is not None and form.step == names.column("epoch"),
+                left_out=(*dropped, *varying),
                 percent=percent,
             )
         )
-    return found
+    return runs
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What the columns of a CSV are.
+
+    Attributes:
+        tidy: whether a row is an observation; otherwise every metric is a column.
+        keys: that rows of one run agree in.
+        step: that counts epochs or steps, if there is one.
+        metrics: of a CSV that isn't tidy.
+        settings: that are neither key nor metric.
+    """
+
+    tidy: bool
+    keys: list[str]
+    step: str | None
+    metrics: list[str]
+    settings: list[str]
+
+
+def _form(path: Path, table: pd.DataFrame, names: Names) -> _Form:
+    _refuse_missing(path, table, names)
+    tidy = names.columns_of("metric", "value") <= set(table.columns)
+    special = names.columns_of(*KEYS, "run")
+    steps = [column for column in (names.column("epoch"), "step") if column in table]
+    counting = {"step"} | names.columns_of("epoch", "n")
+    if tidy:
+        counting |= names.columns_of("split", "metric", "value")
+    rest = [str(c) for c in table.columns if c not in special | counting]
+    metrics = [c for c in rest if _is_metric(table, c, names)]
+    settings = [c for c in rest if c not in metrics]
+    if not tidy:
+        _refuse_without_split(path, table, settings)
+    elif metrics:
+        raise KdxError(
+            f"{path.name} has columns metric and value, and {metrics[0]!r} too, which looks like a "
+            "metric of its own: remove one form"
+        )
+    keys = [c for c in table.columns if c in special]
+    return _Form(tidy, keys, steps[0] if steps else None, metrics, settings)
+
+
+def _refuse_missing(path: Path, table: pd.DataFrame, names: Names) -> None:
+    """A name that the user gave has to be a column, or, of a metric, a cell of a tidy CSV."""
+    tidy = names.column("metric") in table
+    for name in (*names.columns.values(), *names.metrics):
+        if name not in table and not (tidy and name in names.metrics):
+            raise unknown(f"column of {path.name}", name, map(str, table.columns))
+
+
+def _observations(
+    path: Path, table: pd.DataFrame, form: _Form, names: Names, renamed: Mapping[str, str]
+) -> tuple[pd.DataFrame, frozenset[str]]:
+    """One row an observation: name, value, step, n, by the row of the table that it comes from.
+
+    Beside them the names whose values are written with a percent sign.
+    """
+    nans = _nans(path, renamed)
+    if form.tidy:
+        long, diverged = _tidy(table, names), nans[names.column("value")]
+    else:
+        long = _melted(path, table, form.metrics)
+        diverged = nans[form.metrics].melt()["value"]
+    # What is empty was not measured; what says nan was, and diverged.
+    long = long[long["value"].notna() | diverged.to_numpy()].copy()
+    long["value"], signed = numbers(path, long["value"], "value")
+    percent = _percent(path, long, signed)
+    long["step"] = table[form.step] if form.step else float("nan")
+    long["n"] = table[names.column("n")] if names.column("n") in table else float("nan")
+    for column in ("step", "n"):
+        long[column], _ = numbers(path, long[column], column)
+    return long, percent
+
+
+def _is_metric(table: pd.DataFrame, column: str, names: Names) -> bool:
+    """Whether a column is mapped to a metric, or is named for one of a split and holds numbers."""
+    named = names.reading(column) is not None and _measures(table, column)
+    return column in names.metrics or named
 
 
 def _refuse_without_split(path: Path, table: pd.DataFrame, columns: list[str]) -> None:
@@ -142,7 +192,7 @@ def _measures(table: pd.DataFrame, column: str) -> bool:
     One as ``val_fraction`` is a setting.
     """
     cells = table[column].dropna()
-    return is_measure(column) and (cells.empty or bool(cells.map(_is_number).any()))
+    return surely_metric(column) and (cells.empty or bool(cells.map(_is_number).any()))
 
 
 def _tidy(table: pd.DataFrame, names: Names) -> pd.DataFrame:
@@ -157,8 +207,7 @@ def _melted(path: Path, table: pd.DataFrame, metrics: list[str]) -> pd.DataFrame
     if not metrics:
         raise KdxError(
             f"no column of {path.name} is a metric of a split "
-            f"({', '.join(map(str, table.columns[:8]))}); map one, as "
-            "COLUMN=test/accuracy"
+            f"({', '.join(map(str, table.columns[:8]))}); map one, as COLUMN=test/accuracy"
         )
     return table[metrics].melt(var_name="name", ignore_index=False)
 
@@ -206,8 +255,7 @@ def _percent(path: Path, long: pd.DataFrame, signed: pd.Series) -> frozenset[str
     if mixed := sorted(some & every):
         raise KdxError(
             f"some values of {mixed[0]!r} in {path.name} are written with a percent sign and some "
-            "without: write all "
-            "of them alike"
+            "without: write all of them alike"
         )
     return frozenset(some)
 

@@ -8,12 +8,12 @@ from typing import Any
 import pandas as pd
 
 from kdx_analysis.errors import KdxError
-from kdx_analysis.imports.names import Found, Names
+from kdx_analysis.imports.names import Names, SourceRun
 
 _HPARAMS = "_hparams_/session_start_info"
 
 
-def read_tensorboard(path: Path, names: Names) -> list[Found]:
+def read_tensorboard(path: Path, names: Names) -> list[SourceRun]:
     """The runs of an event directory, a run each folder with event files.
 
     Folders count at ``path`` and below it. Hyperparameters that were logged beside the scalars are
@@ -29,21 +29,21 @@ def read_tensorboard(path: Path, names: Names) -> list[Found]:
             "reading event files needs the package tensorboard: pip install "
             "'kdx_analysis[tensorboard]'"
         ) from None
-    found = []
+    runs = []
     for folder in folders:
         everything = {event_accumulator.SCALARS: 0, event_accumulator.TENSORS: 0}
         events = event_accumulator.EventAccumulator(str(folder), size_guidance=everything)
         events.Reload()
         metrics = pd.DataFrame(_points(events), columns=["name", "step", "value"])
         name = folder.relative_to(path).as_posix()
-        found.append(
-            Found(
+        runs.append(
+            SourceRun(
                 path.name if name == "." else name,
                 _settings(events),
                 metrics.assign(n=float("nan")),
             )
         )
-    return found
+    return runs
 
 
 def _points(events: Any) -> list[tuple[str, int, float]]:
@@ -78,7 +78,7 @@ def _settings(events: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Event files know no whole numbers; from 2⁵³ on a float may stand for several, and stays one."""
+    """Event files know no whole numbers; a float from 2⁵³ on may stand for several, and stays."""
     return (
         int(value)
         if isinstance(value, float) and value.is_integer() and abs(value) < 2**53

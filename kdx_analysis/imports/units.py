@@ -13,23 +13,24 @@ import numpy as np
 import pandas as pd
 
 from kdx_analysis.errors import KdxError
-from kdx_analysis.imports.names import Found, Metric, Names, words_of
+from kdx_analysis.imports.names import Names, Reading, SourceRun, words_of
 
 _SHARE = re.compile(
-    r"(acc|accuracy|err|error|agreement|prec|precision|recall|sensitivity|specificity|f1|auc|auroc|ece|iou|miou|fidelity)"
-    r"\d*|top\d+"
+    r"(acc|accuracy|err|error|agreement|prec|precision|recall|sensitivity|specificity|f1|auc|auroc"
+    r"|ece|iou|miou|fidelity)\d*|top\d+"
 )
 _LOW_IS_GOOD = re.compile(r"(err|error|ece)\d*")
 _LOSS = re.compile(r"loss|losses|nll")
 # Words of names that are no share, whatever else stands in them: mean_squared_error, train_time.
 _NEITHER = re.compile(
-    r"loss|losses|nll|entropy|perplexity|ppl|mse|mae|rmse|squared?|absolute|kl|divergence|times?|sec|seconds|minutes"
-    r"|hours|duration|runtime"
+    r"loss|losses|nll|entropy|perplexity|ppl|mse|mae|rmse|squared?|absolute|kl|divergence|times?"
+    r"|sec|seconds|minutes|hours|duration|runtime"
 )
 # Words of figures that may well lie in 0 to 100 and are no percentages.
 _COUNTED = re.compile(
-    r"lr|learning|steps?|epochs?|iterations?|batch|samples|images|count|number|num|n|norm|grad|gradients?|memory|mem|mb"
-    r"|gb|gib|throughput|speed|fps|flops|macs|params|parameters|temperature|tau|gamma|weight|decay|momentum"
+    r"lr|learning|steps?|epochs?|iterations?|batch|samples|images|count|number|num|n|norm|grad"
+    r"|gradients?|memory|mem|mb|gb|gib|throughput|speed|fps|flops|macs|params|parameters"
+    r"|temperature|tau|gamma|weight|decay|momentum"
 )
 _AMBIGUOUS = re.compile(r"prec|precision")
 
@@ -37,13 +38,15 @@ _AMBIGUOUS = re.compile(r"prec|precision")
 def is_share(metric: str) -> bool:
     """Whether a metric of this name is a share in [0, 1], as every accuracy, error and agreement.
 
-    >>> [is_share(name) for name in ("accuracy_top5", "error", "hard_loss", "mean_squared_error", "score")]
-    [True, True, False, False, False]
+    >>> [is_share(name) for name in ("accuracy_top5", "error", "hard_loss", "score")]
+    [True, True, False, False]
+    >>> is_share("mean_squared_error")
+    False
     """
     return _named(metric, _SHARE) and not _named(metric, _NEITHER)
 
 
-def is_measure(name: str) -> bool:
+def surely_metric(name: str) -> bool:
     """Whether a column of numbers is surely a metric by its name, and none of settings.
 
     ``precision`` or ``top_k`` may be a setting.
@@ -59,7 +62,7 @@ class _Column:
     """
 
     name: str
-    metric: Metric
+    reading: Reading
     values: np.ndarray
     runs: np.ndarray
 
@@ -67,15 +70,19 @@ class _Column:
         return str(self.runs[value])
 
     @property
+    def metric(self) -> str:
+        return self.reading.metric
+
+    @property
     def kind(self) -> str:
-        return f"{self.metric.split}/{self.metric.metric}"
+        return f"{self.reading.split}/{self.metric}"
 
     @property
     def share(self) -> bool:
-        return is_share(self.metric.metric) or self.metric.percent
+        return is_share(self.metric) or self.reading.percent
 
 
-def readings(found: Sequence[Found], names: Names, source: str) -> dict[str, Metric]:
+def readings(runs: Sequence[SourceRun], names: Names, source: str) -> dict[str, Reading]:
     """What every name of a source stands for, once its values agree with its unit.
 
     The values are those of all runs. A share that is not said to be in percent lies in [0, 1]. Its
@@ -85,56 +92,55 @@ def readings(found: Sequence[Found], names: Names, source: str) -> dict[str, Met
 
     Raises KdxError, with what to write, for values that don't fit their unit or could be of two.
     """
-    columns = list(_columns(found, names, source))
+    columns = list(_columns(runs, names, source))
     for column in columns:
         if column.share:
             _refuse_outside(column)
-        elif not column.metric.declared:
+        elif not column.reading.declared:
             _refuse_unnamed(column)
-    undeclared = [c for c in columns if c.share and not c.metric.declared and len(c.values)]
-    percent = next((column.name for column in columns if column.metric.percent), None)
-    for column in undeclared:
-        alike = np.concatenate(
-            [c.values for c in columns if c.share and c.metric.metric == column.metric.metric]
-        )
-        if percent is not None and column.name != percent:
-            raise _unsaid(
-                column, f"{percent!r} is in percent, which says nothing of {column.name!r}"
-            )
-        if _named(column.metric.metric, _LOW_IS_GOOD) and (column.values > 0).any():
-            value = column.values[column.values > 0][0]
-            raise _unsaid(
-                column, f"a {column.metric.metric} of {value:g} may be {value:g} % or {value:.0%}"
-            )
-        if np.isin(alike, (0, 1)).all() and (alike == 1).any():
-            raise _unsaid(
-                column,
-                f"its values are 1 throughout (or 0), which is 1 % or 100 %, in {column.where(0)}",
-            )
-    return {column.name: column.metric for column in columns}
+    percent = next((column.name for column in columns if column.reading.percent), None)
+    for column in columns:
+        if column.share and not column.reading.declared and len(column.values):
+            _refuse_ambiguous(column, columns, percent)
+    return {column.name: column.reading for column in columns}
 
 
-def _columns(found: Sequence[Found], names: Names, source: str) -> Iterator[_Column]:
+def _columns(runs: Sequence[SourceRun], names: Names, source: str) -> Iterator[_Column]:
     rows = pd.concat(
-        [run.metrics[["name", "value"]].assign(run=f"{source}, {run.name}") for run in found]
+        [run.metrics[["name", "value"]].assign(run=f"{source}, {run.name}") for run in runs]
     )
-    signed = {name for run in found for name in run.percent}
-    for key, of_name in rows.groupby("name", sort=False):
-        name, measured = (
-            str(key),
-            of_name.dropna(subset="value"),
-        )  # what was not measured has no unit
-        if (metric := names.metric(name)) is None:
+    signed = {name for run in runs for name in run.percent}
+    for key, figures in rows.groupby("name", sort=False):
+        name, measured = str(key), figures.dropna(subset="value")  # NaN has no unit
+        if (reading := names.reading(name)) is None:
             continue
         if name in signed:
-            metric = replace(metric, factor=0.01, declared=True)
-        if metric.percent and _named(metric.metric, _NEITHER):
+            reading = replace(reading, factor=0.01, declared=True)
+        if reading.percent and _named(reading.metric, _NEITHER):
             raise KdxError(
-                f"{name!r} of {source} is {metric.metric}, which can't be in percent: map it "
+                f"{name!r} of {source} is {reading.metric}, which can't be in percent: map it "
                 "without %"
             )
-        values = measured["value"].to_numpy(dtype=float) * metric.factor
-        yield _Column(name, metric, values, measured["run"].to_numpy())
+        values = measured["value"].to_numpy(dtype=float) * reading.factor
+        yield _Column(name, reading, values, measured["run"].to_numpy())
+
+
+def _refuse_ambiguous(column: _Column, columns: Sequence[_Column], percent: str | None) -> None:
+    """A share whose unit nobody said is refused where its values could be of two.
+
+    ``percent`` is the first of all columns that is in percent.
+    """
+    if percent is not None and column.name != percent:
+        raise _unsaid(column, f"{percent!r} is in percent, which says nothing of {column.name!r}")
+    if _named(column.metric, _LOW_IS_GOOD) and (column.values > 0).any():
+        value = column.values[column.values > 0][0]
+        raise _unsaid(column, f"a {column.metric} of {value:g} may be {value:g} % or {value:.0%}")
+    alike = np.concatenate([c.values for c in columns if c.share and c.metric == column.metric])
+    if np.isin(alike, (0, 1)).all() and (alike == 1).any():
+        raise _unsaid(
+            column,
+            f"its values are 1 throughout (or 0), which is 1 % or 100 %, in {column.where(0)}",
+        )
 
 
 def _refuse_outside(column: _Column) -> None:
@@ -142,8 +148,8 @@ def _refuse_outside(column: _Column) -> None:
     if not outside.any():
         return
     i = int(outside.argmax())
-    value, where = column.values[i] / column.metric.factor, column.where(i)
-    if column.metric.percent:
+    value, where = column.values[i] / column.reading.factor, column.where(i)
+    if column.reading.percent:
         raise KdxError(
             f"{column.name} is {value:g} in {where}, no percentage in [0, 100]: look at the source"
         )
@@ -155,7 +161,7 @@ def _refuse_outside(column: _Column) -> None:
 
 def _refuse_unnamed(column: _Column) -> None:
     """A figure that is no known share, in 0 to 100, may be one all the same, in percent."""
-    if _named(column.metric.metric, _NEITHER) or _named(column.metric.metric, _COUNTED):
+    if _named(column.metric, _NEITHER) or _named(column.metric, _COUNTED):
         return
     finite = column.values[np.isfinite(column.values)]
     if len(finite) and finite.min() >= 0 and 1 < finite.max() <= 100:
@@ -175,6 +181,6 @@ def _unsaid(column: _Column, why: str) -> KdxError:
 
 
 def _named(metric: str, words: re.Pattern[str]) -> bool:
-    """Whether one of a name's words is one of ``words``; ``top_5`` and ``top-5`` are the word top5."""
+    """Whether one of a name's words is one of ``words``; ``top_5`` and ``top-5`` are top5."""
     joined = re.sub(r"(?i)top[^a-z0-9]+(?=\d)", "top", metric)
     return any(words.fullmatch(word) for word in words_of(joined))

@@ -15,18 +15,16 @@ import pandas as pd
 import torch
 from torch import nn
 
-from kdx_analysis.config import ProbeConfig
+from kdx_analysis.config import ObjectiveConfig, ProbeConfig
 from kdx_analysis.data import Dataset
 from kdx_analysis.errors import KdxError
 from kdx_analysis.imports.names import Names
 from kdx_analysis.imports.write import UNKNOWN, foreign_info, refuse_taken, run_keys
 from kdx_analysis.models import build_model, check_fits
-from kdx_analysis.objectives import one_vs_rest_margins
-from kdx_analysis.probes.plain import plain_tables
-from kdx_analysis.probes.training_probe import SPLITS
+from kdx_analysis.probes.training_probe import TrainingProbe
 from kdx_analysis.runs import Run, environment, write_run
 from kdx_analysis.runs.run import WEIGHTS
-from kdx_analysis.training import predict, reproducible, score
+from kdx_analysis.training import Epoch, predict, reproducible, score
 from kdx_analysis.training.checkpoints import fingerprint, load_weights
 from kdx_analysis.training.teacher import check_teacher
 
@@ -64,16 +62,7 @@ def import_weights(
         KdxError: before anything is written, for weights that don't fit the model or the data.
     """
     weights, config = Path(weights), probes or ProbeConfig()
-    stated = run_keys(Names({"decomposition": "multiclass", **keys}), {}, data.name, weights.name)
-    if stated["role"] not in ("teacher", "student"):
-        raise KdxError(
-            f"weights can be a student's or a teacher's; of role {stated['role']!r} a run needs "
-            "its records"
-        )
-    if stated["decomposition"] not in ("multiclass", "binary"):
-        raise KdxError(
-            f"decomposition is {stated['decomposition']!r}; it must be multiclass or binary"
-        )
+    stated = _stated(keys, weights, data)
     with reproducible(config.seed, torch.get_num_threads()):
         net = _with_weights(model, weights, data)
         taught = None if teacher is None else _teacher(teacher, data)
@@ -85,46 +74,60 @@ def import_weights(
             "left_out": [],
             "unknown": ["images trained on", "training", "epoch of the figures", "selection"],
         }
-        name = model if isinstance(model, str) else type(model).__name__
         settings = {
-            "model": name,
+            "model": model if isinstance(model, str) else type(model).__name__,
             "data": {"name": data.name},
             "probes": config.model_dump(mode="json"),
         }
         info = foreign_info(stated, settings, source, data.describe())
         refuse_taken([(weights.name, info)], Path(out))
-        choices = (
-            {}
-            if taught is None
-            else {s.name: predict(taught, s, data).argmax(1) for s in (data.val, data.test)}
-        )
-        rows = [
-            row
-            for split in (data.val, data.test)
-            for row in score(net, split, data, stated["decomposition"], choices.get(split.name))
-        ]
-        records: dict[str, list[pd.DataFrame]] = {"metrics": [pd.DataFrame(rows)]}
-        margins = (
-            one_vs_rest_margins
-            if stated["decomposition"] == "multiclass"
-            else (lambda outputs: outputs)
-        )
-        sets = {split: data.probe_set(split, config.per_class, config.seed) for split in SPLITS}
-        for split, chosen in sets.items():
-            images = data.normalise(chosen.images.take(torch.arange(len(chosen))))
-            tables = plain_tables(net, margins, images, chosen.labels, data.classes, config)
-            for kind, table in tables.items():
-                records.setdefault(kind, []).append(table.assign(split=split))
+        scores = _scores(net, taught, stated["decomposition"], data)
+        probe = _probe(net, data, stated, config)
+        probe(Epoch(0, 0, 0.0, 0.0, None, None), net)
     info |= {
         "selection": {"rule": UNKNOWN, "split": None, "epoch": 0},
-        "probe_sets": {split: chosen.ids.tolist() for split, chosen in sets.items()},
+        "probe_sets": probe.ids,
         "environment": environment(),
     }
-    frames = {
-        kind: pd.concat(tables, ignore_index=True).assign(epoch=0)
-        for kind, tables in records.items()
-    }
-    return write_run(Path(out) / info["id"], info, frames, net)
+    records = {"metrics": scores.assign(epoch=0), **probe.tables()}
+    return write_run(Path(out) / info["id"], info, records, net)
+
+
+def _probe(
+    net: nn.Module, data: Dataset, stated: Mapping[str, Any], config: ProbeConfig
+) -> TrainingProbe:
+    """All probes of a finished model but affinity, whose many passes nobody asked for here."""
+    objective = ObjectiveConfig.model_validate(
+        {"name": "hard", "decomposition": stated["decomposition"]}
+    )
+    quick = ProbeConfig.model_validate({**config.model_dump(), "affinity": False})
+    return TrainingProbe(stated["role"], net, data, objective, quick, 0, finished=True)
+
+
+def _stated(keys: Mapping[str, Any], weights: Path, data: Dataset) -> dict[str, Any]:
+    """The run's keys; KdxError where weights can have no such role or decomposition."""
+    stated = run_keys(Names({"decomposition": "multiclass", **keys}), {}, data.name, weights.name)
+    if stated["role"] not in ("teacher", "student"):
+        raise KdxError(
+            f"weights can be a student's or a teacher's; of role {stated['role']!r} a run needs "
+            "its records"
+        )
+    if stated["decomposition"] not in ("multiclass", "binary"):
+        raise KdxError(
+            f"decomposition is {stated['decomposition']!r}; it must be multiclass or binary"
+        )
+    return stated
+
+
+def _scores(
+    net: nn.Module, taught: nn.Module | None, decomposition: str, data: Dataset
+) -> pd.DataFrame:
+    """The record ``metrics`` on validation and test, beside the teacher's outputs there."""
+    rows = []
+    for split in (data.val, data.test):
+        outputs = None if taught is None else predict(taught, split, data)
+        rows += score(net, split, data, decomposition, outputs)
+    return pd.DataFrame(rows)
 
 
 def _with_weights(model: str | nn.Module, weights: Path, data: Dataset) -> nn.Module:

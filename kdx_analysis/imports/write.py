@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from kdx_analysis.errors import KdxError
-from kdx_analysis.imports.names import KEYS, Found, Metric, Names
+from kdx_analysis.imports.names import KEYS, Names, Reading, SourceRun
 from kdx_analysis.imports.units import is_share, readings
 from kdx_analysis.io import read_json
 from kdx_analysis.registry import unknown
@@ -39,12 +39,12 @@ class _Read:
     metrics: pd.DataFrame
 
 
-def write_found(
-    found: Sequence[Found], names: Names, kind: str, source: str, out: Path
+def write_runs(
+    runs: Sequence[SourceRun], names: Names, kind: str, source: str, out: Path
 ) -> list[Run]:
     """Write runs below ``out``, all of them or, with a KdxError, none."""
-    known = readings(found, names, source)
-    read = [_read(run, names, known, kind, source) for run in found]
+    known = readings(runs, names, source)
+    read = [_read(run, names, known, kind, source) for run in runs]
     refuse_taken([(run.name, run.info) for run in read], out)
     return [write_run(out / run.info["id"], run.info, {"metrics": run.metrics}) for run in read]
 
@@ -54,8 +54,8 @@ def refuse_taken(runs: Sequence[tuple[str, Mapping[str, Any]]], out: Path) -> No
 
     ``runs`` are names in the source and infos.
     """
-    held = [read_json(file) for file in sorted(out.glob(f"[!.]*/{INFO}"))]
-    taken = {_identity(info): (f"run {info['id']!r} in {str(out)!r}", info["id"]) for info in held}
+    there = [read_json(file) for file in sorted(out.glob(f"[!.]*/{INFO}"))]
+    taken = {_identity(info): (f"run {info['id']!r} in {str(out)!r}", info["id"]) for info in there}
     for name, info in runs:
         key, here = _identity(info), (f"run {name!r} of the source", info["id"])
         where, identity = taken.setdefault(key, here)
@@ -122,13 +122,15 @@ def run_keys(names: Names, settings: Mapping[str, Any], study: str, where: str) 
     }
 
 
-def _read(found: Found, names: Names, known: Mapping[str, Metric], kind: str, source: str) -> _Read:
-    where = f"{source}, {found.name}"
-    keys = run_keys(names, found.settings, Path(source).stem, where)
-    metrics, left_out = _metrics(found, names, known, where)
+def _read(
+    run: SourceRun, names: Names, known: Mapping[str, Reading], kind: str, source: str
+) -> _Read:
+    where = f"{source}, {run.name}"
+    keys = run_keys(names, run.settings, Path(source).stem, where)
+    metrics, left_out = _metrics(run, names, known, where)
     selection = _selection(metrics)
-    used = {names.column(key) for key in KEYS}
-    settings = {name: _json(value) for name, value in found.settings.items() if name not in used}
+    used = names.columns_of(*KEYS)
+    settings = {name: _json(value) for name, value in run.settings.items() if name not in used}
     config: dict[str, Any] = {"model": str(settings.pop("model", UNKNOWN))}
     if "objective.name" in settings:
         config["objective_name"] = str(settings.pop("objective.name"))
@@ -142,12 +144,12 @@ def _read(found: Found, names: Names, known: Mapping[str, Metric], kind: str, so
         "number of images": UNKNOWN if metrics["n"].isna().any() else "",
         "selection": selection["rule"],
     }
-    told = {
+    origin = {
         "kind": kind,
         "name": source,
-        "run": found.name,
+        "run": run.name,
         "sha256": hashlib.sha256(metrics.to_csv(index=False).encode()).hexdigest(),
-        "left_out": sorted({*found.left_out, *left_out}),
+        "left_out": sorted({*run.left_out, *left_out}),
         "unknown": [
             *(what for what, said in unsaid.items() if said == UNKNOWN),
             "classes",
@@ -155,38 +157,35 @@ def _read(found: Found, names: Names, known: Mapping[str, Metric], kind: str, so
             "environment",
         ],
     }
-    return _Read(
-        found.name, foreign_info(keys, config, told, data) | {"selection": selection}, metrics
-    )
+    info = foreign_info(keys, config, origin, data) | {"selection": selection}
+    return _Read(run.name, info, metrics)
 
 
 def _metrics(
-    found: Found, names: Names, readings: Mapping[str, Metric], where: str
+    run: SourceRun, names: Names, readings: Mapping[str, Reading], where: str
 ) -> tuple[pd.DataFrame, list[str]]:
     """The record ``metrics`` of a run, and the source's names that are none of ours.
 
     A loss that is NaN has diverged and stays so; a share of images that is NaN was not measured and
     is none.
     """
-    given = list(dict.fromkeys(found.metrics["name"]))
+    given = list(dict.fromkeys(run.metrics["name"]))
     known = {name: readings[name] for name in given if name in readings}
     if not known:
         raise KdxError(
             f"no name among the metrics of {where} says its split "
-            f"({', '.join(given[:8]) or 'there is none'}): map "
-            "one, as NAME=test/accuracy"
+            f"({', '.join(given[:8]) or 'there is none'}): map one, as NAME=test/accuracy"
         )
     _refuse_twice(known, where)
-    table = found.metrics[found.metrics["name"].isin(known)].copy()
-    table["epoch"] = _epochs(found, table, names, where)
+    table = run.metrics[run.metrics["name"].isin(known)].copy()
+    table["epoch"] = _epochs(run, table, names, where)
     twice = table[table.duplicated(["name", "epoch"], keep=False)]
     if len(twice):
         name, epoch = twice[["name", "epoch"]].iloc[0]
         many = int(((table["name"] == name) & (table["epoch"] == epoch)).sum())
         raise KdxError(
             f"{where} has {many} values of {name!r} in epoch {epoch}: name the column that tells "
-            "runs or epochs apart, "
-            "or give steps_per_epoch"
+            "runs or epochs apart, or give steps_per_epoch"
         )
     table["split"] = [known[name].split for name in table["name"]]
     table["metric"] = [known[name].metric for name in table["name"]]
@@ -203,19 +202,19 @@ def _metrics(
     )
 
 
-def _refuse_twice(known: Mapping[str, Metric], where: str) -> None:
+def _refuse_twice(known: Mapping[str, Reading], where: str) -> None:
     first: dict[tuple[str, str], str] = {}
-    for name, metric in known.items():
-        other = first.setdefault((metric.split, metric.metric), name)
+    for name, reading in known.items():
+        other = first.setdefault((reading.split, reading.metric), name)
         if other != name:
             raise KdxError(
                 f"{where} has {other!r} and {name!r}, which both read as "
-                f"{metric.split}/{metric.metric}: map one of them to another name, as "
-                f"{name}={metric.split}/other"
+                f"{reading.split}/{reading.metric}: map one of them to another name, as "
+                f"{name}={reading.split}/other"
             )
 
 
-def _epochs(found: Found, table: pd.DataFrame, names: Names, where: str) -> pd.Series:
+def _epochs(run: SourceRun, table: pd.DataFrame, names: Names, where: str) -> pd.Series:
     """The epoch of every row; 0 where the source has no steps."""
     steps = table["step"]
     if steps.isna().all():
@@ -223,18 +222,17 @@ def _epochs(found: Found, table: pd.DataFrame, names: Names, where: str) -> pd.S
     if steps.isna().any():
         raise KdxError(
             f"some values of {where} stand at a step or epoch and some at none: say where those "
-            "belong, or leave them "
-            "out"
+            "belong, or leave them out"
         )
-    if found.epochs:
+    if run.epochs:
         return _whole(steps, where)
     if names.steps_per_epoch is not None:
         return _whole(
             steps / names.steps_per_epoch, f"{where} with {names.steps_per_epoch} steps an epoch"
         )
-    told = found.metrics[found.metrics["name"] == "epoch"].set_index("step")["value"]
-    if len(told):
-        epochs = steps.map(told[~told.index.duplicated()])
+    logged = run.metrics[run.metrics["name"] == "epoch"].set_index("step")["value"]
+    if len(logged):
+        epochs = steps.map(logged[~logged.index.duplicated()])
         if epochs.isna().any():
             raise KdxError(
                 f"{where} does not say of which epoch step {steps[epochs.isna()].iloc[0]:g} is: "
@@ -245,16 +243,14 @@ def _epochs(found: Found, table: pd.DataFrame, names: Names, where: str) -> pd.S
     if len(gaps) and gaps.min() > 1:
         raise KdxError(
             f"the steps of {where} are {gaps.min():g} or more apart, so they may be no epochs: "
-            "give steps_per_epoch (1 "
-            "if they are)"
+            "give steps_per_epoch (1 if they are)"
         )
     return _whole(steps, where)
 
 
 def _whole(epochs: pd.Series, where: str) -> pd.Series:
-    wrong = epochs[
-        (epochs % 1 != 0) | (epochs < 0) | (epochs >= 2**53)
-    ]  # beyond it floats skip whole numbers
+    # From 2⁵³ on floats skip whole numbers.
+    wrong = epochs[(epochs % 1 != 0) | (epochs < 0) | (epochs >= 2**53)]
     if len(wrong):
         raise KdxError(f"{wrong.iloc[0]:g} is no epoch ({where}); epochs are whole numbers from 0")
     return epochs.astype(int)

@@ -10,7 +10,7 @@ from kdx_analysis.models.resolve import (
     redrawn,
 )
 from kdx_analysis.models.splitting.experts import Level
-from kdx_analysis.models.splitting.split import Split
+from kdx_analysis.models.splitting.split import StudentSplit
 from kdx_analysis.models.tree import Tree
 from kdx_analysis.models.zoo import MODELS, StagedNet
 
@@ -18,8 +18,8 @@ __all__ = [
     "HME",
     "MODELS",
     "Level",
-    "Split",
     "StagedNet",
+    "StudentSplit",
     "Trace",
     "Tree",
     "build_model",

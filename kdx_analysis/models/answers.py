@@ -31,12 +31,12 @@ _RESHAPING = (
     "Slice",
 )
 _SAID = {
-    "softmax": "every row of its outputs sums to 1, as a softmax's do: take the softmax off its end, or wrap it so "
-    "that it returns their logarithm",
-    "percentages": "every row of its outputs sums to 100: take the softmax and the factor off its end, or wrap it so "
-    "that it returns the logarithm of outputs / 100",
-    "sigmoid": "all its outputs lie in [0, 1], as a sigmoid's do: take the sigmoid off its end, or wrap it so that it "
-    "returns log(p / (1 − p))",
+    "softmax": "every row of its outputs sums to 1, as a softmax's do: take the softmax off its "
+    "end, or wrap it so that it returns their logarithm",
+    "percentages": "every row of its outputs sums to 100: take the softmax and the factor off its "
+    "end, or wrap it so that it returns the logarithm of outputs / 100",
+    "sigmoid": "all its outputs lie in [0, 1], as a sigmoid's do: take the sigmoid off its end, or "
+    "wrap it so that it returns log(p / (1 − p))",
 }
 
 
@@ -49,12 +49,13 @@ def probabilities(outputs: Tensor) -> Kind | None:
     of a softmax, whose softmax is that of the logits. What is not finite is no probability.
 
     >>> logits = torch.tensor([[4.0, 0.0, -1.0], [0.5, 3.0, 0.0]])
-    >>> [probabilities(x) for x in (logits.softmax(dim=1), 100 * logits.softmax(dim=1), logits.sigmoid())]
+    >>> shares = logits.softmax(dim=1)
+    >>> [probabilities(x) for x in (shares, 100 * shares, logits.sigmoid())]
     ['softmax', 'percentages', 'sigmoid']
     >>> [probabilities(x) for x in (logits, logits / 100 + 0.5, logits.log_softmax(dim=1))]
     [None, None, None]
     """
-    values = outputs.detach().cpu().double()
+    values = outputs.detach().cpu().double()  # a sum of float16 would be off by itself
     if not values.numel() or not (values >= 0).all() or (values == values[:, :1]).all():
         return None
     sums = values.sum(dim=1)
@@ -88,7 +89,8 @@ def ends_in_probabilities(outputs: Tensor) -> bool:
     Operations that only reshape are passed over.
 
     >>> logits = torch.tensor([[0.1, 0.7, 0.2], [0.2, 0.6, 0.3]], requires_grad=True)
-    >>> [ends_in_probabilities(x) for x in (2 * logits, logits.sigmoid()[:, :2], logits.softmax(dim=1))]
+    >>> shares = logits.softmax(dim=1)
+    >>> [ends_in_probabilities(x) for x in (2 * logits, logits.sigmoid()[:, :2], shares)]
     [False, True, True]
     """
     node = outputs.grad_fn
@@ -112,8 +114,7 @@ def check_logits(outputs: Tensor, num_classes: int, who: str) -> None:
     if wrong := int((~outputs.isfinite()).any(dim=1).sum()):
         raise KdxError(
             f"the outputs of {who} are not finite on {wrong} of {len(outputs)} images: look at its "
-            "weights and its "
-            "precision, and where it ends in log(softmax(…)) take log_softmax"
+            "weights and its precision, and where it ends in log(softmax(…)) take log_softmax"
         )
     if (kind := probabilities(outputs)) is not None:
         raise KdxError(f"{who} gives probabilities, not logits: {_SAID[kind]}")

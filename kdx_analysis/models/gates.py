@@ -15,7 +15,7 @@ from beartype import beartype
 from jaxtyping import Float, jaxtyped
 from torch import Tensor, nn
 
-_HIDDEN = 32
+_HIDDEN = 32  # units of an input gate's hidden layer
 
 
 def attention(
@@ -35,8 +35,11 @@ def effective_attention(
     """A_ij = α_ij s_j / Σ_j' α_ij' s_j': what a gate lets through, given how much its parents vary.
 
     α alone is not identified (scaling a parent's features shifts its logits at equal outputs); A is
-    invariant to that. ``spread`` is s, from :func:`spread`. A row whose parents do not vary at all
-    is NaN.
+    invariant to that. ``spread`` is s, from :func:`spread`. Rows lie on the simplex; a row whose
+    parents do not vary at all is NaN.
+
+    >>> effective_attention(torch.tensor([[0.5, 0.5]]), torch.tensor([1.0, 3.0]))
+    tensor([[0.2500, 0.7500]])
     """
     weighted = alpha * spread
     return weighted / weighted.sum(dim=-1, keepdim=True)
@@ -46,7 +49,10 @@ def effective_attention(
 def spread(features: Float[Tensor, "B N *axes"]) -> Float[Tensor, " N"]:
     """s_j = √(mean over C, H, W (T, D) of the variance over samples of expert j's features).
 
-    The variance divides by B.
+    The variance divides by B; s_j ≥ 0.
+
+    >>> spread(torch.tensor([[[1.0], [0.0]], [[5.0], [0.0]]]))
+    tensor([2., 0.])
     """
     return features.var(dim=0, correction=0).flatten(1).mean(dim=1).sqrt()
 
@@ -65,13 +71,21 @@ def pathways(gates: Sequence[Tensor]) -> list[Tensor]:
 
 @jaxtyped(typechecker=beartype)
 def entropy(rows: Float[Tensor, "*rows N"]) -> Float[Tensor, "*rows"]:
-    """H = −Σ a ln a per row, in nats; [0, ln N]."""
+    """H = −Σ a ln a per row, in nats; [0, ln N].
+
+    >>> entropy(torch.tensor([[0.5, 0.5], [1.0, 0.0]]))
+    tensor([0.6931, 0.0000])
+    """
     return torch.special.entr(rows).sum(dim=-1)
 
 
 @jaxtyped(typechecker=beartype)
 def entropy_share(rows: Float[Tensor, "*rows N"]) -> Float[Tensor, "*rows"]:
-    """H / ln N in [0, 1]; NaN for N = 1, where there is nothing to choose."""
+    """H / ln N in [0, 1]; NaN for N = 1, where there is nothing to choose.
+
+    >>> entropy_share(torch.tensor([[0.5, 0.5], [1.0, 0.0]]))
+    tensor([1., 0.])
+    """
     n = rows.shape[-1]
     return entropy(rows) / math.log(n) if n > 1 else torch.full_like(rows[..., 0], torch.nan)
 
@@ -105,18 +119,23 @@ class InputGate(nn.Module):
 
 
 class FixedGate(nn.Module):
-    """A gate made hard: every child draws from one parent alone."""
+    """A gate made hard: every child draws from one parent alone, of so many ``experts`` below."""
 
     parents: Tensor
 
-    def __init__(self, parents: Sequence[int], of: int) -> None:
+    def __init__(self, parents: Sequence[int], experts: int) -> None:
         super().__init__()
-        self.of = of
+        self.experts = experts
         self.register_buffer("parents", torch.tensor(parents, dtype=torch.int64))
 
     def forward(self, features: Tensor) -> Tensor:
         """α, one-hot rows, N×M."""
-        return F.one_hot(self.parents, self.of).to(features.dtype)
+        return F.one_hot(self.parents, self.experts).to(features.dtype)
+
+    def taken(self, children: Sequence[int], parents: Sequence[int]) -> FixedGate:
+        """The gate of these children alone, into these parents alone, among which theirs are."""
+        chosen = [int(self.parents[child]) for child in children]
+        return FixedGate([parents.index(parent) for parent in chosen], len(parents))
 
 
 def sampled(logits: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ class TokenPool(nn.Module):
 
 
 class LinearHeads(nn.Module):
-    """K binary classifiers, linear on gated inputs: B×K×D to one logit each, the margins m_k, B×K."""
+    """K binary classifiers, linear on gated inputs: B×K×D to the margins m_k, B×K."""
 
     def __init__(self, num_classes: int, width: int) -> None:
         super().__init__()

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from kdx_analysis.errors import KdxError
-from kdx_analysis.models import gates as attending
-from kdx_analysis.models.gates import FixedGate, InputGate, ParameterGate, sampled, strongest
+from kdx_analysis.models.gates import (
+    FixedGate,
+    InputGate,
+    ParameterGate,
+    attention,
+    sampled,
+    strongest,
+)
 from kdx_analysis.models.heads import GridPool, LinearHeads, TokenPool, margins_of, scores_of
 from kdx_analysis.models.redraw import draw_anew
 from kdx_analysis.models.splitting.experts import Level
-from kdx_analysis.models.splitting.split import Budget, Split, split_student, with_heads
+from kdx_analysis.models.splitting.split import Budget, StudentSplit, split_student, with_heads
 from kdx_analysis.models.splitting.stages import MAX_STAGES
 from kdx_analysis.models.tree import Tree
 from kdx_analysis.models.zoo import StagedNet
@@ -96,7 +102,7 @@ class HME(nn.Module):
         self.num_classes = num_classes
         self.experts = (1, *(level.experts for level in levels))
         self.top_k, self.gumbel, self.multiclass = top_k, gumbel, multiclass
-        self.split: Split | None = None
+        self.split: StudentSplit | None = None
         self.trunk = trunk
         self.levels = nn.ModuleList(levels)
         children = (*self.experts[2:], num_classes)
@@ -150,13 +156,13 @@ class HME(nn.Module):
             stages = [f"stages.{i}" for i in range(len(student.stages))][-MAX_STAGES:]
             channels = next(m.in_channels for m in student.modules() if isinstance(m, nn.Conv2d))
             image_shape = image_shape or (channels, 32, 32)
-        trunk, levels, found, split = split_student(
+        trunk, levels, parts, split = split_student(
             student, experts, budget=budget, stages=stages, image_shape=image_shape
         )
         features = [part.shape for part in split.parts[1:]]
         tokens = len(features[-1]) == 2
         size = pool or (student.pool if isinstance(student, StagedNet) else 1)
-        readout = TokenPool(first=found.reads == "token") if tokens else GridPool(size)
+        readout = TokenPool(first=parts.reads == "token") if tokens else GridPool(size)
         heads = LinearHeads(num_classes, features[-1][1] if tokens else features[-1][0] * size**2)
         like = next(iter(levels[0].parameters()))
         made = cls(
@@ -170,24 +176,8 @@ class HME(nn.Module):
             widths=[shape[-1] if tokens else shape[0] for shape in features],
             gumbel=gumbel,
         ).to(like)
-        made.split = with_heads(split, found, heads, num_classes)
+        made.split = with_heads(split, parts, heads, num_classes)
         return made
-
-    @classmethod
-    def from_learn_to_branch(cls, state_dict: Mapping[str, Any]) -> HME:
-        """The explainer of a checkpoint of KDExplainer's released code, bare or wrapped in
-        ``{'model': …}``.
-
-        Form, K, experts and channels are found in names and shapes; its 7×7 stem, which its network
-        does not use, is left out. τ is not in it: set ``temperature`` to 5/epoch. Calling the
-        explainer gives the multi-class scores of that code (``multiclass``); probes ask its
-        margins, as of any explainer.
-
-        Raises KdxError where tensors are missing, unexpected or of another shape, naming them.
-        """
-        from kdx_analysis.models.learn_to_branch import Released
-
-        return Released.read(state_dict).explainer()
 
     @property
     def temperature(self) -> float:
@@ -249,9 +239,8 @@ class HME(nn.Module):
         trunk = self.trunk(images)
         features = [trunk.unsqueeze(1)]
         alphas = [trunk.new_ones(self.experts[1], 1)]
-        x = torch.cat([trunk] * self.experts[1], dim=1).unflatten(
-            1, (self.experts[1], -1)
-        )  # keeps the memory format
+        # Copies put side by side, unlike an expanded view, keep the memory format.
+        x = torch.cat([trunk] * self.experts[1], dim=1).unflatten(1, (self.experts[1], -1))
         for level, gate in zip(self.levels, self.gates, strict=True):
             features.append(level(x))
             alphas.append(self._alpha(gate, self._summary(gate, features[-1]), noisy=self.training))
@@ -314,9 +303,8 @@ class HME(nn.Module):
         """
         if not self.hard:
             raise KdxError("only a hard explainer has dead experts to prune; call harden() first")
-        live = [
-            sorted(level) for level in self.tree([str(k) for k in range(self.num_classes)]).live
-        ]
+        numbers = [str(k) for k in range(self.num_classes)]
+        live = [sorted(level) for level in self.tree(numbers).live]
         copied = copy.deepcopy(self)
         copied.experts = tuple(len(level) for level in live)
         copied.levels = nn.ModuleList(
@@ -324,9 +312,7 @@ class HME(nn.Module):
         )
         children = (*live[2:], list(range(self.num_classes)))
         copied.gates = nn.ModuleList(
-            FixedGate([below.index(int(gate.parents[child])) for child in kept], len(below)).to(
-                self.tau.device
-            )
+            gate.taken(kept, below).to(self.tau.device)
             for gate, kept, below in zip(self._fixed, children, live[1:], strict=True)
         )
         return copied
@@ -377,9 +363,8 @@ class HME(nn.Module):
         return self._attention(sampled(logits) if noisy and self.gumbel else logits)
 
     def _attention(self, logits: Tensor) -> Tensor:
-        return attending.attention(
-            logits if self.top_k is None else strongest(logits, self.top_k), self.tau
-        )
+        kept = logits if self.top_k is None else strongest(logits, self.top_k)
+        return attention(kept, self.tau)
 
 
 def _mix(features: Tensor, alpha: Tensor, gate: nn.Module) -> Tensor:

@@ -27,10 +27,11 @@ from kdx_analysis.registry import unknown
 
 Form = Literal["ce", "nce"]
 
+# All of it as in the released code.
 _WIDTH, _LAST_WIDTH, _HIDDEN = 64, 32, 128
 _GRID = 7
 _DROPOUT = 0.15
-_SHOWN = 4
+_SHOWN = 4  # names of tensors in an error, which may be hundreds
 
 
 class SubtaskLinear(nn.Module):
@@ -174,8 +175,7 @@ class Released:
         if not counts:
             raise KdxError(
                 "this is no checkpoint of the released code: it has no expert named like "
-                "'conv2_0.0.weight'; "
-                f"it has {_some(sorted(state)) or 'nothing'}"
+                f"'conv2_0.0.weight'; it has {_some(sorted(state)) or 'nothing'}"
             )
         for level in counts:
             counts[level] = max(1, 1 + _highest(used, rf"conv{level + 1}_(\d+)\."))
@@ -183,9 +183,9 @@ class Released:
         first, last = used.get("conv2_0.0.weight"), used.get("fc2_0.3.weight")
         in_channels = first.shape[1] if isinstance(first, Tensor) and first.ndim == 4 else 3
         form: Form = "nce" if isinstance(last, Tensor) and last.shape[:1] == (2,) else "ce"
-        found = cls(form, K, tuple(counts.values()), in_channels, used, unused)
-        found._check()
-        return found
+        released = cls(form, K, tuple(counts.values()), in_channels, used, unused)
+        released._check()
+        return released
 
     def explainer(self) -> HME:
         """The same network as an HME, in the checkpoint's precision and with its weights.
@@ -213,9 +213,9 @@ class Released:
                 each = torch.stack(
                     [self.state[f"conv{level + 1}_{i}.{name}"] for i in range(experts)]
                 )
-                ours[f"levels.{level - 1}.body.{name}"] = (
-                    each.flatten(0, 1) if each.ndim > 1 else each.max()
-                )
+                # Numbers without axes are BatchNorm's counts of batches, the same for all experts.
+                together = each.flatten(0, 1) if each.ndim > 1 else each.max()
+                ours[f"levels.{level - 1}.body.{name}"] = together
             ours[f"gates.{level - 1}.logits"] = self.state[f"branch_{level + 1}.0"]
         for place, (part, index) in {0: ("fc1", 0), 3: ("fc2", 0), 6: ("fc2", 3)}.items():
             names = [f"{part}_{k}.{index}" for k in range(self.num_classes)]
@@ -229,14 +229,12 @@ class Released:
 
     def _expert_shapes(self) -> list[dict[str, torch.Size]]:
         """Shapes of one expert's tensors by name, for every level."""
-        with torch.device("meta"):
-            experts = [
-                _expert(*channels) for channels in _channels(len(self.experts), self.in_channels)
-            ]
-        return [
-            {name: tensor.shape for name, tensor in expert.state_dict().items()}
-            for expert in experts
-        ]
+        levels = []
+        for channels in _channels(len(self.experts), self.in_channels):
+            with torch.device("meta"):
+                expert = _expert(*channels)
+            levels.append({name: tensor.shape for name, tensor in expert.state_dict().items()})
+        return levels
 
     def _check(self) -> None:
         wanted = dict(self._shapes())
@@ -250,10 +248,10 @@ class Released:
             ],
         }
         if any(wrong.values()):
-            found = f"form {self.form}, {self.num_classes} classes, experts {self.experts}"
+            form = f"form {self.form}, {self.num_classes} classes, experts {self.experts}"
             what = "; ".join(f"{kind}: {_some(names)}" for kind, names in wrong.items() if names)
             raise KdxError(
-                f"this is no whole checkpoint of the released code (read as {found}): {what}"
+                f"this is no whole checkpoint of the released code (read as {form}): {what}"
             )
 
     def _shapes(self) -> Iterator[tuple[str, torch.Size]]:

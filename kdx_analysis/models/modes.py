@@ -20,10 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 from kdx_analysis.errors import KdxError
 
 M = TypeVar("M", bound=nn.Module)
-WRAPPERS = (
-    "module.",
-    "_orig_mod.",
-)  # what data parallelism and torch.compile put before the names of parameters
+# What data parallelism and torch.compile put before the names of parameters.
+WRAPPERS = ("module.", "_orig_mod.")
 
 
 def unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
@@ -97,6 +95,20 @@ def fitted(images: Tensor, model: nn.Module) -> Tensor:
 
 
 @contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Afterwards every module of ``model`` trains or not as it did before.
+
+    So it is when the body raises, too.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Eval mode and full precision inside the body; afterwards everything is as it was before.
 
@@ -110,17 +122,16 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     tensors = [_Values.of(tensor) for tensor in (*model.parameters(), *model.buffers())]
     try:
         with ExitStack() as stack:
-            if (
-                torch.is_inference_mode_enabled()
-            ):  # leaving it switches gradients on, which a caller may not want
+            # Leaving inference mode switches gradients on, which a caller who is not in it may not
+            # want.
+            if torch.is_inference_mode_enabled():
                 stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.autocast(device, enabled=False))
             stack.enter_context(_random_states(model))
             stack.enter_context(_full_precision(model))
             stack.enter_context(patch.object(torch.utils.checkpoint, "CheckpointFunction", _Direct))
-            if (
-                "torch._dynamo" in sys.modules
-            ):  # else nothing is compiled, and importing it takes seconds
+            # Where it is not imported nothing is compiled, and importing it takes seconds.
+            if "torch._dynamo" in sys.modules:
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             model.eval()
             yield
@@ -240,8 +251,8 @@ def _full_precision(model: nn.Module) -> Iterator[None]:
                 cudnn = torch.backends.cudnn
                 stack.enter_context(
                     cudnn.flags(
-                        enabled=cudnn.enabled
-                        and not recurrent,  # its recurrent layers have no gradients in eval mode
+                        # cuDNN's recurrent layers have no gradients in eval mode
+                        enabled=cudnn.enabled and not recurrent,
                         benchmark=cudnn.benchmark,
                         deterministic=cudnn.deterministic,
                         allow_tf32=False,

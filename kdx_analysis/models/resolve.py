@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from kdx_analysis.errors import KdxError
+from kdx_analysis.models.modes import modes_kept
 from kdx_analysis.models.redraw import draw_anew
 from kdx_analysis.models.zoo import MODELS
 from kdx_analysis.registry import unknown
@@ -86,15 +87,13 @@ def redrawn(model: nn.Module) -> nn.Module:
     no ``reset_parameters`` to draw them by.
     """
     for name, module in model.named_modules():
-        own = [parameter for parameter, _ in module.named_parameters(recurse=False)]
-        if own and not any(
-            hasattr(module, reset) for reset in ("reset_parameters", "_reset_parameters")
-        ):
+        names = [parameter for parameter, _ in module.named_parameters(recurse=False)]
+        resets = hasattr(module, "reset_parameters") or hasattr(module, "_reset_parameters")
+        if names and not resets:
             raise KdxError(
                 f"can't draw the weights of {type(model).__name__} anew: {name or 'it'}, a "
-                f"{type(module).__name__}, holds {', '.join(own)} and has no reset_parameters(); "
-                "add one, or give the model by name, as "
-                "torchvision:NAME or timm:NAME"
+                f"{type(module).__name__}, holds {', '.join(names)} and has no reset_parameters(); "
+                "add one, or give the model by name, as torchvision:NAME or timm:NAME"
             )
     fresh = copy.deepcopy(model)
     draw_anew(fresh)
@@ -109,22 +108,16 @@ def check_fits(model: nn.Module, shape: tuple[int, int, int], num_classes: int) 
     """
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     images = torch.zeros(2, *shape, dtype=like.dtype, device=like.device)
-    modes = [(module, module.training) for module in model.modules()]
     devices = [like.device] if like.is_cuda else []
-    model.eval()
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices):
-            logits = model(images)
+        with modes_kept(model), torch.no_grad(), torch.random.fork_rng(devices):
+            logits = model.eval()(images)
     except Exception as error:
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise KdxError(
             f"images of {'×'.join(map(str, shape))} do not fit model {type(model).__name__}: "
-            f"{reason}; "
-            "choose another model, or change the images' size or channels"
+            f"{reason}; choose another model, or change the images' size or channels"
         ) from error
-    finally:
-        for module, training in modes:
-            module.training = training
     if not isinstance(logits, torch.Tensor):
         raise KdxError(
             f"model gives a {type(logits).__name__}, not one tensor of logits: wrap it so that it "

@@ -29,10 +29,12 @@ import numpy as np
 import pandas as pd
 
 from kdx_analysis.drawing.style import Width, inches, style, styled
-from kdx_analysis.errors import AbsentError, KdxError
+from kdx_analysis.errors import AbsentError
 from kdx_analysis.io import staged_file, write_text
 from kdx_analysis.registry import Registry, home, unknown
 from kdx_analysis.runs import RunSet, arms
+from kdx_analysis.runs import comparable_explainers as comparable_explainers
+from kdx_analysis.runs import explainers as explainers
 
 Format = Literal["svg", "pdf", "png"]
 Drawn = tuple[matplotlib.figure.Figure, np.ndarray[Any, Any]]
@@ -139,43 +141,6 @@ def figure(
         return FIGURES.register(name)(declared)
 
     return declare
-
-
-def explainers(runs: RunSet) -> RunSet:
-    """The explainers among ``runs``.
-
-    Raises AbsentError if there is none, KdxError if two stand for one objective and seed.
-    """
-    chosen = runs.filter(role="explainer")
-    if not len(chosen):
-        raise AbsentError(f"none of the {len(runs)} runs is an explainer; give runs of a study")
-    cells = [(run.objective, run.seed) for run in chosen]
-    twice = next((cell for cell in cells if cells.count(cell) > 1), None)
-    if twice is not None:
-        objective, seed = twice
-        differing = map(str, chosen.filter(objective=objective, seed=seed).diff())
-        raise KdxError(
-            f"{cells.count(twice)} explainers are {objective!r} with seed {seed}; they differ in "
-            f"{', '.join(differing) or 'nothing'}: filter the runs, or draw their directories apart"
-        )
-    return chosen
-
-
-def comparable_explainers(runs: RunSet) -> RunSet:
-    """The :func:`explainers` among ``runs``, of one decomposition only.
-
-    Conflict depends on how the subtasks are cut (method, §4). Raises KdxError if they are of
-    several decompositions.
-    """
-    chosen = explainers(runs)
-    decompositions = sorted({run.info["decomposition"] for run in chosen})
-    if len(decompositions) > 1:
-        raise KdxError(
-            f"the explainers are of the decompositions {' and '.join(decompositions)}, between "
-            "which objectives can't "
-            "be compared; filter the runs by decomposition"
-        )
-    return chosen
 
 
 def with_vam(runs: RunSet) -> RunSet:

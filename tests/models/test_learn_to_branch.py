@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from kdx_analysis.errors import KdxError
-from kdx_analysis.models import HME
 from kdx_analysis.models.learn_to_branch import Released, learn_to_branch
 from tests.models.reference_learn_to_branch import checkpoint, released_network
 
@@ -22,7 +21,7 @@ def images(dtype: torch.dtype = torch.float64, channels: int = 3, size: int = 32
 
 def converted(form: str, dtype: torch.dtype = torch.float64, classes: int = 3, **options):
     reference = released_network(classes, form, **options).to(dtype).eval()
-    return reference, HME.from_learn_to_branch(checkpoint(reference)).eval()
+    return reference, Released.read(checkpoint(reference)).explainer().eval()
 
 
 def without_dropout(model: nn.Module) -> nn.Module:
@@ -185,7 +184,7 @@ def test_other_checkpoints_are_refused_by_name(spoil, message):
     state = checkpoint(released_network(2, "ce", experts=(1, 2, 3)))["model"]
     spoil(state)
     with pytest.raises(KdxError, match=r"this is no .*checkpoint of the released code") as caught:
-        HME.from_learn_to_branch({"model": state})
+        Released.read({"model": state})
     assert re.search(message, str(caught.value))
 
 

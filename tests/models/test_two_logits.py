@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import kdx_analysis as kdx
 from kdx_analysis.config import ObjectiveConfig, TrainingConfig
 from kdx_analysis.models import HME
-from kdx_analysis.models.learn_to_branch import learn_to_branch
+from kdx_analysis.models.learn_to_branch import Released, learn_to_branch
 from kdx_analysis.objectives import one_vs_rest_margins
 from kdx_analysis.probes.affinity import subtask_affinity
 from kdx_analysis.probes.conflict.grams import undisturbed
@@ -32,7 +32,7 @@ IMAGES = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(1), d
 def released(**options) -> HME:
     """With random weights, so that margins and scores differ in sign; of the multi-class form."""
     network = released_network(K, "nce", experts=(1, 2, 2), dropout=0.0, **options).double()
-    model = HME.from_learn_to_branch(checkpoint(network)).eval()
+    model = Released.read(checkpoint(network)).explainer().eval()
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

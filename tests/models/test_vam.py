@@ -12,8 +12,8 @@ from torch.nn.utils import parametrizations, prune
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import MODELS, vam
+from kdx_analysis.models.survey import attachments
 from kdx_analysis.models.vam.blocks import block_widths
-from kdx_analysis.models.vam.survey import survey
 
 
 class Net(nn.Module):
@@ -205,7 +205,9 @@ def test_layers_are_chosen_by_path_pattern_and_predicate() -> None:
     assert vam.attach(net(), 4, "even").paths == ["even"]
     assert vam.attach(net(), 4, ["*even", "mlp"]).paths == ["even", "uneven", "mlp"]
     assert vam.attach(net(), 4, lambda path, module: isinstance(module, nn.Linear)).paths == ["mlp"]
-    with pytest.raises(KdxError, match=r"unknown layer 'evne'; did you mean 'even'"):
+    with pytest.raises(
+        KdxError, match=r"unknown convolution or Linear layer 'evne'; did you mean 'even'"
+    ):
         vam.attach(net(), 4, "evne")
     with pytest.raises(KdxError, match="holds for no convolution"):
         vam.attach(net(), 4, lambda path, module: False)
@@ -557,13 +559,13 @@ def test_two_processes_train_like_one(tmp_path) -> None:
 
 @pytest.mark.parametrize("name", [*MODELS, "torchvision:resnet18", "torchvision:mobilenet_v2"])
 def test_models_by_name(name: str) -> None:
-    check_survey(survey([name]))
+    check_survey(attachments([name]))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["torchvision:convnext_tiny", "torchvision:vit_b_16"])
 def test_large_models_by_name(name: str) -> None:
-    check_survey(survey([name]))
+    check_survey(attachments([name]))
 
 
 def check_survey(frame: pd.DataFrame) -> None:

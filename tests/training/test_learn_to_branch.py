@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kdx_analysis.config import ObjectiveConfig, TemperatureConfig, TrainingConfig
 from kdx_analysis.models import HME
+from kdx_analysis.models.learn_to_branch import Released
 from kdx_analysis.training import fit
 from tests.models.reference_learn_to_branch import ReleasedNetwork, checkpoint, released_network
 from tests.toys import RowTeacher, dataset, split
@@ -57,7 +58,7 @@ def reference() -> ReleasedNetwork:
 
 
 def explainer(network: ReleasedNetwork) -> HME:
-    model = HME.from_learn_to_branch(checkpoint(network))
+    model = Released.read(checkpoint(network)).explainer()
     model.trunk = ToDouble()
     for module in model.modules():
         if isinstance(module, nn.Dropout):

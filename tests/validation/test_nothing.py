@@ -1,7 +1,9 @@
 import pytest
 
-from kdx_analysis.report.findings import ASKED
+from kdx_analysis.metrics import asked_about
 from kdx_analysis.validation import nothing
+
+ASKED = asked_about()
 
 
 def test_studies_without_any_effect_have_the_covariance_that_is_meant():

@@ -120,9 +120,10 @@ class Level(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw every expert's weights as its layers draw their own, and reset running statistics."""
+        """Draw each expert's weights as its layers draw theirs, and reset running statistics."""
         stacked = self._stacked
         for i in range(self.experts):
+            # On the CPU, so that a seed draws the same weights on every device.
             expert = copy.deepcopy(self._template[0]).to_empty(device="cpu")
             draw_anew(expert, self._scales)
             drawn = expert.state_dict()
@@ -157,15 +158,15 @@ class Level(nn.Module):
     @property
     def _stacked(self) -> frozenset[str]:
         """Names of the tensors that stand expert by expert."""
-        alone, own = self._template[0].state_dict(), self.body.state_dict()
-        if strange := sorted(own.keys() - alone.keys()):
+        alone, together = self._template[0].state_dict(), self.body.state_dict()
+        if strange := sorted(together.keys() - alone.keys()):
             raise KdxError(
                 f"the experts hold {strange[0]!r}, which they were not made with; fold or detach "
                 "VAM first"
             )
         return frozenset(
             name
-            for name, tensor in own.items()
+            for name, tensor in together.items()
             if tensor.ndim and tensor.numel() == self.experts * alone[name].numel()
         )
 
@@ -283,11 +284,10 @@ class _Builder:
             name = getattr(target, "__name__", target)
             raise KdxError(
                 f"module {owner(node)!r} uses a parameter of its own in {name}, which can't be "
-                "done for experts side "
-                "by side; put the parameter into a layer of torch.nn"
+                "done for experts side by side; put the parameter into a layer of torch.nn"
             )
-        first_is_own = self.layout[node.args[0]] is None  # type: ignore[index]
-        join = self._add(f"join_{node.name}", _Join(target, self.experts, first_is_own))
+        parameter_first = self.layout[node.args[0]] is None  # type: ignore[index]
+        join = self._add(f"join_{node.name}", _Join(target, self.experts, parameter_first))
         args, _ = self._arguments(node, "batch")
         return self.graph.call_module(join, args), "batch"
 
@@ -300,8 +300,8 @@ class _Builder:
 
     def _arguments(self, node: fx.Node, layout: Layout) -> tuple[Any, Any]:
         def convert(n: fx.Node) -> fx.Node:
-            held = self.layout[n]
-            if held is None or held == layout:
+            present = self.layout[n]
+            if present is None or present == layout:
                 return self.written[n]
             if (n, layout) not in self.converted:
                 kind = _ToSide if layout == "side" else _ToBatch
@@ -337,25 +337,26 @@ class _Each(nn.Module):
         super().__init__()
         self.op, self.target, self.args, self.kwargs = op, target, tuple(args), kwargs
 
-    def forward(self, own: Tensor) -> Tensor:
+    def forward(self, parameters: Tensor) -> Tensor:
         one: Callable[..., Tensor] = (
             self.target if self.op == "call_function" else getattr(Tensor, self.target)
         )
-        return torch.stack([one(p, *self.args, **self.kwargs) for p in own.unbind()])
+        return torch.stack([one(p, *self.args, **self.kwargs) for p in parameters.unbind()])
 
 
 class _Join(nn.Module):
     """An elementwise operation on features, (B·N)×…, and each expert's own parameters, N×…."""
 
-    def __init__(self, target: Any, experts: int, first_is_own: bool) -> None:
+    def __init__(self, target: Any, experts: int, parameter_first: bool) -> None:
         super().__init__()
         self.operation = getattr(torch, target) if isinstance(target, str) else target
-        self.experts, self.first_is_own = experts, first_is_own
+        self.experts, self.parameter_first = experts, parameter_first
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        own, x = (a, b) if self.first_is_own else (b, a)
-        if own.ndim == x.ndim + 1:  # the expert's parameter has an axis for the batch
-            own = own.squeeze(1)
-        own = own.reshape(own.shape[0], *(1,) * (x.ndim - own.ndim), *own.shape[1:])
+        each, x = (a, b) if self.parameter_first else (b, a)
+        if each.ndim == x.ndim + 1:  # the expert's parameter has an axis for the batch
+            each = each.squeeze(1)
+        each = each.reshape(each.shape[0], *(1,) * (x.ndim - each.ndim), *each.shape[1:])
         apart = x.unflatten(0, (-1, self.experts))
-        return self.operation(*((own, apart) if self.first_is_own else (apart, own))).flatten(0, 1)
+        operands = (each, apart) if self.parameter_first else (apart, each)
+        return self.operation(*operands).flatten(0, 1)

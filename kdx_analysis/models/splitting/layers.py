@@ -46,6 +46,7 @@ class Widths:
         if channels in self.kept:
             return channels
         wanted, unit = self.share * channels, self.units.get(channels, 1)
+        # However small its share, an expert keeps one channel: without any it has no output.
         return unit * round(wanted / unit) if wanted >= unit else max(1, round(wanted))
 
 
@@ -125,7 +126,7 @@ class ExpertNorm(nn.Module):
 
 
 def _channels_first(norm: nn.Module) -> bool:
-    """GroupNorm, and the LayerNorm2d of torchvision and timm, normalise axis 1; LayerNorm the last."""
+    """Whether axis 1 is normalised (GroupNorm, torchvision's and timm's LayerNorm2d)."""
     return isinstance(norm, nn.GroupNorm) or type(norm).__name__.endswith("2d")
 
 
@@ -242,9 +243,8 @@ def beside(layer: nn.Module, experts: int) -> tuple[nn.Module, Layout]:
 
 
 def _narrow_convolution(conv: nn.Conv2d, in_channels: int, widths: Widths) -> None:
-    if (
-        conv.groups == conv.in_channels > 1 and conv.out_channels % conv.in_channels == 0
-    ):  # depthwise
+    depthwise = conv.groups == conv.in_channels > 1
+    if depthwise and conv.out_channels % conv.in_channels == 0:
         multiple = conv.out_channels // conv.in_channels
         conv.in_channels = conv.groups = in_channels
         conv.out_channels = multiple * in_channels
@@ -275,7 +275,7 @@ def _narrow_attention(layer: Any, widths: Widths) -> SelfAttention:
         D, bias, dropout = layer.qkv.in_features, layer.qkv.bias is not None, layer.attn_drop.p
     if odd:
         raise KdxError(f"attention with {', '.join(odd)} can't be narrowed")
-    heads = max(1, round(widths.share * layer.num_heads))
+    heads = max(1, round(widths.share * layer.num_heads))  # without any there is no attention
     with torch.device("meta"):
         return SelfAttention(D, heads, layer.head_dim, bias=bias, dropout=dropout, pair=pair)
 

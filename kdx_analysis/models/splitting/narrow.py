@@ -18,7 +18,10 @@ from kdx_analysis.errors import KdxError
 from kdx_analysis.models.splitting.layers import KEEP_SHAPE, LAYERS, Widths, is_layer, narrowed
 from kdx_analysis.models.splitting.tracing import Sizes, fetch, on_meta, owner, reason
 
-HOW = 'declare other stages, as from_student(..., stages=["layer1", "layer2"]), so that it lies in the trunk'
+HOW = (
+    'declare other stages, as from_student(..., stages=["layer1", "layer2"]), so that it lies '
+    "in the trunk"
+)
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,8 @@ class Narrow:
     @property
     def parameters(self) -> int:
         """How many scalars one expert has."""
-        own = (m.parameters() if isinstance(m, nn.Module) else [m] for m in self.made.values())
-        return sum(parameter.numel() for parameter in chain.from_iterable(own))
+        each = (m.parameters() if isinstance(m, nn.Module) else [m] for m in self.made.values())
+        return sum(parameter.numel() for parameter in chain.from_iterable(each))
 
     def flops(self) -> int:
         """Floating-point operations of one expert for one image."""
@@ -86,13 +89,13 @@ def flops(graph: fx.GraphModule, shape: Sequence[int]) -> int:
 
 def units(stages: Sequence[fx.GraphModule]) -> dict[int, int]:
     """Number of channels → number of groups, for what grouped convolutions read and give."""
-    found: dict[int, int] = {}
+    groups: dict[int, int] = {}
     for stage in stages:
         for conv in stage.modules():
             if isinstance(conv, nn.Conv2d) and 1 < conv.groups < conv.in_channels:
                 for channels in (conv.in_channels, conv.out_channels):
-                    found[channels] = math.lcm(found.get(channels, 1), conv.groups)
-    return found
+                    groups[channels] = math.lcm(groups.get(channels, 1), conv.groups)
+    return groups
 
 
 _SUMS = frozenset({operator.add, operator.iadd, torch.add, "add", "add_"})
@@ -154,7 +157,7 @@ class _Narrowing(Sizes):
                 raise _Misfit(layer, wanted)
 
     def _width_from(self, node: fx.Node) -> str | None:
-        """The convolution that gives ``node`` its width, if only layers that keep it lie between."""
+        """The convolution that gives ``node`` its width, if all layers between keep it."""
         while node.op == "call_module":
             module = self.fetch_attr(str(node.target))
             if isinstance(module, nn.Conv2d):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import pandas as pd
@@ -21,6 +21,11 @@ from kdx_analysis.models.splitting.stages import Stages, find_stages
 from kdx_analysis.models.splitting.tracing import on_meta
 
 Budget = Literal["params", "flops", "width"]
+
+# Rounding to whole channels may send the search for a share in circles: it ends after these.
+_STEPS = 8
+# Well within the tenth that a budget is kept to, so that whole channels can reach it.
+_CLOSE = 0.02
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Split:
+class StudentSplit:
     """How a student was split, before any training; shows itself as a table.
 
     Attributes:
@@ -119,7 +124,7 @@ def split_student(
     budget: Budget = "params",
     stages: Sequence[str] | None = None,
     image_shape: Sequence[int] | None = None,
-) -> tuple[nn.Module, list[Level], Stages, Split]:
+) -> tuple[nn.Module, list[Level], Stages, StudentSplit]:
     """Trunk and levels with fresh weights, the student's stages, and the table without its heads.
 
     All stages are narrowed alike, to the share of their widths at which the levels together meet
@@ -129,28 +134,28 @@ def split_student(
     """
     if budget not in get_args(Budget):
         raise KdxError(f"budget = {budget!r} should be one of {', '.join(get_args(Budget))}")
-    found = find_stages(student, stages, image_shape)
-    counts = [experts] * len(found.body) if isinstance(experts, int) else list(experts)
-    if len(counts) != len(found.body) or min(counts, default=0) < 1:
+    parts = find_stages(student, stages, image_shape)
+    counts = [experts] * len(parts.body) if isinstance(experts, int) else list(experts)
+    if len(counts) != len(parts.body) or min(counts, default=0) < 1:
         raise KdxError(
-            f"experts = {experts!r} should be a number or {len(found.body)} numbers above 0, one "
-            f"for each level; the levels found are {', '.join(found.names[1:])}"
+            f"experts = {experts!r} should be a number or {len(parts.body)} numbers above 0, one "
+            f"for each level; the levels found are {', '.join(parts.names[1:])}"
         )
-    narrowing = _Narrowing(found, counts)
+    narrowing = _Narrowing(parts, counts)
     shares = [1 / n for n in counts] if budget == "width" else narrowing.matched(budget)
     device = next((p.device for p in student.parameters()), torch.device("cpu"))
-    trunk = copy.deepcopy(found.trunk).requires_grad_(True).train()
+    trunk = copy.deepcopy(parts.trunk).requires_grad_(True).train()
     if device.type != "meta":
         draw_anew(trunk)
     templates = [
         narrow.assembled(stage)
-        for narrow, stage in zip(narrowing.experts(shares), found.body, strict=True)
+        for narrow, stage in zip(narrowing.experts(shares), parts.body, strict=True)
     ]
     levels = [
         Level(template, n, _scales(stage), device)
-        for template, n, stage in zip(templates, counts, found.body, strict=True)
+        for template, n, stage in zip(templates, counts, parts.body, strict=True)
     ]
-    return trunk, levels, found, narrowing.table(type(student).__name__, budget, shares)
+    return trunk, levels, parts, narrowing.table(type(student).__name__, budget, shares)
 
 
 def _scales(stage: nn.Module) -> dict[str, tuple[float, float]]:
@@ -160,17 +165,18 @@ def _scales(stage: nn.Module) -> dict[str, tuple[float, float]]:
 class _Narrowing:
     """Experts of every level at given shares of the student's widths, and what they cost."""
 
-    def __init__(self, found: Stages, counts: Sequence[int]) -> None:
-        self.found, self.counts = found, counts
-        self.on_meta = [on_meta(stage) for stage in found.body]
+    def __init__(self, student: Stages, counts: Sequence[int]) -> None:
+        self.student, self.counts = student, counts
+        self.on_meta = [on_meta(stage) for stage in student.body]
         self.units = units(self.on_meta)
-        last = found.shapes[-1]
+        last = student.shapes[-1]
+        # The width of tokens stays, since the residual stream of all blocks has to fit together.
         self.kept = frozenset(last[1:]) if len(last) == 2 else frozenset()
 
     def experts(self, shares: Sequence[float]) -> list[Narrow]:
         """One expert a level."""
         made: list[Narrow] = []
-        shape = self.found.shapes[1]
+        shape = self.student.shapes[1]
         for stage, share in zip(self.on_meta, shares, strict=True):
             made.append(narrow(stage, shape, Widths(share, self.kept, self.units)))
             shape = made[-1].shape
@@ -199,18 +205,17 @@ class _Narrowing:
     @property
     def _stages(self) -> list[tuple[fx.GraphModule, tuple[int, ...]]]:
         """The student's stages with the shapes that they read."""
-        return list(zip(self.on_meta, self.found.shapes[1:], strict=False))
+        return list(zip(self.on_meta, self.student.shapes[1:], strict=False))
 
-    def table(self, student: str, budget: Budget, shares: Sequence[float]) -> Split:
+    def table(self, student: str, budget: Budget, shares: Sequence[float]) -> StudentSplit:
         """Trunk and levels as rows."""
-        found = self.found
-        trunk = count_parameters(found.trunk), flops(found.trunk, found.shapes[0])
-        parts = [
-            Part(
-                "trunk", found.names[0], 1, found.shapes[1], trunk[0], trunk[0], trunk[1], trunk[1]
-            )
-        ]
-        rows = zip(self._stages, self.experts(shares), self.counts, found.names[1:], strict=True)
+        shapes, names = self.student.shapes, self.student.names
+        size, operations = (
+            count_parameters(self.student.trunk),
+            flops(self.student.trunk, shapes[0]),
+        )
+        parts = [Part("trunk", names[0], 1, shapes[1], size, size, operations, operations)]
+        rows = zip(self._stages, self.experts(shares), self.counts, names[1:], strict=True)
         for level, ((stage, reads), expert, n, name) in enumerate(rows, 2):
             costs = (
                 count_parameters(stage),
@@ -219,7 +224,7 @@ class _Narrowing:
                 n * expert.flops(),
             )
             parts.append(Part(f"level {level}", name, n, expert.shape, *costs))
-        return Split(student, found.shapes[0], budget, tuple(shares), tuple(parts))
+        return StudentSplit(student, shapes[0], budget, tuple(shares), tuple(parts))
 
 
 def _nearest(excess: Callable[[Sequence[float]], float], experts: Sequence[int]) -> list[float]:
@@ -233,9 +238,8 @@ def _nearest(excess: Callable[[Sequence[float]], float], experts: Sequence[int])
         tried[shares[0]] = excess(shares)
         if abs(tried[shares[0]]) <= _CLOSE:
             return shares
-        shares = [shares[0] / (1 + tried[shares[0]]) ** 0.5] * len(
-            shares
-        )  # costs grow with the square of widths
+        # Costs grow with the square of widths.
+        shares = [shares[0] / (1 + tried[shares[0]]) ** 0.5] * len(shares)
     share = min(tried, key=lambda s: abs(tried[s]))
     shares, best = [share] * len(shares), abs(tried[share])
     for level in range(len(shares)):
@@ -248,13 +252,11 @@ def _nearest(excess: Callable[[Sequence[float]], float], experts: Sequence[int])
     return shares
 
 
-_STEPS = 8
-_CLOSE = 0.02
-
-
-def with_heads(split: Split, found: Stages, heads: nn.Module, num_classes: int) -> Split:
+def with_heads(
+    split: StudentSplit, stages: Stages, heads: nn.Module, num_classes: int
+) -> StudentSplit:
     """``split`` with a row for the student's classifier beside the heads."""
-    classifier = flops(found.whole, split.image_shape) - sum(
+    classifier = flops(stages.whole, split.image_shape) - sum(
         part.student_flops for part in split.parts
     )
     size = count_parameters(heads)
@@ -263,9 +265,9 @@ def with_heads(split: Split, found: Stages, heads: nn.Module, num_classes: int) 
         "classifier",
         num_classes,
         (),
-        found.classifier,
+        stages.classifier,
         size,
         classifier,
         2 * sum(p.numel() for p in heads.parameters() if p.ndim > 1),
     )
-    return Split(split.student, split.image_shape, split.budget, split.shares, (*split.parts, row))
+    return replace(split, parts=(*split.parts, row))

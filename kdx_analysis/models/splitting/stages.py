@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import operator
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Any
@@ -20,10 +20,14 @@ import torch
 from torch import fx, nn
 
 from kdx_analysis.errors import KdxError
+from kdx_analysis.models.modes import modes_kept
 from kdx_analysis.models.splitting import layers
 from kdx_analysis.models.splitting.tracing import Sizes, on_meta, paths, reason, trace_modes
 
+# A trunk and three levels; the released code of KDExplainer has three levels of experts, too.
 MAX_STAGES = 4
+# Stages are told apart by resolution, which small images lose before the last stage: they are
+# looked for at ImageNet's size where the network takes it.
 _FIND_AT = 224
 
 
@@ -103,19 +107,16 @@ def _chain(model: nn.Module, declared: Sequence[str], image_shape: Sequence[int]
     seen: list[tuple[Any, Any]] = []
     like = next((p for p in model.parameters()), torch.empty(0))
     images = torch.zeros(2, *image_shape, dtype=like.dtype, device=like.device)
-    modes = [(module, module.training) for module in model.modules()]
     handles = [
         m.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
         for m in modules
     ]
     try:
-        with torch.no_grad(), torch.random.fork_rng():
+        with modes_kept(model), torch.no_grad(), torch.random.fork_rng():
             model.eval()(images)
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes:
-            module.training = training
     given = [images, *(output for _, output in seen)]
     for path, (read, _), expected in zip(declared, seen, given, strict=False):
         if read is not expected:
@@ -142,9 +143,8 @@ class _Shapes(Sizes):
 
 def _propagate(graph: fx.GraphModule, shape: Sequence[int]) -> None:
     """Write the shape of every tensor, for two images, into its node."""
-    meta = on_meta(
-        graph
-    ).float()  # shapes are the same in any precision, and the images have the layers' own
+    # Shapes are the same in any precision, and the images have to be in that of the layers.
+    meta = on_meta(graph).float()
     with torch.no_grad():
         _Shapes(meta, graph=graph.graph).run(torch.empty(2, *shape, device="meta"))
 
@@ -185,12 +185,12 @@ def _cuts(graph: fx.GraphModule) -> list[fx.Node]:
     """Tensors that no edge goes around, in order; the images are the first."""
     nodes = [node for node in graph.graph.nodes if node.op not in ("get_attr", "output")]
     place = {node: i for i, node in enumerate(nodes)}
-    found, reach = [], -1
+    cuts, reach = [], -1
     for i, node in enumerate(nodes):
         if reach <= i and node.meta.get("shape"):
-            found.append(node)
+            cuts.append(node)
         reach = max([reach, *(place.get(user, len(nodes)) for user in node.users)])
-    return found
+    return cuts
 
 
 def _declared_ends(graph: fx.GraphModule, declared: Sequence[str]) -> list[fx.Node]:
@@ -203,6 +203,7 @@ def _declared_ends(graph: fx.GraphModule, declared: Sequence[str]) -> list[fx.No
     for path in declared:
         inside = [node for node in graph.graph.nodes if path in paths(node)]
         if not inside:
+            # Paths of two names at most: those of a whole large network would fill pages.
             known = sorted(
                 {p for node in graph.graph.nodes for p in paths(node) if p.count(".") < 2}
             )
@@ -237,8 +238,7 @@ def _found_ends(graph: fx.GraphModule, model: nn.Module) -> list[fx.Node]:
     if len(ends) < 2:
         raise KdxError(
             f"{type(model).__name__} has no stages to split: its features stay at one resolution; "
-            "declare where "
-            'trunk and levels end, as stages=["conv1", "conv2"]'
+            'declare where trunk and levels end, as stages=["conv1", "conv2"]'
         )
     return ends
 
@@ -252,11 +252,11 @@ def _block_ends(
     """
     order = {node: i for i, node in enumerate(graph.graph.nodes)}
     tokens = [node for node in cuts if len(node.meta["shape"]) == 3]
-    starts = [
-        max((c for c in tokens if order[c] < order[a]), key=order.__getitem__, default=None)
-        for a in attentions
-    ]
-    blocks = list(dict.fromkeys(node for node in starts if node is not None))
+    blocks: list[fx.Node] = []
+    for attention in attentions:
+        before = [node for node in tokens if order[node] < order[attention]]
+        if before and before[-1] not in blocks:
+            blocks.append(before[-1])
     first = [
         group[0] for group in np.array_split(np.arange(len(blocks)), min(MAX_STAGES, len(blocks)))
     ]
@@ -307,14 +307,14 @@ def _depths(graph: fx.GraphModule) -> dict[fx.Node, int]:
     It is 0 for an operation of the model's own forward.
     """
     last: dict[str, fx.Node] = {}
-    found: dict[fx.Node, int] = {}
+    depths: dict[fx.Node, int] = {}
     for node in graph.graph.nodes:
         last |= dict.fromkeys(paths(node), node)
         if not paths(node):
-            found[node] = 0
+            depths[node] = 0
     for path, node in last.items():
-        found[node] = min(found.get(node, path.count(".")), path.count("."))
-    return found
+        depths[node] = min(depths.get(node, path.count(".")), path.count("."))
+    return depths
 
 
 def _starts_classifier(graph: fx.GraphModule, before: fx.Node, node: fx.Node) -> bool:
@@ -351,9 +351,13 @@ def _between(graph: fx.GraphModule, start: fx.Node | None, end: fx.Node) -> list
     """The nodes after ``start`` up to ``end``, and the parameters that they read."""
     nodes = list(graph.graph.nodes)
     first = 0 if start is None else nodes.index(start) + 1
-    own = nodes[first : nodes.index(end) + 1]
-    read = [n for node in own for n in node.all_input_nodes if n.op == "get_attr" and n not in own]
-    return [*dict.fromkeys(read), *own]
+    between = nodes[first : nodes.index(end) + 1]
+    read: dict[fx.Node, None] = {}  # in the order in which they are read first
+    for node in between:
+        for source in node.all_input_nodes:
+            if source.op == "get_attr" and source not in between:
+                read[source] = None
+    return [*read, *between]
 
 
 def _take_apart(
@@ -398,19 +402,21 @@ def _read_by_classifier(end: fx.Node) -> str:
 
 def _name(graph: fx.GraphModule, start: fx.Node | None, end: fx.Node) -> str:
     """The modules of a part, as ``layer2`` or ``features.2 – features.4``."""
-    everywhere = [str(node.target) for node in graph.graph.nodes if node.op == "call_module"]
-    own = [str(node.target) for node in _between(graph, start, end) if node.op == "call_module"]
+    everywhere = _modules(graph.graph.nodes)
+    inside = _modules(_between(graph, start, end))
 
     def shortest(target: str) -> str:
+        """The outermost module around a layer that lies in this part as a whole."""
         parts = target.split(".")
-        prefixes = [".".join(parts[:i]) for i in range(1, len(parts) + 1)]
-        return next(
-            (
-                p
-                for p in prefixes
-                if all(t in own for t in everywhere if f"{t}.".startswith(f"{p}."))
-            ),
-            target,
-        )
+        for depth in range(1, len(parts)):
+            path = ".".join(parts[:depth])
+            if all(other in inside for other in everywhere if f"{other}.".startswith(f"{path}.")):
+                return path
+        return target
 
-    return " – ".join(dict.fromkeys(shortest(target) for target in (*own[:1], *own[-1:])))
+    return " – ".join(dict.fromkeys(shortest(target) for target in (*inside[:1], *inside[-1:])))
+
+
+def _modules(nodes: Iterable[fx.Node]) -> list[str]:
+    """The paths of the layers that nodes call, in order."""
+    return [str(node.target) for node in nodes if node.op == "call_module"]

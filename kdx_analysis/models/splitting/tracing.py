@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 
 from kdx_analysis.errors import KdxError
+from kdx_analysis.models.modes import modes_kept
 from kdx_analysis.models.splitting import layers
 
 M = TypeVar("M", bound=nn.Module)
@@ -60,9 +61,8 @@ def trace(model: nn.Module) -> fx.GraphModule:
             if tracer.failed is None or tracer.failed in whole:
                 raise KdxError(
                     f"{type(model).__name__} can't be traced: {reason(error)}; write its forward "
-                    "without branches on "
-                    "values, or declare as stages= the modules that it calls one after the other, "
-                    "the first on the images, and give image_shape="
+                    "without branches on values, or declare as stages= the modules that it calls "
+                    "one after the other, the first on the images, and give image_shape="
                 ) from error
             whole |= {tracer.failed}
 
@@ -87,20 +87,16 @@ def _one_input(graph: fx.Graph) -> fx.Graph:
 
 def trace_modes(model: nn.Module) -> fx.GraphModule:
     """Trace in train mode, and refuse a model that would compute something else in eval mode."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        graphs = [trace(model.train(mode)) for mode in (False, True)]
-    finally:
-        for module, training in modes:
-            module.training = training
-    for a, b in zip(graphs[0].graph.nodes, graphs[1].graph.nodes, strict=False):
+    with modes_kept(model):
+        in_eval, in_train = trace(model.eval()), trace(model.train())
+    for a, b in zip(in_eval.graph.nodes, in_train.graph.nodes, strict=False):
         if str((a.op, a.target, a.args, a.kwargs)) != str((b.op, b.target, b.args, b.kwargs)):
             raise KdxError(
                 f"module {owner(b) or type(model).__name__!r} computes other things in train mode "
-                "than in eval mode; "
-                "put the difference into a module without parameters, as nn.Dropout is"
+                "than in eval mode; put the difference into a module without parameters, as "
+                "nn.Dropout is"
             )
-    return graphs[1]
+    return in_train
 
 
 def on_meta(model: M) -> M:

@@ -31,7 +31,7 @@ class BesideNull:
     the one-sided p of trees that are more alike than permuted ones.
     """
 
-    measure: str
+    comparison: str
     value: float
     null_mean: float
     null_low: float
@@ -47,13 +47,14 @@ def robinson_foulds(a: Tree, b: Tree) -> float:
 
 
 def clade_distance(a: frozenset[frozenset[str]], b: frozenset[frozenset[str]]) -> float:
+    # 0/0 where neither tree has a clade: there is nothing to be alike or not.
     return len(a ^ b) / (len(a) + len(b)) if a or b else math.nan
 
 
 def cophenetic_correlation(tree: Tree, other: Tree | Tensor | np.ndarray) -> float:
     pairs = np.triu_indices(len(tree.classes), k=1)
     x, y = tree.cophenetic().numpy()[pairs], _distances(tree, other)[pairs]
-    if len(x) == 0 or np.ptp(x) == 0 or np.ptp(y) == 0:
+    if len(x) == 0 or np.ptp(x) == 0 or np.ptp(y) == 0:  # a constant correlates with nothing
         return math.nan
     return float(np.corrcoef(x, y)[0, 1])
 
@@ -65,9 +66,9 @@ def purity(tree: Tree, superclasses: Mapping[str, Sequence[str]]) -> float:
         raise KdxError(
             f"class {wrong[0]!r} stands in {filed[wrong[0]]} superclasses; it should stand in one"
         )
-    of = {name: superclass for superclass, members in superclasses.items() for name in members}
+    above = {name: superclass for superclass, members in superclasses.items() for name in members}
     cells = Counter(
-        (expert, of[name]) for name, expert in zip(tree.classes, tree.parents[-1], strict=True)
+        (expert, above[name]) for name, expert in zip(tree.classes, tree.parents[-1], strict=True)
     )
     largest: Counter[int] = Counter()
     for (expert, _), size in cells.items():
@@ -75,9 +76,8 @@ def purity(tree: Tree, superclasses: Mapping[str, Sequence[str]]) -> float:
     return largest.total() / len(tree.classes)
 
 
-_MEASURES: dict[
-    str, tuple[Callable[[Tree, Any], float], null.Side]
-] = {  # and on which side trees are more alike
+# Every comparison, and on which side trees are more alike.
+_COMPARISONS: dict[str, tuple[Callable[[Tree, Any], float], null.Side]] = {
     "robinson_foulds": (robinson_foulds, "less"),
     "cophenetic_correlation": (cophenetic_correlation, "greater"),
     "purity": (purity, "greater"),
@@ -85,21 +85,21 @@ _MEASURES: dict[
 
 
 def beside_null(
-    tree: Tree, measure: str, other: Any, permutations: int, generator: torch.Generator
+    tree: Tree, comparison: str, other: Any, permutations: int, generator: torch.Generator
 ) -> BesideNull:
-    if measure not in _MEASURES:
-        raise unknown("comparison of trees", measure, _MEASURES)
+    if comparison not in _COMPARISONS:
+        raise unknown("comparison of trees", comparison, _COMPARISONS)
     if permutations < 1:
         raise KdxError(f"{permutations} permutations make no null; take 99 or more")
-    compare, side = _MEASURES[measure]
+    compare, side = _COMPARISONS[comparison]
     value = compare(tree, other)
     if math.isnan(value):
-        return BesideNull(measure, value, math.nan, math.nan, math.nan, math.nan, permutations)
+        return BesideNull(comparison, value, math.nan, math.nan, math.nan, math.nan, permutations)
     draws = np.array([compare(permuted(tree, generator), other) for _ in range(permutations)])
     beside = null.beside_one(draws)
     p = float(null.p_value(value, draws, side))
     return BesideNull(
-        measure,
+        comparison,
         value,
         beside["null_mean"],
         beside["null_low"],

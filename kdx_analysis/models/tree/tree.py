@@ -82,14 +82,6 @@ class Tree:
         parents = tuple(tuple(gate.argmax(dim=-1).tolist()) for gate in gates)
         return cls(tuple(classes), tuple(gate.shape[1] for gate in gates), parents)
 
-    @classmethod
-    def from_json(cls, text: str) -> Tree:
-        """The tree that :meth:`to_json` wrote. Raises KdxError for any other text."""
-        try:
-            return cls(*export.from_nested(json.loads(text)))
-        except (ValueError, KeyError, TypeError) as error:
-            raise KdxError(f"the text is no tree as Tree.to_json writes it: {error!r}") from None
-
     @cached_property
     def paths(self) -> tuple[tuple[int, ...], ...]:
         """:meth:`path` of every subtask."""
@@ -105,9 +97,7 @@ class Tree:
     @cached_property
     def live(self) -> tuple[frozenset[int], ...]:
         """Per level from the trunk up, the experts that some subtask reaches; others are dead."""
-        return tuple(
-            frozenset(path[level] for path in self.paths) for level in range(len(self.experts))
-        )
+        return tuple(frozenset(experts) for experts in zip(*self.paths, strict=True))
 
     def children(self, level: int, expert: int) -> tuple[int, ...]:
         """Whose parent this expert is: experts of the next level, dead ones too, or subtasks."""
@@ -128,16 +118,12 @@ class Tree:
                 f"the tree has no expert {expert} on level {level}; it has {levels}, counted from 0"
             )
 
-    def depth(self, a: int, b: int) -> int:
-        """The deepest level, from the trunk, on which subtasks ``a`` and ``b`` share an expert.
-
-        1 where they share the trunk alone, L where they share the last expert, L+1 for a subtask
-        and itself.
-        """
-        return int(self.depths()[a, b])
-
     def depths(self) -> Int[Tensor, "K K"]:
-        """:meth:`depth` of all pairs of subtasks, in [1, L+1]."""
+        """The level at which two subtasks part, for all pairs, in [1, L+1].
+
+        It is the deepest level, from the trunk, on which they share an expert: 1 where they share
+        the trunk alone, L where they share the last expert, L+1 for a subtask and itself.
+        """
         paths = torch.tensor(self.paths)
         shared = (paths.unsqueeze(0) == paths.unsqueeze(1)).sum(dim=-1)
         return shared + torch.eye(len(paths), dtype=torch.int64)
@@ -155,11 +141,11 @@ class Tree:
 
         Experts with the same subtasks make one group.
         """
-        groups = {
-            frozenset(self.classes[k] for k in self.subtasks(level, expert))
-            for level, live in enumerate(self.live, 1)
-            for expert in live
-        }
+        groups = set()
+        for level, live in enumerate(self.live, 1):
+            for expert in live:
+                subtasks = self.subtasks(level, expert)
+                groups.add(frozenset(self.classes[k] for k in subtasks))
         return frozenset(group for group in groups if 1 < len(group) < len(self.classes))
 
     def to_newick(self) -> str:
@@ -178,7 +164,7 @@ class Tree:
         return export.nested(self)
 
     def to_json(self) -> str:
-        """:meth:`to_dict` as JSON, which :meth:`from_json` reads."""
+        """:meth:`to_dict` as JSON."""
         return json.dumps(self.to_dict(), ensure_ascii=False, indent=1)
 
     def to_networkx(self) -> nx.DiGraph:
@@ -245,7 +231,7 @@ class Tree:
         return compare.purity(self, superclasses)
 
     def null(
-        self, measure: str, other: Any, permutations: int, generator: torch.Generator
+        self, comparison: str, other: Any, permutations: int, generator: torch.Generator
     ) -> BesideNull:
         """A comparison beside its null, in which this tree's subtasks are permuted over its leaves.
 
@@ -253,7 +239,7 @@ class Tree:
         ``permutations``.
 
         Args:
-            measure: ``robinson_foulds``, ``cophenetic_correlation`` or ``purity``.
+            comparison: ``robinson_foulds``, ``cophenetic_correlation`` or ``purity``.
             other: what that method takes.
         """
-        return compare.beside_null(self, measure, other, permutations, generator)
+        return compare.beside_null(self, comparison, other, permutations, generator)

@@ -69,12 +69,13 @@ class BlockAttention(nn.Module):
 
     def scales(self) -> Tensor:
         """s, R×M, in float32 or more; all exactly 1 while attention is uniform."""
+        # Half precision would round s, and with it the variance that s is to keep.
         z = (self.logits / self.temperature).to(
             torch.promote_types(self.logits.dtype, torch.float32)
         )
-        e = (
-            z - z.detach().amax(dim=1, keepdim=True)
-        ).exp()  # s does not change with the shift: no gradient through it
+        # The largest exponent is 0, so that none overflows. s does not change with the shift, so no
+        # gradient goes through it.
+        e = (z - z.detach().amax(dim=1, keepdim=True)).exp()
         return e / (self._mean(e) if self.scale_by == "mean" else self._mean(e.square()).sqrt())
 
     def _mean(self, values: Tensor) -> Tensor:
@@ -85,16 +86,11 @@ class BlockAttention(nn.Module):
 
     def weighted(self, weight: Tensor) -> Tensor:
         """V̂[o, i] = s[block(o), block(i)]·V[o, i] for a weight V of shape C_out×C_in×…"""
-        s, R, M, kernel = (
-            self.scales().to(weight.dtype),
-            len(self.rows),
-            len(self.columns),
-            (1,) * self.kernel_dims,
-        )
+        s = self.scales().to(weight.dtype)
+        R, M, kernel = len(self.rows), len(self.columns), (1,) * self.kernel_dims
         if self.row_of is not None and self.column_of is not None:
-            return weight * s.index_select(0, self.row_of).index_select(
-                1, self.column_of
-            ).unflatten(1, (-1, *kernel))
+            each = s.index_select(0, self.row_of).index_select(1, self.column_of)
+            return weight * each.unflatten(1, (-1, *kernel))
         blocks = weight.unflatten(1, (M, -1)).unflatten(0, (R, -1))
         return (blocks * s.view(R, 1, M, 1, *kernel)).flatten(0, 1).flatten(1, 2)
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatchcase
 from typing import Any, get_args
 
 import pandas as pd
@@ -16,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from kdx_analysis.errors import KdxError
+from kdx_analysis.models.choose import Where, chosen
 from kdx_analysis.models.vam.blocks import (
     AttendedLayer,
     BlockAttention,
@@ -25,14 +25,12 @@ from kdx_analysis.models.vam.blocks import (
 )
 from kdx_analysis.registry import unknown
 
-Where = str | Sequence[str] | Callable[[str, nn.Module], bool]
-
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _LAYERS = (*_CONVOLUTIONS, nn.Linear)
 
 
 @dataclass(frozen=True)
-class Row:
+class LayerRow:
     """One convolution or Linear layer of a model.
 
     Attributes:
@@ -63,7 +61,7 @@ class Attached:
         parameters: of the model without VAM.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[LayerRow, ...]
     parameters: int
 
     @property
@@ -137,6 +135,48 @@ def attach(
         KdxError: a value is out of range, ``where`` names nothing or nothing that can take VAM, or
             another parametrization computes a chosen weight; the model is as it was then.
     """
+    _check_options(blocks, channels, scale, temperature)
+    layers: dict[str, nn.Module] = {
+        path: module for path, module in model.named_modules() if isinstance(module, _LAYERS)
+    }
+    wanted = list(layers)
+    if where is not None:
+        wanted = list(chosen(layers, where, kind="convolution or Linear layer"))
+    parameters = _plain_parameters(model)
+    grids = {path: _grid(layer, blocks, channels) for path, layer in layers.items()}
+    reasons = _reasons(model, layers, wanted, grids)
+    taking = [path for path, reason in reasons.items() if not reason]
+    for path in taking:
+        _refuse_foreign(path, layers[path])
+    if not taking:
+        examples = "; ".join(f"{path}: {reasons[path]}" for path in wanted[:3])
+        raise KdxError(
+            f"no layer of {type(model).__name__} can take VAM ({examples}); choose others with "
+            "where="
+        )
+    rows = []
+    for path, layer in layers.items():
+        shape, reason = _shape(layer), reasons[path]
+        R, M = (0, 0) if reason else grids[path]
+        if not reason:
+            widths = block_widths(shape[0], R), block_widths(shape[1], M)
+            _put_on(layer, BlockAttention(*widths, len(shape) - 2, temperature, scale))
+        rows.append(LayerRow(path, _plain_class(layer).__name__, shape, R, M, R * M, reason))
+    return Attached(tuple(rows), parameters)
+
+
+def _plain_parameters(model: nn.Module) -> int:
+    """How many there are without those of VAM; KdxError where that is not known yet."""
+    if any(is_lazy(p) for p in model.parameters()):
+        raise KdxError(
+            f"{type(model).__name__} has lazy layers, whose shapes are unknown; run it on a batch "
+            "first"
+        )
+    gates = sum(p.numel() for p in gate_parameters(model))
+    return sum(p.numel() for p in model.parameters()) - gates
+
+
+def _check_options(blocks: int, channels: int | None, scale: str, temperature: float) -> None:
     if channels is None and blocks < 2:
         raise KdxError(f"blocks = {blocks} leaves nothing to choose; give 2 or more")
     if channels is not None and channels < 1:
@@ -144,42 +184,6 @@ def attach(
     if scale not in get_args(Scale):
         raise unknown("scale", scale, get_args(Scale))
     _check_temperature(temperature)
-    layers: dict[str, nn.Module] = {
-        path: module for path, module in model.named_modules() if isinstance(module, _LAYERS)
-    }
-    chosen = _chosen(layers, where)
-    if any(is_lazy(p) for p in model.parameters()):
-        raise KdxError(
-            f"{type(model).__name__} has lazy layers, whose shapes are unknown; run it on a batch "
-            "first"
-        )
-    parameters = sum(p.numel() for p in model.parameters()) - sum(
-        p.numel() for p in gate_parameters(model)
-    )
-    shapes = {path: _shape(layer) for path, layer in layers.items()}
-    counts = {
-        path: tuple(_count(C, blocks, channels) for C in shape[:2])
-        for path, shape in shapes.items()
-    }
-    reasons = _reasons(model, layers, chosen, shapes, {path: M for path, (_, M) in counts.items()})
-    taking = [path for path, reason in reasons.items() if not reason]
-    for path in taking:
-        _refuse_foreign(path, layers[path])
-    if not taking:
-        examples = "; ".join(f"{path}: {reasons[path]}" for path in chosen[:3])
-        raise KdxError(
-            f"no layer of {type(model).__name__} can take VAM ({examples}); choose others with "
-            "where="
-        )
-    rows = []
-    for path, layer in layers.items():
-        shape = shapes[path]
-        R, M = (0, 0) if reasons[path] else counts[path]
-        if not reasons[path]:
-            widths = block_widths(shape[0], R), block_widths(shape[1], M)
-            _put_on(layer, BlockAttention(*widths, len(shape) - 2, temperature, scale))
-        rows.append(Row(path, _plain_class(layer).__name__, shape, R, M, R * M, reasons[path]))
-    return Attached(tuple(rows), parameters)
 
 
 def detach(model: nn.Module) -> None:
@@ -223,10 +227,8 @@ def entropy(model: nn.Module) -> Tensor:
     for layer in _attended(model).values():
         by_columns[len(layer.vam.columns)].append(layer.vam.logits / layer.vam.temperature)
     shares = []
-    for (
-        M,
-        scaled,
-    ) in by_columns.items():  # together, because a small operation costs as much as a large one
+    # Layers of one M together, because a small operation costs as much as a large one.
+    for M, scaled in by_columns.items():
         log_alpha = torch.log_softmax(torch.cat(scaled), dim=1)
         shares.append(-(log_alpha.exp() * log_alpha).sum(dim=1) / math.log(M))
     return torch.cat(shares).mean()
@@ -252,9 +254,9 @@ def attended_layers(model: nn.Module) -> dict[str, AttendedLayer]:
 
 
 def _attended(model: nn.Module) -> dict[str, AttendedLayer]:
-    if not (found := attended_layers(model)):
+    if not (layers := attended_layers(model)):
         raise KdxError(f"{type(model).__name__} has no VAM; attach it first")
-    return found
+    return layers
 
 
 def _put_on(layer: nn.Module, vam: BlockAttention) -> None:
@@ -289,60 +291,52 @@ def _check_temperature(temperature: float) -> None:
         raise KdxError(f"temperature = {temperature} should be a finite number above 0")
 
 
-def _count(C: int, blocks: int, channels: int | None) -> int:
-    """Blocks of C channels."""
-    return min(C, blocks) if channels is None else -(-C // channels)
-
-
-def _chosen(layers: dict[str, nn.Module], where: Where | None) -> list[str]:
-    """Paths of the layers that ``where`` chooses."""
-    if where is None:
-        return list(layers)
-    if callable(where):
-        if not (chosen := [path for path, layer in layers.items() if where(path, layer)]):
-            raise KdxError("where= holds for no convolution or Linear layer; loosen it")
-        return chosen
-    patterns = [where] if isinstance(where, str) else list(where)
-    for pattern in patterns:
-        if not any(fnmatchcase(path, pattern) for path in layers):
-            raise unknown("layer", pattern, layers)
-    return [path for path in layers if any(fnmatchcase(path, pattern) for pattern in patterns)]
+def _grid(layer: nn.Module, blocks: int, channels: int | None) -> tuple[int, int]:
+    """R and M, how many blocks a layer's outputs and inputs make; no more than channels."""
+    outputs, inputs = _shape(layer)[:2]
+    if channels is None:
+        return min(outputs, blocks), min(inputs, blocks)
+    return -(-outputs // channels), -(-inputs // channels)
 
 
 def _reasons(
     model: nn.Module,
     layers: dict[str, nn.Module],
-    chosen: Sequence[str],
-    shapes: dict[str, tuple[int, ...]],
-    columns: dict[str, int],
+    wanted: Sequence[str],
+    grids: dict[str, tuple[int, int]],
 ) -> dict[str, str]:
-    """Why each layer is skipped; empty for those that take VAM, with M of ``columns``."""
+    """Why each layer is skipped; empty for those that take VAM, with blocks as in ``grids``."""
     convolutions = [path for path, layer in layers.items() if isinstance(layer, _CONVOLUTIONS)]
     linear = [path for path, layer in layers.items() if isinstance(layer, nn.Linear)]
-    first = (convolutions or linear)[:1]
     owners: Counter[int] = Counter(
         id(parameter) for module in model.modules() for parameter in module._parameters.values()
     )
+    places = dict.fromkeys(linear[-1:], "last Linear: its outputs are classes")
+    places |= dict.fromkeys((convolutions or linear)[:1], "first layer: reads the image")
     reasons = {}
     for path, layer in layers.items():
-        if path not in chosen:
-            reason = "not chosen by where"
+        if path not in wanted:
+            reasons[path] = "not chosen by where"
         elif isinstance(layer, AttendedLayer):
-            reason = "has VAM already"
-        elif path in first:
-            reason = "first layer: reads the image"
-        elif path in linear[-1:]:
-            reason = "last Linear: its outputs are classes"
-        elif shapes[path][1] == 1:
-            reason = "depthwise: one input channel a group"
-        elif columns[path] == 1:
-            reason = "one input block: nothing to choose"
-        elif (weight := layer._parameters.get("weight")) is not None and owners[id(weight)] > 1:
-            reason = "shares its weight with another module"
+            reasons[path] = "has VAM already"
         else:
-            reason = ""
-        reasons[path] = reason
+            reasons[path] = places.get(path) or _unfit(layer, grids[path][1], owners)
     return reasons
+
+
+def _unfit(layer: nn.Module, columns: int, owners: Counter[int]) -> str:
+    """Why a layer of so many input blocks can take no VAM; empty if it can.
+
+    ``owners`` counts the modules that hold a parameter, by its id.
+    """
+    weight = layer._parameters.get("weight")
+    if _shape(layer)[1] == 1:
+        return "depthwise: one input channel a group"
+    if columns == 1:
+        return "one input block: nothing to choose"
+    if weight is not None and owners[id(weight)] > 1:
+        return "shares its weight with another module"
+    return ""
 
 
 def _refuse_foreign(path: str, layer: nn.Module) -> None:
@@ -360,6 +354,5 @@ def _refuse_foreign(path: str, layer: nn.Module) -> None:
         return
     raise KdxError(
         f"the weight of {path!r} is computed by {' and '.join(names) or 'something else'}; remove "
-        "that before VAM is "
-        "attached, or leave the layer out with where="
+        "that before VAM is attached, or leave the layer out with where="
     )

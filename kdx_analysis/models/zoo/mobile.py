@@ -77,12 +77,12 @@ class ShuffleUnit(nn.Module):
         self, in_channels: int, out_channels: int, *, groups: int, first_groups: int, stride: int
     ) -> None:
         super().__init__()
-        own = out_channels - in_channels if stride == 2 else out_channels
-        inner = own // 4
+        added = out_channels - in_channels if stride == 2 else out_channels
+        inner = added // 4
         self.reduce = _conv_norm(in_channels, inner, 1, groups=first_groups)
         self.shuffle = Shuffle(first_groups)
         self.depthwise = _conv_norm(inner, inner, 3, stride=stride, groups=inner)
-        self.expand = _conv_norm(inner, own, 1, groups=groups, relu=False)
+        self.expand = _conv_norm(inner, added, 1, groups=groups, relu=False)
         self.shortcut = nn.AvgPool2d(3, stride=2, padding=1) if stride == 2 else None
 
     def forward(self, x: Tensor) -> Tensor:

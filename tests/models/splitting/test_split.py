@@ -5,15 +5,15 @@ from torch import Tensor, nn
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, build_model, count_parameters
 from kdx_analysis.models.splitting.narrow import flops
-from kdx_analysis.models.splitting.split import Split
-from kdx_analysis.models.splitting.survey import survey
+from kdx_analysis.models.splitting.split import StudentSplit
 from kdx_analysis.models.splitting.tracing import on_meta, trace
+from kdx_analysis.models.survey import splits
 from tests.models.families import FAMILIES, K
 
 
 def split_of(
     student: nn.Module, experts: int | tuple[int, ...] = 4, side: int = 32, **options: object
-) -> Split:
+) -> StudentSplit:
     found = HME.from_student(
         on_meta(student), K, experts, image_shape=(3, side, side), **options
     ).split
@@ -149,7 +149,7 @@ def test_options_that_fit_no_explainer_are_refused(
 
 
 def test_the_survey_has_a_row_for_a_model() -> None:
-    (row,) = survey(["resnet20"])
+    (row,) = splits(["resnet20"])
     assert abs(row["params"]) < 0.1
     assert abs(row["flops"]) < 0.1
     assert row["levels"] == 2

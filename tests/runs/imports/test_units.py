@@ -107,7 +107,7 @@ def test_an_error_is_as_likely_small_in_percent_as_large_in_shares(read, refused
         text,
         r"can't be told: a .* of 0.45 may be 0.45 % or 45%; map it as .*% if it is in percent, or as",
     )
-    metric = Names().metric(name).metric
+    metric = Names().reading(name).metric
     assert values(read(text, metrics={name: f"test/{metric}"})) == {f"test/{metric}": [0.45]}
 
 

@@ -2,8 +2,16 @@ import math
 
 import pytest
 
-from kdx_analysis.report.numbers import decimals_for, estimate, latex, listed, number, percent, tied
 from kdx_analysis.runs import Interval
+from kdx_analysis.runs.tables.numbers import (
+    decimals_for,
+    estimate,
+    latex_escaped,
+    listed,
+    number,
+    percent,
+    tied,
+)
 
 ONE = Interval(1, 0.25, math.nan, math.nan)
 
@@ -53,6 +61,6 @@ def test_no_line_breaks_inside_an_estimate():
 
 
 def test_latex():
-    assert latex(r"a_b & 5 %: −1 ± 2 – $x{y}^z~\#") == (
+    assert latex_escaped(r"a_b & 5 %: −1 ± 2 – $x{y}^z~\#") == (
         r"a\_b \& 5 \%: $-$1 $\pm$ 2 -- \$x\{y\}\textasciicircum{}z\textasciitilde{}\textbackslash{}\#"
     )

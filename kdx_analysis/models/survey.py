@@ -1,18 +1,20 @@
-"""Whether architectures of the zoo, torchvision and timm can be split: what ``kdx list models
---split`` prints.
-"""
+"""Which architectures can be split, and which take VAM: what ``kdx list models`` prints of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from kdx_analysis.models.hme import HME
 from kdx_analysis.models.resolve import build_model, list_models
 from kdx_analysis.models.splitting.tracing import on_meta
+from kdx_analysis.models.vam.layers import attach, fold, gate_parameters
+from kdx_analysis.models.zoo import MODELS
 
 FAMILIES = (
     "torchvision:resnet18",
@@ -39,10 +41,16 @@ FAMILIES = (
     "timm:densenet121",
     "timm:vit_tiny_patch16_224",
 )
+TORCHVISION = (
+    "torchvision:resnet18",
+    "torchvision:mobilenet_v2",
+    "torchvision:convnext_tiny",
+    "torchvision:vit_b_16",
+)
 _K = 10
 
 
-def survey(names: Sequence[str] | None = None, experts: int = 4) -> Iterator[dict[str, Any]]:
+def splits(names: Sequence[str] | None = None, experts: int = 4) -> Iterator[dict[str, Any]]:
     """One row for each model, by default the zoo's and one of every family of torchvision and timm.
 
     Columns: model; levels above the trunk; parameters of the student's stages there and of the
@@ -51,10 +59,12 @@ def survey(names: Sequence[str] | None = None, experts: int = 4) -> Iterator[dic
     images.
     """
     for name in (*list_models(), *FAMILIES) if names is None else names:
-        yield _row(name, experts)
+        yield _split(name, experts)
 
 
-def _row(name: str, experts: int) -> dict[str, Any]:
+def _split(name: str, experts: int) -> dict[str, Any]:
+    # The zoo is made for 32 pixels; other networks halve them more often, and transformers are for
+    # 224.
     side = 224 if "vit" in name else 32 if ":" not in name else 64
     shape = (3, side, side)
     with torch.random.fork_rng():
@@ -81,10 +91,8 @@ def _row(name: str, experts: int) -> dict[str, Any]:
     }
 
 
-def _step(explainer: HME, images: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
-    """The hard loss on ``images`` before and after one step of gradient descent on them, in train
-    mode.
-    """
+def _step(explainer: HME, images: Tensor, labels: Tensor) -> tuple[float, float]:
+    """The hard loss on ``images`` before and after a step of gradient descent, in train mode."""
     one_hot = F.one_hot(labels, explainer.num_classes).float()
     optimizer = torch.optim.SGD(explainer.parameters(), lr=0.01)
     losses = []
@@ -99,3 +107,51 @@ def _step(explainer: HME, images: torch.Tensor, labels: torch.Tensor) -> tuple[f
         loss.backward()
         optimizer.step()
     return losses[0], losses[1]
+
+
+def attachments(
+    names: Iterable[str] = (*MODELS, *TORCHVISION), num_classes: int = _K, seed: int = 0
+) -> pd.DataFrame:
+    """What VAM does to models by name: layers, size, and how exactly it comes and goes.
+
+    One row per model at the default blocks: model, attached, layers, added_percent, attach_error,
+    fold_error.
+
+    Errors are max|Δ|/max|y| of the logits y of two images in eval mode: attaching compares with the
+    plain model, folding with the attached model whose U was drawn from N(0, 1). Parameters that
+    start below 1e-4, as a head at 0 or a layer scale does, are drawn from N(0, 0.01) first, so that
+    every layer shows in the logits. Images have 32 pixels for the zoo, 224 for others.
+    """
+    return pd.DataFrame([_attachment(name, num_classes, seed) for name in names])
+
+
+@torch.no_grad()
+def _attachment(name: str, num_classes: int, seed: int) -> dict[str, object]:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = build_model(name, num_classes, 3).eval()
+        for parameter in model.parameters():
+            if parameter.abs().max() < 1e-4:
+                parameter.normal_(std=0.1)
+        size = 224 if ":" in name else 32
+        images = torch.randn(2, 3, size, size)
+        plain = model(images)
+        table = attach(model)
+        attached = model(images)
+        for logits in gate_parameters(model):
+            logits.normal_()
+        trained = model(images)
+        fold(model)
+        folded = model(images)
+    return {
+        "model": name,
+        "attached": len(table.paths),
+        "layers": len(table.rows),
+        "added_percent": 100 * table.added / table.parameters,
+        "attach_error": _error(attached, plain),
+        "fold_error": _error(folded, trained),
+    }
+
+
+def _error(values: Tensor, reference: Tensor) -> float:
+    return float((values - reference).abs().max() / reference.abs().max())

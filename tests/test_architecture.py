@@ -31,6 +31,14 @@ def test_importing_the_package_is_quick(module):
     assert done.stdout.split() == []
 
 
+def test_results_are_drawn_by_what_is_imported_when_they_are():
+    code = "import sys, kdx_analysis.models, kdx_analysis.probes; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert not {"matplotlib", "seaborn"} & set(done.stdout.split())
+
+
 def test_every_public_name_is_there():
     import kdx_analysis
 

@@ -24,6 +24,7 @@ from kdx_analysis.models import HME
 from kdx_analysis.models import vam as attention
 from kdx_analysis.models.answers import check_logits
 from kdx_analysis.models.gates import ParameterGate, entropy_share
+from kdx_analysis.models.modes import modes_kept
 from kdx_analysis.objectives import Objective, scale_to
 from kdx_analysis.records import EPOCH, SPLIT, kind, number, text
 from kdx_analysis.training.schedules import learning_rate_factor, penalty_at, temperature_at
@@ -234,14 +235,10 @@ def predict(model: nn.Module, split: Split, data: Dataset, batch_size: int = 512
         return outputs.float().cpu()
 
     device = next((parameter.device for parameter in model.parameters()), split.labels.device)
-    was_training = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+    with modes_kept(model):
+        model.eval()
         indices = torch.arange(len(split)).split(batch_size)
         outputs = [answered(data.normalise(split.images.take(i).to(device))) for i in indices]
-    finally:
-        for module, training in was_training:
-            module.training = training
     return torch.cat(outputs)
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from kdx_analysis.data.sources import CIFAR100_SUPERCLASSES
 from kdx_analysis.runs import Run, RunSet, run_id, write_run
+from tests.planted_records import complete
 
 EPOCHS = (1, 2, 3)
 EXPERTS = (1, 3, 4)
@@ -107,7 +108,7 @@ def write_one(
         "data": {"classes": list(classes)},
         "selection": {"rule": "last", "split": "val", "epoch": EPOCHS[-1]},
     }
-    write_run(path / id_, info, records)
+    write_run(path / id_, info, complete(records))
 
 
 def set_undefined(run: Run, kind: str, column: str, query: str) -> None:

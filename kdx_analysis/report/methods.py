@@ -112,9 +112,14 @@ class Definition:
 
 
 def definitions(runs: RunSet) -> list[Definition]:
-    """Every metric of which the runs hold a value, as it is declared."""
-    frame = runs.to_frame().dropna(subset="value")
-    measured = set(frame["metric"])
+    """The metrics that the report shows, as they are declared.
+
+    All of them where there are explainers, since contrasts list those that were not measured too;
+    else those of which the runs hold a value.
+    """
+    if len(runs.filter(role="explainer")):
+        return [_definition(metric) for metric in METRICS.values()]
+    measured = set(runs.to_frame().dropna(subset="value")["metric"])
     return [_definition(metric) for metric in METRICS.values() if metric.name in measured]
 
 

@@ -504,8 +504,8 @@ def objectives(load: Load = None) -> None:
     """Objectives, the ladder of controls among them."""
     from kdx_analysis.objectives import OBJECTIVES
 
-    for name, meaning in OBJECTIVES.items():
-        typer.echo(f"{name}: {meaning}")
+    for row in OBJECTIVES.values():
+        typer.echo(f"{row.name}: {row.summary}")
 
 
 @lists.command()

@@ -1,6 +1,7 @@
 """What a study is: typed, validated, YAML in and out.
 
-Values are checked here; names (data sets, models) are checked by the study, which knows the rooms.
+Values are checked here; names (data sets, models, objectives, loggers) are checked by the study,
+which knows the rooms.
 """
 
 from __future__ import annotations
@@ -30,8 +31,6 @@ from kdx_analysis.errors import KdxError
 from kdx_analysis.io import write_text
 from kdx_analysis.registry import unknown
 
-ObjectiveName = Literal["hard", "label_smoothing", "hard_T", "kd_flat", "kd_shuffled", "kd"]
-LADDER: tuple[str, ...] = ("hard", "hard_T", "kd_flat", "kd_shuffled", "kd")
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -160,9 +159,10 @@ class ObjectiveConfig(_Config):
     ``T`` and ``lambda`` are the distillation temperature and weight, ``epsilon`` the label
     smoothing, ``cut`` how the teacher's distribution becomes binary targets, ``scale_to: kd``
     multiplies the loss by a constant so that its gradient norm at initialisation is that of ``kd``.
+    ``options`` are what the named objective takes beside these keys, which its distiller says.
     """
 
-    name: ObjectiveName
+    name: str
     decomposition: Literal["binary", "multiclass"] = "binary"
     T: Positive = 4.0
     lam: Annotated[Share, Field(alias="lambda")] = 0.9
@@ -170,6 +170,7 @@ class ObjectiveConfig(_Config):
     cut: Literal["two_way", "softmax_then_cut"] = "two_way"
     positive_weight: Literal["none", "balanced"] = "none"
     scale_to: Literal["kd"] | None = None
+    options: dict[str, Any] = {}
     label: str = ""
 
     @model_validator(mode="before")
@@ -187,8 +188,17 @@ class ObjectiveConfig(_Config):
             for field in ("T", "lam", "epsilon", "cut", "positive_weight", "scale_to"):
                 if (value := getattr(self, field)) != defaults[field].default:
                     parts.append(f"{defaults[field].alias or field}={value}")
+            parts += [f"{key}={value}" for key, value in self.options.items()]
             object.__setattr__(self, "label", " ".join(parts))
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_empty_options(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Options are told where there are some: runs are found again by a digest of these keys."""
+        values: dict[str, Any] = plain(self)
+        if not self.options:
+            values.pop("options", None)
+        return values
 
 
 class PenaltyConfig(_Config):
@@ -333,7 +343,7 @@ class StudyConfig(_Config):
     objectives: Annotated[tuple[ObjectiveConfig, ...], Field(min_length=1)]
     training: TrainingConfig = TrainingConfig()
     probes: ProbeConfig = ProbeConfig()
-    loggers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
+    loggers: tuple[str, ...] = ()
     extensions: tuple[str, ...] = ()
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
 
@@ -433,7 +443,7 @@ def parsed(model: type[C], value: Mapping[str, Any], source: str) -> C:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        raise _one_line(error, model, source) from None
+        raise in_one_line(error, model, source) from None
 
 
 def digest(value: Mapping[str, Any], length: int = 8) -> str:

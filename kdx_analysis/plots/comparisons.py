@@ -8,18 +8,17 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from kdx_analysis.config import LADDER
 from kdx_analysis.drawing.marks import estimate
 from kdx_analysis.drawing.style import plain
 from kdx_analysis.errors import KdxError
 from kdx_analysis.metrics import Metric
+from kdx_analysis.objectives import OBJECTIVES, rungs
 from kdx_analysis.plots.looks import look
 from kdx_analysis.runs import RunSet, ladders, t_interval
 from kdx_analysis.runs.statistics.paired import side_by_side
 from kdx_analysis.runs.tables.numbers import listed
 
 INTERVAL = "95 % t-interval"
-_INCLUDES = dict.fromkeys(("label_smoothing", "hard"), "includes temperature and softness")
 # A share of images or of pairs is one count over another, so nobody has to be told its range.
 _COUNTED = ("share of images", "share of pairs")
 
@@ -127,7 +126,12 @@ def against_kd(explainers: RunSet) -> tuple[str, dict[str, str]]:
             "differences need kd and another objective with its settings; the runs hold "
             f"{', '.join(explainers.objectives)}"
         )
-    others = [
-        rung for rung in (*reversed(LADDER[1:-1]), "label_smoothing", "hard") if rung in first
-    ]
-    return first["kd"], {first[rung]: _INCLUDES.get(rung, "") for rung in others}
+    lowest, *controls = [rung.name for rung in rungs() if rung.name != "kd"]
+    beside = [name for name, row in OBJECTIVES.items() if not row.rung]
+    others = [name for name in (*reversed(controls), *beside, lowest) if name in first]
+    return first["kd"], {first[name]: _includes(name) for name in others}
+
+
+def _includes(name: str) -> str:
+    """What kd − another objective holds beside knowledge: all of KD's form where that has none."""
+    return "" if OBJECTIVES[name].distils else "includes temperature and softness"

@@ -9,13 +9,13 @@ from typing import Any
 from matplotlib.lines import Line2D
 
 from kdx_analysis.drawing.style import plain
+from kdx_analysis.objectives import OBJECTIVES
 
 
 @dataclass(frozen=True)
 class Look:
-    """How an objective is drawn.
-
-    Objectives are told apart by colour, and by marker and dashes where there is none.
+    """How an objective is drawn: told apart by colour, and by marker and dashes where there is
+    none.
     """
 
     colour: str
@@ -23,27 +23,19 @@ class Look:
     line: Any = "-"
 
 
-# The colours of Okabe & Ito, Color Universal Design (2008); those to spare mostly of Paul Tol's
-# muted scheme.
-LOOKS = {
-    "hard": Look("#000000", "o", "-"),
-    "label_smoothing": Look("#CC79A7", "D", (0, (1, 1))),
-    "hard_T": Look("#0072B2", "s", (0, (5, 1.5))),
-    "kd_flat": Look("#56B4E9", "^", (0, (3, 1, 1, 1))),
-    "kd_shuffled": Look("#009E73", "v", (0, (2, 1))),
-    "kd": Look("#D55E00", "P", "-"),
-}
+# mostly of Paul Tol's muted scheme, none of them a declared objective's
 _SPARE = ("#332288", "#882255", "#999933", "#E69F00", "#661100", "#117733", "#8B6F47")
 _SPARE_MARKERS = ("X", "p", "<", ">", "d", "8", "h")
 
 
 def look(objective: str) -> Look:
-    """The look of an objective's label.
+    """The look of an objective's label, as its row declares it.
 
-    One that is no plain name gets a look that depends on the label alone.
+    A label that is no plain name, or whose row declares none, gets a look that depends on the label
+    alone.
     """
-    if objective in LOOKS:
-        return LOOKS[objective]
+    if objective in OBJECTIVES and (row := OBJECTIVES[objective]).colour:
+        return Look(row.colour, row.marker, row.line)
     # a checksum, since Python's own hash of a text differs from process to process
     colour, marker = divmod(zlib.crc32(objective.encode()) % 49, 7)
     return Look(_SPARE[colour], _SPARE_MARKERS[marker], (0, (4, 1, 1, 1, 1, 1)))

@@ -17,8 +17,8 @@ from itertools import pairwise
 
 import pandas as pd
 
-from kdx_analysis.config import LADDER
 from kdx_analysis.metrics import METRICS, asked_about, speaking_of_conflict
+from kdx_analysis.objectives import ladder_names
 from kdx_analysis.report.findings import (
     NO,
     NOT_MEASURED,
@@ -285,10 +285,12 @@ def _subject(main: Contrast) -> str:
         return "the teacher's knowledge of the classes"
     if main.b == "kd_flat":
         return "the teacher's class structure together with unevenness (kd_shuffled was not run)"
-    return (
-        "everything in KD but temperature and loss scale (neither kd_shuffled nor kd_flat was run, "
-        "so softness is not told from knowledge of the classes)"
-    )
+    if main.b == "hard_T":
+        return (
+            "everything in KD but temperature and loss scale (neither kd_shuffled nor kd_flat was "
+            "run, so softness is not told from knowledge of the classes)"
+        )
+    return f"what {main.a} adds to the control {main.b} ({main.adds})"
 
 
 def _gate_sentence(asked: Sequence[Finding]) -> str:
@@ -347,7 +349,7 @@ def _division(
     is not divided, and neither is one whose seeds some rung lacks, or that is not decided alike
     over the epochs that all rungs have.
     """
-    rungs = [rung for rung in LADDER if rung in labels]
+    rungs = [name for name in ladder_names() if name in labels]
     total = _of_all_kd(findings)
     if len(rungs) < 3 or not total:
         return ""

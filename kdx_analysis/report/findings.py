@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from kdx_analysis.config import LADDER
 from kdx_analysis.metrics import METRICS, asked_about
+from kdx_analysis.objectives import ladder_names, rungs
 from kdx_analysis.runs import Paired, bonferroni
 from kdx_analysis.runs.statistics.intervals import joint_confidence
 from kdx_analysis.runs.statistics.paired import by_seed, paired
@@ -30,12 +30,6 @@ LOWERS, RAISES, NO, UNDECIDED, ONE_SEED, NOT_MEASURED = (
     "one seed",
     "not measured",
 )
-_ADDS = {
-    "hard_T": ("temperature", "loss scale"),
-    "kd_flat": ("softness",),
-    "kd_shuffled": ("unevenness",),
-    "kd": ("class structure",),
-}
 
 
 @dataclass(frozen=True)
@@ -50,7 +44,7 @@ class Contrast:
     @property
     def attributes(self) -> bool:
         """Whether it sets KD against a control, which tells part of its effect from the rest."""
-        return self.a == "kd" and self.b in LADDER[1:]
+        return self.a == "kd" and self.b in ladder_names()[1:]
 
 
 @dataclass(frozen=True)
@@ -145,9 +139,9 @@ def contrasts(labels: Mapping[str, str]) -> tuple[Contrast, ...]:
         labels: rung (hard, hard_T, kd_flat, kd_shuffled, kd, label_smoothing) → the objective's
             label.
     """
-    rungs = [rung for rung in LADDER if rung in labels]
-    down = [(a, b) for b, a in pairwise(rungs)][::-1]
-    rest = [(control, rungs[0]) for _, control in down[:1] if control != rungs[0]]
+    run = [name for name in ladder_names() if name in labels]
+    down = [(a, b) for b, a in pairwise(run)][::-1]
+    rest = [(control, run[0]) for _, control in down[:1] if control != run[0]]
     pairs = [*down[:1], *rest, *down[1:], ("kd", "hard"), ("kd", "label_smoothing")]
     return tuple(
         Contrast(a, b, f"{labels[a]} − {labels[b]}", _adds(a, b))
@@ -163,9 +157,12 @@ def _adds(a: str, b: str) -> str:
         return "all of KD: includes temperature and softness"
     if (a, b) == ("kd", "hard_T"):
         return "everything but temperature and loss scale"
-    return listed(
-        [what for rung in LADDER[LADDER.index(a) : LADDER.index(b) : -1] for what in _ADDS[rung]]
-    )
+    names = ladder_names()
+    between = rungs()[names.index(b) + 1 : names.index(a) + 1]
+    added: list[str] = []
+    for rung in reversed(between):
+        added += rung.adds
+    return listed(added)
 
 
 def verdict(effect: Paired | None, margin: float) -> str:

@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kdx_analysis.config import LADDER, flatten
+from kdx_analysis.config import flatten
 from kdx_analysis.errors import AbsentError, KdxError
+from kdx_analysis.objectives import OBJECTIVES, ladder_names
 from kdx_analysis.runs.run import Run
 from kdx_analysis.runs.runset import RunSet
 
 # Settings that the rungs of one ladder share; those of distillation only where a rung has them.
 _SETTINGS = ("decomposition", "positive_weight", "scale_to")
 _DISTILLATION = ("T", "lambda", "cut")
-_UNDISTILLED = ("hard", "label_smoothing")
 
 
 def explainers(runs: RunSet) -> RunSet:
@@ -70,13 +70,19 @@ def _ladder(configs: Mapping[str, Mapping[str, Any]], top: Mapping[str, Any]) ->
     labels: dict[str, str] = {}
     for label, config in configs.items():
         settings: tuple[str, ...] = _SETTINGS
-        if config["name"] not in _UNDISTILLED:
+        if _distils(config["name"]):
             settings = (*_SETTINGS, *_DISTILLATION)
         if config["name"] == top["name"]:
             settings = tuple(top)
         if all(config.get(key) == top.get(key) for key in settings):
             labels.setdefault(config["name"], label)
-    return {rung: labels[rung] for rung in (*LADDER, "label_smoothing") if rung in labels}
+    beside = [name for name in OBJECTIVES if name not in ladder_names()]
+    return {name: labels[name] for name in (*ladder_names(), *beside) if name in labels}
+
+
+def _distils(name: str) -> bool:
+    """Whether KD's settings are among its own; those of an imported run may be of any name."""
+    return name not in OBJECTIVES or OBJECTIVES[name].distils
 
 
 @dataclass(frozen=True)

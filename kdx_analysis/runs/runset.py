@@ -11,9 +11,9 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from kdx_analysis.config import LADDER
 from kdx_analysis.errors import KdxError
 from kdx_analysis.metrics import METRICS
+from kdx_analysis.objectives import OBJECTIVES
 from kdx_analysis.registry import unknown
 from kdx_analysis.runs.headlines import per_epoch, per_pair, preferred
 from kdx_analysis.runs.keys import canonical, check_key, differing, in_order, places, value_of
@@ -22,8 +22,6 @@ from kdx_analysis.runs.statistics.intervals import Paired
 from kdx_analysis.runs.statistics.paired import over_epochs, paired, side_by_side
 from kdx_analysis.runs.tables.comparison import Comparison, compare
 from kdx_analysis.runs.tables.table import Table, make_table
-
-ORDER = (*LADDER[:1], "label_smoothing", *LADDER[1:])
 
 
 @dataclass(frozen=True)
@@ -394,6 +392,7 @@ def _check_values(wanted: Iterable[Any], by: str, valid: Iterable[Any]) -> None:
 
 def _order(run: Run) -> tuple[Any, ...]:
     name = run.info["config"].get("objective", {}).get("name", "")
-    place = ORDER.index(name) if name in ORDER else len(ORDER)
+    order = list(OBJECTIVES)
+    place = order.index(name) if name in order else len(order)
     plain_first = "vam" in run.info["config"], run.vam
     return ROLES.index(run.role), place, run.objective, plain_first, run.seed, run.id

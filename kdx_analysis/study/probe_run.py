@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from kdx_analysis import null
-from kdx_analysis.config import ObjectiveConfig, ProbeConfig
+from kdx_analysis.config import ObjectiveConfig, ProbeConfig, StudyConfig
 from kdx_analysis.errors import KdxError
+from kdx_analysis.extensions import Extension, need
 from kdx_analysis.io import write_parquet
 from kdx_analysis.models import HME
 from kdx_analysis.models.heads import scores_of
@@ -53,11 +54,19 @@ class Probed:
 def study_of(run: Run, data_dir: str | Path | None = None) -> tuple[Study, Path]:
     """The study that a run belongs to, and its directory.
 
-    Raises KdxError if there is none above the run, or if its images are others than the run saw.
+    Raises KdxError if there is none above the run, if its images are others than the run saw, or if
+    the run was made with a file of the user's own that is not loaded, or is another one by now:
+    what stands in a folder of results is not taken as code to run.
     """
     for folder in run.path.resolve().parents:
         if (folder / STUDY_FILE).is_file():
-            study = Study.load(folder / STUDY_FILE, data_dir=data_dir)
+            config = StudyConfig.load(folder / STUDY_FILE)
+            loaded = need(config.extensions)
+            _check_extensions(run, loaded)
+            named = tuple(
+                str(extension.path) for extension in loaded
+            )  # never the folder's own path
+            study = Study.from_config(config.model_copy(update={"extensions": named}), data_dir)
             break
     else:
         raise KdxError(
@@ -68,6 +77,17 @@ def study_of(run: Run, data_dir: str | Path | None = None) -> tuple[Study, Path]
             f"the images of {study.dataset.name} are others than run {run.id!r} was trained on"
         )
     return study, folder
+
+
+def _check_extensions(run: Run, loaded: Sequence[Extension]) -> None:
+    """Raise KdxError for a file that is not what the run was made with."""
+    recorded = {each["file"]: each["sha256"] for each in run.info.get("extensions", ())}
+    for extension in loaded:
+        if recorded.get(extension.path.name, extension.sha256) != extension.sha256:
+            raise KdxError(
+                f"{str(extension.path)!r} is not the file that run {run.id!r} was made with; give "
+                "that one, whose SHA-256 is " + recorded[extension.path.name]
+            )
 
 
 def model_of(run: Run, study: Study) -> tuple[nn.Module, nn.Module]:

@@ -383,9 +383,12 @@ class _Training:
         parameters = [p for p in model.parameters() if p.requires_grad]
         with torch.no_grad():
             teacher_logits = self.teacher(images).float()
-        factor = scale_to(
-            kd, Objective(objective), model(images).float(), parameters, labels, teacher_logits
+        margins = model(images).float()
+        reference, unscaled = (
+            each.loss(margins, labels, teacher_logits, torch.Generator().manual_seed(0))
+            for each in (kd, Objective(objective))
         )
+        factor = scale_to(reference, unscaled, parameters)
         model.train(was_training)
         return Objective(objective, factor)
 

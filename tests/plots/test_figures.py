@@ -174,7 +174,7 @@ def test_a_rung_adds_what_missing_rungs_would_have(make: Make) -> None:
         "hard": "",
         "label_smoothing": "",
         "kd_flat": "temperature, loss scale, softness",
-        "kd": "uneven softness, class structure",
+        "kd": "unevenness, class structure",
     }
     figure, _ = plots.ladder(runs)
     assert "not run: hard_T, kd_shuffled" in texts(figure)

@@ -2,6 +2,7 @@ import math
 
 import pytest
 
+from kdx_analysis.runs import Interval
 from kdx_analysis.runs.tables.numbers import (
     decimals_for,
     estimate,
@@ -11,7 +12,6 @@ from kdx_analysis.runs.tables.numbers import (
     percent,
     tied,
 )
-from kdx_analysis.runs import Interval
 
 ONE = Interval(1, 0.25, math.nan, math.nan)
 

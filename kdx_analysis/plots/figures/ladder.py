@@ -9,7 +9,6 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from kdx_analysis.config import LADDER
 from kdx_analysis.drawing.marks import entitle, estimate_handles, name_places, shifts
 from kdx_analysis.drawing.style import (
     COLUMNS,
@@ -24,6 +23,7 @@ from kdx_analysis.drawing.style import (
 )
 from kdx_analysis.errors import KdxError
 from kdx_analysis.metrics import METRICS, Metric
+from kdx_analysis.objectives import rungs
 from kdx_analysis.plots.comparisons import (
     INTERVAL,
     fewer_epochs,
@@ -37,12 +37,6 @@ from kdx_analysis.plots.figure import Drawn, comparable_explainers, figure
 from kdx_analysis.plots.looks import handle
 from kdx_analysis.runs import RunSet, ladders
 
-_ADDS = {
-    "hard_T": "temperature, loss scale",
-    "kd_flat": "softness",
-    "kd_shuffled": "uneven softness",
-    "kd": "class structure",
-}
 _HEIGHT: dict[Width, float] = {"column": 1.35, "page": 1.8}
 _COLUMNS = [
     "metric",
@@ -71,31 +65,32 @@ def _table(explainers: RunSet) -> pd.DataFrame:
     settings.
     """
     first = ladders(explainers)[0]
-    rungs = {name: label for name, label in first.items() if name in LADDER}
-    if len(rungs) < 2:
+    names = [rung.name for rung in rungs()]
+    labels = {name: label for name, label in first.items() if name in names}
+    if len(labels) < 2:
         raise KdxError(
-            f"a ladder needs two of its rungs ({', '.join(LADDER)}) with the same settings; the "
+            f"a ladder needs two of its rungs ({', '.join(names)}) with the same settings; the "
             f"runs hold {', '.join(explainers.objectives)}"
         )
     frame = headlines_of(explainers.filter(objective=list(first.values()))).assign(
         left_out=outside_ladder(explainers)
     )
-    names = {label: name for name, label in rungs.items()}
-    frame["rung"] = frame["objective"].map(names).fillna("")
-    frame["adds"] = frame["objective"].map(_added(rungs)).fillna("")
+    frame["rung"] = frame["objective"].map({label: name for name, label in labels.items()})
+    frame["rung"] = frame["rung"].fillna("")
+    frame["adds"] = frame["objective"].map(_added(labels)).fillna("")
     return frame[_COLUMNS].reset_index(drop=True)
 
 
-def _added(rungs: Mapping[str, str]) -> dict[str, str]:
-    """What each label of ``rungs`` adds to the one below; '' for the lowest.
+def _added(labels: Mapping[str, str]) -> dict[str, str]:
+    """What each label of the rungs that were run adds to the one below; '' for the lowest.
 
     With it goes what the rungs that are missing between them add.
     """
     adds, missed = dict[str, str](), list[str]()
-    for name in LADDER:
-        missed.append(_ADDS.get(name, ""))
-        if name in rungs:
-            adds[rungs[name]] = ", ".join(filter(None, missed)) if adds else ""
+    for rung in rungs():
+        missed += rung.adds
+        if rung.name in labels:
+            adds[labels[rung.name]] = ", ".join(missed) if adds else ""
             missed.clear()
     return adds
 
@@ -115,9 +110,9 @@ def _added(rungs: Mapping[str, str]) -> dict[str, str]:
 def ladder(data: pd.DataFrame, width: Width = "page") -> Drawn:
     names = data.drop_duplicates("objective").set_index("objective")
     by_rung = {rung: str(objective) for objective, rung in names["rung"].items()}
-    rungs = [by_rung[rung] for rung in LADDER if rung in by_rung]
-    beside = [str(o) for o in names.index if o not in rungs]
-    places = {o: i + 0.4 * (i >= len(rungs)) for i, o in enumerate([*rungs, *beside])}
+    ladder_ = [by_rung[rung.name] for rung in rungs() if rung.name in by_rung]
+    beside = [str(o) for o in names.index if o not in ladder_]
+    places = {o: i + 0.4 * (i >= len(ladder_)) for i, o in enumerate([*ladder_, *beside])}
     defined = set(data.loc[data["value"].notna(), "metric"])
     metrics = [metric for metric in METRICS.values() if metric.name in defined]
     columns = COLUMNS[width]
@@ -127,19 +122,19 @@ def ladder(data: pd.DataFrame, width: Width = "page") -> Drawn:
     counts = headline.groupby(["metric", "objective"])["seed"].nunique()
     apart = counts.nunique() > 1
     for i, (ax, metric) in enumerate(zip(axes, metrics, strict=True)):
-        _panel(ax, data[data["metric"] == metric.name], metric, places, len(rungs))
+        _panel(ax, data[data["metric"] == metric.name], metric, places, len(ladder_))
         name_places(ax, places, shown=i // columns == (len(metrics) - 1) // columns)
         entitle(ax, metric.title, counts.loc[[metric.name]] if apart else None)
-    entries = _entries(data, names["adds"], rungs, beside)
+    entries = _entries(data, names["adds"], ladder_, beside)
     notes = filter(None, [_not_run(by_rung), without(data), fewer_epochs(data)])
     entries += [Line2D([], [], linestyle="none", label=note) for note in notes]
     legend(canvas, entries, None if apart else f"{n_equals(counts)} for each objective")
     return canvas, axes
 
 
-def _not_run(rungs: Collection[str]) -> str:
+def _not_run(run: Collection[str]) -> str:
     """What the legend says of rungs that no objective is on; '' where there are none."""
-    missing = [rung for rung in LADDER if rung not in rungs]
+    missing = [rung.name for rung in rungs() if rung.name not in run]
     return f"not run: {', '.join(missing)}" if missing else ""
 
 

@@ -4,7 +4,7 @@ losses?
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
 import pandas as pd
 import torch
@@ -101,14 +101,14 @@ kind(
 
 
 def terms_of(objective: ObjectiveConfig) -> tuple[str, ...]:
-    """The losses whose conflict is recorded: the plain hard one, and of the binary decomposition
-    the run's own.
+    """The losses whose conflict is recorded: the plain hard one, and the run's own by subtask.
+
+    Of the multiclass decomposition, whose terms are not subtasks', the plain hard one alone.
     """
     if objective.decomposition == "multiclass":
         return ("hard",)
-    if Objective(objective).distils:
-        return ("hard", "distillation", "objective")
-    return ("hard", "objective")
+    others = [term for term in Objective(objective).subtask_terms if term != "hard"]
+    return ("hard", *others, "objective")
 
 
 @probe_of(
@@ -190,15 +190,15 @@ class ConflictInTraining(Probe):
         def terms(margins: Tensor) -> dict[str, Tensor]:
             return objective.terms(margins, labels, taught, moment.generator)
 
-        losses: dict[str, Callable[[Tensor], Tensor]] = {
-            "hard": lambda m: plain.terms(m, labels, None, unused)["hard"],
-            "distillation": lambda m: terms(m)["distillation"],
-            "objective": lambda m: torch.stack(list(terms(m).values())).sum(dim=0),
-        }
-        return {
-            term: residuals(losses[term], moment.margins)
-            for term in terms_of(self.setting.objective)
-        }
+        def loss(term: str, margins: Tensor) -> Tensor:
+            if term == "hard":
+                return plain.terms(margins, labels, None, unused)["hard"]
+            if term == "objective":
+                return torch.stack(list(terms(margins).values())).sum(dim=0)
+            return terms(margins)[term]
+
+        names = terms_of(self.setting.objective)
+        return {name: residuals(partial(loss, name), moment.margins) for name in names}
 
     def _plain(self, moment: Moment) -> Frames:
         """Of a model without gates, stage by stage."""

@@ -41,8 +41,6 @@ UNFINISHED = (  # rooms that are not yet held to it; files or folders of the pac
     "probes/",
     "records.py",
     "registry.py",
-    "report/",
-    "runs/",
     "study/",
     "training/",
 )

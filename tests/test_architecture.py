@@ -89,14 +89,7 @@ ONE_HOME = {  # what has one home → how it is seen, its home, and where it is 
     "training modes are restored": (
         sets_modes,
         "models/modes.py",
-        {
-            "models/resolve.py",
-            "models/splitting/stages.py",
-            "models/splitting/tracing.py",
-            "training/loop.py",
-            "training/teacher.py",
-            "validation/models.py",
-        },
+        {"training/loop.py", "training/teacher.py"},
     ),
     "a run's selection is read": (
         reads_selection,

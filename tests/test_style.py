@@ -25,19 +25,11 @@ EMPTY_WORDS = {"of", "found", "told", "own", "held"}
 ALLOWED_NAMES: dict[tuple[str, str], str] = {}  # (file, name) → why it has to be called so
 UNFINISHED = (  # rooms that are not yet held to it; files or folders of the package
     "__init__.py",
-    "_compat.py",
-    "bench.py",
-    "data/",
-    "imports/",
-    "io.py",
-    "models/",
-    "null.py",
-    "pairing.py",
-    "validation/",
     "cli.py",
     "config.py",
     "drawing/",
     "metrics.py",
+    "models/vam/layers.py",
     "objectives/",
     "plots/",
     "probes/",
@@ -45,7 +37,9 @@ UNFINISHED = (  # rooms that are not yet held to it; files or folders of the pac
     "registry.py",
     "report/",
     "runs/",
-    "study/",
+    "study/probe_run.py",
+    "study/steps.py",
+    "study/study.py",
     "training/",
 )
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from kdx_analysis.models.tree import Tree
 
 _WIDTH = 100
-_UNBROKEN = "\N{NO-BREAK SPACE}"
+_UNBROKEN = "\N{NO-BREAK SPACE}"  # textwrap breaks lines at a space, but not here
 
 
 def newick(tree: Tree) -> str:

@@ -238,7 +238,7 @@ def watch(
 
     console = Console()
     if once or not console.is_terminal:
-        typer.echo(watching.look(study))
+        typer.echo(watching.watched(study))
     else:
         watching.watch(study, console)
 

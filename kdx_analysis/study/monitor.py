@@ -103,7 +103,7 @@ class Watched:
         return Group(Text(self.heading, style="bold"), *([table] if table.row_count else []))
 
 
-def look(
+def watched(
     out: str | Path,
     now: float | None = None,
     alive: Callable[[Mapping[str, Any]], bool] | None = None,
@@ -135,8 +135,11 @@ def watch(out: str | Path, console: Console, wait: Callable[[float], None] = tim
 
     It is shown anew every second.
     """
-    with suppress(KeyboardInterrupt), Live(look(out), console=console, auto_refresh=False) as live:
-        while not (state := look(out)).finished:
+    with (
+        suppress(KeyboardInterrupt),
+        Live(watched(out), console=console, auto_refresh=False) as live,
+    ):
+        while not (state := watched(out)).finished:
             live.update(state, refresh=True)
             wait(1)
         live.update(state, refresh=True)

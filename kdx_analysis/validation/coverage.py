@@ -79,12 +79,12 @@ def coverage(seed: int = 0, values: int = VALUES) -> list[Row]:
         values: that are drawn for each row, or somewhat more.
     """
     rows = []
-    for place, draws in asked():
+    for place, draws in trials():
         rows += of_room(place, draws, values, seed)
     return rows
 
 
-def asked() -> list[tuple[int, int]]:
+def trials() -> list[tuple[int, int]]:
     """Every room, by its place in ROOMS, with every R that it is asked at."""
     return [(place, draws) for place, room in enumerate(ROOMS) for draws in room.sizes]
 

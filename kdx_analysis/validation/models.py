@@ -27,7 +27,7 @@ from kdx_analysis.probes import conflict_of, subtask_grams
 from kdx_analysis.validation.outcome import Outcome, Row
 
 # Rounding of float64 through a few layers stays far below, a wrong gradient far above.
-TOLERANCE = 1e-6
+_TOLERANCE = 1e-6
 _K, _B, _C = 4, 12, 6
 # Classifiers and what no output reads; 5 is the classifier of a chain.
 _LEFT_OUT = ("head", "unused", "module.head", "_orig_mod.head", "5")
@@ -459,7 +459,7 @@ def pruned() -> Net:
     return net
 
 
-def tied() -> Net:
+def tied_weights() -> Net:
     """Two modules with one weight."""
     net = Net()
     net.c = nn.Conv2d(_C, _C, 3, padding=1)
@@ -650,7 +650,7 @@ WAYS: tuple[Way, ...] = (
     Way("a head that takes the batch's mean off", BatchMean, "'head' (_Centred)"),
     Way("noise in eval mode", lambda: between(Noise()), "'a.1' (Noise)"),
     Way("dropout in eval mode", lambda: between(AlwaysDropout()), "'a.1' (AlwaysDropout)"),
-    Way("tied weights", tied, "'b.0.weight' and 'b.2.weight'"),
+    Way("tied weights", tied_weights, "'b.0.weight' and 'b.2.weight'"),
     Way("a state that moves in eval mode", Drifting, "'norm.running_mean'"),
     Way("lazy module", lazy, "'b.weight'"),
     Way("noise of a fixed seed", SeededNoise, "SeededNoise itself"),
@@ -679,7 +679,7 @@ def validate() -> Outcome:
 
 def _row(way: Way) -> Row:
     pairs = _K * (_K - 1) // 2
-    wanted = f"refused, naming {way.refused}" if way.refused else f"≤ {TOLERANCE:g}"
+    wanted = f"refused, naming {way.refused}" if way.refused else f"≤ {_TOLERANCE:g}"
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # The older norms are deprecated, and structured outputs warn by design.
         warnings.simplefilter("ignore")
@@ -690,7 +690,7 @@ def _row(way: Way) -> Row:
             value, note = _difference(way, model, images, labels), ""
         except KdxError as error:
             value, note = math.nan, str(error)
-    passed = way.refused in note if way.refused else not note and value <= TOLERANCE
+    passed = way.refused in note if way.refused else not note and value <= _TOLERANCE
     return Row("conflict, |probe − plain autograd|", way.name, value, wanted, pairs, passed, note)
 
 

@@ -66,7 +66,7 @@ def validate(studies: int = STUDIES, values: int = coverage.VALUES) -> Outcome:
         values: of each null, as for :func:`coverage.coverage`.
     """
     jobs: list[Callable[[], list[Row]]] = [partial(_claims, studies, seeds) for seeds in SEEDS]
-    jobs += [partial(coverage.of_room, place, draws, values) for place, draws in coverage.asked()]
+    jobs += [partial(coverage.of_room, place, draws, values) for place, draws in coverage.trials()]
     jobs.append(partial(_missing_epochs, studies))
     with ProcessPoolExecutor(
         mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)

@@ -80,7 +80,7 @@ def from_nested(root: Any) -> tuple[tuple[str, ...], tuple[int, ...], tuple[tupl
     return classes, tuple(map(len, parents)), (*parents[1:], tuple(parent for _, parent in leaves))
 
 
-def text(tree: Tree) -> str:
+def printed(tree: Tree) -> str:
     lines = [*_lines(tree, 1, 0, "", "")]
     dead = [
         _label(level, expert)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kdx_analysis import __version__
 from kdx_analysis.errors import KdxError
 
 if TYPE_CHECKING:
@@ -35,12 +36,48 @@ Jobs = Annotated[
 DataDir = Annotated[
     Path | None, typer.Option(help="Where data sets lie; by default $KDX_DATA, else ./data.")
 ]
+
+
+def _load(paths: list[Path] | None) -> list[Path] | None:
+    from kdx_analysis.extensions import load_all
+
+    load_all(paths or ())
+    return paths
+
+
+Load = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="A Python file of your own metrics, objectives, probes, figures, models or data sets.",
+        callback=_load,
+        is_eager=True,
+    ),
+]
 Changes = Annotated[
     list[str] | None,
     typer.Option(
         "--set", help="Change a key of the study: data.per_class=500.", metavar="KEY=VALUE"
     ),
 ]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"kdx_analysis {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        # eager, so that it is answered before typer misses a command
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """What stands before a command."""
 
 
 @app.command()
@@ -58,6 +95,7 @@ def run(
     out: Out = None,
     jobs: Jobs = 2,
     data_dir: DataDir = None,
+    load: Load = None,
 ) -> None:
     """Run a study: train what is not done yet, probe it, write the report."""
     _run(study, change or [], out, jobs, data_dir)
@@ -69,6 +107,7 @@ def report(
     out: Annotated[
         Path, typer.Option(help="FILE.html, FILE.md or FILE.pdf; figures lie beside the first two.")
     ] = Path("report/report.html"),
+    load: Load = None,
 ) -> None:
     """Write the report on finished runs."""
     from kdx_analysis.report import Report
@@ -86,6 +125,7 @@ def figure(
     out: Annotated[
         Path, typer.Option(help="Directory for NAME.FORMAT and its data, NAME.csv.")
     ] = Path("figures"),
+    load: Load = None,
 ) -> None:
     """Draw one figure of finished runs, with the tidy table that it shows beside it."""
     from kdx_analysis.plots import FIGURES
@@ -116,6 +156,7 @@ def compare(
         typer.Option(help="explainer, student or tree; the first of them that there is."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="A file for what is otherwise printed.")] = None,
+    load: Load = None,
 ) -> None:
     """Compare runs: means with intervals, paired differences over seeds, and what else differs."""
     from kdx_analysis import io
@@ -130,14 +171,38 @@ def compare(
     }
     if form not in writers:
         raise unknown("format", form, writers)
-    told = writers[form](
-        RunSet.load(*runs).compare(metric or None, by=by, against=against, role=role)
-    )
+    compared = RunSet.load(*runs).compare(metric or None, by=by, against=against, role=role)
+    text = writers[form](compared)
     if out is None:
-        typer.echo(told, nl=False)
+        typer.echo(text, nl=False)
     else:
-        io.write_text(out, told)
+        io.write_text(out, text)
         typer.echo(out)
+
+
+Keys = Annotated[
+    list[str] | None,
+    typer.Option(help="A key of every run: objective, seed, role, study.", metavar="KEY=VALUE"),
+]
+ColumnNames = Annotated[
+    list[str] | None,
+    typer.Option(help="The column or parameter of a key: seed=random_state.", metavar="KEY=NAME"),
+]
+MetricNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="What a name stands for: top1=test/accuracy%, or without % for a share.",
+        metavar="NAME=SPLIT/METRIC",
+    ),
+]
+ModelName = Annotated[str | None, typer.Option(help="Of a state_dict: the model's name.")]
+Images = Annotated[
+    str | None, typer.Option(help="Of a state_dict: a data set's name or an image folder.")
+]
+Teacher = Annotated[
+    str | None,
+    typer.Option(help="Of a state_dict: its teacher, NAME@WEIGHTS or a run's directory."),
+]
 
 
 @app.command("import")
@@ -145,81 +210,72 @@ def import_(
     source: Annotated[
         Path,
         typer.Argument(
-            help="A CSV, a TensorBoard directory, an MLflow store or its CSV, or a state_dict's file."
+            help="A CSV, a TensorBoard directory, an MLflow store or its CSV, or a file of weights."
         ),
     ],
     kind: Annotated[str, typer.Option(help="csv, tensorboard, mlflow or state_dict.")],
     out: Annotated[Path, typer.Option(help="Directory for the runs.")],
-    key: Annotated[
-        list[str] | None,
-        typer.Option(help="A key of every run: objective, seed, role, study.", metavar="KEY=VALUE"),
-    ] = None,
-    column: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="The column or parameter of a key: seed=random_state.", metavar="KEY=NAME"
-        ),
-    ] = None,
-    metric: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="What a name stands for: top1=test/accuracy%, or without % for a share.",
-            metavar="NAME=SPLIT/METRIC",
-        ),
-    ] = None,
+    key: Keys = None,
+    column: ColumnNames = None,
+    metric: MetricNames = None,
     steps_per_epoch: Annotated[
         int | None, typer.Option(min=1, help="If steps are no epochs.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Of a state_dict: the model's name.")] = None,
-    data: Annotated[
-        str | None, typer.Option(help="Of a state_dict: a data set's name or an image folder.")
-    ] = None,
-    teacher: Annotated[
-        str | None,
-        typer.Option(help="Of a state_dict: its teacher, NAME@WEIGHTS or a run's directory."),
-    ] = None,
+    model: ModelName = None,
+    data: Images = None,
+    teacher: Teacher = None,
     data_dir: DataDir = None,
+    load: Load = None,
 ) -> None:
     """Make runs of what was trained elsewhere, for kdx report and the figures."""
     from kdx_analysis.imports import KINDS, import_runs
-    from kdx_analysis.imports import weights as foreign
     from kdx_analysis.registry import unknown
 
     if kind not in (kinds := (*KINDS, "state_dict")):
         raise unknown("kind of source", kind, kinds)
     keys = _pairs("--key", key)
     if kind == "state_dict":
-        if model is None or data is None:
-            raise KdxError(
-                "a state_dict needs --model and --data: it tells neither its architecture nor its "
-                "images"
-            )
-        from kdx_analysis.data import load_dataset
-
-        images = load_dataset(data, data_dir=data_dir)
-        runs = [foreign.import_weights(source, model, images, out, keys=keys, teacher=teacher)]
+        runs = [_import_weights(source, model, data, teacher, out, keys, data_dir)]
     else:
-        columns, metrics = _pairs("--column", column), _pairs("--metric", metric)
+        options = {"columns": _pairs("--column", column), "metrics": _pairs("--metric", metric)}
         runs = list(
-            import_runs(
-                source,
-                kind,
-                out,
-                keys=keys,
-                columns=columns,
-                metrics=metrics,
-                steps_per_epoch=steps_per_epoch,
-            )
+            import_runs(source, kind, out, keys=keys, steps_per_epoch=steps_per_epoch, **options)
         )
     for run in runs:
         typer.echo(run.path)
-    for heading, found in (
-        ("metrics", [_metric_names(run) for run in runs]),
-        ("unknown", [run.info["source"]["unknown"] for run in runs]),
-        ("left out", [run.info["source"]["left_out"] for run in runs]),
+    metrics: list[str] = []
+    unknown_names: list[str] = []
+    left_out: list[str] = []
+    for run in runs:
+        metrics += _metric_names(run)
+        unknown_names += run.info["source"]["unknown"]
+        left_out += run.info["source"]["left_out"]
+    for heading, names in (
+        ("metrics", metrics),
+        ("unknown", unknown_names),
+        ("left out", left_out),
     ):
-        names = dict.fromkeys(name for of_run in found for name in of_run)
-        typer.echo(f"{heading}: {', '.join(names) or 'nothing'}")
+        typer.echo(f"{heading}: {', '.join(dict.fromkeys(names)) or 'nothing'}")
+
+
+def _import_weights(
+    source: Path,
+    model: str | None,
+    data: str | None,
+    teacher: str | None,
+    out: Path,
+    keys: dict[str, str],
+    data_dir: Path | None,
+) -> Run:
+    from kdx_analysis.data import load_dataset
+    from kdx_analysis.imports.weights import import_weights
+
+    if model is None or data is None:
+        raise KdxError(
+            "a state_dict needs --model and --data: it tells neither its architecture nor its images"
+        )
+    images = load_dataset(data, data_dir=data_dir)
+    return import_weights(source, model, images, out, keys=keys, teacher=teacher)
 
 
 @app.command()
@@ -234,13 +290,13 @@ def watch(
     """Watch a study while it runs: epochs, loss, accuracy, gate entropy, time left."""
     from rich.console import Console
 
-    from kdx_analysis.study import monitor as watching
+    from kdx_analysis.study import monitor
 
     console = Console()
     if once or not console.is_terminal:
-        typer.echo(watching.watched(study))
+        typer.echo(monitor.watched(study))
     else:
-        watching.watch(study, console)
+        monitor.watch(study, console)
 
 
 @app.command()
@@ -277,25 +333,30 @@ def probe(
         Path | None, typer.Option(help="By default probes/RUN beside the study's runs.")
     ] = None,
     data_dir: DataDir = None,
+    load: Load = None,
 ) -> None:
-    """Probe a finished run anew: gates, conflict, affinity, claims, faithfulness; train beside
-    validation.
-    """
+    """Probe a finished run anew, train beside validation: gates, conflict, claims, faithfulness."""
     from kdx_analysis.registry import unknown
     from kdx_analysis.runs import Run
-    from kdx_analysis.study import probe_run as probing
+    from kdx_analysis.study.probe_run import (
+        announce,
+        probe_run,
+        side_by_side,
+        study_of,
+        write_probe,
+    )
 
     splits = {"both": ("train", "val"), "train": ("train",), "val": ("val",)}
     if split not in splits:
         raise unknown("split", split, splits)
-    found = Run.load(run)
-    study, folder = probing.study_of(found, data_dir)
-    typer.echo(probing.announce(found, study, splits[split]))
+    chosen = Run.load(run)
+    study, folder = study_of(chosen, data_dir)
+    typer.echo(announce(chosen, study, splits[split]))
     teacher = study.plan(folder)[0].path
-    probed = probing.probe_run(found, study, teacher, splits[split])
-    out = out or folder / "probes" / found.id
-    probing.write_probe(probed, out, found.classes)
-    typer.echo(probing.side_by_side(probed.tables).to_string(index=False))
+    probed = probe_run(chosen, study, teacher, splits[split])
+    out = out or folder / "probes" / chosen.id
+    write_probe(probed, out, chosen.classes)
+    typer.echo(side_by_side(probed.tables).to_string(index=False))
     typer.echo(out)
 
 
@@ -316,6 +377,7 @@ def explain_model(
     image: Annotated[
         str | None, typer.Option(help="C,H,W; by default the first common size that fits.")
     ] = None,
+    load: Load = None,
 ) -> None:
     """Show how a model would be split into an explainer, before any training."""
     from kdx_analysis.models import HME, build_model
@@ -356,22 +418,30 @@ def validate(
     from kdx_analysis import io
     from kdx_analysis.validation import PARTS
 
-    found = {}
-    for name, part in {name: PARTS[name] for name in parts or PARTS}.items():
-        found[name] = part(seeds)
-        typer.echo(found[name])
+    outcomes = {}
+    for name in parts or PARTS:
+        outcomes[name] = PARTS[name](seeds)
+        typer.echo(outcomes[name])
     if out is not None:
-        tables = [
-            part.measures.rename(columns={"planted": "on"}).assign(part=name)
-            for name, part in found.items()
-        ]
+        tables = []
+        for name, outcome in outcomes.items():
+            tables.append(outcome.measures.rename(columns={"planted": "on"}).assign(part=name))
         io.write_text(out, pd.concat(tables).to_csv(index=False))
-    if not all(part.passed for part in found.values()):
+    if not all(outcome.passed for outcome in outcomes.values()):
         raise typer.Exit(1)
 
 
 @lists.command()
-def studies() -> None:
+def metrics(load: Load = None) -> None:
+    """Metrics of the tables, the figures and the answer, each with its formula's place."""
+    from kdx_analysis.metrics import METRICS
+
+    for name, metric in METRICS.items():
+        typer.echo(f"{name}: {metric.meant} ({metric.home})")
+
+
+@lists.command()
+def studies(load: Load = None) -> None:
     """Ready studies that come with the package."""
     from kdx_analysis.config import StudyConfig
     from kdx_analysis.study.study import ready_studies
@@ -387,7 +457,7 @@ def studies() -> None:
 
 
 @lists.command()
-def datasets() -> None:
+def datasets(load: Load = None) -> None:
     """Data sets by name; any folder of images can be given by its path."""
     from kdx_analysis.data import DATASETS
 
@@ -410,6 +480,7 @@ def models(
             "--vam", help="Attach VAM to the zoo and to four of torchvision, and check it."
         ),
     ] = False,
+    load: Load = None,
 ) -> None:
     """Models by name."""
     from kdx_analysis.models import list_models
@@ -429,16 +500,16 @@ def models(
 
 
 @lists.command()
-def objectives() -> None:
+def objectives(load: Load = None) -> None:
     """Objectives, the ladder of controls among them."""
     from kdx_analysis.objectives import OBJECTIVES
 
-    for name, meaning in OBJECTIVES.items():
-        typer.echo(f"{name}: {meaning}")
+    for row in OBJECTIVES.values():
+        typer.echo(f"{row.name}: {row.summary}")
 
 
 @lists.command()
-def figures() -> None:
+def figures(load: Load = None) -> None:
     """Figures of finished runs (kdx figure NAME RUNS)."""
     from kdx_analysis.plots import FIGURES
 
@@ -454,9 +525,7 @@ def bench_vam(
         list[str] | None, typer.Option(help="float32 or bf16; by default both.")
     ] = None,
 ) -> None:
-    """WRN-16-2 at 32×32: a training step with VAM, and inference after folding, against the plain
-    model.
-    """
+    """WRN-16-2 at 32×32: training with VAM and inference after folding, against the plain model."""
     from kdx_analysis import bench
 
     for each in bench.check_precisions(precision or bench.PRECISIONS):
@@ -541,7 +610,7 @@ def _print_splits() -> None:
 
 
 def _announce(study: Study, out: Path, jobs: int) -> None:
-    from kdx_analysis.probes.training_probe import AFFINITY_DRAWS, checkpoints
+    from kdx_analysis.probes.contract import checkpoints, switched_on
 
     config, data = study.config, study.dataset
     steps = study.plan(out)
@@ -574,9 +643,10 @@ def _announce(study: Study, out: Path, jobs: int) -> None:
         )
         waiting = sum(step.role == role and not step.done for step in steps)
         typer.echo(
-            f"  conflict and affinity of every {role} ({waiting} to train), on train and "
-            f"validation at epochs {epochs}, with {config.probes.null_draws} null draws and "
-            f"{AFFINITY_DRAWS} of affinity: at most {study.probing_cost(role)}"
+            f"  probes of every {role} ({waiting} to train): "
+            f"{', '.join(probe.name for probe in switched_on(config.probes, role))}; gates after "
+            f"every epoch, all else on train and validation at epochs {epochs}, with "
+            f"{config.probes.null_draws} null draws: at most {study.probing_cost(role)}"
         )
 
 

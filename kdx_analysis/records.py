@@ -21,9 +21,9 @@ from kdx_analysis.registry import Registry
 
 NULL_COLUMNS = ("null_mean", "null_low", "null_high", "null_undefined")
 
-# Shares and cosines are quotients of sums in float64, which rounding may take this far beyond their
-# range.
-_ROUNDING = 1e-9
+# Rounding may take shares and cosines this far beyond their range: rows of attention come from a
+# softmax in float32, whose sum is 1 up to some 1e-7, and pathways are products of several of them.
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,17 @@ class Kind:
 
 
 RECORDS: Registry[Kind] = Registry(
-    "kind of record", rooms=("kdx_analysis.training", "kdx_analysis.probes", "kdx_analysis.study")
+    "kind of record",
+    rooms=(
+        "kdx_analysis.training.loop",
+        "kdx_analysis.study.steps",
+        "kdx_analysis.probes.gates.probe",
+        "kdx_analysis.probes.agreement",
+        "kdx_analysis.probes.conflict.probe",
+        "kdx_analysis.probes.claims",
+        "kdx_analysis.probes.affinity",
+        "kdx_analysis.probes.vam",
+    ),
 )
 
 

@@ -49,8 +49,6 @@ SUBMODULES = [
 SHADOWED = {  # modules that their room still hides behind a function or class of the same name
     "kdx_analysis.plots.faithfulness",
     "kdx_analysis.plots.flow",
-    "kdx_analysis.runs.arms",
-    "kdx_analysis.runs.ladders",
 }
 
 

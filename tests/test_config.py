@@ -2,7 +2,6 @@ import pytest
 import yaml
 
 from kdx_analysis.config import (
-    LADDER,
     ObjectiveConfig,
     ProbeConfig,
     StudyConfig,
@@ -114,10 +113,6 @@ def test_overrides_that_can_not_be_applied(override, message):
         ({"objectives": [{"name": "kd", "lamda": 0.5}]}, "'lamda'; did you mean 'lambda'"),
         ({"explainer": {"temperature": {"strat": 3}}}, "'strat'; did you mean 'start'"),
         (
-            {"objectives": ["hard", "kd_flatt"]},
-            r"unknown name 'kd_flatt'; did you mean 'kd_flat'.*objectives\.1",
-        ),
-        (
             {"training": {"optimizer": "adm"}},
             "unknown optimizer 'adm'; did you mean 'adam' or 'adamw'",
         ),
@@ -209,8 +204,15 @@ def test_two_temperatures_of_one_objective_are_two_objectives():
     ]
 
 
-def test_the_ladder_is_made_of_objectives():
-    assert [ObjectiveConfig(name=name).name for name in LADDER] == list(LADDER)
+def test_options_are_part_of_an_objective_and_told_only_where_there_are_some():
+    plain = ObjectiveConfig(name="kd")
+    assert "options" not in plain.model_dump(mode="json", by_alias=True)
+    given = ObjectiveConfig(name="mine", options={"beta": 3.0})
+    assert given.label == "mine beta=3.0"
+    dumped = given.model_dump(mode="json", by_alias=True)
+    assert dumped["options"] == {"beta": 3.0}
+    assert ObjectiveConfig.model_validate(dumped) == given
+    assert study(objectives=[dumped]).to_dict()["objectives"] == [dumped]
 
 
 def test_a_null_needs_draws():

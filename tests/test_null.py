@@ -16,7 +16,6 @@ from kdx_analysis import null
 
 PACKAGE = Path(kdx_analysis.__file__).parent
 ELSEWHERE = {  # what is neither the range of a null nor a p-value of one
-    "runs/aggregates.py": "a bootstrap's percentile interval",
     "runs/statistics/paired.py": "tests over seeds",
     "runs/statistics/pvalues.py": "tests over seeds",
 }

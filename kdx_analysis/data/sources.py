@@ -41,7 +41,9 @@ class Source:
     val: Split | None = None
 
 
-DATASETS: Registry[Callable[[Path], Source]] = Registry("data set")
+DATASETS: Registry[Callable[[Path], Source]] = Registry(
+    "data set", rooms=("kdx_analysis.data.sources",)
+)
 
 
 def hold_out_test(whole: Split) -> tuple[Split, Split]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.font_manager import FontProperties
@@ -16,7 +15,6 @@ from scipy.cluster.hierarchy import cophenet, leaves_list, linkage, optimal_leaf
 from scipy.spatial.distance import squareform
 
 from kdx_analysis.drawing.style import GREY, LETTER, LIGHT, plain
-from kdx_analysis.runs import RunSet
 
 LINE = 0.104  # inches, of a line of 7 pt
 LONGEST = 24
@@ -24,8 +22,10 @@ LONGEST = 24
 
 @dataclass(frozen=True)
 class Clusters:
-    """A dendrogram: K classes in the order of its leaves, and where every leaf's branch joins that
-    of the next one.
+    """A dendrogram of K classes: the order of its leaves, and where their branches join.
+
+    ``joins[i]`` is the height (distance) at which the branch of the i-th leaf joins that of the
+    next, K − 1 in all; heights being ultrametric, the dendrogram follows from them.
 
     ``joins`` are the K − 1 heights (distances), from which, heights being ultrametric, the
     dendrogram follows.
@@ -35,53 +35,31 @@ class Clusters:
     joins: tuple[float, ...]
 
 
-def symmetric(pairs: pd.DataFrame, values: str, K: int, diagonal: float) -> np.ndarray:
-    """K×K from one row per pair a_index < b_index; pairs that are not there are NaN, repeated ones
-    averaged.
-    """
-    matrix = np.full((K, K), np.nan)
-    mean = pairs.groupby(["a_index", "b_index"])[values].mean()
-    a, b = mean.index.get_level_values(0), mean.index.get_level_values(1)
-    matrix[a, b] = matrix[b, a] = mean
-    np.fill_diagonal(matrix, diagonal)
-    return matrix
-
-
 def clustered(distances: np.ndarray) -> Clusters:
-    """Classes by average linkage of their K×K ``distances``, leaves ordered optimally; NaN counts
-    as the mean.
+    """Classes by average linkage of their K×K ``distances``, leaves ordered optimally.
+
+    NaN counts as the mean of the others.
     """
     K = len(distances)
     known = distances[~np.isnan(distances)]
+    # a pair that no run defines says nothing, so it is neither near nor far
     filled = np.where(np.isnan(distances), known.mean() if len(known) else 0.0, distances)
     if K < 3:
         return Clusters(tuple(range(K)), tuple(float(filled[k, k + 1]) for k in range(K - 1)))
     condensed = squareform(filled, checks=False)
-    found = optimal_leaf_ordering(linkage(condensed, "average"), condensed)
-    order = [int(k) for k in leaves_list(found)]
-    heights = squareform(cophenet(found))
+    joined = optimal_leaf_ordering(linkage(condensed, "average"), condensed)
+    order = [int(k) for k in leaves_list(joined)]
+    heights = squareform(cophenet(joined))
     return Clusters(tuple(order), tuple(float(h) for h in heights[order[:-1], order[1:]]))
 
 
-def routed_clusters(explainers: RunSet) -> Clusters:
-    """Classes clustered on the routing distance of their pathways, mean over runs and levels at the
-    last epoch.
-    """
-    K = len(explainers.classes)
-    routing = explainers.frame("routing")
-    routing = routing[
-        (routing["attention"] == "effective") & (routing["epoch"] == routing["epoch"].max())
-    ]
-    return clustered(symmetric(routing, "distance", K, 0.0))
-
-
 def dendrogram(ax: Axes, joins: Sequence[float]) -> None:
-    """The dendrogram of ``joins`` as :class:`Clusters` has them, leaves at 0.5, 1.5, … on the
-    right, 0 at the top.
+    """Draw the dendrogram of ``joins``, as :class:`Clusters` has them.
+
+    Leaves are at 0.5, 1.5, … on the right, 0 at the top.
     """
-    branches = [
-        (k + 0.5, 0.0, k, k) for k in range(len(joins) + 1)
-    ]  # place, height, first and last leaf
+    # place, height, first and last leaf
+    branches = [(k + 0.5, 0.0, k, k) for k in range(len(joins) + 1)]
     of_leaf = list(range(len(branches)))
     lines = []
     for gap in np.argsort(joins, kind="stable"):
@@ -103,8 +81,9 @@ def dendrogram(ax: Axes, joins: Sequence[float]) -> None:
 
 
 def pitch(K: int, most: float = 5.8) -> float:
-    """Inches a row of K classes: room for a name of 7 pt, or less where K rows would be higher than
-    ``most``.
+    """Inches a row of K classes.
+
+    Room for a name of 7 pt, or less where K rows would be higher than ``most``.
     """
     return min(0.17, max(LINE, most / K) if K <= 30 else most / K)
 
@@ -133,13 +112,15 @@ def name_classes(
     letters: int = LONGEST,
     staggered: bool = False,
 ) -> int:
-    """Name the classes at start, start + 1, … on an axis with ``pitch`` inches a class: all, or
-    every few.
+    """Name the classes at start, start + 1, … on an axis with ``pitch`` inches a class.
+
+    All are named, or every few.
 
     ``staggered`` names stand in two columns where one would not hold them. Returns 1 where all are
     named, 2 where every second is, and so on.
     """
     columns = 2 if staggered and pitch < LINE else 1
+    # rounded, since a quotient just above a whole number by rounding would skip a name too many
     step = int(np.ceil(round(LINE / pitch / columns, 6)))
     shown = {start + i: plain(shortened(names[i], letters)) for i in range(0, len(names), step)}
     axis, rotation = (ax.xaxis, 90) if which == "x" else (ax.yaxis, 0)
@@ -161,7 +142,7 @@ def name_classes(
 
 
 def unnamed(step: int) -> str:
-    """What to tell where only every ``step``-th class is named; nothing where all are."""
+    """What to say where only every ``step``-th class is named; nothing where all are."""
     if step == 1:
         return ""
     return f"every {step}{ {2: 'nd', 3: 'rd'}.get(step, 'th') } class is named, the data name all"

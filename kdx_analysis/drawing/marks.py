@@ -1,70 +1,62 @@
-"""What stands for the runs of one objective: every seed's point, their mean and interval, and the
-null; with n.
-"""
+"""What stands for several runs at one place: seeds, mean, interval and null; with n."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from numpy.typing import ArrayLike
 
-from kdx_analysis.drawing.style import GREY, look, n_equals, plain, wrapped
-from kdx_analysis.runs import Interval, t_interval
+from kdx_analysis.drawing.style import GREY, n_equals, plain, wrapped
 
 NULL = (0, (2, 1))
 
+_HALF = 0.18  # of the distance between two places, the half of a mean's bar
+
 
 def shifts(seeds: Sequence[int]) -> dict[int, float]:
-    """Where each seed's points stand beside their objective's place, so that none covers another."""
-    return dict(
-        zip(seeds, np.linspace(-0.13, 0.13, len(seeds)) if len(seeds) > 1 else [0], strict=True)
-    )
+    """Where each seed's points stand beside their place, so that none covers another."""
+    apart = np.linspace(-0.13, 0.13, len(seeds)) if len(seeds) > 1 else [0]
+    return dict(zip(seeds, apart, strict=True))
 
 
 def estimate(
-    ax: Axes, rows: pd.DataFrame, x: float, shift: Mapping[int, float], *, paler: bool = False
-) -> Interval:
-    """One objective at ``x``: seeds, mean, null (dashed) and, unless ``paler``, the interval.
+    ax: Axes,
+    x: float,
+    at: ArrayLike,
+    values: ArrayLike,
+    *,
+    colour: str,
+    marker: str,
+    mean: float | None = None,
+    interval: tuple[float, float] | None = None,
+    null: float | None = None,
+    paler: bool = False,
+) -> None:
+    """Draw values at the places ``at``, and over ``x`` what is given of mean, interval and null.
 
-    ``rows`` has the columns objective, seed, value and null, of which the values are all defined.
+    The null is dashed.
     """
-    of, alpha = look(rows["objective"].iloc[0]), 0.4 if paler else 1
-    at = x + rows["seed"].map(shift) * (0.5 if paler else 1)
+    alpha = 0.4 if paler else 1
+    ends = (x - _HALF, x + _HALF)
     ax.plot(
-        at,
-        rows["value"],
-        of.marker,
-        color=of.colour,
-        markersize=4,
-        alpha=alpha,
-        markeredgewidth=0,
-        zorder=3,
+        at, values, marker, color=colour, markersize=4, alpha=alpha, markeredgewidth=0, zorder=3
     )
-    interval = t_interval(rows["value"].to_numpy())
-    if interval.n > 1:
-        ax.hlines(
-            interval.mean, x - 0.18, x + 0.18, color=of.colour, linewidth=1.8, alpha=alpha, zorder=4
-        )
-        if not paler:
-            ax.vlines(x, interval.low, interval.high, color=of.colour, linewidth=0.9, zorder=2)
-    if rows["null"].notna().any():
-        ax.hlines(
-            rows["null"].mean(),
-            x - 0.18,
-            x + 0.18,
-            color=GREY,
-            linewidth=1,
-            linestyle=NULL,
-            alpha=alpha,
-        )
-    return interval
+    if mean is not None:
+        ax.hlines(mean, *ends, color=colour, linewidth=1.8, alpha=alpha, zorder=4)
+    if interval is not None:
+        ax.vlines(x, *interval, color=colour, linewidth=0.9, zorder=2)
+    if null is not None:
+        ax.hlines(null, *ends, color=GREY, linewidth=1, linestyle=NULL, alpha=alpha)
 
 
-def estimate_handles(*, several: bool) -> list[Line2D]:
-    """What the legend says of :func:`estimate`; with one seed there is no mean or interval to tell."""
+def estimate_handles(interval: str, *, several: bool) -> list[Line2D]:
+    """What the legend says of :func:`estimate`, whose upright line is the named ``interval``.
+
+    With one seed, so not ``several``, there is no mean or interval to speak of.
+    """
     null = Line2D(
         [],
         [],
@@ -73,17 +65,14 @@ def estimate_handles(*, several: bool) -> list[Line2D]:
         linestyle=NULL,
         label="null" + ", mean over seeds" * several,
     )
-    mean = Line2D(
-        [], [], color=GREY, linewidth=1.8, label="mean over seeds; upright: 95 % t-interval"
-    )
-    one = Line2D([], [], linestyle="none", label="one seed: no interval")
-    return [mean if several else one, null]
+    if not several:
+        return [Line2D([], [], linestyle="none", label="one seed: no interval"), null]
+    label = f"mean over seeds; upright: {interval}"
+    return [Line2D([], [], color=GREY, linewidth=1.8, label=label), null]
 
 
 def name_places(ax: Axes, places: Mapping[str, float], *, shown: bool = True) -> None:
-    """Name what stands at these places along x, as objectives do, slanting, or leave their ticks
-    alone.
-    """
+    """Name what stands at these places along x, slanting, or leave their ticks alone."""
     names = [plain(name) for name in places] if shown else []
     ax.set_xticks(
         [*places.values()],

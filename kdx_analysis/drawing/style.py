@@ -1,22 +1,18 @@
-"""One visual language for every figure: two widths, and a fixed colour, marker and line for each
-objective.
-"""
+"""One visual language for every figure: two widths, type, legends, and files."""
 
 from __future__ import annotations
 
 import functools
 import io
 import textwrap
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar
 
 import matplotlib.style
 import numpy as np
-import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
@@ -27,9 +23,10 @@ from kdx_analysis.registry import unknown
 Width = Literal["column", "page"]
 _INCHES: dict[Width, float] = {"column": 3.4, "page": 7.0}
 COLUMNS: dict[Width, int] = {"column": 2, "page": 3}  # of panels
-RASTERED = 2000  # cells of a heat map from which on SVG and PDF hold it as a picture, its text still as text
-
-LETTER = 0.058  # inches, of a letter of 7 to 7.5 pt on the average, so that lines of words end before they must
+# cells of a heat map from which on SVG and PDF hold it as a picture, its text still as text
+RASTERED = 2000
+# inches, of a letter of 7 to 7.5 pt on the average, so that lines of words end before they must
+LETTER = 0.058
 
 P = ParamSpec("P")
 A = TypeVar("A")
@@ -67,57 +64,10 @@ RC: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class Look:
-    """How an objective is drawn: told apart by colour, and by marker and dashes where there is
-    none.
-    """
-
-    colour: str
-    marker: str
-    line: Any = "-"
-
-
-# The colours of Okabe & Ito, Color Universal Design (2008); those to spare mostly of Paul Tol's
-# muted scheme.
-LOOKS = {
-    "hard": Look("#000000", "o", "-"),
-    "label_smoothing": Look("#CC79A7", "D", (0, (1, 1))),
-    "hard_T": Look("#0072B2", "s", (0, (5, 1.5))),
-    "kd_flat": Look("#56B4E9", "^", (0, (3, 1, 1, 1))),
-    "kd_shuffled": Look("#009E73", "v", (0, (2, 1))),
-    "kd": Look("#D55E00", "P", "-"),
-}
-_SPARE = ("#332288", "#882255", "#999933", "#E69F00", "#661100", "#117733", "#8B6F47")
-_SPARE_MARKERS = ("X", "p", "<", ">", "d", "8", "h")
-
-
-def look(objective: str) -> Look:
-    """The look of an objective's label; one that is no plain name gets a look that depends on the
-    label alone.
-    """
-    if objective in LOOKS:
-        return LOOKS[objective]
-    colour, marker = divmod(zlib.crc32(objective.encode()) % 49, 7)
-    return Look(_SPARE[colour], _SPARE_MARKERS[marker], (0, (4, 1, 1, 1, 1, 1)))
-
-
-def handle(objective: str, **changes: Any) -> Line2D:
-    """The legend's entry for an objective."""
-    of = look(objective)
-    style_ = {
-        "color": of.colour,
-        "marker": of.marker,
-        "linestyle": of.line,
-        "label": plain(objective),
-        "markersize": 5,
-    }
-    return Line2D([], [], **(style_ | changes))
-
-
 def plain(text: object) -> str:
-    """``text`` as matplotlib shows it letter by letter: a ``$`` in a class's name starts no
-    formula.
+    """``text`` as matplotlib shows it letter by letter.
+
+    A ``$`` in a class's name starts no formula.
     """
     return str(text).replace("$", r"\$")
 
@@ -139,20 +89,15 @@ def n_equals(counts: Iterable[int], what: str = "seed") -> str:
     return f"n = {counted(counts, what)}".replace(" ", "\N{NO-BREAK SPACE}")
 
 
-def one_run(data: pd.DataFrame) -> str:
-    """The title of a figure of one seed, one run per objective."""
-    epochs = ", ".join(str(epoch) for epoch in sorted(data["epoch"].unique()))
-    return f"seed {data['seed'].iloc[0]}, epoch {epochs} (n = 1 run per objective)"
-
-
-def in_order(objectives: Iterable[str]) -> list[str]:
-    """The distinct objectives, in the order in which they come first."""
-    return list(dict.fromkeys(objectives))
+def in_order(names: Iterable[str]) -> list[str]:
+    """The distinct names, in the order in which they come first."""
+    return list(dict.fromkeys(names))
 
 
 class Drawing(Figure):
-    """A figure apart from pyplot: nothing to close, and a notebook shows it once, as the value of
-    its cell.
+    """A figure apart from pyplot.
+
+    There is nothing to close, and a notebook shows it once, as the value of its cell.
     """
 
     def _repr_png_(self) -> bytes:
@@ -162,8 +107,9 @@ class Drawing(Figure):
 
 
 def inches(width: Width) -> float:
-    """``column`` is 3.4 inches wide, a column of a two-column paper, ``page`` 7. Raises KdxError
-    for another width.
+    """How wide a figure is: ``column`` 3.4 inches, a column of a two-column paper, ``page`` 7.
+
+    Raises KdxError for another width.
     """
     if width not in _INCHES:
         raise unknown("width of figures", width, _INCHES)
@@ -175,9 +121,19 @@ def drawing(width: Width, height: float) -> Drawing:
     return Drawing(figsize=(inches(width), height), layout="constrained")
 
 
+def canvas(ax: Axes | None, width: Width, height: float) -> tuple[Figure, Axes]:
+    """The figure of ``ax`` and itself; without one a new figure, as :func:`drawing` makes it."""
+    if ax is None:
+        ax = drawing(width, height).subplots()
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    return figure, ax
+
+
 def wrapped(text: str, wide: float) -> str:
-    """``text`` in lines of at most so many inches as far as its words allow; its own line breaks
-    stay.
+    """``text`` in lines of at most so many inches as far as its words allow.
+
+    Its own line breaks stay.
     """
     most = max(1, int(wide / LETTER))
     return "\n".join(textwrap.fill(line, most, break_long_words=False) for line in text.split("\n"))
@@ -189,11 +145,12 @@ def heading(figure: Figure, text: str) -> None:
 
 
 def legend(figure: Figure, handles: Sequence[Line2D], heading: str | None = None) -> None:
-    """One legend for all panels, above them, in as many columns as fit; ``heading`` stands over it."""
+    """One legend above all panels, in as many columns as fit; ``heading`` stands over it."""
     wide = figure.get_figwidth()
-    for of in handles:
-        of.set_label(wrapped(str(of.get_label()), wide / 2 - 0.62))
-    longest = max(len(line) for of in handles for line in str(of.get_label()).split("\n"))
+    for handle in handles:
+        handle.set_label(wrapped(str(handle.get_label()), wide / 2 - 0.62))
+    lines = "\n".join(str(handle.get_label()) for handle in handles).split("\n")
+    longest = max(map(len, lines))
     columns = int((wide - 0.1) / (0.5 + longest * LETTER))
     title = None if heading is None else wrapped(heading, wide - 0.15)
     figure.legend(
@@ -222,8 +179,9 @@ def style() -> Iterator[None]:
 
 
 def styled(draw: Callable[P, tuple[Figure, A]]) -> Callable[P, tuple[Figure, A]]:
-    """Run ``draw`` in :func:`style`, and lay its figure out there, since ticks take their style
-    when first drawn.
+    """Run ``draw`` in :func:`style`, and lay its figure out there.
+
+    Ticks take their style when they are first drawn.
     """
 
     @functools.wraps(draw)
@@ -237,8 +195,9 @@ def styled(draw: Callable[P, tuple[Figure, A]]) -> Callable[P, tuple[Figure, A]]
 
 
 def save(figure: Figure, path: str | Path) -> list[Path]:
-    """Write ``figure`` as PNG (150 dpi, 256 colours) and SVG (text stays text), each to ``path``
-    with its suffix.
+    """Write ``figure`` as PNG (150 dpi, 256 colours) and SVG (text stays text).
+
+    Each is written to ``path`` with its suffix.
     """
     png, svg = Path(f"{path}.png"), Path(f"{path}.svg")
     with style(), _laid_out(figure):
@@ -253,9 +212,7 @@ def save(figure: Figure, path: str | Path) -> list[Path]:
 
 @contextmanager
 def _laid_out(figure: Figure) -> Iterator[None]:
-    """Lay ``figure`` out once, if that is not done yet, rather than for every file written inside
-    the body.
-    """
+    """Lay ``figure`` out once, if that is not done yet, for all files written inside the body."""
     if figure.stale:
         figure.draw_without_rendering()
     engine = figure.get_layout_engine()

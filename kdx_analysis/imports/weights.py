@@ -13,20 +13,18 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from kdx_analysis.config import ProbeConfig
-from kdx_analysis.data import Dataset, Split
+from kdx_analysis.config import ObjectiveConfig, ProbeConfig
+from kdx_analysis.data import Dataset
 from kdx_analysis.errors import KdxError
 from kdx_analysis.imports.names import Names
 from kdx_analysis.imports.write import UNKNOWN, foreign_info, refuse_taken, run_keys
 from kdx_analysis.models import build_model, check_fits
-from kdx_analysis.objectives import one_vs_rest_margins
-from kdx_analysis.probes.plain import plain_tables
-from kdx_analysis.probes.training_probe import SPLITS
+from kdx_analysis.probes.training_probe import TrainingProbe
 from kdx_analysis.runs import Run, environment, write_run
 from kdx_analysis.runs.run import WEIGHTS
-from kdx_analysis.training import predict, reproducible, score
+from kdx_analysis.training import Epoch, predict, reproducible, score
 from kdx_analysis.training.checkpoints import fingerprint, load_weights
 from kdx_analysis.training.teacher import check_teacher
 
@@ -83,21 +81,27 @@ def import_weights(
         }
         info = foreign_info(stated, settings, source, data.describe())
         refuse_taken([(weights.name, info)], Path(out))
-        records = {"metrics": [_scores(net, taught, stated["decomposition"], data)]}
-        sets = {split: data.probe_set(split, config.per_class, config.seed) for split in SPLITS}
-        for split, chosen in sets.items():
-            for kind, table in _probed(net, chosen, stated["decomposition"], data, config).items():
-                records.setdefault(kind, []).append(table.assign(split=split))
+        scores = _scores(net, taught, stated["decomposition"], data)
+        probe = _probe(net, data, stated, config)
+        probe(Epoch(0, 0, 0.0, 0.0, None, None), net)
     info |= {
         "selection": {"rule": UNKNOWN, "split": None, "epoch": 0},
-        "probe_sets": {split: chosen.ids.tolist() for split, chosen in sets.items()},
+        "probe_sets": probe.ids,
         "environment": environment(),
     }
-    frames = {
-        kind: pd.concat(tables, ignore_index=True).assign(epoch=0)
-        for kind, tables in records.items()
-    }
-    return write_run(Path(out) / info["id"], info, frames, net)
+    records = {"metrics": scores.assign(epoch=0), **probe.tables()}
+    return write_run(Path(out) / info["id"], info, records, net)
+
+
+def _probe(
+    net: nn.Module, data: Dataset, stated: Mapping[str, Any], config: ProbeConfig
+) -> TrainingProbe:
+    """All probes of a finished model but affinity, whose many passes nobody asked for here."""
+    objective = ObjectiveConfig.model_validate(
+        {"name": "hard", "decomposition": stated["decomposition"]}
+    )
+    quick = ProbeConfig.model_validate({**config.model_dump(), "affinity": False})
+    return TrainingProbe(stated["role"], net, data, objective, quick, 0, finished=True)
 
 
 def _stated(keys: Mapping[str, Any], weights: Path, data: Dataset) -> dict[str, Any]:
@@ -118,28 +122,12 @@ def _stated(keys: Mapping[str, Any], weights: Path, data: Dataset) -> dict[str, 
 def _scores(
     net: nn.Module, taught: nn.Module | None, decomposition: str, data: Dataset
 ) -> pd.DataFrame:
-    """The record ``metrics`` on validation and test, beside what the teacher chooses there."""
-    choices = {}
-    if taught is not None:
-        for split in (data.val, data.test):
-            choices[split.name] = predict(taught, split, data).argmax(1)
+    """The record ``metrics`` on validation and test, beside the teacher's outputs there."""
     rows = []
     for split in (data.val, data.test):
-        rows += score(net, split, data, decomposition, choices.get(split.name))
+        outputs = None if taught is None else predict(taught, split, data)
+        rows += score(net, split, data, decomposition, outputs)
     return pd.DataFrame(rows)
-
-
-def _probed(
-    net: nn.Module, chosen: Split, decomposition: str, data: Dataset, config: ProbeConfig
-) -> dict[str, pd.DataFrame]:
-    """The tables of a probe set by kind."""
-    margins = one_vs_rest_margins if decomposition == "multiclass" else _as_they_are
-    images = data.normalise(chosen.images.take(torch.arange(len(chosen))))
-    return plain_tables(net, margins, images, chosen.labels, data.classes, config)
-
-
-def _as_they_are(outputs: Tensor) -> Tensor:
-    return outputs
 
 
 def _with_weights(model: str | nn.Module, weights: Path, data: Dataset) -> nn.Module:

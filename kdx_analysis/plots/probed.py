@@ -25,41 +25,27 @@ def probed_figures(
     conflict = tables["conflict"]
     conflict = conflict[(conflict["term"] == "hard") & (conflict["level"] == "all")]
     both = tables["output_conflict"].query("metric == 'claimed_by_both'")
-    affinity = tables["affinity"].query("metric == 'affinity'")
-    steps = {f"{split}, final weights alone": of for split, of in affinity.groupby("split")}
-    if THROUGH_TRAINING in tables:
-        mean = tables[THROUGH_TRAINING].query("metric == 'affinity'")
-        steps |= {
-            f"{s}, mean of {of['epochs'].max()} probed epochs": of
-            for s, of in mean.groupby("split")
-        }
+    eta = tables["affinity"].query("metric == 'affinity'")["eta"].iloc[0]
     figures = {
         "conflict": pair_matrices(
-            {
-                str(split): _split_matrix(of, K, "cosine", "null_mean")
-                for split, of in conflict.groupby("split")
-            },
+            _by_split(conflict, K, "cosine"),
             classes,
             "gradient cosine of the hard loss; its null above the diagonal",
             1.0,
         )[0],
         "affinity": pair_matrices(
-            {name: _directed_matrix(steps[name], K) for name in sorted(steps)},
+            _steps(tables, K),
             classes,
-            f"affinity Z of a step of {affinity['eta'].iloc[0]:g} for the row's subtask; red: it "
-            "hurts",
+            f"affinity Z of a step of {eta:g} for the row's subtask; red: it hurts",
             None,
         )[0],
         "output_conflict": pair_matrices(
-            {
-                str(split): _split_matrix(of, K, "value", "null_mean")
-                for split, of in both.groupby("split")
-            },
+            _by_split(both, K, "value"),
             classes,
             "share of images that both claim; its null above the diagonal",
             None,
         )[0],
-        "measures": measures(_measures(tables))[0],
+        "measures": beside_nulls(_metrics(tables))[0],
     }
     if "gates" in tables:
         heads = tables["gates"][tables["gates"]["level"] == tables["gates"]["level"].max()]
@@ -67,22 +53,41 @@ def probed_figures(
     return figures
 
 
+def _by_split(pairs: pd.DataFrame, K: int, column: str) -> dict[str, np.ndarray]:
+    """Split → K×K, the values of a column below the diagonal, their nulls above it."""
+    return {
+        str(split): _split_matrix(rows, K, column, "null_mean")
+        for split, rows in pairs.groupby("split")
+    }
+
+
+def _steps(tables: Mapping[str, pd.DataFrame], K: int) -> dict[str, np.ndarray]:
+    """Panel → K×K of what a step for one subtask does to another.
+
+    With the final weights and, where it was recorded, through training.
+    """
+    affinity = tables["affinity"].query("metric == 'affinity'")
+    steps = {f"{split}, final weights alone": rows for split, rows in affinity.groupby("split")}
+    if THROUGH_TRAINING in tables:
+        through = tables[THROUGH_TRAINING].query("metric == 'affinity'")
+        for split, rows in through.groupby("split"):
+            steps[f"{split}, mean of {rows['epochs'].max()} probed epochs"] = rows
+    return {name: _directed_matrix(steps[name], K) for name in sorted(steps)}
+
+
 @styled
 def pair_matrices(
     matrices: Mapping[str, np.ndarray], classes: Sequence[str], title: str, limit: float | None
 ) -> tuple[matplotlib.figure.Figure, np.ndarray]:
-    """K×K matrices, two in a row, on one scale that is symmetric about 0: ±``limit``, or the
-    largest value there is.
+    """K×K matrices, two in a row, on one scale that is symmetric about 0.
+
+    It reaches to ±``limit``, or to the largest value there is.
     """
     K, names = len(classes), [str(name) for name in classes]
     if limit is None:
-        limit = (
-            max(
-                (float(np.nanmax(np.abs(m))) for m in matrices.values() if np.isfinite(m).any()),
-                default=1.0,
-            )
-            or 1.0
-        )
+        defined = [matrix for matrix in matrices.values() if np.isfinite(matrix).any()]
+        # 1 where nothing is defined or all is 0, since a scale has to have a width
+        limit = max((float(np.nanmax(np.abs(m))) for m in defined), default=1.0) or 1.0
     figure = drawing("page", 0.5 + 3.1 * -(-len(matrices) // 2))
     axes = panels(figure, len(matrices), 2)
     for ax, (split, matrix) in zip(axes, matrices.items(), strict=True):
@@ -103,17 +108,13 @@ def gate_matrices(heads: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.nda
     figure = drawing("page", 3.6)
     axes = panels(figure, len(splits), len(splits))
     for ax, split in zip(axes, splits, strict=True):
-        of = heads[heads["split"] == split]
-        matrix = of.pivot(index="child_index", columns="parent", values="effective")
+        gates = heads[heads["split"] == split]
+        matrix = gates.pivot(index="child_index", columns="parent", values="effective")
         sns.heatmap(matrix, ax=ax, cmap="viridis", vmin=0, vmax=1, cbar=False)
         ax.set(xlabel="expert of the last level", ylabel="subtask")
         ax.set_title(split, loc="left")
-        names = (
-            of.drop_duplicates("child_index")
-            .sort_values("child_index")["child"]
-            .astype(str)
-            .tolist()
-        )
+        rows = gates.drop_duplicates("child_index").sort_values("child_index")
+        names = rows["child"].astype(str).tolist()
         name_classes(ax, "y", names, 2.7 / len(names), start=0.5)
     figure.colorbar(axes[0].collections[0], ax=list(axes), aspect=25, pad=0.01)
     heading(figure, f"effective attention into the heads at τ = {heads['tau'].iloc[0]:.3g}")
@@ -121,61 +122,53 @@ def gate_matrices(heads: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.nda
 
 
 @styled
-def measures(data: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.ndarray]:
-    """Every measure with the range of its null (grey bars), a row each; columns name, split, value,
-    null_….
+def beside_nulls(data: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.ndarray]:
+    """Every metric with the range of its null (grey bars), a row each.
+
+    Columns of ``data``: name, split, value, null_low, null_high.
     """
     names = list(dict.fromkeys(data["name"]))
     figure = drawing("page", 0.9 + 0.2 * len(names))
     ax = figure.subplots()
     splits = list(dict.fromkeys(data["split"]))
-    shown = []
+    points = []
     for i, split in enumerate(splits):
-        of = data[data["split"] == split].drop_duplicates("name").set_index("name").reindex(names)
+        rows = data[data["split"] == split].drop_duplicates("name")
+        rows = rows.set_index("name").reindex(names)
         y = np.arange(len(names)) + 0.18 * (i - (len(splits) - 1) / 2)
         marker, face = _SPLITS[split]
-        ranged = of["null_low"].notna().to_numpy() & of["null_high"].notna().to_numpy()
+        ranged = rows["null_low"].notna().to_numpy() & rows["null_high"].notna().to_numpy()
         ax.hlines(
             y[ranged],
-            of["null_low"][ranged],
-            of["null_high"][ranged],
+            rows["null_low"][ranged],
+            rows["null_high"][ranged],
             color=GREY,
             alpha=0.35,
             linewidth=4,
         )
-        shown += ax.plot(
-            of["value"], y, marker, color=INK, markerfacecolor=face, markersize=4, label=split
+        points += ax.plot(
+            rows["value"], y, marker, color=INK, markerfacecolor=face, markersize=4, label=split
         )
     ax.axvline(0, color=GREY, linewidth=0.6)
     ax.set_yticks(range(len(names)), [plain(name) for name in names])
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.set_xlabel(f"value; {null.legend(data.loc[data['value'].notna(), 'null_low'])}")
-    legend(figure, shown)
+    legend(figure, points)
     return figure, np.array([ax])
 
 
-def _measures(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+def _metrics(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """All metrics of one run under the names that their rows have."""
     parts = []
     for kind in ("conflict_summary", "contention"):
         if kind in tables:
             table = tables[kind][tables[kind]["term"] == "hard"]
-            where = (
-                table["level"].map(
-                    lambda level: ", all levels" if level == "all" else f", level {level}"
-                )
-                if "level" in table
-                else ""
-            )
+            where = table["level"].map(_at_level) if "level" in table else ""
             parts.append(table.assign(name=table["metric"].str.replace("_", " ") + where))
     if "agreement" in tables:
         table = tables["agreement"].query("attention == 'effective' and method == 'spearman'")
-        name = (
-            "routing like "
-            + table["reference"].str.replace("_", " ")
-            + ", level "
-            + table["level"].astype(str)
-        )
-        parts.append(table.assign(name=name))
+        name = "routing like " + table["reference"].str.replace("_", " ") + ", level "
+        parts.append(table.assign(name=name + table["level"].astype(str)))
     if "faithfulness_agreement" in tables:
         table = tables["faithfulness_agreement"].query("attention == 'effective'")
         name = table["measure"] + " by ablation like attention, level " + table["level"].astype(str)
@@ -184,6 +177,10 @@ def _measures(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         whole = tables[kind].query("a == ''")
         parts.append(whole.assign(name=whole["metric"].str.replace("_", " ") + note))
     return pd.concat(parts, ignore_index=True)[["name", "split", "value", "null_low", "null_high"]]
+
+
+def _at_level(level: str) -> str:
+    return ", all levels" if level == "all" else f", level {level}"
 
 
 def _split_matrix(pairs: pd.DataFrame, K: int, below: str, above: str) -> np.ndarray:

@@ -27,7 +27,6 @@ from kdx_analysis.probes.affinity import affinity_of, subtask_affinity
 from kdx_analysis.probes.agreement import Mantel, mantel
 from kdx_analysis.probes.batches import ConflictProbe
 from kdx_analysis.probes.conflict.grams import (
-    Cost,
     Grams,
     probing_cost,
     subtask_gradients,
@@ -35,6 +34,15 @@ from kdx_analysis.probes.conflict.grams import (
 )
 from kdx_analysis.probes.conflict.parts import module_groups
 from kdx_analysis.probes.conflict.record import ConflictRecord, conflict_of
+from kdx_analysis.probes.contract import (
+    PROBES,
+    Cost,
+    Moment,
+    Probe,
+    ProbeSet,
+    Setting,
+    probe_of,
+)
 from kdx_analysis.probes.faithfulness.ablation import Faithfulness, ablate
 from kdx_analysis.probes.faithfulness.attribution import (
     Attribution,
@@ -48,25 +56,28 @@ from kdx_analysis.probes.faithfulness.sanity import Randomisation, randomisation
 from kdx_analysis.probes.gates.record import GateRecord, gates_of
 from kdx_analysis.probes.planted.validation import Validation, validate
 from kdx_analysis.probes.recording import Recording, probe
-from kdx_analysis.probes.training_probe import ExplainerProbe
-from kdx_analysis.probes.vam import VAMProbe
+from kdx_analysis.probes.training_probe import TrainingProbe
 
 __all__ = [
+    "PROBES",
     "Attribution",
     "Conductance",
     "ConflictProbe",
     "ConflictRecord",
     "Cost",
-    "ExplainerProbe",
     "Explanation",
     "Faithfulness",
     "GateRecord",
     "Grams",
     "Mantel",
     "MeasureRecord",
+    "Moment",
+    "Probe",
+    "ProbeSet",
     "Randomisation",
     "Recording",
-    "VAMProbe",
+    "Setting",
+    "TrainingProbe",
     "Validation",
     "ablate",
     "affinity",
@@ -86,6 +97,7 @@ __all__ = [
     "module_groups",
     "planted",
     "probe",
+    "probe_of",
     "probing_cost",
     "randomisation",
     "randomised",

@@ -102,9 +102,9 @@ class MeasureRecord(TableRecord):
 
     def plot(self, ax: Axes | None = None) -> tuple[Figure, np.ndarray]:
         """Every run a dot beside the range of its null, a row a measure, as (figure, axes)."""
-        from kdx_analysis.plots.records import measure_record
+        from kdx_analysis.probes.drawing import across_models
 
-        return measure_record(self, ax)
+        return across_models(self, ax)
 
     def _repr_html_(self) -> str:
         table = self.to_frame().style.hide(axis="index").format(precision=3, escape="html")

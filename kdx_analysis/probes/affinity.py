@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
 import torch
 from beartype import beartype
 from jaxtyping import Float, jaxtyped
+from pydantic import Field
 from torch import Tensor, nn
 
 from kdx_analysis import null
@@ -19,16 +21,40 @@ from kdx_analysis.metrics import evaluated, metric
 from kdx_analysis.models import HME
 from kdx_analysis.models.modes import fitted, in_full, undisturbed, unwrapped, usable
 from kdx_analysis.probes.conflict.grams import (
-    Cost,
     probing_cost,
     residuals,
     subtask_gradients,
     with_null,
 )
-from kdx_analysis.probes.subtasks import Asked, OneVsRest, not_finite
+from kdx_analysis.probes.contract import (
+    Cost,
+    Frames,
+    Moment,
+    NoOptions,
+    Probe,
+    Setting,
+    probe_of,
+)
+from kdx_analysis.probes.subtasks import PAIR, Asked, OneVsRest, not_finite
+from kdx_analysis.records import DRAWS, EPOCH, IMAGES, SPLIT, UNDEFINED, kind, number, text
 
 ETA = 0.01
 NULL_DRAWS = null.LEAST_DRAWS
+
+kind(
+    "affinity",
+    "What a step for one subtask does to the loss of another: of an ordered pair, or over all.",
+    keys=(EPOCH, SPLIT, text("metric", "affinity, or the name of a metric over pairs"), *PAIR),
+    values=(
+        number("value", "of the metric; of a pair Z = 1 − L_b after a step for a/L_b before it"),
+        UNDEFINED,
+        DRAWS,
+        number("eta", "length of the step", low=0),
+        IMAGES,
+    ),
+    null=True,
+    home=__name__,
+)
 
 
 @jaxtyped(typechecker=beartype)
@@ -288,3 +314,52 @@ def mean_over_epochs(affinity: pd.DataFrame) -> pd.DataFrame:
     means["undefined"] = grouped["undefined"].sum()
     means["epochs"], means["probed"] = grouped["value"].count(), grouped["epoch"].nunique()
     return means.reset_index()
+
+
+class AffinityOptions(NoOptions):
+    """Of the probe of affinity.
+
+    Attributes:
+        null_draws: each is K forward passes at every probed epoch. Two give the null's mean and no
+            range: 39, from which on there is one, would add more time than the training takes.
+    """
+
+    null_draws: Annotated[int, Field(ge=1)] = 2
+
+
+@probe_of(
+    "affinity",
+    title="affinity of subtasks",
+    roles=("explainer", "tree"),
+    afterwards=("teacher", "student"),
+    kinds=("affinity",),
+    options=AffinityOptions,
+)
+class AffinityProbe(Probe):
+    """Does a step for one subtask help or hurt another?"""
+
+    @classmethod
+    def cost(cls, setting: Setting, images: Tensor) -> Cost:
+        """Of the steps of all subtasks and draws."""
+        return affinity_cost(
+            setting.model,
+            images,
+            setting.data.num_classes,
+            setting.options.null_draws,
+            margins=setting.margins,
+            max_memory=setting.config.max_memory,
+        )
+
+    def __call__(self, moment: Moment) -> Frames:
+        """Of all pairs and over them, beside the null."""
+        table = affinity_of(
+            moment.model,
+            moment.images,
+            moment.labels,
+            classes=self.setting.data.classes,
+            margins=self.setting.margins,
+            null_draws=self.setting.options.null_draws,
+            seed=self.setting.config.seed,
+            max_memory=self.setting.config.max_memory,
+        )
+        return {"affinity": table}

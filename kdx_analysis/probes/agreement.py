@@ -22,9 +22,58 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from kdx_analysis import null
-from kdx_analysis.probes.gates import formulas as gates
+from kdx_analysis.models import HME
+from kdx_analysis.models.gates import pathways
+from kdx_analysis.probes.conflict.formulas import upper
+from kdx_analysis.probes.contract import Frames, Moment, Probe, probe_of
+from kdx_analysis.probes.gates.formulas import mean_pathways, routing_distance
+from kdx_analysis.probes.gates.probe import ATTENTION, both_attentions
+from kdx_analysis.probes.subtasks import PAIR, pair_columns
+from kdx_analysis.records import (
+    DRAWS,
+    EPOCH,
+    UNDEFINED,
+    count,
+    kind,
+    number,
+    text,
+    with_undefined,
+)
+from kdx_analysis.training import predict
 
 MIN_CLASSES = 5
+
+_LEVEL = count("level", "of the experts that are chosen from", low=1)
+_SPLIT = text("split", "that gates are of; train where there is no column", optional=True)
+
+kind(
+    "routing",
+    "One pair of subtasks: how differently they draw from a level's experts.",
+    keys=(EPOCH, _SPLIT, _LEVEL, ATTENTION, *PAIR),
+    values=(number("distance", "JSD of their pathways/ln 2", low=0, high=1), UNDEFINED),
+    home=__name__,
+)
+kind(
+    "agreement",
+    "Mantel's test of routing distance against another distance of the classes.",
+    keys=(
+        EPOCH,
+        _SPLIT,
+        _LEVEL,
+        ATTENTION,
+        text("reference", "confusion on validation, teacher or class_tree"),
+        text("method", "spearman or pearson"),
+    ),
+    values=(
+        number("value", "correlation over pairs", low=-1, high=1),
+        number("p", "one-sided, for a correlation above 0; classes permuted", low=0, high=1),
+        UNDEFINED,
+        DRAWS,
+        count("pairs", "of classes"),
+    ),
+    null=True,
+    home=__name__,
+)
 
 
 @dataclass(frozen=True)
@@ -123,9 +172,10 @@ def class_tree_distance(
     """K×K: 0 for one class, 1 for two of one superclass, 2 for others; ``superclasses`` hold every
     class once.
     """
-    of = {name: superclass for superclass, members in superclasses.items() for name in members}
-    rows = [[0.0 if a == b else 1.0 if of[a] == of[b] else 2.0 for b in classes] for a in classes]
-    return torch.tensor(rows, dtype=torch.float64)
+    above = {name: number for number, names in enumerate(superclasses.values()) for name in names}
+    superclass = torch.tensor([above[name] for name in classes])
+    distance = 1 + (superclass.unsqueeze(0) != superclass.unsqueeze(1)).double()
+    return distance.fill_diagonal_(0)
 
 
 def _class_means(values: Tensor, labels: Tensor) -> Tensor:
@@ -156,20 +206,85 @@ def agreement_table(
         for level, path in enumerate(levels, 1):
             if path.shape[1] == 1:
                 continue
-            distance = gates.routing_distance(path.double().cpu())
+            distance = routing_distance(path.double().cpu())
             for reference, against in references.items():
                 for method in ("spearman", "pearson"):
                     generator = torch.Generator().manual_seed(seed)
-                    found = mantel(
-                        distance, against.double().cpu(), permutations, generator, method
-                    )
+                    test = mantel(distance, against.double().cpu(), permutations, generator, method)
                     keys = {
                         "level": level,
                         "attention": attention,
                         "reference": reference,
                         "method": method,
                     }
-                    rows.append(keys | dataclasses.asdict(found))
+                    rows.append(keys | dataclasses.asdict(test))
     columns = ["value", "p", "null_mean", "null_low", "null_high", "draws", "pairs"]
     table = pd.DataFrame(rows, columns=["level", "attention", "reference", "method", *columns])
     return table.rename(columns={"draws": "null_draws"})
+
+
+@probe_of(
+    "agreement",
+    title="agreement of routing with other distances of classes",
+    roles=("explainer", "tree"),
+    all_splits=False,
+    kinds=("routing", "agreement"),
+)
+class AgreementProbe(Probe):
+    """How differently do subtasks draw from the experts, and what does that agree with?
+
+    The references are the model's own confusion on validation, the teacher's similarity of classes
+    on the probe set, and the data set's tree of classes, where there is one. Of a hard explainer A
+    and α are the same, since every expert has one parent.
+    """
+
+    def __call__(self, moment: Moment) -> Frames:
+        """Routing distances, and Mantel's test against every reference."""
+        config, paths = self.setting.config, routing_paths(moment)
+        agreement = agreement_table(
+            paths, self._references(moment), config.permutations, config.seed
+        )
+        tables = {"agreement": with_undefined(agreement, ["value"])}
+        routing = routing_table(paths, self.setting.data.classes)
+        return tables if routing.empty else {"routing": routing, **tables}
+
+    def _references(self, moment: Moment) -> dict[str, Tensor]:
+        data = self.setting.data
+        choices = predict(moment.model, data.val, data).argmax(dim=1)
+        labels = data.val.labels.cpu()
+        references = {"confusion": confusion_distance(choices, labels, data.num_classes)}
+        if moment.teacher_logits is not None:
+            T = self.setting.objective.T
+            references["teacher"] = teacher_distance(
+                moment.teacher_logits.cpu(), moment.labels.cpu(), T
+            )
+        if data.superclasses is not None:
+            references["class_tree"] = class_tree_distance(data.classes, data.superclasses)
+        return references
+
+
+def routing_paths(moment: Moment) -> dict[str, list[Tensor]]:
+    """P^l of α and of A, K×N_l for levels from 1, averaged over samples where gates read the
+    input.
+    """
+    assert isinstance(moment.model, HME)
+    if moment.model.hard:
+        paths = [path.double().cpu() for path in pathways(moment.model.attention())]
+        return dict.fromkeys(("alpha", "effective"), paths)
+    return {name: mean_pathways(rows) for name, rows in both_attentions(moment.trace).items()}
+
+
+def routing_table(paths: Mapping[str, Sequence[Tensor]], classes: Sequence[str]) -> pd.DataFrame:
+    """Routing distances of all pairs of subtasks: level, attention, a, b, a_index, b_index,
+    distance, undefined; levels of several experts.
+    """
+    frames = []
+    for attention, levels in paths.items():
+        for level, path in enumerate(levels, 1):
+            if path.shape[1] > 1:
+                keys = {"level": level, "attention": attention, **pair_columns(classes)}
+                distance = upper(routing_distance(path)).numpy()
+                frames.append(pd.DataFrame({**keys, "distance": distance}))
+    if not frames:
+        return pd.DataFrame()
+    return with_undefined(pd.concat(frames, ignore_index=True), ["distance"])

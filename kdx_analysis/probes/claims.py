@@ -15,9 +15,29 @@ from jaxtyping import Bool, Float, jaxtyped
 from torch import Tensor
 
 from kdx_analysis import null
-from kdx_analysis.probes import claims as outputs
-from kdx_analysis.probes.conflict import formulas as conflict
-from kdx_analysis.probes.subtasks import pair_columns
+from kdx_analysis.probes.conflict.formulas import upper
+from kdx_analysis.probes.contract import Frames, Moment, Probe, probe_of
+from kdx_analysis.probes.subtasks import PAIR, pair_columns
+from kdx_analysis.records import (
+    DRAWS,
+    EPOCH,
+    IMAGES,
+    SPLIT,
+    UNDEFINED,
+    kind,
+    number,
+    text,
+    with_undefined,
+)
+
+kind(
+    "output_conflict",
+    "One share of images: those that two subtasks claim, of each pair or any, or that none claims.",
+    keys=(EPOCH, SPLIT, text("metric", "double_claims, orphans or claimed_by_both"), *PAIR),
+    values=(number("value", "share of images", low=0, high=1), UNDEFINED, DRAWS, IMAGES),
+    null=True,
+    home=__name__,
+)
 
 
 @jaxtyped(typechecker=beartype)
@@ -60,21 +80,34 @@ def output_table(margins: Tensor, classes: Sequence[str], draws: int, seed: int)
 
     ``margins`` are B×K. The null deals each subtask's claims to other samples.
     """
-    own = outputs.claims(margins.cpu())
-    claims = torch.cat(
-        [own[None], outputs.permuted_claims(own, draws, torch.Generator().manual_seed(seed))]
-    )
+    actual = claims(margins.cpu())
+    permuted = permuted_claims(actual, draws, torch.Generator().manual_seed(seed))
+    every = torch.cat([actual[None], permuted])
     nobody = {"a": "", "b": "", "a_index": -1, "b_index": -1}
+    shares = {"double_claims": double_claims(every), "orphans": orphans(every)}
     whole = pd.DataFrame(
-        [
-            {"metric": name, **nobody, **null.with_value(measure(claims))}
-            for name, measure in (
-                ("double_claims", outputs.double_claims),
-                ("orphans", outputs.orphans),
-            )
-        ]
+        [{"metric": name, **nobody, **null.with_value(share)} for name, share in shares.items()]
     )
-    both = conflict.upper(outputs.claimed_by_both(claims))
+    both = upper(claimed_by_both(every))
     columns = {"value": both[0].numpy(), **null.beside(both[1:])}
     pairs = pd.DataFrame({"metric": "claimed_by_both", **pair_columns(classes), **columns})
     return pd.concat([whole, pairs], ignore_index=True).assign(null_draws=draws, n=len(margins))
+
+
+@probe_of(
+    "claims",
+    title="claims of subtasks",
+    roles=("explainer", "tree"),
+    afterwards=("teacher", "student"),
+    kinds=("output_conflict",),
+)
+class ClaimProbe(Probe):
+    """Which images do two subtasks claim, and which does none?"""
+
+    def __call__(self, moment: Moment) -> Frames:
+        """Shares of images beside their null."""
+        config = self.setting.config
+        table = output_table(
+            moment.margins.float(), self.setting.data.classes, config.null_draws, config.seed
+        )
+        return {"output_conflict": with_undefined(table, ["value"])}

@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +18,13 @@ from torch import Tensor, nn
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, Trace
 from kdx_analysis.models import gates as gating
+from kdx_analysis.models.choose import Where, chosen
 from kdx_analysis.probes.record import Record
 from kdx_analysis.records import with_undefined
-from kdx_analysis.registry import unknown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-Where = str | Sequence[str] | Callable[[str, nn.Module], bool]
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +145,7 @@ class Recording(Record):
         """Mean attention into the heads, subtasks by experts, or without gates the spread of every
         activation.
         """
-        from kdx_analysis.plots.records import recording
+        from kdx_analysis.probes.drawing import recording
 
         return recording(self, ax)
 
@@ -193,8 +190,8 @@ def probe(
             record; inside the body, a chosen module that gives no tensor.
     """
     explainer = _explainer(model, gates)
-    chosen = _chosen(dict(model.named_modules()), activations)
-    if explainer is None and not chosen:
+    modules = chosen(dict(model.named_modules()), activations, argument="activations=")
+    if explainer is None and not modules:
         raise KdxError(
             f"{type(model).__name__} has no gates, so there is nothing to record; name activations="
         )
@@ -202,11 +199,11 @@ def probe(
         store = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         raise KdxError(f"device = {device!r} can't hold recorded tensors: {error}") from None
-    recording = Recording(type(model).__name__, _activations={path: [] for path in chosen})
+    recording = Recording(type(model).__name__, _activations={path: [] for path in modules})
     with ExitStack() as stack:
         if explainer is not None:
             stack.enter_context(_traced(explainer, recording, store))
-        for path, module in chosen.items():
+        for path, module in modules.items():
             stack.callback(
                 module.register_forward_hook(_keep(path, module, recording, store)).remove
             )
@@ -282,24 +279,6 @@ def _explainer(model: nn.Module, gates: bool | None) -> HME | None:
             f"{type(model).__name__} holds {len(found)} explainers, at {paths}; probe one of them"
         )
     return found[0][1] if found else None
-
-
-def _chosen(modules: dict[str, nn.Module], where: Where) -> dict[str, nn.Module]:
-    """The modules that ``where`` chooses, by path."""
-    if callable(where):
-        chosen = {path: module for path, module in modules.items() if where(path, module)}
-        if not chosen:
-            raise KdxError("activations= holds for no module; loosen the predicate")
-        return chosen
-    patterns = [where] if isinstance(where, str) else list(where)
-    for pattern in patterns:
-        if not any(fnmatchcase(path, pattern) for path in modules):
-            raise unknown("module", pattern, [path for path in modules if path])
-    return {
-        path: module
-        for path, module in modules.items()
-        if any(fnmatchcase(path, p) for p in patterns)
-    }
 
 
 def _joined(what: str, parts: Sequence[Tensor]) -> Tensor:

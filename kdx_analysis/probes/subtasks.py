@@ -15,11 +15,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdx_analysis.config import ObjectiveConfig
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME
 from kdx_analysis.models.answers import ends_in_probabilities, surely_probabilities
 from kdx_analysis.models.modes import fitted, in_full, undisturbed, unwrapped, usable
 from kdx_analysis.objectives import one_vs_rest_margins
+from kdx_analysis.records import count, text
+
+PAIR = (
+    text("a", "first subtask of the pair; '' where all are meant"),
+    text("b", "second subtask of the pair"),
+    count("a_index", "of the class a; -1 where all are meant", low=-1),
+    count("b_index", "of the class b", low=-1),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -322,6 +331,11 @@ def _check_several(outputs: Tensor) -> None:
             "a model of one class has no pairs to compare; give one of two classes or more (where "
             "one logit z stands for two classes, let the model give the columns 0 and z)"
         )
+
+
+def margins_of(objective: ObjectiveConfig) -> Callable[[Tensor], Tensor] | None:
+    """From a model's outputs to the margins of its subtasks; None where they are the same."""
+    return one_vs_rest_margins if objective.decomposition == "multiclass" else None
 
 
 def pair_columns(classes: Sequence[str]) -> dict[str, np.ndarray]:

@@ -19,12 +19,44 @@ from beartype import beartype
 from jaxtyping import Float, Int, jaxtyped
 from torch import Tensor, nn
 
-from kdx_analysis.config import ProbeConfig
-from kdx_analysis.data import Dataset
-from kdx_analysis.models import gates, vam
+from kdx_analysis.models.gates import entropy_share
 from kdx_analysis.models.modes import undisturbed
-from kdx_analysis.records import with_undefined
-from kdx_analysis.training import Epoch
+from kdx_analysis.models.vam import AttendedLayer, attended_layers, attention
+from kdx_analysis.probes.contract import Frames, Moment, Probe, probe_of
+from kdx_analysis.records import EPOCH, UNDEFINED, count, kind, number, text, with_undefined
+
+_TAU = number("tau", "temperature τ of the gates", low=0)
+_LAYER = (text("layer", "path of the module"), count("row", "block of outputs"))
+
+kind(
+    "vam_gates",
+    "One block of a layer's outputs and one of its inputs: how much the first draws from the "
+    "second.",
+    keys=(EPOCH, *_LAYER, count("column", "block of inputs")),
+    values=(
+        number("alpha", "attention α", low=0, high=1),
+        number("scale", "what the block of weights is multiplied with", low=0),
+        number("flow", "‖V̂‖ of the block times RMS of its inputs", low=0),
+        number("share", "A, the flow's share of its row", low=0, high=1),
+        number("uniform_share", "the same if all scales were 1", low=0, high=1),
+        UNDEFINED,
+        _TAU,
+    ),
+    home=__name__,
+)
+kind(
+    "vam_entropy",
+    "One block of a layer's outputs: how evenly it draws from the blocks of inputs.",
+    keys=(EPOCH, *_LAYER, text("attention", "alpha, or share: of the flow")),
+    values=(
+        number("value", "H/ln M", low=0, high=1),
+        number("initial", "H/ln M at uniform attention", low=0, high=1),
+        UNDEFINED,
+        count("n", "blocks of inputs, M"),
+        _TAU,
+    ),
+    home=__name__,
+)
 
 
 @jaxtyped(typechecker=beartype)
@@ -68,8 +100,8 @@ def block_gates(model: nn.Module, images: Tensor) -> pd.DataFrame:
     and counted as undefined, where a layer's forward pass is bypassed, as the projection's in
     nn.MultiheadAttention is, or nothing flows into a row. Raises KdxError if there is no VAM.
     """
-    vam.attention(model)
-    layers = vam.attended_layers(model)
+    attention(model)  # says so where there is none
+    layers = attended_layers(model)
     with undisturbed(model), _mean_squares(layers) as seen:
         model(images)
     return pd.concat(
@@ -87,13 +119,13 @@ def row_entropies(block_gates: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for (layer, row), pairs in block_gates.groupby(["layer", "row"], sort=False):
-        for attention, start in (("alpha", None), ("share", "uniform_share")):
+        for name, start in (("alpha", None), ("share", "uniform_share")):
             rows.append(
                 {
                     "layer": layer,
                     "row": row,
-                    "attention": attention,
-                    "value": _share(pairs[attention]),
+                    "attention": name,
+                    "value": _share(pairs[name]),
                     "initial": 1.0 if start is None else _share(pairs[start]),
                     "n": len(pairs),
                     "tau": pairs["tau"].iloc[0],
@@ -102,38 +134,30 @@ def row_entropies(block_gates: pd.DataFrame) -> pd.DataFrame:
     return with_undefined(pd.DataFrame(rows), ["value", "initial"])
 
 
-class VAMProbe:
-    """Records VAM's gates after every epoch on a class-balanced probe set of train.
+@probe_of(
+    "vam",
+    title="VAM's gates",
+    roles=("student",),
+    each_epoch=True,
+    all_splits=False,
+    kinds=("vam_gates", "vam_entropy"),
+)
+class VAMProbe(Probe):
+    """What do the gates of a student with VAM say?"""
 
-    Tables (``tables()``), each keyed by epoch: ``vam_gates`` as of :func:`block_gates` and
-    ``vam_entropy`` as of :func:`row_entropies`.
-    """
+    @classmethod
+    def applies(cls, model: nn.Module) -> bool:
+        """Whether the model has VAM."""
+        return bool(attended_layers(model))
 
-    def __init__(self, data: Dataset, config: ProbeConfig) -> None:
-        self.set = data.probe_set("train", config.per_class, config.seed)
-        self.images = data.normalise(self.set.images.take(torch.arange(len(self.set))))
-        self._frames: list[pd.DataFrame] = []
-
-    @property
-    def ids(self) -> dict[str, list[int]]:
-        """Ids of the images in the probe set."""
-        return {"train": self.set.ids.tolist()}
-
-    def __call__(self, epoch: Epoch, model: nn.Module) -> None:
-        device = next(model.parameters()).device
-        self._frames.append(block_gates(model, self.images.to(device)).assign(epoch=epoch.epoch))
-
-    def tables(self) -> dict[str, pd.DataFrame]:
-        """Kind → table of all epochs: vam_gates and vam_entropy."""
-        entropies = [
-            row_entropies(frame).assign(epoch=frame["epoch"].iloc[0]) for frame in self._frames
-        ]
-        frames = {"vam_gates": self._frames, "vam_entropy": entropies}
-        return {kind: pd.concat(found, ignore_index=True) for kind, found in frames.items()}
+    def __call__(self, moment: Moment) -> Frames:
+        """:func:`block_gates`, and of them :func:`row_entropies`."""
+        gates = block_gates(moment.model, moment.images)
+        return {"vam_gates": gates, "vam_entropy": row_entropies(gates)}
 
 
 @contextmanager
-def _mean_squares(layers: dict[str, vam.AttendedLayer]) -> Iterator[dict[str, Tensor]]:
+def _mean_squares(layers: dict[str, AttendedLayer]) -> Iterator[dict[str, Tensor]]:
     """Mean square of every input channel of the layers that run inside the body; a layer's last run
     counts.
     """
@@ -155,7 +179,7 @@ def _mean_squares(layers: dict[str, vam.AttendedLayer]) -> Iterator[dict[str, Te
             handle.remove()
 
 
-def _of_layer(path: str, layer: vam.AttendedLayer, mean_squares: Tensor | None) -> pd.DataFrame:
+def _of_layer(path: str, layer: AttendedLayer, mean_squares: Tensor | None) -> pd.DataFrame:
     blocks = layer.vam
     rows, columns = (
         torch.arange(len(widths)).repeat_interleave(torch.tensor(widths))
@@ -190,4 +214,4 @@ def _of_layer(path: str, layer: vam.AttendedLayer, mean_squares: Tensor | None) 
 
 
 def _share(row: pd.Series) -> float:
-    return float(gates.entropy_share(torch.tensor(row.to_numpy())))
+    return float(entropy_share(torch.tensor(row.to_numpy())))

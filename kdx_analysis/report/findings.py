@@ -1,5 +1,6 @@
-"""What the paired seeds decide: every metric under every contrast of objectives. Pure functions on
-numbers.
+"""What the paired seeds decide: every metric under every contrast of objectives.
+
+Pure functions on numbers.
 """
 
 from __future__ import annotations
@@ -8,15 +9,18 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import pandas as pd
 
-from kdx_analysis.config import LADDER
 from kdx_analysis.metrics import METRICS, asked_about
-from kdx_analysis.report.numbers import listed
+from kdx_analysis.objectives import ladder_names, rungs
 from kdx_analysis.runs import Paired, bonferroni
+from kdx_analysis.runs.statistics.intervals import joint_confidence
 from kdx_analysis.runs.statistics.paired import by_seed, paired
+from kdx_analysis.runs.tables.numbers import listed
 
+# A difference of less than a tenth of a metric's value under hard labels is called none.
 MARGIN_SHARE = 0.1
 LOWERS, RAISES, NO, UNDECIDED, ONE_SEED, NOT_MEASURED = (
     "lowers",
@@ -26,17 +30,11 @@ LOWERS, RAISES, NO, UNDECIDED, ONE_SEED, NOT_MEASURED = (
     "one seed",
     "not measured",
 )
-_ADDS = {
-    "hard_T": ("temperature", "loss scale"),
-    "kd_flat": ("softness",),
-    "kd_shuffled": ("unevenness",),
-    "kd": ("class structure",),
-}
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """Two objectives, a − b, by their rungs of the ladder; ``adds`` says what a has that b has not."""
+    """Two objectives, a − b, by their rungs; ``adds`` says what a has that b has not."""
 
     a: str
     b: str
@@ -45,10 +43,8 @@ class Contrast:
 
     @property
     def attributes(self) -> bool:
-        """Whether it sets KD against a control, so that something of KD's effect is told from the
-        rest.
-        """
-        return self.a == "kd" and self.b in LADDER[1:]
+        """Whether it sets KD against a control, which tells part of its effect from the rest."""
+        return self.a == "kd" and self.b in ladder_names()[1:]
 
 
 @dataclass(frozen=True)
@@ -79,8 +75,9 @@ class Decision:
 
     @property
     def beyond_null(self) -> bool:
-        """Whether the excess over the null is decided as the effect is; True where the metric has
-        no null to ask.
+        """Whether the excess over the null is decided as the effect is.
+
+        True where the metric has no null to ask.
         """
         if not self.has_null or self.effect is None:
             return True
@@ -112,7 +109,7 @@ class Finding:
 
     @property
     def effect(self) -> Paired | None:
-        """Paired difference a − b with the interval that may be quoted; None if no seed has both."""
+        """Paired difference a − b with its quotable interval; None if no seed has both."""
         return self.quotable.effect
 
     @property
@@ -142,9 +139,9 @@ def contrasts(labels: Mapping[str, str]) -> tuple[Contrast, ...]:
         labels: rung (hard, hard_T, kd_flat, kd_shuffled, kd, label_smoothing) → the objective's
             label.
     """
-    rungs = [rung for rung in LADDER if rung in labels]
-    down = [(a, b) for b, a in pairwise(rungs)][::-1]
-    rest = [(control, rungs[0]) for _, control in down[:1] if control != rungs[0]]
+    run = [name for name in ladder_names() if name in labels]
+    down = [(a, b) for b, a in pairwise(run)][::-1]
+    rest = [(control, run[0]) for _, control in down[:1] if control != run[0]]
     pairs = [*down[:1], *rest, *down[1:], ("kd", "hard"), ("kd", "label_smoothing")]
     return tuple(
         Contrast(a, b, f"{labels[a]} − {labels[b]}", _adds(a, b))
@@ -160,23 +157,26 @@ def _adds(a: str, b: str) -> str:
         return "all of KD: includes temperature and softness"
     if (a, b) == ("kd", "hard_T"):
         return "everything but temperature and loss scale"
-    return listed(
-        [what for rung in LADDER[LADDER.index(a) : LADDER.index(b) : -1] for what in _ADDS[rung]]
-    )
+    names = ladder_names()
+    between = rungs()[names.index(b) + 1 : names.index(a) + 1]
+    added: list[str] = []
+    for rung in reversed(between):
+        added += rung.adds
+    return listed(added)
 
 
 def verdict(effect: Paired | None, margin: float) -> str:
-    """What an interval decides: lowers or raises where it excludes 0, no difference where it lies
-    within ± margin.
+    """What an interval decides.
 
-    Differences that are the same in every seed have an interval of width zero, which decides
-    nothing unless they are all 0.
+    Lowers or raises where it excludes 0, no difference where it lies within ± margin. Differences
+    that are the same in every seed have an interval of width zero, which decides nothing unless
+    they are all 0.
     """
     if effect is None:
         return NOT_MEASURED
     if effect.n < 2:
         return ONE_SEED
-    if effect.mean != 0 and effect.high - effect.low <= 1e-9 * abs(effect.mean):
+    if effect.mean != 0 and effect.is_point:
         return UNDECIDED
     if effect.excludes_zero:
         return LOWERS if effect.high < 0 else RAISES
@@ -203,34 +203,44 @@ def find(
         labels: as for :func:`contrasts`.
         nulls: metric → its null, as ``values``.
     """
+    nulls = nulls or {}
     asked = [
         metric
         for metric in asked_about()
         if metric in values and values[metric].notna().to_numpy().any()
     ]
-    measured = []
-    for metric in (*asked, *(metric for metric in values if metric not in asked_about())):
-        above = _above_null(values[metric], (nulls or {}).get(metric))
-        for contrast in contrasts(labels):
-            sides, reduction = (contrast.a, contrast.b), METRICS[metric].pairs_make
-            effect = paired(values[metric], *sides, over_pairs=reduction)
-            excess = None if above is None else paired(above, *sides, over_pairs=reduction)
-            measured.append((metric, contrast, effect, excess))
-    compared = sum(
-        effect is not None and effect.n > 1 and metric in asked for metric, _, effect, _ in measured
-    )
-    together, alone = (bonferroni(family) for family in (compared, len(asked)))
+    shown = (*asked, *(metric for metric in values if metric not in asked_about()))
+    compared = [
+        _compared(metric, contrast, values[metric], nulls.get(metric))
+        for metric in shown
+        for contrast in contrasts(labels)
+    ]
+    together = joint_confidence(each.effect for each in compared if each.metric in asked)
+    alone = bonferroni(len(asked))
     margins = {metric: _margin(values[metric], metric) for metric in asked}
-    found = []
-    for metric, contrast, effect, excess in measured:
-        margin = margins.get(metric, math.nan)
-        has_null = metric in (nulls or {})
-        decisions = (
-            _decision(metric, effect, excess, has_null, margin, confidence)
-            for confidence in (together, alone)
-        )
-        found.append(Finding(metric, contrast, margin, *decisions))
-    return tuple(found)
+    return tuple(
+        _finding(each, margins.get(each.metric, math.nan), together, alone) for each in compared
+    )
+
+
+class _Compared(NamedTuple):
+    """One metric under one contrast, with intervals at 95 % each."""
+
+    metric: str
+    contrast: Contrast
+    effect: Paired | None
+    excess: Paired | None
+    has_null: bool
+
+
+def _compared(
+    metric: str, contrast: Contrast, table: pd.DataFrame, null: pd.DataFrame | None
+) -> _Compared:
+    sides, reduction = (contrast.a, contrast.b), METRICS[metric].pairs_make
+    effect = paired(table, *sides, over_pairs=reduction)
+    above = _above_null(table, null)
+    excess = None if above is None else paired(above, *sides, over_pairs=reduction)
+    return _Compared(metric, contrast, effect, excess, null is not None)
 
 
 def _above_null(table: pd.DataFrame, null: pd.DataFrame | None) -> pd.DataFrame | None:
@@ -245,19 +255,14 @@ def _margin(table: pd.DataFrame, metric: str) -> float:
     )
 
 
-def _decision(
-    metric: str,
-    effect: Paired | None,
-    excess: Paired | None,
-    has_null: bool,
-    margin: float,
-    confidence: float,
-) -> Decision:
-    effect, excess = (None if each is None else each.at(confidence) for each in (effect, excess))
-    return Decision(
-        effect,
-        excess,
-        has_null,
-        confidence,
-        verdict(effect, margin) if metric in asked_about() else "",
+def _finding(compared: _Compared, margin: float, together: float, alone: float) -> Finding:
+    decisions = (_decision(compared, margin, confidence) for confidence in (together, alone))
+    return Finding(compared.metric, compared.contrast, margin, *decisions)
+
+
+def _decision(compared: _Compared, margin: float, confidence: float) -> Decision:
+    effect, excess = (
+        None if each is None else each.at(confidence) for each in (compared.effect, compared.excess)
     )
+    decided = verdict(effect, margin) if compared.metric in asked_about() else ""
+    return Decision(effect, excess, compared.has_null, confidence, decided)

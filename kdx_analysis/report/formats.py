@@ -11,13 +11,13 @@ from kdx_analysis.errors import KdxError
 
 
 def markdown(html: str) -> str:
-    """A fragment of HTML as Markdown with tables; what needs a script or a style sheet is left out."""
+    """A fragment of HTML as Markdown with tables, without scripts and style sheets."""
     soup = BeautifulSoup(html, "html.parser")
     for part in soup(["style", "script", "nav"]):
         part.decompose()
-    for heading in soup.select(
-        "th.group"
-    ):  # Markdown's tables have no row groups: a row like the others
+    for link in soup.select("a.defined"):  # Markdown keeps no list of formulas to jump to
+        link.unwrap()
+    for heading in soup.select("th.group"):  # Markdown has no row groups: a row like the others
         heading.name = "td"
         del heading["colspan"]
     converter = _Converter(
@@ -55,9 +55,8 @@ def pdf(html: str) -> bytes:
     except OSError as error:
         raise KdxError(
             f"WeasyPrint does not find Pango ({error}): apt-get install libpangoft2-1.0-0, or brew "
-            "install pango, or "
-            "print the HTML report from a browser"
+            "install pango, or print the HTML report from a browser"
         ) from None
-    held = URLFetcher(allowed_protocols=["data"], fail_on_errors=True)
-    written: bytes = HTML(string=html, url_fetcher=held).write_pdf()
+    offline = URLFetcher(allowed_protocols=["data"], fail_on_errors=True)
+    written: bytes = HTML(string=html, url_fetcher=offline).write_pdf()
     return written

@@ -11,7 +11,10 @@ import pandas as pd
 from kdx_analysis.runs import Run, RunSet
 from kdx_analysis.runs.headlines import last_level
 
+# A loss that falls by less than this share in the last epoch is taken to have settled.
 STILL_FALLING = 0.02
+# Guessing surpasses its mean by three standard errors once in 740 times.
+_ERRORS = 3
 
 
 @dataclass(frozen=True)
@@ -62,13 +65,13 @@ class Health:
     @property
     def concerns(self) -> tuple[str, ...]:
         """What calls for a look at this training."""
-        found = {
+        concerns = {
             "loss not finite": not self.finite,
             "loss rose": self.last_loss > self.first_loss,
             "loss still falling": self.fall > STILL_FALLING,
             "accuracy of chance": self.accuracy <= self.chance,
         }
-        return tuple(what for what, so in found.items() if so)
+        return tuple(what for what, so in concerns.items() if so)
 
 
 def health(runs: RunSet) -> list[Health]:
@@ -81,49 +84,76 @@ def summary(trainings: Sequence[Health]) -> list[str]:
     trained = [t for t in trainings if t.epochs]
     if not trained:
         return ["No loss of any training was recorded."]
-    looked = [t for t in trainings if t.concerns]
-    broken = [t.run for t in trained if not t.finite]
-    falling = [t for t in trained if t.fall > STILL_FALLING]
-    guessing = [t.run for t in trainings if t.accuracy <= t.chance]
     sentences = [
-        f"{len(looked)} of {len(trainings)} trainings call for a look; the table names why."
-        if looked
-        else f"None of {len(trainings)} trainings calls for a look.",
-        f"The loss is finite in every epoch of all {len(trained)} trainings."
-        if not broken
-        else f"The loss is not finite in {len(broken)} of {len(trained)} trainings: {', '.join(broken)}.",
-        f"The training loss still fell by more than {100 * STILL_FALLING:g} % in the last epoch of "
-        f"{len(falling)} of {len(trained)} "
-        f"trainings{': these may not have converged.' if falling else '.'}",
+        _looked_at(trainings),
+        _finite(trained),
+        _falling(trained),
+        _guessing(trainings),
+        _dead_experts([t for t in trainings if not math.isnan(t.dead)]),
+        _undefined_cosines([t for t in trainings if t.pairs]),
+        _undefined_figures([t for t in trainings if t.undefined_gates is not None]),
     ]
-    if guessing:
-        sentences.append(f"No better than chance on the test split: {', '.join(guessing)}.")
-    with_experts = [t for t in trainings if not math.isnan(t.dead)]
-    if with_experts:
-        dead = [t.dead for t in with_experts if t.dead > 0]
-        sentences.append(
-            f"In {len(dead)} of {len(with_experts)} explainers some experts of the last level are "
-            "dead (no subtask reaches "
-            f"them){f', at most {100 * max(dead):.0f} % of them' if dead else ''}."
-        )
-    pairs = [t for t in trainings if t.pairs]
-    if pairs:
-        undefined, total = (
-            sum(t.undefined_pairs or 0 for t in pairs),
-            sum(t.pairs or 0 for t in pairs),
-        )
-        sentences.append(
-            f"Of {total} cosines between subtasks' gradients {undefined} are undefined (a zero "
-            "gradient) and left out."
-        )
-    gated = [t for t in trainings if t.undefined_gates is not None]
-    if gated:
-        sentences.append(
-            f"{sum(t.undefined_gates or 0 for t in gated)} figures of separation and modulation "
-            "are undefined (0/0); "
-            "objectives are compared over the epochs at which all of them are defined."
-        )
-    return sentences
+    return [sentence for sentence in sentences if sentence]
+
+
+def _looked_at(trainings: Sequence[Health]) -> str:
+    looked = sum(bool(t.concerns) for t in trainings)
+    if not looked:
+        return f"None of {len(trainings)} trainings calls for a look."
+    return f"{looked} of {len(trainings)} trainings call for a look; the table names why."
+
+
+def _finite(trained: Sequence[Health]) -> str:
+    broken = [t.run for t in trained if not t.finite]
+    if not broken:
+        return f"The loss is finite in every epoch of all {len(trained)} trainings."
+    return (
+        f"The loss is not finite in {len(broken)} of {len(trained)} trainings: {', '.join(broken)}."
+    )
+
+
+def _falling(trained: Sequence[Health]) -> str:
+    falling = sum(t.fall > STILL_FALLING for t in trained)
+    end = ": these may not have converged." if falling else "."
+    return (
+        f"The training loss still fell by more than {100 * STILL_FALLING:g} % in the last epoch of "
+        f"{falling} of {len(trained)} trainings{end}"
+    )
+
+
+def _guessing(trainings: Sequence[Health]) -> str:
+    guessing = [t.run for t in trainings if t.accuracy <= t.chance]
+    return f"No better than chance on the test split: {', '.join(guessing)}." if guessing else ""
+
+
+def _dead_experts(with_experts: Sequence[Health]) -> str:
+    if not with_experts:
+        return ""
+    dead = [t.dead for t in with_experts if t.dead > 0]
+    most = f", at most {100 * max(dead):.0f} % of them" if dead else ""
+    return (
+        f"In {len(dead)} of {len(with_experts)} explainers some experts of the last level are "
+        f"dead (no subtask reaches them){most}."
+    )
+
+
+def _undefined_cosines(probed: Sequence[Health]) -> str:
+    if not probed:
+        return ""
+    undefined = sum(t.undefined_pairs or 0 for t in probed)
+    return (
+        f"Of {sum(t.pairs or 0 for t in probed)} cosines between subtasks' gradients {undefined} "
+        "are undefined (a zero gradient) and left out."
+    )
+
+
+def _undefined_figures(gated: Sequence[Health]) -> str:
+    if not gated:
+        return ""
+    return (
+        f"{sum(t.undefined_gates or 0 for t in gated)} figures of separation and modulation are "
+        "undefined (0/0); objectives are compared over the epochs at which all of them are defined."
+    )
 
 
 def _health(run: Run) -> Health:
@@ -141,12 +171,12 @@ def _health(run: Run) -> Health:
         run.seed,
         len(loss),
         run.selected_epoch,
-        str(run.info["selection"]["rule"]),
+        run.selection_rule,
         first_loss=loss[0] if loss else math.nan,
         last_loss=loss[-1] if loss else math.nan,
         fall=1 - loss[-1] / loss[-2] if len(loss) > 1 and loss[-2] else math.nan,
         finite=all(map(math.isfinite, loss)),
-        accuracy=_accuracy(metrics[metrics["epoch"] == run.selected_epoch]),
+        accuracy=_accuracy(run.at_selected("metrics")),
         chance=_chance(run),
         undefined_pairs=undefined,
         pairs=pairs,
@@ -165,7 +195,7 @@ def _chance(run: Run) -> float:
     if not images or not run.classes:
         return math.nan
     p = 1 / len(run.classes)
-    return p + 3 * math.sqrt(p * (1 - p) / images)
+    return p + _ERRORS * math.sqrt(p * (1 - p) / images)
 
 
 def _hard(run: Run, kind: str) -> pd.DataFrame:
@@ -192,11 +222,7 @@ def _undefined_gates(run: Run) -> int | None:
 def _dead(run: Run) -> float:
     if "gate_summary" not in run.kinds:
         return math.nan
-    table = run.record("gate_summary")
-    chosen = table[
-        (table["epoch"] == run.selected_epoch)
-        & (table["metric"] == "dead_share")
-        & (table["attention"] == "effective")
-    ]
+    table = run.at_selected("gate_summary")
+    chosen = table[(table["metric"] == "dead_share") & (table["attention"] == "effective")]
     last = chosen[chosen["level"] == last_level(run)]["value"]
     return float(last.iloc[0]) if len(last) else math.nan

@@ -1,14 +1,17 @@
-"""What a paper says of a study: a paragraph on its methods, and the references."""
+"""What a paper says of a study: its methods, the definitions of its metrics, the references."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import metadata
+from math import isinf
 
-from kdx_analysis.report.numbers import listed
+from kdx_analysis.metrics import METRICS, Metric
 from kdx_analysis.report.provenance import selection
 from kdx_analysis.report.tables import model_name
 from kdx_analysis.runs import Run, RunSet
+from kdx_analysis.runs.tables.numbers import listed
 from kdx_analysis.runs.tables.table import apart, conditions
 
 _UNKNOWN = "unknown"  # in imported runs
@@ -27,50 +30,124 @@ def methods(runs: RunSet, confidences: Mapping[str, float]) -> str:
     """
     explainers = runs.filter(role="explainer")
     others = _taught(runs)
-    trained = [name for role, name in _ROLES.items() if len(runs.filter(role=role))]
-    arms = list(dict.fromkeys(run.vam for run in others if run.vam))
-    seeds = f"{len(runs.seeds)} seed{'' if len(runs.seeds) == 1 else 's'} ({listed([str(s) for s in runs.seeds])})"
-    details = [_distinct([model_name(run) for run in others if model_name(run) != _UNKNOWN])]
-    details += [f"arms: {listed(arms)}"] if arms else []
-    what = listed(trained) + (f" ({'; '.join(filter(None, details))})" if any(details) else "")
-    sentences = [
-        f"On {_distinct([_data(run) for run in runs])} we {_made(others)} {what}{_teacher(runs)}, "
-        f"under {listed(list(runs.objectives))}, with {seeds}."
-    ]
-    if len(explainers):
-        subtasks = f"{len(runs.classes)} subtasks; " if runs.classes else ""
-        experts = _distinct([_experts(run) for run in explainers])
-        sentences.append(
-            "An explainer is the student split into one binary subtask a class "
-            f"({subtasks}KDExplainer, Xue et al., "
-            f"2021){f', with {experts} experts by level' if experts else ''}."
-        )
-    sentences.append(selection(runs))
-    if probed := _distinct([_probed(run) for run in explainers]):
-        sentences.append(
-            "Conflict was measured between the gradients of the subtasks' hard losses, on "
-            f"{probed}, without "
-            "augmentation, batch normalisation in eval mode, averaged over the probed epochs."
-        )
-    if len(runs.seeds) > 1 and confidences:
-        at = [
-            f"{100 * value:.4g} % (Bonferroni over {over})" for over, value in confidences.items()
-        ]
-        sentences.append(
-            "Runs were paired by seed; effects are means of the paired differences with Student's "
-            f"t-intervals at {listed(at)}{conditions(others)}."
-        )
-    sentences.append(apart(others))
     made_with = _distinct([_software(run) for run in runs])
-    sentences.append(f"Made with {made_with}." if made_with else "")
+    sentences = [
+        _trained(runs),
+        _split(runs, explainers),
+        selection(runs),
+        _probing(explainers),
+        _compared(runs, confidences),
+        apart(others),
+        f"Made with {made_with}." if made_with else "",
+    ]
     return " ".join(filter(None, sentences))
 
 
-def given(runs: RunSet) -> str:
-    """What the runs share that conclusions are given, and what they don't share, in sentences; ''
-    if neither is known.
+def _trained(runs: RunSet) -> str:
+    others = _taught(runs)
+    models = [model_name(run) for run in others if model_name(run) != _UNKNOWN]
+    arms = list(dict.fromkeys(run.vam for run in others if run.vam))
+    details = [_distinct(models), f"arms: {listed(arms)}" if arms else ""]
+    trained = listed([name for role, name in _ROLES.items() if len(runs.filter(role=role))])
+    what = f"{trained} ({'; '.join(filter(None, details))})" if any(details) else trained
+    several = "seed" if len(runs.seeds) == 1 else "seeds"
+    seeds = f"{len(runs.seeds)} {several} ({listed(list(map(str, runs.seeds)))})"
+    return (
+        f"On {_distinct([_data(run) for run in runs])} we {_made(others)} {what}{_teacher(runs)}, "
+        f"under {listed(list(runs.objectives))}, with {seeds}."
+    )
 
-    That teachers have no teacher of their own does not count.
+
+def _split(runs: RunSet, explainers: RunSet) -> str:
+    if not len(explainers):
+        return ""
+    subtasks = f"{len(runs.classes)} subtasks; " if runs.classes else ""
+    experts = _distinct([_experts(run) for run in explainers])
+    by_level = f", with {experts} experts by level" if experts else ""
+    return (
+        "An explainer is the student split into one binary subtask a class "
+        f"({subtasks}KDExplainer, Xue et al., 2021){by_level}."
+    )
+
+
+def _probing(explainers: RunSet) -> str:
+    probed = _distinct([_probed(run) for run in explainers])
+    if not probed:
+        return ""
+    return (
+        f"Conflict was measured between the gradients of the subtasks' hard losses, on {probed}, "
+        "without augmentation, batch normalisation in eval mode, averaged over the probed epochs."
+    )
+
+
+def _compared(runs: RunSet, confidences: Mapping[str, float]) -> str:
+    if len(runs.seeds) < 2 or not confidences:
+        return ""
+    at = [f"{100 * value:.4g} % (Bonferroni over {over})" for over, value in confidences.items()]
+    return (
+        "Runs were paired by seed; effects are means of the paired differences with Student's "
+        f"t-intervals at {listed(at)}{conditions(_taught(runs))}."
+    )
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A metric as the report defines it.
+
+    Attributes:
+        name: its key.
+        title: its name in sentences.
+        formula: in signs.
+        meaning: what one unit of it means.
+        facts: its unit, range, null, better side and source, as far as it has them.
+        home: its formula's function, as ``module.function``.
+    """
+
+    name: str
+    title: str
+    formula: str
+    meaning: str
+    facts: tuple[str, ...]
+    home: str
+
+
+def definitions(runs: RunSet) -> list[Definition]:
+    """Every metric of which the runs hold a value, as it is declared."""
+    frame = runs.to_frame().dropna(subset="value")
+    measured = set(frame["metric"])
+    return [_definition(metric) for metric in METRICS.values() if metric.name in measured]
+
+
+def _definition(metric: Metric) -> Definition:
+    facts = (
+        f"unit: {metric.unit}" if metric.unit else "",
+        f"range: {_range(metric.range)}",
+        f"null: {metric.input.null}" if metric.input.null else "",
+        f"{metric.better} is better" if metric.better else "",
+        f"source: {metric.source}" if metric.source else "",
+    )
+    return Definition(
+        metric.name,
+        metric.title,
+        metric.definition,
+        metric.describes,
+        tuple(filter(None, facts)),
+        metric.home,
+    )
+
+
+def _range(ends: tuple[float, float]) -> str:
+    """``[0, 1]``; an end without limit is open."""
+    low, high = ends
+    start = "(−∞" if isinf(low) else f"[{low:g}"
+    end = "∞)" if isinf(high) else f"{high:g}]"
+    return f"{start}, {end}".replace("-", "−")
+
+
+def given(runs: RunSet) -> str:
+    """What the runs share that conclusions are given, and what they don't share, in sentences.
+
+    '' if neither is known. That teachers have no teacher of their own does not count.
     """
     others = _taught(runs)
     shared = conditions(others).removeprefix(", ").capitalize()
@@ -79,18 +156,27 @@ def given(runs: RunSet) -> str:
 
 def bibtex() -> str:
     """The paper whose method this is, and this package."""
-    return f"""@inproceedings{{xue2021kdexplainer,
-  title     = {{{{KDExplainer}}: A Task-oriented Attention Model for Explaining Knowledge Distillation}},
-  author    = {{Xue, Mengqi and Song, Jie and Wang, Xinchao and Chen, Ying and Wang, Xingen and Song, Mingli}},
-  booktitle = {{Proceedings of the Thirtieth International Joint Conference on Artificial Intelligence}},
-  year      = {{2021}},
-  note      = {{arXiv 2105.04181}}
-}}
-@software{{kdx_analysis,
-  title     = {{kdx\\_analysis: what did the student get from the teacher?}},
-  author    = {{{{The kdx\\_analysis authors}}}},
-  version   = {{{metadata.version("kdx_analysis")}}}
-}}"""
+    paper = (
+        "@inproceedings{xue2021kdexplainer,",
+        "  title     = {{KDExplainer}: A Task-oriented Attention Model for Explaining Knowledge "
+        "Distillation},",
+        "  author    = {Xue, Mengqi and Song, Jie and Wang, Xinchao and Chen, Ying and Wang, "
+        "Xingen and Song, Mingli},",
+        "  booktitle = {Proceedings of the Thirtieth International Joint Conference on Artificial "
+        "Intelligence},",
+        "  year      = {2021},",
+        "  note      = {arXiv 2105.04181}",
+        "}",
+    )
+    version = metadata.version("kdx_analysis")
+    package = (
+        "@software{kdx_analysis,",
+        r"  title     = {kdx\_analysis: what did the student get from the teacher?},",
+        r"  author    = {{The kdx\_analysis authors}},",
+        f"  version   = {{{version}}}",
+        "}",
+    )
+    return "\n".join([*paper, *package])
 
 
 def _taught(runs: RunSet) -> RunSet:
@@ -106,13 +192,15 @@ def _made(runs: RunSet) -> str:
     imported = [run for run in runs if "source" in run.info]
     if not imported:
         return "trained"
-    own = "runs of our own and " if len(imported) < len(runs) else ""
-    return f"compared {own}runs imported from {_distinct([run.info['source']['name'] for run in imported])}:"
+    trained = "runs of our own and " if len(imported) < len(runs) else ""
+    sources = _distinct([run.info["source"]["name"] for run in imported])
+    return f"compared {trained}runs imported from {sources}:"
 
 
 def _teacher(runs: RunSet) -> str:
-    """Who taught the runs, as far as it is known: runs made here all had a teacher, if maybe none
-    among ``runs``.
+    """Who taught the runs, as far as it is known.
+
+    Runs made here all had a teacher, if maybe none among ``runs``.
     """
     imported = {"source" in run.info for run in runs}
     if len(imported) > 1:

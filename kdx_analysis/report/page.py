@@ -10,42 +10,73 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from PIL import Image
 
 from kdx_analysis import plots
 from kdx_analysis.errors import AbsentError, KdxError
 from kdx_analysis.io import staged_file, write_text
 from kdx_analysis.metrics import METRICS
-from kdx_analysis.report import arm_findings as arms
-from kdx_analysis.report import formats, health, numbers, provenance, tables, trees
-from kdx_analysis.report import methods as cite
-from kdx_analysis.report.answers import Answer
-from kdx_analysis.report.claims import Claim, claims
+from kdx_analysis.registry import home
+from kdx_analysis.report import formats, methods, provenance
+from kdx_analysis.report.answers import Answer, Claim, by_chance, claims
+from kdx_analysis.report.arm_answers import ArmAnswer, arm_answer
+from kdx_analysis.report.arm_findings import MARGIN, ArmFinding, first_arm
 from kdx_analysis.report.findings import LOWERS, RAISES, Decision, Finding
+from kdx_analysis.report.formulas import formulas, named
+from kdx_analysis.report.health import health, summary
+from kdx_analysis.report.tables import (
+    accuracy,
+    answers,
+    headline_tables,
+    teacher_accuracy,
+    tested_images,
+)
+from kdx_analysis.report.trees import newicks, trees_sentence
 from kdx_analysis.runs import RunSet, ladders
+from kdx_analysis.runs.tables.numbers import (
+    estimate,
+    latex_escaped,
+    listed,
+    number,
+    percent,
+    tied,
+)
 
 PAGE, FIGURES, ANSWER, ARMS, TREES = "report.html", "figures", "answer.csv", "arms.csv", "trees.csv"
 EMBEDDED = 3_000_000  # bytes of figures in a page, as long as their PNGs allow
+# Figures are saved with 150 dots an inch. At 134 CSS pixels an inch their letters of 7 points,
+# small enough for print, are 13 pixels high on a screen.
+_DOTS, _PIXELS = 150, 134
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A figure as the report shows it; ``files`` are its contents by file name (PNG, SVG, CSV)."""
+class Picture:
+    """A figure as the report shows it.
+
+    Attributes:
+        name, title, caption: of the figure.
+        formula: the function that makes its data, as ``module.function``.
+        files: contents by file name (PNG, SVG, CSV).
+    """
 
     name: str
     title: str
     caption: str
+    formula: str
     files: dict[str, bytes]
 
     def source(self, suffix: str) -> str:
         """The PNG or SVG as a data address, so that the page needs no other file."""
         kind = {"png": "png", "svg": "svg+xml"}[suffix]
-        return f"data:image/{kind};base64,{base64.b64encode(self.files[f'{self.name}.{suffix}']).decode()}"
+        content = base64.b64encode(self.files[f"{self.name}.{suffix}"]).decode()
+        return f"data:image/{kind};base64,{content}"
 
     def size(self, suffix: str) -> int:
         """Bytes of the data address, nearly."""
@@ -53,17 +84,14 @@ class Drawn:
 
     @property
     def width(self) -> int:
-        """Width in CSS pixels; letters of 7 points, small enough for print, are 13 pixels high.
-
-        A PNG's width in pixels is its bytes 16–20, and it has 150 dots an inch.
-        """
-        return round(int.from_bytes(self.files[f"{self.name}.png"][16:20], "big") / 150 * 134)
+        """Width in CSS pixels."""
+        with Image.open(BytesIO(self.files[f"{self.name}.png"])) as image:
+            return round(image.width / _DOTS * _PIXELS)
 
 
 @dataclass(frozen=True)
 class Report:
-    """The report on runs of one study: the answer, its tables and figures, and where they come
-    from.
+    """The report on runs of one study: the answer, tables and figures, and where they come from.
 
     Shows itself in a notebook; :meth:`save` writes it as a page, as Markdown or as PDF, with its
     figures and tables beside it. Raises KdxError if there is none but a teacher among the runs.
@@ -81,18 +109,18 @@ class Report:
     @cached_property
     def answers(self) -> list[Answer]:
         """One per KD objective that explainers were trained under."""
-        return tables.answers(self.runs)
+        return answers(self.runs)
 
     @cached_property
-    def arms(self) -> arms.ArmAnswer | None:
+    def arms(self) -> ArmAnswer | None:
         """The answer on VAM; None where the runs are of no two arms."""
         try:
-            return arms.arm_answer(self.runs)
+            return arm_answer(self.runs)
         except AbsentError:
             return None
 
     @cached_property
-    def _figures(self) -> tuple[list[Drawn], list[tuple[str, str]]]:
+    def _figures(self) -> tuple[list[Picture], list[tuple[str, str]]]:
         """The figures, and title and reason of those that these runs can't give."""
         drawn, left_out = [], []
         for figure in plots.FIGURES.values():
@@ -108,16 +136,15 @@ class Report:
                 written = plots.save(drawing, Path(folder) / figure.name)
                 files = {path.name: path.read_bytes() for path in written}
             files[f"{figure.name}.csv"] = data.to_csv(index=False).encode()
-            drawn.append(Drawn(figure.name, figure.title, figure.caption, files))
+            formula = home(figure.table)
+            drawn.append(Picture(figure.name, figure.title, figure.caption, formula, files))
         return drawn, left_out
 
     @cached_property
     def _trees(self) -> tuple[list[str], pd.DataFrame | None]:
-        """What the trees support, and the trees; nothing where the runs hold no gates to take them
-        from.
-        """
+        """What the trees support, and the trees; nothing where the runs hold no gates."""
         try:
-            return trees.trees_sentence(self.runs), trees.newicks(self.runs)
+            return trees_sentence(self.runs), newicks(self.runs)
         except KdxError:  # the tree's figure is left out for the same reason, and says so
             return [], None
 
@@ -125,8 +152,7 @@ class Report:
         return self._render("fragment.html.j2", files_at=None)
 
     def save(self, out: str | Path) -> Path:
-        """Write the report as its file's suffix says, ``.html``, ``.md`` or ``.pdf``, and return
-        the file's path.
+        """Write the report as the suffix says, ``.html``, ``.md`` or ``.pdf``; returns the path.
 
         A path without suffix is a directory, for ``report.html`` in it. Raises KdxError for another
         suffix.
@@ -140,8 +166,7 @@ class Report:
         return _SAVERS[path.suffix](self, path)
 
     def save_html(self, out: str | Path) -> Path:
-        """Write the page, and ``answer.csv``, ``trees.csv`` and ``figures/`` beside it; the page
-        comes last.
+        """Write the page, last, and ``answer.csv``, ``trees.csv`` and ``figures/`` beside it.
 
         Args:
             out: a directory, for ``report.html`` in it, or the page's own path, ending in
@@ -157,7 +182,7 @@ class Report:
         return path
 
     def save_markdown(self, out: str | Path) -> Path:
-        """Write the report as Markdown, its figures and tables as files beside it; returns ``out``."""
+        """Write the report as Markdown, figures and tables as files beside it; returns ``out``."""
         path = Path(out)
         text = formats.markdown(self._render("fragment.html.j2", files_at=FIGURES, embed=False))
         self._save_beside(path)
@@ -190,15 +215,17 @@ class Report:
 
     def _confidences(self) -> dict[str, float]:
         """What the intervals of paired differences are corrected over, and their confidence."""
-        found = {}
+        confidences = {}
         if self.answers:
             findings = self.answers[0].findings
             together = findings[0].confidence if findings else self.answers[0].confidence
-            found["all metrics and contrasts, for claims"] = together
-            found["the metrics asked about, for one contrast alone"] = self.answers[0].confidence
+            confidences["all metrics and contrasts, for claims"] = together
+            confidences["the metrics asked about, for one contrast alone"] = self.answers[
+                0
+            ].confidence
         if self.arms is not None:
-            found["all differences between arms of VAM"] = self.arms.confidence
-        return found
+            confidences["all differences between arms of VAM"] = self.arms.confidence
+        return confidences
 
     def _answer_csv(self) -> str:
         texts = [
@@ -208,63 +235,77 @@ class Report:
         return "".join(texts)
 
     def _render(self, template: str, *, files_at: str | None, embed: bool = True) -> str:
-        """``files_at``: where the files beside the page are linked to; ``embed``: whether it holds
-        its figures.
+        """The page or the fragment.
+
+        Args:
+            template: its file.
+            files_at: where the files beside the page are linked to.
+            embed: whether it holds its figures.
         """
         drawn, left_out = self._figures
         titles = {figure.name: re.split("[:,]", figure.title)[0] for figure in drawn}
-        trainings = health.health(self.runs)
+        linked = {name: f"{FIGURES}/{name}.svg" for name in titles}
         script = _resource("report.js")
-        told = zip(self.answers, ladders(self.runs), strict=True)
         return (
             _environment()
             .get_template(template)
             .render(
-                answers=[
-                    {
-                        "said": answer,
-                        "grid": _grid(answer),
-                        "claims": claims(answer, labels, titles),
-                    }
-                    for answer, labels in told
-                ],
-                by_chance=_by_chance,
+                answers=self._answered(titles),
                 answer_file=ANSWER,
                 arms=self.arms,
                 arms_file=ARMS,
-                margin=100 * arms.MARGIN,
-                accuracy=tables.accuracy(arms.first_arm(self.runs))
-                if self.answers or not self.arms
-                else [],
-                teachers=tables.teacher_accuracy(self.runs),
-                tested_images=tables.tested_images(self.runs),
-                headlines=tables.headline_tables(self.runs),
+                margin=100 * MARGIN,
+                **self._tables(),
                 figures=drawn,
                 titles=titles,
-                sources=_embedded(drawn)
-                if embed
-                else {name: f"{FIGURES}/{name}.svg" for name in titles},
+                sources=_embedded(drawn) if embed else linked,
                 trees=self._trees[0],
                 trees_file=TREES,
                 left_out=left_out,
                 files_at=files_at,
-                trainings=trainings,
-                health_summary=health.summary(trainings),
-                provenance=provenance.provenance(self.runs),
-                differing=provenance.differing(self.runs),
-                given=cite.given(self.runs),
-                selection=provenance.selection(self.runs),
-                methods=cite.methods(self.runs, self._confidences()),
-                bibtex=cite.bibtex(),
-                study=", ".join(dict.fromkeys(str(run.info["study"]) for run in self.runs)),
-                objectives=self.runs.objectives,
-                seeds=self.runs.seeds,
-                classes=self.runs.classes,
+                **self._sources(),
+                formulas=formulas(),
                 style=Markup(_resource("style.css")),
                 script=Markup(script),
                 script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
             )
         )
+
+    def _answered(self, titles: dict[str, str]) -> list[dict[str, Any]]:
+        """What is shown of every answer."""
+        labels = ladders(self.runs) if self.answers else []
+        return [
+            {"said": answer, "grid": _grid(answer), "claims": claims(answer, rungs, titles)}
+            for answer, rungs in zip(self.answers, labels, strict=True)
+        ]
+
+    def _tables(self) -> dict[str, Any]:
+        trainings = health(self.runs)
+        shown = bool(self.answers) or self.arms is None
+        return {
+            "accuracy": accuracy(first_arm(self.runs)) if shown else [],
+            "teachers": teacher_accuracy(self.runs),
+            "tested_images": tested_images(self.runs),
+            "headlines": headline_tables(self.runs),
+            "trainings": trainings,
+            "health_summary": summary(trainings),
+        }
+
+    def _sources(self) -> dict[str, Any]:
+        """What the runs are, and how they were made and compared."""
+        return {
+            "study": ", ".join(dict.fromkeys(str(run.info["study"]) for run in self.runs)),
+            "objectives": self.runs.objectives,
+            "seeds": self.runs.seeds,
+            "classes": self.runs.classes,
+            "provenance": provenance.provenance(self.runs),
+            "differing": provenance.differing(self.runs),
+            "given": methods.given(self.runs),
+            "selection": provenance.selection(self.runs),
+            "methods": methods.methods(self.runs, self._confidences()),
+            "definitions": methods.definitions(self.runs),
+            "bibtex": methods.bibtex(),
+        }
 
 
 _SAVERS: dict[str, Callable[[Report, Path], Path]] = {
@@ -275,11 +316,11 @@ _SAVERS: dict[str, Callable[[Report, Path], Path]] = {
 }
 
 
-def _embedded(figures: Sequence[Drawn]) -> dict[str, str]:
-    """The data address of every figure: the SVG, which stays sharp when enlarged, as far as
-    EMBEDDED allows.
+def _embedded(figures: Sequence[Picture]) -> dict[str, str]:
+    """The data address of every figure: the SVG as far as EMBEDDED allows, else the PNG.
 
-    The smallest SVGs go first; the figures that are left over show their PNG.
+    An SVG stays sharp when it is enlarged. The smallest SVGs go first; the figures that are left
+    over show their PNG.
     """
     chosen = {figure.name: "png" for figure in figures}
     total = sum(figure.size("png") for figure in figures)
@@ -300,24 +341,13 @@ def _grid(answer: Answer) -> dict[str, Any]:
     contrasts = list(dict.fromkeys(finding.contrast for finding in answer.findings))
     metrics = dict.fromkeys(finding.metric for finding in answer.findings)
     cells = {(finding.metric, finding.contrast): finding for finding in answer.findings}
-    rows = [
-        (METRICS[metric], [cells[metric, contrast] for contrast in contrasts]) for metric in metrics
-    ]
+    rows = []
+    for metric in metrics:
+        rows.append((METRICS[metric], [cells[metric, contrast] for contrast in contrasts]))
     return {"contrasts": contrasts, "rows": rows}
 
 
-def _by_chance(answer: Answer) -> str:
-    """What chance alone would decide, beside what is exploratory."""
-    if not answer.compared:
-        return ""
-    return (
-        f"Of {answer.compared} comparisons at {100 * answer.confidence:.4g} % each, "
-        f"{numbers.number(answer.by_chance, 2)} would come out decided on average if nothing "
-        "differed."
-    )
-
-
-def _decided(finding: Finding | Decision | Claim | arms.ArmFinding) -> bool:
+def _decided(finding: Finding | Decision | Claim | ArmFinding) -> bool:
     return finding.verdict in (LOWERS, RAISES)
 
 
@@ -330,12 +360,13 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "number": numbers.number,
-        "estimate": numbers.estimate,
-        "percent": numbers.percent,
-        "latex": numbers.latex,
-        "tied": numbers.tied,
-        "listed": lambda items: numbers.listed([str(item) for item in items]),
+        "number": number,
+        "estimate": estimate,
+        "percent": percent,
+        "latex": latex_escaped,
+        "tied": tied,
+        "listed": lambda items: listed(list(map(str, items))),
     }
+    environment.globals |= {"by_chance": by_chance, "named": named}
     environment.tests["decided"] = _decided
     return environment

@@ -1,6 +1,4 @@
-"""Where the figures come from: study, data, teacher, versions, hardware, and what differs between
-runs.
-"""
+"""Where the figures come from: study, data, versions, and what differs between runs."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ Read = Callable[[Run], Any]
 
 
 def provenance(runs: RunSet) -> list[tuple[str, list[str]]]:
-    """Name and distinct values of every fact; more than one value means that the runs differ in it."""
+    """Name and distinct values of every fact; the runs differ in those of several values."""
     teacher = runs.filter(role="teacher")
     others = RunSet.of(run for run in runs if run.role != "teacher")
     explainers, trees = runs.filter(role="explainer"), runs.filter(role="tree")
@@ -53,8 +51,9 @@ def provenance(runs: RunSet) -> list[tuple[str, list[str]]]:
 
 
 def differing(runs: RunSet) -> list[tuple[str, str, list[str]]]:
-    """Role, configuration key and its values with the number of runs, for keys in which runs of a
-    role differ.
+    """Role, configuration key, and its values with the number of runs.
+
+    Of the keys in which runs of a role differ.
     """
     rows = []
     for role in ROLES:
@@ -66,7 +65,7 @@ def differing(runs: RunSet) -> list[tuple[str, str, list[str]]]:
 
 def selection(runs: RunSet) -> str:
     """By which rule epochs were chosen, in a sentence."""
-    rules = {run.info["selection"]["rule"] for run in runs if run.role != "teacher"}
+    rules = {run.selection_rule for run in runs if run.role != "teacher"}
     rule = {
         "last": "the last epoch",
         "best": "the epoch that is best on validation",
@@ -130,36 +129,35 @@ def _vam(run: Run) -> str | None:
         if section["channels"] is None
         else f"{section['channels']} channels a block"
     )
-    gamma, tau = (
-        {key: of[key] for key in ("start", "end") if key == "start" or of["schedule"] != "constant"}
-        for of in (section["gamma"], section["temperature"])
-    )
-    facts = [
-        f"{name} {' to '.join(f'{value:g}' for value in of.values())}"
-        for name, of in (("γ", gamma), ("τ", tau))
-    ]
-    return f"{arm}{', '.join([size, *facts, section['scale']])}"
+    facts = [size, _scheduled("γ", section["gamma"]), _scheduled("τ", section["temperature"])]
+    return f"{arm}{', '.join([*facts, section['scale']])}"
+
+
+def _scheduled(name: str, schedule: Mapping[str, Any]) -> str:
+    """``τ 1 to 0.1``, or where it stays ``τ 1``."""
+    ends = ("start",) if schedule["schedule"] == "constant" else ("start", "end")
+    return f"{name} {' to '.join(f'{schedule[end]:g}' for end in ends)}"
 
 
 def _phase2(run: Run) -> str | None:
     if (section := run.info["config"].get("phase2")) is None:
         return None
-    return f"gates hardened by {section['by']}, weights {section['weights']}, {section['training']['epochs']} epochs"
+    epochs = section["training"]["epochs"]
+    return f"gates hardened by {section['by']}, weights {section['weights']}, {epochs} epochs"
 
 
 def _pruned(run: Run) -> str | None:
     if run.info["grown_from"] is None:
         return None
     before, after = (
-        ", ".join(map(str, of["experts"])) for of in (run.info["grown_from"], run.info)
+        ", ".join(map(str, info["experts"])) for info in (run.info["grown_from"], run.info)
     )
     return f"{before} → {after}"
 
 
 def _selection(run: Run) -> str:
-    selection = run.info["selection"]
     rules = {"last": "the last epoch", "unknown": "by a rule that is not known"}
-    rule = rules.get(selection["rule"], f"the best epoch on {selection['split']}")
+    rule = rules.get(run.selection_rule, f"the best epoch on {run.selection_split}")
     return f"{rule}{_unselected([run])}"
 
 
@@ -188,4 +186,5 @@ def _hardware(run: Run) -> str | None:
     if not hardware:
         return None
     gpus = ", ".join(hardware.get("gpus") or ["no GPU"])
-    return f"{hardware['processor']}, {hardware['cores']} cores, {hardware['memory'] / 2**30:.0f} GiB, {gpus}"
+    memory = f"{hardware['memory'] / 2**30:.0f} GiB"
+    return f"{hardware['processor']}, {hardware['cores']} cores, {memory}, {gpus}"

@@ -1,4 +1,4 @@
-"""What the report reads off the runs: the answers, and the tables of accuracy and headline figures."""
+"""What the report reads off the runs: the answers, and tables of accuracy and headlines."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import pandas as pd
 
 from kdx_analysis.metrics import METRICS, Metric
 from kdx_analysis.report.answers import Answer, answer
-from kdx_analysis.report.numbers import number
 from kdx_analysis.runs import Interval, Run, RunSet, ladders, t_interval
 from kdx_analysis.runs.statistics.paired import coverage, side_by_side
+from kdx_analysis.runs.tables.numbers import number
+
+_ATTENTION = {"effective": "effective attention", "alpha": "α as it stands"}
 
 
 def answers(runs: RunSet) -> list[Answer]:
@@ -20,28 +22,30 @@ def answers(runs: RunSet) -> list[Answer]:
         return []
     tables = {metric.name: runs.by_epoch(metric.name) for metric in METRICS.values()}
     with_null = [metric for metric in METRICS.values() if metric.has_null]
-    nulls = {metric.name: runs.by_epoch(metric.name, of="null") for metric in with_null}
-    found = []
+    nulls = {metric.name: runs.by_epoch(metric.name, column="null") for metric in with_null}
+    answered = []
     for labels in ladders(runs):
         rungs = {label: rung for rung, label in labels.items()}
-        found.append(answer(_by_rung(tables, rungs), labels, _by_rung(nulls, rungs)))
-    return found
+        answered.append(answer(_by_rung(tables, rungs), labels, _by_rung(nulls, rungs)))
+    return answered
 
 
 def _by_rung(
     tables: Mapping[str, pd.DataFrame], rungs: Mapping[str, str]
 ) -> dict[str, pd.DataFrame]:
     """The columns of objectives that have a rung, under its name."""
-    return {
-        name: table[[label for label in table if label in rungs]].rename(columns=rungs)
-        for name, table in tables.items()
-    }
+    renamed = {}
+    for name, table in tables.items():
+        labels = [label for label in table if label in rungs]
+        renamed[name] = table[labels].rename(columns=rungs)
+    return renamed
 
 
 @dataclass(frozen=True)
 class Scores:
-    """One row of the accuracy table: means over seeds, as shares; None where the role was not
-    trained.
+    """One row of the accuracy table: means over seeds, as shares.
+
+    None where the role was not trained.
     """
 
     name: str
@@ -54,9 +58,7 @@ class Scores:
 
 
 def accuracy(runs: RunSet) -> list[Scores]:
-    """Test accuracy and agreement with the teacher by objective: undivided student, explainer,
-    tree.
-    """
+    """Test accuracy and agreement with the teacher: undivided student, explainer, tree."""
     columns = {
         (metric, role): runs.values(metric, role=role)
         for metric in ("accuracy", "agreement")
@@ -65,8 +67,9 @@ def accuracy(runs: RunSet) -> list[Scores]:
 
     def interval(metric: str, role: str, objective: str) -> Interval | None:
         table = columns[metric, role]
-        held = objective in table.columns and table[objective].notna().any()
-        return t_interval(table[objective].to_numpy()) if held else None
+        if objective not in table.columns or table[objective].isna().all():
+            return None
+        return t_interval(table[objective].to_numpy())
 
     return [
         Scores(
@@ -84,13 +87,12 @@ def accuracy(runs: RunSet) -> list[Scores]:
 
 def teacher_accuracy(runs: RunSet) -> list[tuple[str, float]]:
     """Name and test accuracy of each teacher among the runs."""
-    found = []
+    teachers = []
     for run in runs.filter(role="teacher"):
-        table = run.record("metrics")
-        at_end = table[table["epoch"] == run.selected_epoch]
-        right = at_end[(at_end["split"] == "test") & (at_end["metric"] == "accuracy")]
-        found += [(model_name(run), float(value)) for value in right["value"].tail(1)]
-    return found
+        table = run.at_selected("metrics")
+        right = table[(table["split"] == "test") & (table["metric"] == "accuracy")]
+        teachers += [(model_name(run), float(value)) for value in right["value"].tail(1)]
+    return teachers
 
 
 def model_name(run: Run) -> str:
@@ -107,11 +109,10 @@ def tested_images(runs: RunSet) -> list[str]:
 
 @dataclass(frozen=True)
 class Headline:
-    """One metric under one objective: mean over seeds and mean null, by split; ``n`` a dash where
-    it is unknown.
+    """One metric under one objective: mean over seeds and mean null, by split.
 
-    Means are over the epochs at which all objectives are defined; ``over`` says how many of how
-    many, by split.
+    ``n`` is a dash where it is unknown. Means are over the epochs at which all objectives are
+    defined; ``over`` says how many of how many, by split.
     """
 
     objective: str
@@ -123,30 +124,39 @@ class Headline:
 
 @dataclass(frozen=True)
 class HeadlineTable:
-    """One headline metric of the explainers, under one kind of attention, objective by objective."""
+    """One headline metric under one kind of attention, objective by objective."""
 
     metric: Metric
     attention: str
     rows: tuple[Headline, ...]
 
+    @property
+    def seen_through(self) -> str:
+        """Which attention it is of, in words; '' where it is not of gates."""
+        return _ATTENTION.get(self.attention, self.attention)
+
+    @property
+    def counted(self) -> str:
+        """What n is the number of, as ``200 probe images``."""
+        return f"{self.rows[0].n} {self.metric.input.counts}"
+
 
 def headline_tables(runs: RunSet) -> list[HeadlineTable]:
-    """Every headline metric that has splits or nulls to show, in the order of METRICS.
+    """Every headline metric that has a null to show, in the order of METRICS.
 
     Of the explainers, or of all but teachers where there is none, as among models trained
     elsewhere.
     """
     explainers = runs.filter(role="explainer")
     role = "explainer" if len(explainers) else "student"
-    shown = (
-        explainers if len(explainers) else RunSet.of(run for run in runs if run.role != "teacher")
-    )
-    frame = shown.to_frame()
-    frame = frame[~frame["metric"].isin(["accuracy", "agreement"])].dropna(subset="value")
-    found = []
+    others = RunSet.of(run for run in runs if run.role != "teacher")
+    shown = explainers if len(explainers) else others
+    frame = shown.to_frame().dropna(subset="value")
+    tables = []
     for metric in METRICS.values():
         of_metric = frame[frame["metric"] == metric.name]
-        for attention in sorted(of_metric["attention"].unique(), reverse=True):
+        kinds = sorted(of_metric["attention"].unique(), reverse=True) if metric.has_null else []
+        for attention in kinds:
             chosen = of_metric[of_metric["attention"] == attention]
             splits = dict.fromkeys(map(str, chosen["split"]))
             sides = {split: _side(shown, metric.name, role, split, attention) for split in splits}
@@ -155,13 +165,13 @@ def headline_tables(runs: RunSet) -> list[HeadlineTable]:
                 for objective in runs.objectives
                 if (chosen["objective"] == objective).any()
             ]
-            found.append(HeadlineTable(metric, attention, tuple(rows)))
-    return found
+            tables.append(HeadlineTable(metric, attention, tuple(rows)))
+    return tables
 
 
 @dataclass(frozen=True)
 class _Side:
-    """One metric on one split: seeds by objectives, its null, and the epochs behind each objective."""
+    """One metric on one split: seeds by objectives, its null, and the epochs of each objective."""
 
     values: pd.DataFrame
     nulls: pd.DataFrame
@@ -170,22 +180,23 @@ class _Side:
 
 def _side(runs: RunSet, metric: str, role: str, split: str, attention: str) -> _Side:
     by_epoch = runs.by_epoch(metric, role=role, split=split, attention=attention)
-    over = {str(o): str(coverage(by_epoch, [o], side_by_side(by_epoch))) for o in by_epoch.columns}
+    together = side_by_side(by_epoch)
+    over = {str(o): str(coverage(by_epoch, [o], together)) for o in by_epoch.columns}
     values = runs.values(metric, role=role, split=split, attention=attention)
-    nulls = runs.values(metric, role=role, split=split, attention=attention, of="null")
+    nulls = runs.values(metric, role=role, split=split, attention=attention, column="null")
     return _Side(values, nulls, over)
 
 
 def _headline(objective: str, rows: pd.DataFrame, sides: Mapping[str, _Side]) -> Headline:
-    held = {
+    defined = {
         split: side
         for split, side in sides.items()
         if objective in side.values.columns and side.values[objective].notna().any()
     }
     return Headline(
         objective,
-        {split: t_interval(side.values[objective].to_numpy()) for split, side in held.items()},
-        {split: float(side.nulls[objective].mean()) for split, side in held.items()},
-        {split: side.over[objective] for split, side in held.items()},
+        {split: t_interval(side.values[objective].to_numpy()) for split, side in defined.items()},
+        {split: float(side.nulls[objective].mean()) for split, side in defined.items()},
+        {split: side.over[objective] for split, side in defined.items()},
         number(rows["n"].iloc[0], 0),
     )

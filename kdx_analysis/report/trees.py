@@ -6,12 +6,18 @@ import numpy as np
 import pandas as pd
 
 from kdx_analysis import null
-from kdx_analysis.plots.figure import explainers
-from kdx_analysis.report.numbers import listed, number
-from kdx_analysis.runs import RunSet, TreePairs, deal_objectives, tree_pairs
-from kdx_analysis.runs.trees import CORRELATION, DISTANCE, NEITHER, OBJECTIVE, SEED
+from kdx_analysis.runs import RunSet, TreePairs, explainers, tree_pairs
+from kdx_analysis.runs.tables.numbers import listed, number
+from kdx_analysis.runs.trees import (
+    CORRELATION,
+    DISTANCE,
+    NEITHER,
+    OBJECTIVE,
+    SEED,
+    Dealt,
+    objective_mark,
+)
 
-_RARE = 0.05
 _GROUPS = {
     OBJECTIVE: "trees of one objective under two seeds",
     SEED: "trees of two objectives under one seed",
@@ -20,8 +26,9 @@ _GROUPS = {
 
 
 def newicks(runs: RunSet) -> pd.DataFrame:
-    """The trees of all explainers: run, objective, seed, epoch, newick. Raises KdxError if one has
-    no gates.
+    """The trees of all explainers: run, objective, seed, epoch, newick.
+
+    Raises KdxError if one has no gates.
     """
     rows = [
         (run.id, run.objective, run.seed, run.selected_epoch, run.tree.to_newick())
@@ -31,80 +38,79 @@ def newicks(runs: RunSet) -> pd.DataFrame:
 
 
 def trees_sentence(runs: RunSet) -> list[str]:
-    """How alike the explainers' trees are, beside random leaf order, and what follows for the
-    objective.
+    """How alike the explainers' trees are, and what follows for the objective.
 
-    The verdict rests on the cophenetic correlation, which counts likeness by degrees; shared clades
-    are all or nothing. The tree is called a property of the objective where trees of one objective
-    under two seeds are more alike than 19 of 20 random leaf orders, and than under 19 of 20
-    dealings of the objectives to the runs of each seed. Raises KdxError if an explainer has no
+    The verdict of :func:`objective_mark` rests on the cophenetic correlation, which counts likeness
+    by degrees; shared clades are all or nothing. Raises KdxError if an explainer has no
     gates.
     """
     pairs = tree_pairs(explainers(runs))
-    return [*filter(None, [_clades(pairs), _correlations(pairs)]), _verdict(pairs, runs)]
+    return [*filter(None, [_clades(pairs), _correlations(pairs)]), _verdict(pairs)]
 
 
 def _clades(pairs: TreePairs) -> str:
-    held = {group: pairs.of(DISTANCE, group) for group in _GROUPS}
-    parts = [
-        f"{_GROUPS[group]} share {number(100 * (1 - values.mean()), 0)} % of their clades "
-        f"(Robinson–Foulds distance {number(values.mean(), 2)}, n = {_counted(values)}; "
-        f"random leaf order {number(100 * (1 - draws.mean()), 0)} %)"
-        for group, (values, draws) in held.items()
-        if len(values)
-    ]
+    parts = []
+    for group, title in _GROUPS.items():
+        values, draws = pairs.of(DISTANCE, group)
+        if len(values):
+            parts.append(
+                f"{title} share {number(100 * (1 - values.mean()), 0)} % of their clades "
+                f"(Robinson–Foulds distance {number(values.mean(), 2)}, n = {_counted(values)}; "
+                f"random leaf order {number(100 * (1 - draws.mean()), 0)} %)"
+            )
     return f"{_sentence(parts)} A clade is the group of subtasks under an expert." if parts else ""
 
 
 def _correlations(pairs: TreePairs) -> str:
-    held = {group: pairs.of(CORRELATION, group) for group in _GROUPS}
-    parts = [
-        f"for {_GROUPS[group]} {number(values.mean(), 2)} (n = {_counted(values)}; random leaf "
-        f"order {_range(draws)})"
-        for group, (values, draws) in held.items()
-        if len(values)
-    ]
+    parts = []
+    for group, title in _GROUPS.items():
+        values, draws = pairs.of(CORRELATION, group)
+        if len(values):
+            parts.append(
+                f"for {title} {number(values.mean(), 2)} (n = {_counted(values)}; random leaf "
+                f"order {_range(draws)})"
+            )
+    if not parts:
+        return ""
     return (
         f"Of the levels at which subtasks part, the mean cophenetic correlation is {listed(parts)}."
-        if parts
-        else ""
     )
 
 
-def _verdict(pairs: TreePairs, runs: RunSet) -> str:
-    found = explainers(runs)
-    values, draws = pairs.of(CORRELATION, OBJECTIVE)
-    if not (pairs.table["shared"] == OBJECTIVE).any():
-        return "Undecidable: whether the tree is a property of the objective, as no objective was run with two seeds."
-    if not len(values):
+def _verdict(pairs: TreePairs) -> str:
+    mark, dealt = objective_mark(pairs)
+    beyond = "rees of one objective are more alike over seeds than random leaf order makes them"
+    sentences = {
+        "one seed": "Undecidable: whether the tree is a property of the objective, as no objective "
+        "was run with two seeds.",
+        "no levels": "Undecidable: whether the tree is a property of the objective, as no two "
+        "trees of one objective both part their subtasks on more than one level.",
+        "like chance": "The tree is not shown to be a property of the objective: under another "
+        "seed the same objective gives a tree that is not clearly more alike than random leaf "
+        "order makes it.",
+        "one objective": f"T{beyond}; with one objective nothing tells whether that is due to the "
+        "objective or to the data.",
+    }
+    return sentences[mark] if dealt is None else _by_dealing(mark, dealt, f"t{beyond}")
+
+
+def _by_dealing(mark: str, dealt: Dealt, beyond: str) -> str:
+    if mark == "few dealings":
         return (
-            "Undecidable: whether the tree is a property of the objective, as no two trees of one "
-            "objective both part their subtasks on more than one level."
-        )
-    if null.p_value(values.mean(), draws, "greater") > _RARE:
-        return (
-            "The tree is not shown to be a property of the objective: under another seed the same "
-            "objective gives a tree that is not clearly more alike than random leaf order makes it."
-        )
-    beyond = "Trees of one objective are more alike over seeds than random leaf order makes them"
-    if len(found.objectives) < 2:
-        return f"{beyond}; with one objective nothing tells whether that is due to the objective or to the data."
-    dealt = deal_objectives(pairs.table)
-    if dealt.exact and 1 / dealt.dealings > _RARE:
-        return (
-            f"Undecided: {beyond[0].lower()}{beyond[1:]}, but there are only {dealt.dealings} ways "
-            "to deal the "
+            f"Undecided: {beyond}, but there are only {dealt.dealings} ways to deal the "
             "objectives to the runs of each seed, too few to tell the objective's part from the "
             "data's."
         )
-    rarely = f"{dealt.alike} of {dealt.dealings} ways to deal the objectives to the runs of each seed make them as alike"
-    if dealt.alike / dealt.dealings > _RARE:
+    rarely = (
+        f"{dealt.alike} of {dealt.dealings} ways to deal the objectives to the runs of each seed "
+        "make them as alike"
+    )
+    if mark == "like others":
         return (
-            "The tree is not shown to be a property of the objective: "
-            f"{beyond[0].lower()}{beyond[1:]}, but hardly more than trees of different objectives "
-            f"({rarely})."
+            f"The tree is not shown to be a property of the objective: {beyond}, but hardly more "
+            f"than trees of different objectives ({rarely})."
         )
-    return f"The tree is in part a property of the objective: {beyond[0].lower()}{beyond[1:]}, and {rarely}."
+    return f"The tree is in part a property of the objective: {beyond}, and {rarely}."
 
 
 def _sentence(parts: list[str]) -> str:
@@ -117,9 +123,7 @@ def _counted(values: np.ndarray) -> str:
 
 
 def _range(draws: np.ndarray) -> str:
-    """The mean of a group under random leaf order, and the range that holds one more draw with 95
-    %.
-    """
+    """The mean of a group under random leaf order, and what holds one more draw with 95 %."""
     beside = null.beside_one(draws)
     low, high = (number(beside[end], 2) for end in ("null_low", "null_high"))
     return f"{number(beside['null_mean'], 2)}, 95 % of draws {low} to {high}"

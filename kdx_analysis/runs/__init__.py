@@ -1,8 +1,13 @@
 """Runs on disk, many of them as one frame, and statistics over paired seeds."""
 
-from kdx_analysis.runs.aggregates import Aggregate, interquartile_mean, probability_of_improvement
-from kdx_analysis.runs.arms import ArmContrast, arm_contrasts, arms
-from kdx_analysis.runs.ladders import ladders
+from kdx_analysis.runs.comparable import (
+    ArmContrast,
+    arm_contrasts,
+    arms,
+    comparable_explainers,
+    explainers,
+    ladders,
+)
 from kdx_analysis.runs.run import ROLES, Run, environment, run_id, write_run
 from kdx_analysis.runs.runset import RunSet
 from kdx_analysis.runs.statistics.intervals import (
@@ -13,30 +18,19 @@ from kdx_analysis.runs.statistics.intervals import (
     t_interval,
 )
 from kdx_analysis.runs.statistics.paired import Effect, effects
-from kdx_analysis.runs.statistics.pvalues import (
-    LEAST_SEEDS,
-    PValue,
-    holm,
-    paired_t_test,
-    permutation_test,
-    sign_flip_test,
-)
+from kdx_analysis.runs.statistics.pvalues import LEAST_SEEDS, holm, paired_t_test
 from kdx_analysis.runs.tables.comparison import Comparison
 from kdx_analysis.runs.tables.table import Table
 from kdx_analysis.runs.trees import Dealt, TreePairs, deal_objectives, tree_pairs
 
 __all__ = [
     "LEAST_SEEDS",
-    "METRIC",
-    "METRICS",
     "ROLES",
-    "Aggregate",
     "ArmContrast",
     "Comparison",
     "Dealt",
     "Effect",
     "Interval",
-    "PValue",
     "Paired",
     "Run",
     "RunSet",
@@ -45,18 +39,16 @@ __all__ = [
     "arm_contrasts",
     "arms",
     "bonferroni",
+    "comparable_explainers",
     "deal_objectives",
     "effects",
     "environment",
+    "explainers",
     "holm",
-    "interquartile_mean",
     "ladders",
     "paired_difference",
     "paired_t_test",
-    "permutation_test",
-    "probability_of_improvement",
     "run_id",
-    "sign_flip_test",
     "t_interval",
     "tree_pairs",
     "write_run",

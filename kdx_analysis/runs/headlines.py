@@ -1,4 +1,4 @@
-"""The headline figures of one run: every declared metric, taken from the records that hold its values."""
+"""The headline figures of one run: every declared metric, from the records that hold its values."""
 
 from __future__ import annotations
 
@@ -25,8 +25,11 @@ def preferred(values: Collection[str]) -> str | None:
 
 
 def headlines(run: Run) -> pd.DataFrame:
-    """What :attr:`Run.headlines` holds: means over the epochs at which a figure is defined, its null over the same."""
-    rows = per_epoch(run)
+    """What :attr:`Run.headlines` holds: means over the epochs at which a figure is defined.
+
+    Its null is over the same.
+    """
+    rows = run.once(per_epoch)
     if rows.empty:
         return pd.DataFrame(columns=[*_KEYS, *_HEADLINE])
     table = rows.groupby(_KEYS, sort=False).agg(
@@ -41,10 +44,11 @@ def headlines(run: Run) -> pd.DataFrame:
 
 
 def per_epoch(run: Run) -> pd.DataFrame:
-    """What the headline figures are means of: metric, attention, split, epoch, value, null, undefined, n.
+    """What headlines are means of: metric, attention, split, epoch, value, null, undefined, n.
 
-    A figure of the selected epoch has one row. ``null`` is NaN where ``value`` is; ``undefined`` counts the pairs of
-    subtasks that could not go into it.
+    Each metric's values are those that :attr:`Metric.home` made, under the name that it is recorded
+    by. A figure of the selected epoch has one row. ``null`` is NaN where ``value`` is;
+    ``undefined`` counts the pairs of subtasks that could not go into it.
     """
     declared: dict[str, dict[str, Metric]] = {}
     for metric in METRICS.values():
@@ -61,10 +65,10 @@ def per_epoch(run: Run) -> pd.DataFrame:
 
 
 def per_pair(run: Run, metric: str) -> pd.DataFrame:
-    """A figure of pairs of subtasks, pair by pair, on train and validation: split, epoch, pair, value.
+    """A figure of pairs of subtasks, pair by pair: split, epoch, pair, value.
 
-    Reduced over pairs as :attr:`Metric.over_pairs` says, it is the figure of :func:`per_epoch`. Empty where the run has
-    no records of pairs.
+    Reduced over pairs as :attr:`Metric.over_pairs` says, it is the figure of :func:`per_epoch`.
+    Empty where the run has no records of pairs.
     """
     declared = METRICS[metric]
     source = declared.input
@@ -86,17 +90,17 @@ def last_level(run: Run) -> int:
     """L, the last level of experts; the trunk is level 1, and L + 1 are the heads."""
     if experts := run.info.get("experts"):
         return len(experts)
-    summary = run.record(
-        "gate_summary"
-    )  # of a run that does not say: the last with a choice among several
+    # A run of before experts were noted does not say: the last level with a choice among several.
+    summary = run.record("gate_summary")
     return int(summary.loc[summary["of"] == "pathways", "level"].max())
 
 
 def _recorded(run: Run, source: Input, metrics: dict[str, Metric]) -> pd.DataFrame:
-    """The rows of ``metrics``, by the names that they are recorded under, which all read one thing."""
+    """The rows of ``metrics``, by the names that they are recorded under; all read one thing."""
     table = run.record(source.kind)
     if not source.probed:
-        table = run.at_selected(source.kind)  # runs that were made elsewhere are tested all along
+        # Runs that were made elsewhere were tested all along, not at the selected epoch alone.
+        table = run.at_selected(source.kind)
     if source.level:
         table = _of_all_attention(table, source, last_level(run), metrics)
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kdx_analysis.config import flatten
@@ -16,11 +16,10 @@ _LABELS = ("objective", "objective.name", "objective.label")
 
 
 def value_of(run: Run, key: str) -> Hashable:
-    """The value of a run's key (objective, seed, …) or of a dotted key of its configuration
-    (``training.lr``).
+    """The value of a run's key (objective, seed, …) or of a dotted one, ``training.lr``.
 
-    Numbers, texts and truth values are themselves, lists are as JSON has them, what is not there is
-    'not set'.
+    A dotted key is of its configuration. Numbers, texts and truth values are themselves, lists are
+    as JSON has them, what is not there is 'not set'.
     """
     return canonical(run.keys[key] if key in run.keys else flatten(run.info["config"]).get(key))
 
@@ -38,9 +37,10 @@ def canonical(value: Any) -> Hashable:
 
 def known_keys(runs: Iterable[Run]) -> list[str]:
     """Keys of runs, then dotted keys of their configurations."""
-    return list(
-        dict.fromkeys(name for run in runs for name in (*run.keys, *flatten(run.info["config"])))
-    )
+    names: dict[str, None] = {}
+    for run in runs:
+        names |= dict.fromkeys((*run.keys, *flatten(run.info["config"])))
+    return list(names)
 
 
 def check_key(runs: Sequence[Run], key: str) -> None:
@@ -57,15 +57,15 @@ def in_order(values: Iterable[Hashable]) -> list[Any]:
 
 
 def differing(runs: Iterable[Run]) -> dict[str, list[Any]]:
-    """Dotted configuration keys in which the runs differ, with each run's value (None where it has
-    none).
-    """
+    """Dotted configuration keys in which the runs differ, with each run's value, or None."""
     flat = [flatten(run.info["config"]) for run in runs]
     keys = dict.fromkeys(key for config in flat for key in config)
-    table = {key: [config.get(key) for config in flat] for key in keys}
-    return {
-        key: values for key, values in table.items() if any(value != values[0] for value in values)
-    }
+    table = {}
+    for key in keys:
+        values = [config.get(key) for config in flat]
+        if any(value != values[0] for value in values):
+            table[key] = values
+    return table
 
 
 class Shared(NamedTuple):
@@ -77,8 +77,7 @@ class Shared(NamedTuple):
 
 
 def places(runs: Sequence[Run], by: str) -> dict[Shared, dict[Hashable, int]]:
-    """Where every run stands in a table of what is compared: what a row shares → value of ``by`` →
-    number of the run.
+    """Where every run stands: what a row shares → value of ``by`` → number of the run.
 
     Where ``by`` is a setting of the objective (``decomposition``, ``objective.T``), pairs share its
     name and whichever of its other settings vary among the runs. Raises KdxError for ``by='seed'``,
@@ -97,10 +96,11 @@ def places(runs: Sequence[Run], by: str) -> dict[Shared, dict[Hashable, int]]:
         for column, numbers in row.items():
             if len(numbers) > 1:
                 raise _in_one_place([runs[number] for number in numbers], by, column)
-    return {
-        shared: {column: numbers[0] for column, numbers in row.items()}
-        for shared, row in table.items()
-    }
+    return {shared: _first(row) for shared, row in table.items()}
+
+
+def _first(row: Mapping[Hashable, Sequence[int]]) -> dict[Hashable, int]:
+    return {column: numbers[0] for column, numbers in row.items()}
 
 
 def _in_one_place(runs: Sequence[Run], by: str, column: Hashable) -> KdxError:

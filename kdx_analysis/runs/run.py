@@ -1,5 +1,6 @@
-"""One directory per run: configuration, environment, metrics, records and weights, written whole or
-not at all.
+"""One directory per run: configuration, environment, metrics, records and weights.
+
+It is written whole or not at all.
 """
 
 from __future__ import annotations
@@ -7,7 +8,7 @@ from __future__ import annotations
 import platform
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
@@ -23,7 +24,8 @@ from kdx_analysis.config import digest
 from kdx_analysis.errors import KdxError
 from kdx_analysis.io import read_json, read_parquet, staged_directory, write_json, write_parquet
 from kdx_analysis.models.tree import Tree
-from kdx_analysis.runs.headlines import headlines, per_epoch
+from kdx_analysis.registry import home
+from kdx_analysis.runs.headlines import headlines
 from kdx_analysis.training.checkpoints import save_weights
 
 FORMAT = 1
@@ -139,30 +141,40 @@ class Run:
         """The epoch whose weights the run holds: the last one, or the best on validation."""
         return int(self.info["selection"]["epoch"])
 
+    @property
+    def selection_rule(self) -> str:
+        """By which rule it was selected: ``last``, ``best``, or ``unknown`` of imported runs."""
+        return str(self.info["selection"]["rule"])
+
+    @property
+    def selection_split(self) -> str:
+        """On which images it is the best."""
+        return str(self.info["selection"]["split"])
+
     def at_selected(self, kind: str) -> pd.DataFrame:
         """The rows of :meth:`record` that are of the selected epoch."""
         table = self.record(kind)
         return table[table["epoch"] == self.selected_epoch]
 
+    def once(self, function: Callable[[Run], pd.DataFrame]) -> pd.DataFrame:
+        """What a function makes of this run's records, which never change, made once."""
+        name = home(function)
+        if name not in self._cache:
+            self._cache[name] = function(self)
+        return self._cache[name]
+
     @cached_property
     def headlines(self) -> pd.DataFrame:
-        """Its headline figures: columns metric, attention ('' where it does not matter), split,
-        value, null, n, ….
+        """Its headline figures: metric, attention, split, value, null, n, epochs, probed, ….
 
-        ``null`` is NaN where there is none. ``n`` is the number of test images for accuracy and
-        agreement, of gates for gate entropy, of subtasks for specialisation, of probe images for
-        the rest. Conflict figures are of the plain hard loss, the same for every objective, and
-        means over ``epochs`` of the ``probed`` ones: those at which the figure is defined, its null
-        over the same. ``undefined`` counts the pairs of subtasks that could not go in.
+        ``attention`` is '' where it does not matter. ``null`` is NaN where there is none. ``n`` is
+        the number of test images for accuracy and agreement, of gates for gate entropy, of subtasks
+        for specialisation, of probe images for the rest. Conflict figures are of the plain hard
+        loss, the same for every objective, and means over ``epochs`` of the ``probed`` ones: those
+        at which the figure is defined, its null over the same. ``undefined`` counts the pairs of
+        subtasks that could not go in.
         """
         return headlines(self)
-
-    @cached_property
-    def per_epoch(self) -> pd.DataFrame:
-        """What :attr:`headlines` are means of: metric, attention, split, epoch, value, null,
-        undefined, n.
-        """
-        return per_epoch(self)
 
     @cached_property
     def tree(self) -> Tree:
@@ -183,8 +195,9 @@ class Run:
 def run_id(
     role: str, objective: str, seed: int, config: Mapping[str, Any], *, vam: str = ""
 ) -> str:
-    """Name of a run's directory: role, objective, arm of ``vam``, seed and the config's digest;
-    safe as a path.
+    """Name of a run's directory: role, objective, arm, seed and the config's digest.
+
+    It is safe as a path; ``vam`` is the arm.
     """
     slugs = (re.sub(r"[^A-Za-z0-9.=]+", "_", label).strip("_.")[:60] for label in (objective, vam))
     return "-".join(part for part in (role, *slugs, f"seed{seed}", digest(config)) if part)
@@ -196,8 +209,9 @@ def write_run(
     records: Mapping[str, pd.DataFrame],
     model: nn.Module | None = None,
 ) -> Run:
-    """Write a run to ``path``, which gets its name when everything is in it; an existing one is
-    left as it is.
+    """Write a run to ``path``, which gets its name when everything is in it.
+
+    An existing one is left as it is.
 
     Args:
         path: the run's directory.

@@ -11,11 +11,11 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from kdx_analysis.config import LADDER
 from kdx_analysis.errors import KdxError
 from kdx_analysis.metrics import METRICS
+from kdx_analysis.objectives import OBJECTIVES
 from kdx_analysis.registry import unknown
-from kdx_analysis.runs.headlines import per_pair, preferred
+from kdx_analysis.runs.headlines import per_epoch, per_pair, preferred
 from kdx_analysis.runs.keys import canonical, check_key, differing, in_order, places, value_of
 from kdx_analysis.runs.run import INFO, ROLES, Run
 from kdx_analysis.runs.statistics.intervals import Paired
@@ -23,30 +23,26 @@ from kdx_analysis.runs.statistics.paired import over_epochs, paired, side_by_sid
 from kdx_analysis.runs.tables.comparison import Comparison, compare
 from kdx_analysis.runs.tables.table import Table, make_table
 
-ORDER = (*LADDER[:1], "label_smoothing", *LADDER[1:])
-
 
 @dataclass(frozen=True)
 class RunSet:
-    """Finished runs, in the order teacher, then objective by objective, arm by arm (VAM's), seed by
-    seed.
-    """
+    """Finished runs: the teacher, then objective by objective, arm by arm (VAM's), seed by seed."""
 
     runs: tuple[Run, ...]
 
     @classmethod
     def load(cls, *paths: str | Path) -> RunSet:
         """All runs at or below the given directories; raises KdxError if there is none."""
-        found: dict[Path, Run] = {}
+        loaded: dict[Path, Run] = {}
         for path in map(Path, paths):
             if not path.is_dir():
                 raise KdxError(f"no directory {str(path)!r}; give one that holds runs")
             for info in sorted(path.rglob(INFO)):
                 if not any(part.startswith(".") for part in info.relative_to(path).parts):
-                    found.setdefault(info.parent.resolve(), Run.load(info.parent))
-        if not found:
+                    loaded.setdefault(info.parent.resolve(), Run.load(info.parent))
+        if not loaded:
             raise KdxError(f"no finished run at or below {', '.join(repr(str(p)) for p in paths)}")
-        return cls.of(found.values())
+        return cls.of(loaded.values())
 
     @classmethod
     def of(cls, runs: Iterable[Run]) -> RunSet:
@@ -60,8 +56,7 @@ class RunSet:
         return iter(self.runs)
 
     def filter(self, **keys: Any) -> RunSet:
-        """The runs that have the given values under keys of runs or dotted keys of the
-        configuration.
+        """The runs that have the given values under keys of runs or of their configuration.
 
         A value may be a list of allowed ones: ``filter(role="student", **{"training.lr": [0.1,
         0.2]})``. A run without the key has the value None there. Raises KdxError for a key that no
@@ -76,25 +71,22 @@ class RunSet:
         return RunSet(runs)
 
     def group(self, by: str) -> dict[Any, RunSet]:
-        """The runs under each value of a key of runs or of the configuration; numbers by size,
-        others as they come.
+        """The runs under each value of a key of runs or of the configuration.
 
-        Runs that have no such key are under 'not set'. Raises KdxError for a key that no run has.
+        Numbers are in order of size, others as they come. Runs that have no such key are under 'not
+        set'. Raises KdxError for a key that no run has.
         """
         check_key(self.runs, by)
-        values = [value_of(run, by) for run in self.runs]
-        return {
-            value: RunSet(
-                tuple(run for run, its in zip(self.runs, values, strict=True) if its == value)
-            )
-            for value in in_order(values)
-        }
+        groups: dict[Any, list[Run]] = {}
+        for run in self.runs:
+            groups.setdefault(value_of(run, by), []).append(run)
+        return {value: RunSet(tuple(groups[value])) for value in in_order(groups)}
 
     def pair(self, a: Any, b: Any, *, by: str = "objective") -> tuple[tuple[Run, Run], ...]:
-        """The pairs of runs in which ``by`` is a and b, that share role, objective and seed where
-        ``by`` leaves them.
+        """The pairs of runs in which ``by`` is a and b.
 
-        Raises KdxError if no run has one of the values, or if two runs stand for one of a pair.
+        They share role, objective and seed where ``by`` leaves them. Raises KdxError if no run has
+        one of the values, or if two runs stand for one of a pair.
         """
         rows = places(self.runs, by).values()
         _check_values((a, b), by, [value_of(run, by) for run in self.runs])
@@ -103,13 +95,11 @@ class RunSet:
         )
 
     def diff(self) -> pd.DataFrame:
-        """The configuration where the runs differ: runs (rows, by id) by dotted keys; 'not set'
-        where one has none.
+        """The configuration where the runs differ: runs (rows, by id) by dotted keys.
+
+        'not set' where one has none.
         """
-        table = {
-            key: [canonical(value) for value in values]
-            for key, values in differing(self.runs).items()
-        }
+        table = {key: list(map(canonical, values)) for key, values in differing(self.runs).items()}
         return pd.DataFrame(
             table, index=pd.Index([run.id for run in self.runs], name="run"), dtype=object
         )
@@ -135,8 +125,9 @@ class RunSet:
         return distinct.pop() if distinct else ()
 
     def frame(self, kind: str) -> pd.DataFrame:
-        """The records of one ``kind`` of all runs that hold them, under each run's keys. KdxError
-        if none does.
+        """The records of one ``kind`` of all runs that hold them, under each run's keys.
+
+        Raises KdxError if none does.
         """
         frames = [run.record(kind).assign(**run.keys) for run in self.runs if kind in run.kinds]
         if not frames:
@@ -156,7 +147,7 @@ class RunSet:
     def _per_epoch(self) -> pd.DataFrame:
         """What headline figures are means of, indexed by the number of each row's run."""
         self._some()
-        tables = [run.per_epoch for run in self.runs]
+        tables = [run.once(per_epoch) for run in self.runs]
         numbers = np.repeat(np.arange(len(self)), [len(table) for table in tables])
         return pd.concat(tables, ignore_index=True).set_axis(numbers)
 
@@ -177,10 +168,9 @@ class RunSet:
         role: str = "explainer",
         split: str | None = None,
         attention: str | None = None,
-        of: Literal["value", "null"] = "value",
+        column: Literal["value", "null"] = "value",
     ) -> pd.DataFrame:
-        """One headline figure as a table of what is compared: pairs (rows) by the values of ``by``
-        (columns).
+        """One headline figure as a table: pairs (rows) by the values of ``by`` (columns).
 
         A row holds runs that share their seed and, where the runs compared have several, their
         objective. Other differences between runs of one column are refused rather than averaged
@@ -195,7 +185,7 @@ class RunSet:
             role: of the runs; where ``by`` is 'role', all but teachers are compared.
             split, attention: by default those that headlines rest on: train for conflict, test for
                 accuracy, effective attention for gates.
-            of: the figure itself, or its null, over those of the same epochs at which it is
+            column: the figure itself, or its null, over those of the same epochs at which it is
                 defined.
 
         Raises:
@@ -203,7 +193,7 @@ class RunSet:
                 which they differ.
         """
         read = partial(self.by_epoch, metric, by=by, role=role, split=split, attention=attention)
-        values, chosen = side_by_side(read()), read(of=of)
+        values, chosen = side_by_side(read()), read(column=column)
         return over_epochs(chosen.where(values.notna()), METRICS[metric].pairs_make)
 
     def by_epoch(
@@ -214,10 +204,9 @@ class RunSet:
         role: str = "explainer",
         split: str | None = None,
         attention: str | None = None,
-        of: Literal["value", "null"] = "value",
+        column: Literal["value", "null"] = "value",
     ) -> pd.DataFrame:
-        """:meth:`values` epoch by epoch: rows are keyed by seed, epoch and, where there are
-        several, objective.
+        """:meth:`values` epoch by epoch: rows by seed, epoch and, if there are several, objective.
 
         A cell is NaN where a run has no such figure, or where it is undefined, as 0/0. An epoch is
         its number, or for runs of other lengths that were probed equally often its place among the
@@ -228,7 +217,7 @@ class RunSet:
         Args:
             metric: one of METRICS.
             by, role, split, attention: as for :meth:`values`.
-            of: the figure itself, or its null, which is NaN where the figure is.
+            column: the figure itself, or its null, which is NaN where the figure is.
 
         Raises:
             KdxError: as :meth:`values` does.
@@ -240,20 +229,19 @@ class RunSet:
         roles = np.array([run.role for run in self.runs], dtype=object)[frame.index]
         of_role = roles != "teacher" if by == "role" else roles == role
         chosen = frame[of_role & (frame["metric"] == metric)]
-        for column, wanted in (("split", split), ("attention", attention)):
-            chosen = chosen[
-                chosen[column] == (preferred(set(chosen[column])) if wanted is None else wanted)
-            ]
+        for key, wanted in (("split", split), ("attention", attention)):
+            rests_on = preferred(set(chosen[key])) if wanted is None else wanted
+            chosen = chosen[chosen[key] == rests_on]
         if METRICS[metric].over_pairs and (chosen["undefined"] > 0).any():
             chosen = self._by_pair(chosen, metric)
-        return self._crossed(chosen, by, of)
+        return self._crossed(chosen, by, column)
 
     def _by_pair(self, chosen: pd.DataFrame, metric: str) -> pd.DataFrame:
-        """Rows of ``chosen``, one an epoch, as one a pair of subtasks, without those of runs that
-        hold no pairs.
+        """Rows of ``chosen``, one an epoch, as one a pair of subtasks.
 
-        Where none of the runs does they stay as they are. Nulls are of the pairs that each run has,
-        so there is none of the pairs that several share.
+        Those of runs that hold no pairs are left out. Where none of the runs does they stay as they
+        are. Nulls are of the pairs that each run has, so there is none of the pairs that several
+        share.
         """
         tables = []
         for number, rows in chosen.groupby(level=0, sort=False):
@@ -269,22 +257,22 @@ class RunSet:
             return chosen
         return pd.concat(tables)
 
-    def _crossed(self, chosen: pd.DataFrame, by: str, of: str) -> pd.DataFrame:
-        """The column ``of`` of the runs' rows, in the places that :func:`places` gives the runs."""
+    def _crossed(self, chosen: pd.DataFrame, by: str, column: str) -> pd.DataFrame:
+        """A column of the runs' rows, in the places that :func:`places` gives the runs."""
         numbers = list(dict.fromkeys(chosen.index))
         rows = places([self.runs[number] for number in numbers], by)
         objectives = in_order(shared.objective for shared in rows)
-        columns = in_order(column for row in rows.values() for column in row)
+        columns = in_order(value for row in rows.values() for value in row)
         keys = ["objective", "seed", "epoch", *(["pair"] if "pair" in chosen else [])]
         at = {
-            numbers[place]: (objectives.index(shared.objective), shared.seed, columns.index(column))
+            numbers[place]: (objectives.index(shared.objective), shared.seed, columns.index(value))
             for shared, row in rows.items()
-            for column, place in row.items()
+            for value, place in row.items()
         }
         placed = pd.DataFrame(
             [at[number] for number in chosen.index], columns=["objective", "seed", "column"]
         )
-        long = placed.assign(epoch=_epoch_keys(chosen), value=chosen[of].to_numpy(dtype=float))
+        long = placed.assign(epoch=_epoch_keys(chosen), value=chosen[column].to_numpy(dtype=float))
         long = long.assign(pair=chosen["pair"].to_numpy()) if "pair" in chosen else long
         table = (
             long.set_index([*keys, "column"])["value"]
@@ -299,8 +287,7 @@ class RunSet:
     def paired(
         self, metric: str, a: Any, b: Any, *, confidence: float = 0.95, **which: Any
     ) -> Paired:
-        """Difference a − b of ``metric`` over the seeds that both have, with its t-interval at
-        ``confidence``.
+        """Difference a − b of ``metric`` over the seeds that both have, with its t-interval.
 
         A figure of several epochs is compared epoch by epoch, over those at which both are defined,
         and then averaged; ``coverage`` of the result says over how many. ``which`` is as for
@@ -314,13 +301,13 @@ class RunSet:
             tuple(run for run in self.runs if value_of(run, by) in (a, b))
         )  # no other run's epochs count
         table = two.by_epoch(metric, **which)
-        found = paired(table, a, b, confidence, METRICS[metric].pairs_make)
-        if found is None:
+        difference = paired(table, a, b, confidence, METRICS[metric].pairs_make)
+        if difference is None:
             raise KdxError(
                 f"{metric} of {a} and {b} can't be paired: no seed has both, at an epoch at which "
                 "both are defined"
             )
-        return found
+        return difference
 
     def table(
         self,
@@ -332,8 +319,7 @@ class RunSet:
         against: Any = None,
         confidence: float = 0.95,
     ) -> Table:
-        """Mean over seeds, Student-t interval and n of every cell, as DataFrame, Markdown, CSV and
-        LaTeX.
+        """Mean over seeds, t-interval and n of every cell, as DataFrame, Markdown, CSV and LaTeX.
 
         Bold is what paired differences decide, with Bonferroni's correction over the m comparisons
         of the whole table, all metrics together (t-intervals at 1 − 0.05/m; method, §7): with
@@ -366,8 +352,7 @@ class RunSet:
         role: str | None = None,
         confidence: float = 0.95,
     ) -> Comparison:
-        """Every value of ``by``, its paired difference from ``against`` over seeds, and what else
-        differs.
+        """Every value of ``by``, its paired difference from ``against``, and what else differs.
 
         Intervals of differences are Bonferroni's over all comparisons shown, of all metrics; from
         six seeds on p-values of paired t-tests stand beside them, adjusted by Holm over the same,
@@ -387,11 +372,10 @@ class RunSet:
 
 
 def _epoch_keys(chosen: pd.DataFrame) -> np.ndarray:
-    """The epoch of every row: its number, or its place in its run for runs of other lengths, probed
-    equally often.
+    """The epoch of every row: its number, or its place in its run.
 
-    A place then says the share of the training that is done, as a third; the last probed epoch ends
-    it.
+    It is the place for runs of other lengths that were probed equally often. A place then says the
+    share of the training that is done, as a third; the last probed epoch ends it.
     """
     by_run = chosen["epoch"].groupby(level=0, sort=False)
     if by_run.max().nunique() < 2 or by_run.nunique().nunique() > 1:
@@ -400,14 +384,15 @@ def _epoch_keys(chosen: pd.DataFrame) -> np.ndarray:
 
 
 def _check_values(wanted: Iterable[Any], by: str, valid: Iterable[Any]) -> None:
-    held = list(valid)
+    known = list(valid)
     for value in wanted:
-        if value not in held:
-            raise unknown(f"{by} among the runs", str(value), map(str, dict.fromkeys(held)))
+        if value not in known:
+            raise unknown(f"{by} among the runs", str(value), map(str, dict.fromkeys(known)))
 
 
 def _order(run: Run) -> tuple[Any, ...]:
     name = run.info["config"].get("objective", {}).get("name", "")
-    place = ORDER.index(name) if name in ORDER else len(ORDER)
+    order = list(OBJECTIVES)
+    place = order.index(name) if name in order else len(order)
     plain_first = "vam" in run.info["config"], run.vam
     return ROLES.index(run.role), place, run.objective, plain_first, run.seed, run.id

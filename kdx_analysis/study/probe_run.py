@@ -7,29 +7,29 @@ from __future__ import annotations
 import copy
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from kdx_analysis import null
-from kdx_analysis.config import ObjectiveConfig
+from kdx_analysis.config import ObjectiveConfig, ProbeConfig, StudyConfig
 from kdx_analysis.errors import KdxError
+from kdx_analysis.extensions import Extension, need
 from kdx_analysis.io import write_parquet
 from kdx_analysis.models import HME
 from kdx_analysis.models.heads import scores_of
 from kdx_analysis.objectives import one_vs_rest_margins
 from kdx_analysis.plots import save
 from kdx_analysis.plots.probed import THROUGH_TRAINING, probed_figures
-from kdx_analysis.probes.affinity import NULL_DRAWS, affinity_cost, affinity_of, mean_over_epochs
-from kdx_analysis.probes.conflict.grams import probing_cost
+from kdx_analysis.probes.affinity import NULL_DRAWS, mean_over_epochs
+from kdx_analysis.probes.conflict.probe import terms_of
+from kdx_analysis.probes.contract import switched_on
 from kdx_analysis.probes.faithfulness.explanation import Explanation, explain
-from kdx_analysis.probes.plain import plain_tables
-from kdx_analysis.probes.training_probe import SPLITS, ExplainerProbe, recording_cost, terms_of
+from kdx_analysis.probes.training_probe import SPLITS, TrainingProbe, training_cost
 from kdx_analysis.runs import Run
 from kdx_analysis.runs.run import WEIGHTS
 from kdx_analysis.study.study import STUDY_FILE, Study
@@ -54,11 +54,19 @@ class Probed:
 def study_of(run: Run, data_dir: str | Path | None = None) -> tuple[Study, Path]:
     """The study that a run belongs to, and its directory.
 
-    Raises KdxError if there is none above the run, or if its images are others than the run saw.
+    Raises KdxError if there is none above the run, if its images are others than the run saw, or if
+    the run was made with a file of the user's own that is not loaded, or is another one by now:
+    what stands in a folder of results is not taken as code to run.
     """
     for folder in run.path.resolve().parents:
         if (folder / STUDY_FILE).is_file():
-            study = Study.load(folder / STUDY_FILE, data_dir=data_dir)
+            config = StudyConfig.load(folder / STUDY_FILE)
+            loaded = need(config.extensions)
+            _check_extensions(run, loaded)
+            named = tuple(
+                str(extension.path) for extension in loaded
+            )  # never the folder's own path
+            study = Study.from_config(config.model_copy(update={"extensions": named}), data_dir)
             break
     else:
         raise KdxError(
@@ -69,6 +77,17 @@ def study_of(run: Run, data_dir: str | Path | None = None) -> tuple[Study, Path]
             f"the images of {study.dataset.name} are others than run {run.id!r} was trained on"
         )
     return study, folder
+
+
+def _check_extensions(run: Run, loaded: Sequence[Extension]) -> None:
+    """Raise KdxError for a file that is not what the run was made with."""
+    recorded = {each["file"]: each["sha256"] for each in run.info.get("extensions", ())}
+    for extension in loaded:
+        if recorded.get(extension.path.name, extension.sha256) != extension.sha256:
+            raise KdxError(
+                f"{str(extension.path)!r} is not the file that run {run.id!r} was made with; give "
+                "that one, whose SHA-256 is " + recorded[extension.path.name]
+            )
 
 
 def model_of(run: Run, study: Study) -> tuple[nn.Module, nn.Module]:
@@ -141,57 +160,43 @@ def probe_run(run: Run, study: Study, teacher: Path, splits: Sequence[str] = SPL
 def _probe_split(
     run: Run, study: Study, teacher: Path, split: str, model: nn.Module, initial: nn.Module
 ) -> dict[str, pd.DataFrame]:
-    data, config = study.dataset, study.config.probes
-    images, labels = _probe_images(study, split)
-    if isinstance(model, HME):
-        assert isinstance(initial, HME)
-        epoch = run.selected_epoch
-        once = config.model_copy(update={"checkpoints": 1})
-        probe = ExplainerProbe(
-            initial,
-            data,
-            _objective(run),
-            once,
-            epoch,
-            study.teacher(teacher),
-            splits=(split,),
-            affinity_draws=NULL_DRAWS,
-        )
-        probe(Epoch(epoch, epoch, 0.0, 0.0, None, None), model)
-        return {kind: table.drop(columns="epoch") for kind, table in probe.tables().items()}
-    margins = _margins(run)
-    tables = plain_tables(model, margins, images, labels, data.classes, config)
-    tables["affinity"] = affinity_of(
-        model,
-        images,
-        labels,
-        classes=data.classes,
-        margins=margins,
-        seed=config.seed,
-        max_memory=config.max_memory,
+    epoch = run.selected_epoch
+    probe = TrainingProbe(
+        run.role,
+        initial,
+        study.dataset,
+        _objective(run),
+        _probes(study),
+        epoch,
+        None if run.role == "teacher" else study.teacher(teacher),
+        splits=(split,),
+        finished=True,
     )
-    return tables
+    probe(Epoch(epoch, epoch, 0.0, 0.0, None, None), model)
+    return {kind: table.drop(columns="epoch") for kind, table in probe.tables().items()}
+
+
+def _probes(study: Study) -> ProbeConfig:
+    """The study's probes; affinity of one epoch is quick enough for a null that has a range."""
+    return study.config.probes.with_options("affinity", null_draws=NULL_DRAWS)
 
 
 def announce(run: Run, study: Study, splits: Sequence[str]) -> str:
     """What probing the run will take, in a sentence."""
     model, _ = model_of(run, study)
-    K, config = study.dataset.num_classes, study.config.probes
+    config, objective, gated = _probes(study), _objective(run), isinstance(model, HME)
     images, _ = _probe_images(study, splits[0])
-    if isinstance(model, HME):
-        terms = terms_of(_objective(run))
-        cost = recording_cost(model, images, K, _objective(run), config, NULL_DRAWS)
-    else:
-        terms = ("hard",)
-        options: dict[str, Any] = {"margins": _margins(run), "max_memory": config.max_memory}
-        cost = probing_cost(model, images, K, 1 + config.null_draws, **options)
-        cost += affinity_cost(model, images, K, **options)
+    cost = training_cost(
+        run.role, model, study.dataset, objective, config, 1, splits[:1], finished=True
+    )
+    losses = len(terms_of(objective)) if gated else 1
+    probes = ", ".join(probe.name for probe in switched_on(config, run.role, finished=True))
     ablated = f"; {sum(model.experts[1:])} experts are ablated" if isinstance(model, HME) else ""
     recorded = ", beside its mean over the run's probed epochs" if "affinity" in run.kinds else ""
     return (
-        f"{run.role} {run.id} on {' and '.join(splits)}, {len(images)} images; on each {cost}, for "
-        f"conflict of {len(terms)} loss{'es' if len(terms) > 1 else ''} with {config.null_draws} "
-        f"null draws and for affinity with {NULL_DRAWS}{ablated}. Affinity is that of the final "
+        f"{run.role} {run.id} on {' and '.join(splits)}, {len(images)} images: {probes}; on each "
+        f"{cost}, for conflict of {losses} loss{'es' if losses > 1 else ''} with "
+        f"{config.null_draws} null draws and for affinity{ablated}. Affinity is that of the final "
         f"weights alone{recorded}."
     )
 
@@ -272,14 +277,9 @@ def _in_conflict(conflict: pd.DataFrame) -> int:
 
 
 def _objective(run: Run) -> ObjectiveConfig:
-    return ObjectiveConfig.model_validate(run.info["config"]["objective"])
-
-
-def _margins(run: Run) -> Callable[[Tensor], Tensor]:
-    """From a run's outputs to the margins of its subtasks."""
-    return (
-        (lambda outputs: outputs) if run.info["decomposition"] == "binary" else one_vs_rest_margins
-    )
+    """The run's own; of a teacher, whose run names none, the hard loss."""
+    plain = {"name": "hard", "decomposition": run.info["decomposition"]}
+    return ObjectiveConfig.model_validate(run.info["config"].get("objective", plain))
 
 
 def _asked(explainer: HME, run: Run) -> HME:

@@ -1,66 +1,33 @@
-"""One step of a study after the other, or side by side in processes of their own: train, probe,
-write the run.
-"""
+"""Steps of a study, one after the other or side by side: train, probe, write the run."""
 
 from __future__ import annotations
 
 import multiprocessing
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pandas as pd
-import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import nn
 from torch.multiprocessing import ProcessRaisedException
 
-from kdx_analysis.config import (
-    ObjectiveConfig,
-    Phase2Config,
-    StudyConfig,
-    TrainingConfig,
-    VAMConfig,
-    flatten,
-)
+from kdx_analysis.config import ObjectiveConfig, TrainingConfig, flatten
 from kdx_analysis.data import Dataset
 from kdx_analysis.errors import KdxError
-from kdx_analysis.models import HME, Tree
-from kdx_analysis.models import gates as gating
-from kdx_analysis.models.vam import fold
-from kdx_analysis.probes.conflict.grams import undisturbed
-from kdx_analysis.probes.gates import formulas as gates
-from kdx_analysis.probes.training_probe import ExplainerProbe
-from kdx_analysis.probes.vam import VAMProbe
+from kdx_analysis.extensions import load_all
+from kdx_analysis.models import HME
+from kdx_analysis.probes.training_probe import TrainingProbe
 from kdx_analysis.runs import Run, environment, run_id, write_run
-from kdx_analysis.runs.run import WEIGHTS
-from kdx_analysis.training import Epoch, fabric_for, fit, reproducible, score
-from kdx_analysis.training.checkpoints import load_weights
+from kdx_analysis.study.roles import BUILDERS, Ingredients
+from kdx_analysis.training import Callback, Epoch, fabric_for, fit, reproducible, score
 from kdx_analysis.training.loggers import logged
 from kdx_analysis.training.loop import by_name
 from kdx_analysis.training.progress import PROGRESS, Progress, ProgressFile, relayed
-
-
-class Ingredients(Protocol):
-    """What a step takes from its study; picklable where steps run in other processes."""
-
-    config: StudyConfig
-
-    @property
-    def dataset(self) -> Dataset: ...
-
-    @property
-    def given_teacher(self) -> nn.Module | None: ...
-
-    def teacher(self, path: Path) -> nn.Module: ...
-
-    def build(
-        self, role: str, vam: VAMConfig | None = None, decomposition: str = "binary"
-    ) -> nn.Module: ...
 
 
 @dataclass(frozen=True)
@@ -141,10 +108,10 @@ class Step:
 def train_steps(
     study: Ingredients, steps: Sequence[Step], teacher: Path, jobs: int, show: Progress
 ) -> None:
-    """Train the ``steps`` that are not done, in order, ``jobs`` at a time; the first error stops
-    those that wait.
+    """Train the ``steps`` that are not done, in order, ``jobs`` at a time.
 
-    A tree comes after its explainer, which stands before it among the ``steps`` or is done.
+    The first error stops those that wait. A tree comes after its explainer, which stands before it
+    among the ``steps`` or is done.
     """
     steps = [step for step in steps if not step.done]
     if jobs == 1 or len(steps) < 2:
@@ -179,9 +146,7 @@ def train_steps(
 
 
 def train_step(study: Ingredients, step: Step, teacher: Path, show: Progress) -> Run:
-    """Train and probe one run and write its directory; ``teacher`` is the directory of the
-    teacher's run.
-    """
+    """Train and probe one run and write it; ``teacher`` is the directory of the teacher's run."""
     config = study.config.training_of(step.role)
     fabric = fabric_for(config)
     train = partial(_train_on, study=study, step=step, config=config, teacher_run=teacher)
@@ -197,37 +162,23 @@ def train_step(study: Ingredients, step: Step, teacher: Path, show: Progress) ->
     return Run.load(step.path)
 
 
-def grow(explainer: HME, images: Tensor, config: Phase2Config) -> HME:
-    """The tree of a trained explainer, without its dead experts; the explainer is left as it was.
+@dataclass(frozen=True)
+class Trained:
+    """A trained model and what is known of its training.
 
-    Effective attention, and the mean of gates that read the input, are those on ``images``
-    (normalised, B×C×H×W). Weights are redrawn before experts are pruned, so that trees of one seed
-    share those of the experts they share.
+    Attributes:
+        model: with the weights of the selected epoch.
+        epoch: the selected one; 0 of a model that was given.
+        records: by kind.
+        probe_sets: ids of the images that probes looked at, by split; None where none did.
+        grown_from: as of :class:`Start`.
     """
-    with undisturbed(explainer), torch.no_grad():
-        trace = explainer.trace(images)
-    attention = list(trace.attention)
-    if config.by == "effective":
-        attention = gates.effective(
-            attention, [gating.spread(features.float()) for features in trace.features]
-        )
-    tree = explainer.harden([gate.mean(dim=0) if gate.ndim == 3 else gate for gate in attention])
-    if config.weights == "redrawn":
-        tree.redraw(statistics=config.statistics == "redrawn")
-    return tree.pruned()
 
-
-def tree_record(tree: Tree) -> pd.DataFrame:
-    """Columns child_level, child, parent, subtask (of the leaves, '' elsewhere); the trunk is
-    expert 0 of level 1.
-    """
-    leaves = len(tree.experts) + 1
-    rows = [
-        (level, child, parent, tree.classes[child] if level == leaves else "")
-        for level, parents in enumerate(tree.parents, 2)
-        for child, parent in enumerate(parents)
-    ]
-    return pd.DataFrame(rows, columns=["child_level", "child", "parent", "subtask"])
+    model: nn.Module
+    epoch: int
+    records: Mapping[str, pd.DataFrame]
+    probe_sets: Mapping[str, list[int]] | None = None
+    grown_from: Mapping[str, Any] | None = None
 
 
 def _train_on(
@@ -238,103 +189,92 @@ def _train_on(
     teacher_run: Path,
     show: Progress,
 ) -> None:
-    data, grown_from = study.dataset, None
-    probe: ExplainerProbe | VAMProbe | None = None
+    """Train a step's model on the processes of ``fabric``; the first of them writes its run."""
     with reproducible(step.seed, config.threads):
-        teacher = None if step.role == "teacher" else study.teacher(teacher_run)
-        records: dict[str, pd.DataFrame] = {}
         if step.role == "teacher" and study.given_teacher is not None:
-            model = study.given_teacher
-            rows = [
-                row
-                for split in (data.val, data.test)
-                for row in score(model, split, data, "multiclass")
-            ]
-            records["metrics"], epoch = pd.DataFrame(rows).assign(epoch=0), 0
+            trained = _as_given(study.given_teacher, study.dataset)
         else:
-            callbacks: list[Callable[[Epoch, nn.Module], None]] = [
-                lambda epoch, _: show(step.title, epoch)
-            ]
-            if fabric.is_global_zero:
-                callbacks.append(
-                    ProgressFile(step.study / PROGRESS / f"{step.path.name}.json", config.epochs)
-                )
-            gated = study.config.explainer
-            vam = study.config.arms[step.vam] if step.role == "student" else None
-            if step.explainer is not None:
-                model, grown_from = _tree(study, step.explainer, step.objective.decomposition)
-                records["tree"] = tree_record(model.tree(data.classes))
-            else:
-                model = study.build(step.role, vam, step.objective.decomposition)
-            if isinstance(model, HME):
-                probe = ExplainerProbe(
-                    model.to(fabric.device),
-                    data.to(fabric.device),
-                    step.objective,
-                    study.config.probes,
-                    config.epochs,
-                    None if teacher is None else teacher.to(fabric.device),
-                )
-                callbacks.append(probe)
-            if vam is not None:
-                probe = VAMProbe(data.to(fabric.device), study.config.probes)
-                callbacks.append(probe)
-            names = study.config.loggers if fabric.is_global_zero else ()
-            params = {"study": study.config.name, **step.keys, **flatten(step.config)}
-            with logged(names, step.study, study.config.name, step.path.name, params) as log:
-                callbacks.append(lambda epoch, _: log(_points(epoch), epoch.epoch))
-                result = fit(
-                    model,
-                    data,
-                    step.objective,
-                    config,
-                    seed=step.seed,
-                    fabric=fabric,
-                    teacher=teacher,
-                    temperature=gated.temperature if step.role == "explainer" else None,
-                    gate_warmup=gated.warmup_epochs,
-                    vam=vam,
-                    callbacks=callbacks,
-                )
-                tested = result.history[result.history["split"] == "test"]
-                log(by_name(tested.to_dict("records")), result.epoch)
-            if vam is not None:
-                fold(
-                    model
-                )  # the run's weights are those of a plain student, which any reader can load
-            records["metrics"], epoch = result.history, result.epoch
+            teacher = None if step.role == "teacher" else study.teacher(teacher_run)
+            trained = _trained(fabric, study, step, config, teacher, show)
     if not fabric.is_global_zero:
         return
-    if probe is not None:
-        records |= probe.tables()
     info = {
         "id": step.path.name,
         "study": study.config.name,
         **step.keys,
         "config": step.config,
-        "selection": {"rule": config.selection, "split": "val", "epoch": epoch},
-        "data": data.describe(),
-        "probe_sets": None if probe is None else probe.ids,
-        "experts": list(model.experts) if isinstance(model, HME) else None,
-        "grown_from": grown_from,
+        "selection": {"rule": config.selection, "split": "val", "epoch": trained.epoch},
+        "data": study.dataset.describe(),
+        "probe_sets": trained.probe_sets,
+        "experts": list(trained.model.experts) if isinstance(trained.model, HME) else None,
+        "grown_from": trained.grown_from,
+        "extensions": [extension.provenance for extension in load_all(study.config.extensions)],
         "environment": environment(),
     }
-    write_run(step.path, info, records, model)
+    write_run(step.path, info, trained.records, trained.model)
+
+
+def _as_given(teacher: nn.Module, data: Dataset) -> Trained:
+    """A teacher that was trained elsewhere: its scores."""
+    rows = []
+    for split in (data.val, data.test):
+        rows += score(teacher, split, data, "multiclass")
+    return Trained(teacher, 0, {"metrics": pd.DataFrame(rows).assign(epoch=0)})
+
+
+def _trained(
+    fabric: Fabric,
+    study: Ingredients,
+    step: Step,
+    config: TrainingConfig,
+    teacher: nn.Module | None,
+    show: Progress,
+) -> Trained:
+    data, role = study.dataset, BUILDERS[step.role]
+    vam = study.config.arms[step.vam] if step.role == "student" else None
+    start = role.start(study, vam, step.objective.decomposition, step.explainer)
+    probe = TrainingProbe(
+        step.role,
+        start.model.to(fabric.device),
+        data.to(fabric.device),
+        step.objective,
+        study.config.probes,
+        config.epochs,
+        None if teacher is None else teacher.to(fabric.device),
+    )
+    callbacks: list[Callback] = [lambda epoch, _: show(step.title, epoch), probe, *study.callbacks]
+    names: Sequence[str] = ()
+    if fabric.is_global_zero:
+        names = study.config.loggers
+        progress = step.study / PROGRESS / f"{step.path.name}.json"
+        callbacks.insert(1, ProgressFile(progress, config.epochs))
+    params = {"study": study.config.name, **step.keys, **flatten(step.config)}
+    with logged(names, step.study, study.config.name, step.path.name, params) as log:
+        callbacks.append(lambda epoch, _: log(_points(epoch), epoch.epoch))
+        result = fit(
+            start.model,
+            data,
+            step.objective,
+            config,
+            seed=step.seed,
+            fabric=fabric,
+            teacher=teacher,
+            vam=vam,
+            callbacks=callbacks,
+            **role.schedules(study),
+        )
+        tested = result.history[result.history["split"] == "test"]
+        log(by_name(tested.to_dict("records")), result.epoch)
+    role.finish(start.model)
+    records = {**start.records, "metrics": result.history, **probe.tables()}
+    return Trained(start.model, result.epoch, records, probe.ids or None, start.grown_from)
 
 
 def _points(epoch: Epoch) -> dict[str, float]:
     """What loggers are told of an epoch: its scores, and of gates their temperature and entropy."""
-    gates = {"gates/temperature": epoch.temperature, "gates/entropy": epoch.gate_entropy}
-    return {**epoch.scores, **{name: value for name, value in gates.items() if value is not None}}
-
-
-def _tree(study: Ingredients, run: Path, decomposition: str) -> tuple[HME, dict[str, Any]]:
-    """The tree of the explainer of a ``run``, and what the tree's own run tells of it."""
-    config = study.config
-    explainer = study.build("explainer", decomposition=decomposition)
-    assert isinstance(explainer, HME)
-    assert config.explainer.phase2 is not None
-    load_weights(run / WEIGHTS, explainer)
-    images, _ = study.dataset.probe_images("train", config.probes.per_class, config.probes.seed)
-    tree = grow(explainer, images, config.explainer.phase2)
-    return tree, {"run": run.name, "experts": list(explainer.experts)}
+    points = dict(epoch.scores)
+    if epoch.temperature is not None:
+        points["gates/temperature"] = epoch.temperature
+    if epoch.gate_entropy is not None:
+        points["gates/entropy"] = epoch.gate_entropy
+    return points

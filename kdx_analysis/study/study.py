@@ -1,11 +1,10 @@
-"""The pipeline: data → teacher → student, explainer and tree under each objective × seed → probes →
-runs → report.
-"""
+"""The pipeline: data, teacher, the students under every objective and seed, probes, runs, report."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -26,24 +25,26 @@ from kdx_analysis.config import (
     StudyConfig,
     TrainingConfig,
     VAMConfig,
-    digest,
     flatten,
 )
 from kdx_analysis.data import Dataset, load_dataset
 from kdx_analysis.errors import KdxError
-from kdx_analysis.models import HME, build_model, check_fits, redrawn
-from kdx_analysis.models import vam as attention
-from kdx_analysis.models.learn_to_branch import learn_to_branch
-from kdx_analysis.probes.conflict.grams import Cost
-from kdx_analysis.probes.training_probe import SPLITS, checkpoints, recording_cost, terms_of
+from kdx_analysis.extensions import load_all
+from kdx_analysis.models import check_fits
+from kdx_analysis.objectives import check_objectives
+from kdx_analysis.probes.conflict.probe import terms_of
+from kdx_analysis.probes.contract import Cost, check_sections
+from kdx_analysis.probes.training_probe import SPLITS, training_cost
 from kdx_analysis.registry import unknown
 from kdx_analysis.report import Report
 from kdx_analysis.runs import ROLES, Run, RunSet
 from kdx_analysis.runs.run import INFO, WEIGHTS
+from kdx_analysis.study.plan import plan
+from kdx_analysis.study.roles import BUILDERS
 from kdx_analysis.study.steps import Step, train_steps
-from kdx_analysis.training import fabric_for
-from kdx_analysis.training.checkpoints import fingerprint, load_weights
-from kdx_analysis.training.loggers import check_loggers
+from kdx_analysis.training import Callback, fabric_for
+from kdx_analysis.training.checkpoints import load_weights
+from kdx_analysis.training.loggers import LOGGERS, check_loggers
 from kdx_analysis.training.progress import Progress, no_progress, write_plan
 from kdx_analysis.training.teacher import check_teacher
 
@@ -71,6 +72,10 @@ class Study:
         explainer, training, probes, teacher_training: sections of the configuration, as objects or
             mappings.
         loggers: tensorboard, mlflow, wandb: what is told of every training.
+        extensions: Python files of your own metrics, objectives, probes, figures, models or data
+            sets, which are run first, here and in worker processes.
+        callbacks: called with an :class:`Epoch` and the model after every epoch of every training;
+            with several jobs, in the processes of the trainings.
         data_options: further keys of the data section, as ``{"per_class": 500}``.
 
     Raises KdxError, before any training, for whatever in them can't work.
@@ -98,25 +103,18 @@ class Study:
         teacher_training: TrainingConfig | Mapping[str, Any] | None = None,
         probes: ProbeConfig | Mapping[str, Any] | None = None,
         loggers: Sequence[str] = (),
+        extensions: Sequence[str | Path] = (),
+        callbacks: Sequence[Callback] = (),
         data_options: Mapping[str, Any] | None = None,
     ) -> None:
+        loaded = load_all(extensions)
         data_name = data.name if isinstance(data, Dataset) else str(data)
-        teacher_section: dict[str, Any] = {}
-        if (taught := training if teacher_training is None else teacher_training) is not None:
-            teacher_section["training"] = _plain(taught)
-        if isinstance(teacher, nn.Module):
-            teacher_section["model"] = type(teacher).__name__
-        elif "@" in str(teacher):
-            teacher_section["model"], _, teacher_section["path"] = str(teacher).partition("@")
-        elif isinstance(teacher, Path) or Path(teacher).is_dir():
-            run = Run.load(teacher)
-            teacher_section |= {"model": run.info["config"]["model"], "path": str(run.path)}
-        else:
-            teacher_section["model"] = str(teacher)
+        if teacher_training is None:
+            teacher_training = training
         sections = {
             "name": name or Path(data_name).name,
             "data": {"name": data_name, **(data_options or {})},
-            "teacher": teacher_section,
+            "teacher": _teacher_section(teacher, teacher_training),
             "student": student if isinstance(student, str) else type(student).__name__,
             "roles": roles,
             "vam": _plain(vam),
@@ -125,27 +123,37 @@ class Study:
             "training": _plain(training),
             "probes": _plain(probes),
             "loggers": list(loggers),
+            "extensions": [str(extension.path) for extension in loaded],
             "seeds": list(range(seeds)) if isinstance(seeds, int) else list(seeds),
         }
         self.config = StudyConfig.parse(
             {key: value for key, value in sections.items() if value is not None}
         )
+        check_names(self.config)
         self.data_dir = None if data_dir is None else str(data_dir)
         self._given = _Given(
             data if isinstance(data, Dataset) else None,
             teacher if isinstance(teacher, nn.Module) else None,
             None if isinstance(student, str) else student,
+            tuple(callbacks),
         )
 
     @classmethod
     def from_config(cls, config: StudyConfig, data_dir: str | Path | None = None) -> Study:
-        """A study whose data, teacher and student are names or paths; ``data_dir`` is where data
-        sets lie.
+        """A study whose data, teacher and student are names or paths.
+
+        Args:
+            config: of the study; its extensions are run.
+            data_dir: where data sets lie; by default $KDX_DATA, else ./data.
+
+        Raises KdxError for an objective or a logger that is not registered.
         """
+        load_all(config.extensions)
+        check_names(config)
         study = cls.__new__(cls)
         study.config = config
         study.data_dir = None if data_dir is None else str(data_dir)
-        study._given = _Given(None, None, None)
+        study._given = _Given()
         return study
 
     @classmethod
@@ -155,8 +163,7 @@ class Study:
         overrides: Sequence[str] = (),
         data_dir: str | Path | None = None,
     ) -> Study:
-        """A ready study by name or a YAML file by path, with ``overrides``, each ``key=value`` with
-        a dotted key.
+        """A ready study by name or a YAML file by path, with changed keys.
 
         Args:
             name_or_path: a name of :func:`ready_studies`, or a path that ends in .yaml or .yml.
@@ -188,49 +195,38 @@ class Study:
         return self._teacher_with(path / WEIGHTS if path.is_dir() else path)
 
     def teacher(self, path: Path) -> nn.Module:
-        """A copy of the study's teacher; ``path`` is the directory of its run, if the study trained
-        it.
-        """
-        return (
-            self._teacher_with(path / WEIGHTS)
-            if self.given_teacher is None
-            else copy.deepcopy(self.given_teacher)
-        )
+        """A copy of the study's teacher; ``path`` is its run's directory, if it was trained here."""
+        if self.given_teacher is None:
+            return self._teacher_with(path / WEIGHTS)
+        return copy.deepcopy(self.given_teacher)
+
+    @property
+    def given_student(self) -> nn.Module | None:
+        """The student that was handed over as a module; None where it is a name."""
+        return self._given.student
+
+    @property
+    def callbacks(self) -> tuple[Callback, ...]:
+        """What the user has called after every epoch."""
+        return self._given.callbacks
 
     def build(
         self, role: str, vam: VAMConfig | None = None, decomposition: str = "binary"
     ) -> nn.Module:
-        """A model of this ``role`` (teacher, student, explainer), weights drawn anew from torch's
-        random state.
+        """A model of this role (teacher, student, explainer), its weights drawn anew.
 
-        A student has VAM as ``vam`` sets it, or none. An explainer of the preset whose
-        ``decomposition`` is multiclass gives the released code's scores; any other gives margins.
+        They are drawn from torch's random state. A student has VAM as ``vam`` sets it, or none. An
+        explainer of the preset whose ``decomposition`` is multiclass gives the released code's
+        scores; any other gives margins.
 
         Raises KdxError for a student whose weights can't be, or that can't be split.
         """
-        K, channels = self.dataset.num_classes, self.dataset.shape[0]
-        if role == "teacher":
-            return build_model(self.config.teacher.model, K, channels)
-        given = self._given.student
-        student = build_model(self.config.student, K, channels) if given is None else redrawn(given)
-        if role == "student":
-            if vam is not None:
-                attention.attach(student, **vam.model_dump(include=set(_ATTACHED)))
-            return student
-        chosen = self.config.explainer
-        if chosen.preset == "learn_to_branch":
-            experts = (chosen.experts,) * 3 if isinstance(chosen.experts, int) else chosen.experts
-            multiclass = decomposition == "multiclass"
-            return learn_to_branch(
-                K, chosen.form, experts, channels, gumbel=chosen.gumbel, multiclass=multiclass
-            )
-        return HME.from_student(
-            student, K, image_shape=self.dataset.shape, **chosen.model_dump(include=set(_STRUCTURE))
-        )
+        return BUILDERS[role].build(self, vam, decomposition)
 
     def check(self) -> None:
         """Raise KdxError for anything that can't work, before any training."""
         check_loggers(self.config.loggers)
+        check_sections(self.config.probes)
         shape, K = self.dataset.shape, self.dataset.num_classes
         with torch.random.fork_rng():
             for vam in self.config.arms.values():
@@ -248,73 +244,16 @@ class Study:
             fabric_for(self.config.training_of(role))
 
     def probing_cost(self, role: str) -> Cost:
-        """What probes of one explainer, or at most of one tree, take through its training, nulls
-        included.
-        """
+        """What probes of one explainer, or at most of one tree, take through its training."""
         with torch.random.fork_rng():
             model = self.build("explainer")
-        probes, K = self.config.probes, self.dataset.num_classes
         most = max(self.config.objectives, key=lambda objective: len(terms_of(objective)))
-        epochs = len(checkpoints(self.config.training_of(role).epochs, probes.checkpoints))
-        cost = Cost(0, 0, 0, 0, 0)
-        for split in SPLITS:
-            images, _ = self.dataset.probe_images(split, probes.per_class, probes.seed)
-            cost += recording_cost(model, images, K, most, probes) * epochs
-        return cost
+        epochs = self.config.training_of(role).epochs
+        return training_cost(role, model, self.dataset, most, self.config.probes, epochs)
 
     def plan(self, out: str | Path) -> list[Step]:
         """Every run of the study below ``out``, the teacher first."""
-        out = Path(out)
-        section = self.config.to_dict()
-        shared = {"data": section["data"], "split": self.dataset.describe()["fingerprint"]}
-        teacher: dict[str, Any] = {**shared, "model": section["teacher"]["model"]}
-        if self.given_teacher is not None:
-            teacher["weights"] = fingerprint(self.given_teacher)
-        else:
-            teacher["training"] = section["teacher"]["training"]
-        steps = [Step.of(out / "teacher", "teacher", _TEACHER_OBJECTIVE, 0, teacher)]
-        for (
-            seed
-        ) in self.config.seeds:  # seed by seed, so that a study cut short holds whole ladders
-            for objective, plain in zip(self.config.objectives, section["objectives"], strict=True):
-                student = {
-                    **shared,
-                    "teacher": digest(teacher, 64),
-                    "model": section["student"],
-                    "objective": plain,
-                    "training": section["training"],
-                    "seed": seed,
-                }
-                if self._given.student is not None:
-                    student["architecture"] = digest({"repr": repr(self._given.student)}, 64)
-                hme = {key: value for key, value in section["explainer"].items() if key != "phase2"}
-                explainer = {**student, "explainer": hme, "probes": section["probes"]}
-                if "student" in self.config.roles:
-                    for label, vam in self.config.arms.items():
-                        attended = {} if vam is None else {"vam": _plain(vam)}
-                        steps.append(
-                            Step.of(
-                                out / "runs",
-                                "student",
-                                objective,
-                                seed,
-                                student | attended,
-                                vam=label,
-                            )
-                        )
-                if "explainer" in self.config.roles:
-                    steps.append(Step.of(out / "runs", "explainer", objective, seed, explainer))
-                if (phase2 := section["explainer"]["phase2"]) is not None:
-                    tree = {
-                        **explainer,
-                        "phase2": {**phase2, "training": phase2["training"] or section["training"]},
-                    }
-                    steps.append(
-                        Step.of(
-                            out / "runs", "tree", objective, seed, tree, explainer=steps[-1].path
-                        )
-                    )
-        return steps
+        return plan(self, Path(out))
 
     def run(
         self,
@@ -364,13 +303,12 @@ class Study:
         """Make ``out`` this study's directory; refuse one that holds something else."""
         file = out / STUDY_FILE
         if file.exists():
-            held, here = (_identity(config) for config in (StudyConfig.load(file), self.config))
+            there, here = _identity(StudyConfig.load(file)), _identity(self.config)
             for key, value in here.items():
-                if held.get(key) != value:
+                if there.get(key) != value:
                     raise KdxError(
-                        f"{str(out)!r} holds another study: {key} is {held.get(key)!r} there and "
-                        f"{value!r} here; "
-                        "choose another output directory"
+                        f"{str(out)!r} holds another study: {key} is {there.get(key)!r} there and "
+                        f"{value!r} here; choose another output directory"
                     )
             if not teacher.done and any(teacher.path.parent.glob(f"[!.]*/{INFO}")):
                 raise KdxError(
@@ -386,10 +324,14 @@ class Study:
             raise KdxError(f"{str(out)!r} is a file; choose a directory for the output")
         self.config.save(file)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {
-            key: self.__dict__[key] for key in ("config", "data_dir", "_given")
-        }  # the rest is made anew
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What another process makes the study anew from.
+
+        Its extensions are loaded there first, since what the user handed over may be of classes
+        that they define.
+        """
+        state = {key: self.__dict__[key] for key in ("config", "data_dir", "_given")}
+        return _restored, (self.config.extensions, pickle.dumps(state))
 
 
 @dataclass(frozen=True)
@@ -399,6 +341,31 @@ class _Given:
     data: Dataset | None = None
     teacher: nn.Module | None = None
     student: nn.Module | None = None
+    callbacks: tuple[Callback, ...] = ()
+
+
+def _restored(extensions: tuple[str, ...], state: bytes) -> Study:
+    """A study in another process."""
+    load_all(extensions)
+    study = Study.__new__(Study)
+    study.__dict__.update(pickle.loads(state))
+    return study
+
+
+def _teacher_section(
+    teacher: str | Path | nn.Module, training: TrainingConfig | Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The teacher's section: a model by name, by ``NAME@PATH``, by a run's directory, or a module."""
+    section: dict[str, Any] = {} if training is None else {"training": _plain(training)}
+    if isinstance(teacher, nn.Module):
+        return {**section, "model": type(teacher).__name__}
+    if "@" in str(teacher):
+        model, _, path = str(teacher).partition("@")
+        return {**section, "model": model, "path": path}
+    if isinstance(teacher, Path) or Path(teacher).is_dir():
+        run = Run.load(teacher)
+        return {**section, "model": run.info["config"]["model"], "path": str(run.path)}
+    return {**section, "model": str(teacher)}
 
 
 def ready_studies() -> dict[str, Path]:
@@ -420,6 +387,16 @@ def _dataset(config: str, data_dir: str | None) -> Dataset:
         size=section.size,
     )
     return data if section.augment else dataclasses.replace(data, pad=0, flip=False)
+
+
+def check_names(config: StudyConfig) -> None:
+    """Raise KdxError, with the nearest valid names, for an objective or a logger that is not there.
+
+    Options of objectives are checked with them.
+    """
+    check_objectives(config.objectives, f"study {config.name!r}")
+    for name in config.loggers:
+        LOGGERS[name]
 
 
 def _identity(config: StudyConfig) -> dict[str, Any]:

@@ -1,4 +1,11 @@
-"""TensorBoard, MLflow and W&B: what a training tells them, each point at its own epoch."""
+"""TensorBoard, MLflow and W&B: what a training tells them, each point at its own epoch.
+
+A logger is a class of the protocol :class:`Logger`, made of a folder and the names of study and
+run, and declared where it stands:
+
+    @logger("mine")
+    class Mine: ...
+"""
 
 from __future__ import annotations
 
@@ -7,11 +14,13 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from kdx_analysis.errors import KdxError
+from kdx_analysis.registry import Registry, home
 
 LOGS = "logs"
 
@@ -28,6 +37,43 @@ class Logger(Protocol):
         ...
 
 
+Make = Callable[[Path, str, str], Logger]
+L = TypeVar("L", bound=Make)
+
+
+@dataclass(frozen=True)
+class LoggerRow:
+    """One logger, as a study offers it.
+
+    Attributes:
+        name: by which a study asks for it.
+        make: from the folder for its files, the study's and the run's name to the logger.
+        home: where it is declared, as ``module.name``.
+        package: what has to be there to import; '' for nothing.
+        extra: of this package, which installs that; '' where none does.
+    """
+
+    name: str
+    make: Make
+    home: str
+    package: str = ""
+    extra: str = ""
+
+
+LOGGERS: Registry[LoggerRow] = Registry("logger", rooms=("kdx_analysis.training.loggers",))
+
+
+def logger(name: str, *, package: str = "", extra: str = "") -> Callable[[L], L]:
+    """Declare a logger on its class; ``package`` and ``extra`` as in :class:`LoggerRow`."""
+
+    def declare(make: L) -> L:
+        LOGGERS.register(name)(LoggerRow(name, make, home(make), package, extra))
+        return make
+
+    return declare
+
+
+@logger("tensorboard", package="tensorboard", extra="tensorboard")
 class _TensorBoard:
     """Fabric's logger; the event files of a run lie in ``logs/tensorboard/RUN``, those of an
     earlier try go.
@@ -60,6 +106,7 @@ class _TensorBoard:
         self._logger.finalize(status)
 
 
+@logger("mlflow", package="mlflow", extra="mlflow")
 class _MLflow:
     """MLflow's client; where it writes is MLflow's to decide (MLFLOW_TRACKING_URI). The study is
     the experiment.
@@ -87,6 +134,7 @@ class _MLflow:
         self._client.set_terminated(self._run, "FINISHED" if status == "success" else "FAILED")
 
 
+@logger("wandb", package="wandb", extra="wandb")
 class _WandB:
     """W&B's client; the study is the project, and ``epoch`` the axis of every metric.
 
@@ -110,20 +158,15 @@ class _WandB:
         self._run.finish(exit_code=0 if status == "success" else 1)
 
 
-_LOGGERS: dict[str, Callable[[Path, str, str], Logger]] = {
-    "tensorboard": _TensorBoard,
-    "mlflow": _MLflow,
-    "wandb": _WandB,
-}
-
-
 def check_loggers(names: Sequence[str]) -> None:
-    """Raise KdxError for a logger whose package is not installed."""
-    lacking = [name for name in names if find_spec(name) is None]
+    """Raise KdxError for a logger that is not registered or whose package is not installed."""
+    rows = [LOGGERS[name] for name in names]
+    lacking = [row for row in rows if row.package and find_spec(row.package) is None]
     if lacking:
+        extras = ",".join(row.extra for row in lacking if row.extra)
+        install = f"kdx_analysis[{extras}]" if extras else lacking[0].package
         raise KdxError(
-            f"the logger {lacking[0]} needs its package: pip install "
-            f"'kdx_analysis[{','.join(lacking)}]', or leave it "
+            f"the logger {lacking[0].name} needs its package: pip install {install!r}, or leave it "
             "out of loggers"
         )
 
@@ -156,7 +199,7 @@ def logged(
             warnings.warn(f"run {run} is no longer logged to {name}: {error!r}", stacklevel=3)
 
     def start(name: str) -> None:
-        loggers[name] = _LOGGERS[name](folder / LOGS, study, run)
+        loggers[name] = LOGGERS[name].make(folder / LOGS, study, run)
         loggers[name].log_hyperparams(params)
 
     def log(metrics: Mapping[str, float], epoch: int) -> None:

@@ -25,7 +25,16 @@ from kdx_analysis.models import vam as attention
 from kdx_analysis.models.answers import check_logits
 from kdx_analysis.models.gates import ParameterGate, entropy_share
 from kdx_analysis.objectives import Objective, scale_to
+from kdx_analysis.records import EPOCH, SPLIT, kind, number, text
 from kdx_analysis.training.schedules import learning_rate_factor, penalty_at, temperature_at
+
+kind(
+    "metrics",
+    "One figure of a split after an epoch: a loss, or a metric of the model's outputs.",
+    keys=(EPOCH, SPLIT, text("metric", "name of the metric; loss is the objective's own")),
+    values=(number("value", "of the metric"), number("n", "images; NaN where nobody says", low=0)),
+    home=__name__,
+)
 
 _TEACHER_CHECKED = 256
 _STREAMS = ("order", "augmentation", "shuffling")
@@ -50,7 +59,7 @@ class Epoch:
     scores: Mapping[str, float] = field(default_factory=dict)
 
 
-Callback = Callable[[Epoch, nn.Module], None]
+Callback = Callable[[Epoch, nn.Module], Any]
 
 
 @dataclass(frozen=True)
@@ -374,9 +383,12 @@ class _Training:
         parameters = [p for p in model.parameters() if p.requires_grad]
         with torch.no_grad():
             teacher_logits = self.teacher(images).float()
-        factor = scale_to(
-            kd, Objective(objective), model(images).float(), parameters, labels, teacher_logits
+        margins = model(images).float()
+        reference, unscaled = (
+            each.loss(margins, labels, teacher_logits, torch.Generator().manual_seed(0))
+            for each in (kd, Objective(objective))
         )
+        factor = scale_to(reference, unscaled, parameters)
         model.train(was_training)
         return Objective(objective, factor)
 

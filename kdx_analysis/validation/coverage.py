@@ -19,7 +19,6 @@ import torch
 
 from kdx_analysis import null
 from kdx_analysis.models import Tree
-from kdx_analysis.plots.accuracy import _likeness
 from kdx_analysis.probes.affinity import affinity_table
 from kdx_analysis.probes.agreement import mantel
 from kdx_analysis.probes.claims import output_table
@@ -29,6 +28,7 @@ from kdx_analysis.probes.conflict.tables import conflict_tables
 from kdx_analysis.probes.faithfulness.ablation import related
 from kdx_analysis.probes.faithfulness.sanity import Randomisation
 from kdx_analysis.probes.gates.record import GateRecord
+from kdx_analysis.runs.statistics.correlation import rank_correlation
 from kdx_analysis.runs.trees import CORRELATION, tree_pairs
 from kdx_analysis.validation.outcome import Row
 
@@ -260,10 +260,7 @@ def _accuracies(draws: int, values: int, seed: int) -> Draws:
     """Conflict and accuracy of eight runs that have nothing to do with each other."""
     rng = np.random.default_rng(seed)
     correlations = pd.DataFrame(
-        [
-            _likeness(pd.DataFrame({"value": value, "accuracy": accuracy}))
-            for value, accuracy in rng.random((values, 2, 8))
-        ]
+        [rank_correlation(conflict, accuracy) for conflict, accuracy in rng.random((values, 2, 8))]
     )
     return Draws(_inside(correlations, "rho"))
 

@@ -205,7 +205,9 @@ def test_layers_are_chosen_by_path_pattern_and_predicate() -> None:
     assert vam.attach(net(), 4, "even").paths == ["even"]
     assert vam.attach(net(), 4, ["*even", "mlp"]).paths == ["even", "uneven", "mlp"]
     assert vam.attach(net(), 4, lambda path, module: isinstance(module, nn.Linear)).paths == ["mlp"]
-    with pytest.raises(KdxError, match=r"unknown layer 'evne'; did you mean 'even'"):
+    with pytest.raises(
+        KdxError, match=r"unknown convolution or Linear layer 'evne'; did you mean 'even'"
+    ):
         vam.attach(net(), 4, "evne")
     with pytest.raises(KdxError, match="holds for no convolution"):
         vam.attach(net(), 4, lambda path, module: False)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from kdx_analysis.objectives import TARGETS, one_vs_rest_margins, teacher_cut
+from kdx_analysis.objectives import OBJECTIVES, one_vs_rest_margins, teacher_cut
 
 
 @pytest.fixture
@@ -54,14 +54,14 @@ def test_controls_keep_the_true_classs_target_and_the_sum_of_a_row(
     logits, labels, name, decomposition
 ):
     cut = teacher_cut(logits, 2.0, decomposition)
-    target = TARGETS[name](cut, labels, generator())
+    target = OBJECTIVES[name].target(cut, labels, generator())
     rows = torch.arange(len(labels))
     assert torch.equal(target[rows, labels], cut[rows, labels])
     torch.testing.assert_close(target.sum(dim=1), cut.sum(dim=1))
 
 
 def test_hard_t_is_one_hot(logits, labels):
-    target = TARGETS["hard_T"](logits.softmax(dim=1), labels, generator())
+    target = OBJECTIVES["hard_T"].target(logits.softmax(dim=1), labels, generator())
     assert torch.equal(target.argmax(dim=1), labels)
     assert torch.equal(
         target.sort(dim=1).values,
@@ -71,31 +71,34 @@ def test_hard_t_is_one_hot(logits, labels):
 
 def test_kd_flat_by_hand():
     cut = torch.tensor([[0.7, 0.2, 0.1], [0.5, 0.1, 0.4]])
-    flat = TARGETS["kd_flat"](cut, torch.tensor([0, 1]), generator())
+    flat = OBJECTIVES["kd_flat"].target(cut, torch.tensor([0, 1]), generator())
     torch.testing.assert_close(flat, torch.tensor([[0.7, 0.15, 0.15], [0.45, 0.1, 0.45]]))
 
 
 def test_kd_shuffled_keeps_the_multiset_of_wrong_targets(logits, labels):
     cut = logits.softmax(dim=1)
-    shuffled = TARGETS["kd_shuffled"](cut, labels, generator())
+    shuffled = OBJECTIVES["kd_shuffled"].target(cut, labels, generator())
     assert torch.equal(shuffled.sort(dim=1).values, cut.sort(dim=1).values)
     assert not torch.equal(shuffled, cut)
 
 
 def test_kd_shuffled_permutes_every_sample_by_a_draw_of_its_own(labels):
     cut = torch.arange(5.0).expand(64, -1)
-    shuffled = TARGETS["kd_shuffled"](cut, torch.zeros(64, dtype=torch.int64), generator())
+    shuffled = OBJECTIVES["kd_shuffled"].target(
+        cut, torch.zeros(64, dtype=torch.int64), generator()
+    )
     assert len(shuffled.unique(dim=0)) > 12  # of 4! = 24
     assert not torch.equal(
-        shuffled, TARGETS["kd_shuffled"](cut, torch.zeros(64, dtype=torch.int64), generator(1))
+        shuffled,
+        OBJECTIVES["kd_shuffled"].target(cut, torch.zeros(64, dtype=torch.int64), generator(1)),
     )
 
 
 def test_the_mean_of_kd_shuffled_is_kd_flat(labels):
     cut = torch.tensor([[0.05, 0.6, 0.3, 0.04, 0.01]]).expand(40_000, -1)
     truth = torch.ones(40_000, dtype=torch.int64)
-    mean = TARGETS["kd_shuffled"](cut, truth, generator()).mean(dim=0)
-    flat = TARGETS["kd_flat"](cut[:1], truth[:1], generator())[0]
+    mean = OBJECTIVES["kd_shuffled"].target(cut, truth, generator()).mean(dim=0)
+    flat = OBJECTIVES["kd_flat"].target(cut[:1], truth[:1], generator())[0]
     torch.testing.assert_close(mean, flat, atol=0.004, rtol=0)  # 6 standard errors: .12/200 each
 
 
@@ -110,9 +113,9 @@ def test_permuting_classes_permutes_the_targets(logits, labels):
         there = teacher_cut(logits[:, order], 3.0, decomposition, cut)
         torch.testing.assert_close(there, teacher_cut(logits, 3.0, decomposition, cut)[:, order])
     for name in ("kd", "kd_flat", "hard_T"):
-        target = TARGETS[name](logits[:, order].softmax(dim=1), moved, generator())
+        target = OBJECTIVES[name].target(logits[:, order].softmax(dim=1), moved, generator())
         torch.testing.assert_close(
-            target, TARGETS[name](logits.softmax(dim=1), labels, generator())[:, order]
+            target, OBJECTIVES[name].target(logits.softmax(dim=1), labels, generator())[:, order]
         )
 
 

@@ -174,7 +174,7 @@ def test_a_rung_adds_what_missing_rungs_would_have(make: Make) -> None:
         "hard": "",
         "label_smoothing": "",
         "kd_flat": "temperature, loss scale, softness",
-        "kd": "uneven softness, class structure",
+        "kd": "unevenness, class structure",
     }
     figure, _ = plots.ladder(runs)
     assert "not run: hard_T, kd_shuffled" in texts(figure)
@@ -429,7 +429,7 @@ def test_a_null_without_a_range_is_left_out_and_said_to_have_none(
             "null_low": lows,
         }
     )
-    figure, (ax,) = probed.measures(data.assign(null_high=data["null_low"] + 0.5))
+    figure, (ax,) = probed.beside_nulls(data.assign(null_high=data["null_low"] + 0.5))
     bars = [path for lines in ax.collections for path in lines.get_paths()]
     assert len(bars) == sum(not math.isnan(low) for low in lows)
     assert ax.get_xlabel() == said

@@ -2,8 +2,7 @@ import math
 
 import pytest
 
-from kdx_analysis.report.answers import Answer
-from kdx_analysis.report.claims import claims
+from kdx_analysis.report.answers import Answer, claims
 from kdx_analysis.report.findings import (
     LOWERS,
     NO,

@@ -12,7 +12,7 @@ from kdx_analysis.errors import KdxError
 from kdx_analysis.metrics import METRICS
 from kdx_analysis.registry import Registry
 from kdx_analysis.report import Report
-from kdx_analysis.report.page import Drawn, _embedded
+from kdx_analysis.report.page import Picture, _embedded
 from tests.report.conftest import quick_figures, write_study
 
 SCRIPT = "<script>alert(1)</script>"
@@ -232,7 +232,7 @@ def test_a_claim_stands_with_the_figure_it_rests_on(write, two_figures, monkeypa
 def test_svg_is_embedded_as_far_as_the_page_may_grow(write, monkeypatch):
     files = {"a.png": b"x" * 300, "a.svg": b"x" * 3000, "b.png": b"x" * 300, "b.svg": b"x" * 600}
     figures = [
-        Drawn(name, name, "", {f: c for f, c in files.items() if f.startswith(name)})
+        Picture(name, name, "", "", {f: c for f, c in files.items() if f.startswith(name)})
         for name in "ab"
     ]
     kinds = []

@@ -150,7 +150,7 @@ def test_a_missing_package_is_named_before_training_with_the_command(monkeypatch
 
 def test_loggers_are_off_by_default_and_named_as_they_are():
     assert toy_study().config.loggers == ()
-    with pytest.raises(KdxError, match="unknown 0 'tensorbord'; did you mean 'tensorboard'"):
+    with pytest.raises(KdxError, match="unknown logger 'tensorbord'; did you mean 'tensorboard'"):
         toy_study(loggers=["tensorbord"])
     with pytest.raises(KdxError, match="logger wandb is given more than once"):
         toy_study(loggers=["wandb", "wandb"])

@@ -370,7 +370,8 @@ def test_predict_restores_modes_after_a_forward_that_raises():
 def test_score_by_hand():
     data = dataset()
     outputs = predict(RowTeacher(), data.val, data)
-    rows = score(RowTeacher(), data.val, data, "multiclass", (data.val.labels + 1) % 3)
+    other = F.one_hot((data.val.labels + 1) % 3, 3).float()
+    rows = score(RowTeacher(), data.val, data, "multiclass", other)
     values = {row["metric"]: row["value"] for row in rows}
     assert values["accuracy"] == pytest.approx(
         float((outputs.argmax(1) == data.val.labels).float().mean())

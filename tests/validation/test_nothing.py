@@ -5,7 +5,9 @@ from kdx_analysis.validation import nothing
 
 def test_studies_without_any_effect_have_the_covariance_that_is_meant():
     studies = list(nothing.null_studies(300, 4))
-    values = {metric: [study[metric].to_numpy() for study in studies] for metric in nothing.MEASURED}
+    values = {
+        metric: [study[metric].to_numpy() for study in studies] for metric in nothing.MEASURED
+    }
     for i, metric in enumerate(nothing.MEASURED):
         drawn = [value for table in values[metric] for value in table.ravel()]
         assert sum(drawn) / len(drawn) == pytest.approx(

@@ -51,35 +51,6 @@ def nested(tree: Tree, level: int = 1, expert: int = 0) -> dict[str, Any]:
     return {"level": level, "expert": expert, "children": children}
 
 
-def from_nested(root: Any) -> tuple[tuple[str, ...], tuple[int, ...], tuple[tuple[int, ...], ...]]:
-    """Classes, experts and parents of a nested tree.
-
-    Raises KeyError, TypeError or ValueError for what is no nested tree.
-    """
-    levels: dict[int, dict[int, int]] = {}
-    subtasks: dict[int, tuple[str, int]] = {}
-
-    def walk(node: Any, level: int, parent: int) -> None:
-        if "subtask" in node:
-            if node["subtask"] in subtasks:
-                raise ValueError(f"subtask {node['subtask']} stands there twice")
-            subtasks[node["subtask"]] = str(node["name"]), parent
-            return
-        if node["level"] != level or node["expert"] in levels.setdefault(level, {}):
-            raise ValueError(f"expert {node['expert']} of level {node['level']} is out of place")
-        levels[level][node["expert"]] = parent
-        for child in node["children"]:
-            walk(child, level + 1, node["expert"])
-
-    walk(root, 1, 0)
-    parents = []
-    for _, level in sorted(levels.items()):
-        parents.append(tuple(level[expert] for expert in range(len(level))))
-    leaves = [subtasks[k] for k in range(len(subtasks))]
-    classes = tuple(name for name, _ in leaves)
-    return classes, tuple(map(len, parents)), (*parents[1:], tuple(parent for _, parent in leaves))
-
-
 def printed(tree: Tree) -> str:
     lines = [*_lines(tree, 1, 0, "", "")]
     dead = [

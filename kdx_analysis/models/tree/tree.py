@@ -82,14 +82,6 @@ class Tree:
         parents = tuple(tuple(gate.argmax(dim=-1).tolist()) for gate in gates)
         return cls(tuple(classes), tuple(gate.shape[1] for gate in gates), parents)
 
-    @classmethod
-    def from_json(cls, text: str) -> Tree:
-        """The tree that :meth:`to_json` wrote. Raises KdxError for any other text."""
-        try:
-            return cls(*export.from_nested(json.loads(text)))
-        except (ValueError, KeyError, TypeError) as error:
-            raise KdxError(f"the text is no tree as Tree.to_json writes it: {error!r}") from None
-
     @cached_property
     def paths(self) -> tuple[tuple[int, ...], ...]:
         """:meth:`path` of every subtask."""
@@ -126,16 +118,12 @@ class Tree:
                 f"the tree has no expert {expert} on level {level}; it has {levels}, counted from 0"
             )
 
-    def depth(self, a: int, b: int) -> int:
-        """The deepest level, from the trunk, on which subtasks ``a`` and ``b`` share an expert.
-
-        1 where they share the trunk alone, L where they share the last expert, L+1 for a subtask
-        and itself.
-        """
-        return int(self.depths()[a, b])
-
     def depths(self) -> Int[Tensor, "K K"]:
-        """:meth:`depth` of all pairs of subtasks, in [1, L+1]."""
+        """The level at which two subtasks part, for all pairs, in [1, L+1].
+
+        It is the deepest level, from the trunk, on which they share an expert: 1 where they share
+        the trunk alone, L where they share the last expert, L+1 for a subtask and itself.
+        """
         paths = torch.tensor(self.paths)
         shared = (paths.unsqueeze(0) == paths.unsqueeze(1)).sum(dim=-1)
         return shared + torch.eye(len(paths), dtype=torch.int64)
@@ -176,7 +164,7 @@ class Tree:
         return export.nested(self)
 
     def to_json(self) -> str:
-        """:meth:`to_dict` as JSON, which :meth:`from_json` reads."""
+        """:meth:`to_dict` as JSON."""
         return json.dumps(self.to_dict(), ensure_ascii=False, indent=1)
 
     def to_networkx(self) -> nx.DiGraph:
@@ -195,15 +183,15 @@ class Tree:
 
     def to_svg(self) -> str:
         """The figure of :meth:`plot` as SVG; its text is text."""
-        from kdx_analysis.plots import trees
+        from kdx_analysis.models.tree.drawing import svg
 
-        return trees.svg(self)
+        return svg(self)
 
     def plot(self, ax: Axes | None = None) -> tuple[Figure, np.ndarray]:
         """The tree as (figure, axes), drawn into ``ax`` if one is given."""
-        from kdx_analysis.plots import trees
+        from kdx_analysis.models.tree.drawing import plot
 
-        return trees.tree_of(self, ax)
+        return plot(self, ax)
 
     def _repr_html_(self) -> str:
         return self.to_svg()

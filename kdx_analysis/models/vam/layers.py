@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatchcase
 from typing import Any, get_args
 
 import pandas as pd
@@ -16,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from kdx_analysis.errors import KdxError
+from kdx_analysis.models.choose import Where, chosen
 from kdx_analysis.models.vam.blocks import (
     AttendedLayer,
     BlockAttention,
@@ -24,8 +24,6 @@ from kdx_analysis.models.vam.blocks import (
     layer_class,
 )
 from kdx_analysis.registry import unknown
-
-Where = str | Sequence[str] | Callable[[str, nn.Module], bool]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _LAYERS = (*_CONVOLUTIONS, nn.Linear)
@@ -141,15 +139,17 @@ def attach(
     layers: dict[str, nn.Module] = {
         path: module for path, module in model.named_modules() if isinstance(module, _LAYERS)
     }
-    chosen = _chosen(layers, where)
+    wanted = list(layers)
+    if where is not None:
+        wanted = list(chosen(layers, where, kind="convolution or Linear layer"))
     parameters = _plain_parameters(model)
     grids = {path: _grid(layer, blocks, channels) for path, layer in layers.items()}
-    reasons = _reasons(model, layers, chosen, grids)
+    reasons = _reasons(model, layers, wanted, grids)
     taking = [path for path, reason in reasons.items() if not reason]
     for path in taking:
         _refuse_foreign(path, layers[path])
     if not taking:
-        examples = "; ".join(f"{path}: {reasons[path]}" for path in chosen[:3])
+        examples = "; ".join(f"{path}: {reasons[path]}" for path in wanted[:3])
         raise KdxError(
             f"no layer of {type(model).__name__} can take VAM ({examples}); choose others with "
             "where="
@@ -299,25 +299,10 @@ def _grid(layer: nn.Module, blocks: int, channels: int | None) -> tuple[int, int
     return -(-outputs // channels), -(-inputs // channels)
 
 
-def _chosen(layers: dict[str, nn.Module], where: Where | None) -> list[str]:
-    """Paths of the layers that ``where`` chooses."""
-    if where is None:
-        return list(layers)
-    if callable(where):
-        if not (chosen := [path for path, layer in layers.items() if where(path, layer)]):
-            raise KdxError("where= holds for no convolution or Linear layer; loosen it")
-        return chosen
-    patterns = [where] if isinstance(where, str) else list(where)
-    for pattern in patterns:
-        if not any(fnmatchcase(path, pattern) for path in layers):
-            raise unknown("layer", pattern, layers)
-    return [path for path in layers if any(fnmatchcase(path, pattern) for pattern in patterns)]
-
-
 def _reasons(
     model: nn.Module,
     layers: dict[str, nn.Module],
-    chosen: Sequence[str],
+    wanted: Sequence[str],
     grids: dict[str, tuple[int, int]],
 ) -> dict[str, str]:
     """Why each layer is skipped; empty for those that take VAM, with blocks as in ``grids``."""
@@ -330,7 +315,7 @@ def _reasons(
     places |= dict.fromkeys((convolutions or linear)[:1], "first layer: reads the image")
     reasons = {}
     for path, layer in layers.items():
-        if path not in chosen:
+        if path not in wanted:
             reasons[path] = "not chosen by where"
         elif isinstance(layer, AttendedLayer):
             reasons[path] = "has VAM already"

@@ -59,7 +59,7 @@ class ModelBuilder(Protocol):
     def __call__(self, num_classes: int, in_channels: int = 3) -> nn.Module: ...
 
 
-MODELS: Registry[ModelBuilder] = Registry("model")
+MODELS: Registry[ModelBuilder] = Registry("model", rooms=("kdx_analysis.models.zoo",))
 
 
 class Conv(nn.Conv2d):

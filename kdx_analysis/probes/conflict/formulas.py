@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from beartype import beartype
-from jaxtyping import Bool, Float, Shaped, jaxtyped
+from jaxtyping import Float, Shaped, jaxtyped
 from torch import Tensor
 
 from kdx_analysis import null
@@ -238,12 +238,6 @@ def upper(table: Shaped[Tensor, "*draws K K"]) -> Shaped[Tensor, "*draws P"]:
     """The P = K(K − 1)/2 entries with a < b."""
     a, b = torch.triu_indices(table.shape[-2], table.shape[-1], offset=1, device=table.device)
     return table[..., a, b]
-
-
-@jaxtyped(typechecker=beartype)
-def undefined(cosines: Float[Tensor, "*draws K K"]) -> Bool[Tensor, "*draws P"]:
-    """Pairs whose cosine is NaN because a gradient is zero."""
-    return upper(cosines).isnan()
 
 
 def _at_once(ungated: Tensor) -> int:

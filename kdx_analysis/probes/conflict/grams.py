@@ -20,24 +20,12 @@ from torch import Tensor, nn
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME
-from kdx_analysis.models.modes import in_full, undisturbed
+from kdx_analysis.models.modes import undisturbed
 from kdx_analysis.probes.conflict.parts import Layer, Parts
 from kdx_analysis.probes.conflict.per_sample import Pass
 from kdx_analysis.probes.conflict.proof import agree, check_fixed_function, check_margins
+from kdx_analysis.probes.contract import Cost
 from kdx_analysis.probes.subtasks import not_finite
-
-__all__ = [
-    "Cost",
-    "Grams",
-    "in_full",
-    "not_finite",
-    "probing_cost",
-    "residuals",
-    "subtask_gradients",
-    "subtask_grams",
-    "undisturbed",
-    "with_null",
-]
 
 # Values of the sums that are in float64 at once; small gradients' squares are smaller than float32
 # knows.
@@ -185,46 +173,6 @@ def subtask_gradients(
             f"{parts.prefix}{name}": gradient for name, gradient in layer.apart(total).items()
         }
     return found
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a probe will take; costs of one thing after the other add up.
-
-    Attributes:
-        forwards, backwards: passes, each over at most ``batch`` images.
-        values: numbers in the summed gradients of all residuals, K·D for each set.
-        held: bytes of them that are held at once.
-    """
-
-    forwards: int
-    backwards: int
-    batch: int
-    values: int
-    held: int
-
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(
-            self.forwards + other.forwards,
-            self.backwards + other.backwards,
-            max(self.batch, other.batch),
-            self.values + other.values,
-            max(self.held, other.held),
-        )
-
-    def __mul__(self, times: int) -> Cost:
-        return dataclasses.replace(
-            self,
-            forwards=times * self.forwards,
-            backwards=times * self.backwards,
-            values=times * self.values,
-        )
-
-    def __str__(self) -> str:
-        return (
-            f"{self.forwards} forward and {self.backwards} backward passes over up to {self.batch} "
-            f"images each, {self.held / 2**20:.0f} MiB of gradients at once"
-        )
 
 
 def probing_cost(

@@ -97,9 +97,9 @@ class ConflictRecord(TableRecord):
 
     def plot(self, ax: Axes | None = None) -> tuple[Figure, np.ndarray]:
         """Cosines over all levels below the diagonal, their null above it, as (figure, axes)."""
-        from kdx_analysis.plots.records import conflict_record
+        from kdx_analysis.probes.conflict.drawing import plot
 
-        return conflict_record(self, ax)
+        return plot(self, ax)
 
     def _repr_html_(self) -> str:
         columns = ["value", "null_mean", "null_low", "null_high"]

@@ -311,7 +311,7 @@ class Faithfulness(Record):
         """Drop against pathway mass of A, as (figure, axes): a panel a level, or the last level in
         ``ax``.
         """
-        from kdx_analysis.plots.faithfulness import ablation
+        from kdx_analysis.probes.faithfulness.drawing import ablation
 
         return ablation(self, ax)
 

@@ -92,7 +92,7 @@ class Attribution(Record):
         """The images side by side with their maps over them, as (figure, axes), drawn into ``ax``
         if one is given.
         """
-        from kdx_analysis.plots.faithfulness import attribution
+        from kdx_analysis.probes.faithfulness.drawing import attribution
 
         return attribution(self, ax)
 
@@ -134,7 +134,7 @@ class Conductance(Record):
 
     def plot(self, ax: Axes | None = None) -> tuple[Figure, np.ndarray]:
         """Every image a dot for each expert, as (figure, axes), drawn into ``ax`` if one is given."""
-        from kdx_analysis.plots.faithfulness import conductance
+        from kdx_analysis.probes.faithfulness.drawing import conductance
 
         return conductance(self, ax)
 

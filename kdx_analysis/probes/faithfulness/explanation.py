@@ -86,9 +86,9 @@ class Explanation(Record):
 
         In ``ax`` the last expert of the path: its heat maps over the images.
         """
-        from kdx_analysis.plots.faithfulness import attribution, faithfulness
+        from kdx_analysis.probes.faithfulness.drawing import attribution, explanation
 
-        return faithfulness(self) if ax is None else attribution(self.attributions[-1], ax)
+        return explanation(self) if ax is None else attribution(self.attributions[-1], ax)
 
     def _repr_html_(self) -> str:
         return as_html(self.plot()[0])

@@ -128,7 +128,7 @@ class Randomisation(Record):
         """Every map's similarity a dot, beside null and bound, as (figure, axes), drawn into ``ax``
         if given.
         """
-        from kdx_analysis.plots.faithfulness import randomisation
+        from kdx_analysis.probes.faithfulness.drawing import randomisation
 
         return randomisation(self, ax)
 

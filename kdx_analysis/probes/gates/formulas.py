@@ -150,8 +150,9 @@ def summarise_samples(
     B = len(labels)
     table: Summary = {}
     for level, rows in _choices(attention, 2):
-        for name, values in _of_rows(rows).items():
-            table["gates", level, name] = values.mean(), values.numel() * rows.shape[-2]
+        every = rows.flatten(0, -2)  # of all samples, whose means are then one mean
+        for name, value in _of_rows(every).items():
+            table["gates", level, name] = value, len(every)
     for level, paths in _choices(sample_pathways(attention), 1):
         for name, result in _of_paths(paths.mean(dim=0)).items():
             table["pathways", level, name] = result

@@ -180,9 +180,9 @@ class GateRecord(Record):
 
     def plot(self, ax: Axes | None = None) -> tuple[Figure, np.ndarray]:
         """Effective attention into the heads, subtasks by experts, as (figure, axes)."""
-        from kdx_analysis.plots.records import gate_record
+        from kdx_analysis.probes.gates.drawing import plot
 
-        return gate_record(self, ax)
+        return plot(self, ax)
 
     def _repr_html_(self) -> str:
         table = self.summary().to_html(index=False, float_format="{:.3f}".format, na_rep="–")

@@ -153,9 +153,9 @@ class Validation(TableRecord):
 
     def plot(self, ax: Axes | None = None) -> tuple[Figure, np.ndarray]:
         """Every seed a dot beside what was wanted, a row a yardstick, as (figure, axes)."""
-        from kdx_analysis.plots.records import validation
+        from kdx_analysis.probes.planted.drawing import plot
 
-        return validation(self, ax)
+        return plot(self, ax)
 
     def __str__(self) -> str:
         return f"{self._shown().to_string(index=False)}\n{self.caption}"

@@ -1,10 +1,8 @@
-"""Paired statistics over seeds, as pure functions (method of section 7: n, interval, every raw
-point).
-"""
+"""Paired statistics over seeds, as pure functions: n, interval, every raw point (method, §7)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -13,7 +11,10 @@ from scipy import stats
 
 from kdx_analysis.errors import KdxError
 
+# Sums of some thousand float64 terms in another order differ by less than this share of their size.
 _ROUNDING = 1e-12
+# An interval narrower than this share of its mean is rounding: the value is the same in every seed.
+_POINT = 1e-9
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def _span(counts: Sequence[int]) -> str:
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over ``n`` seeds with its Student-t interval; ``low`` and ``high`` are NaN for n = 1."""
+    """A mean over ``n`` seeds with its t-interval; ``low`` and ``high`` are NaN for n = 1."""
 
     n: int
     mean: float
@@ -74,11 +75,14 @@ class Interval:
     high: float
 
     @property
+    def is_point(self) -> bool:
+        """Whether its width is zero, but for rounding: the same value in every seed."""
+        return self.high - self.low <= _POINT * abs(self.mean)
+
+    @property
     def excludes_zero(self) -> bool:
-        """Whether 0 is left out. An interval of width zero, the same value in every seed, leaves
-        nothing out.
-        """
-        return self.high - self.low > 1e-9 * abs(self.mean) and (self.low > 0 or self.high < 0)
+        """Whether 0 is left out; an interval of width zero leaves nothing out."""
+        return self.high - self.low > _POINT * abs(self.mean) and (self.low > 0 or self.high < 0)
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,10 @@ def t_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95) -
 
     It covers at its confidence from n = 2 on where values are normal; for several comparisons at
     once see :func:`bonferroni`.
+
+    >>> interval = t_interval([0.5, 0.6, 0.7])
+    >>> interval.n, round(interval.low, 3), round(interval.high, 3)
+    (3, 0.352, 0.848)
     """
     x = np.asarray(values, dtype=float)
     x = x[~np.isnan(x)]
@@ -129,8 +137,13 @@ def _quantile(confidence: float, degrees: int) -> float:
 def paired_difference(
     a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, confidence: float = 0.95
 ) -> Paired:
-    """t-interval at ``confidence`` of a − b over pairs, which stand in the same order; pairs with a
-    NaN are left out.
+    """t-interval at ``confidence`` of a − b over pairs, which stand in the same order.
+
+    Pairs with a NaN are left out.
+
+    >>> difference = paired_difference([0.5, 0.6, 0.7], [0.4, 0.45, 0.5])
+    >>> round(difference.mean, 3), round(difference.low, 3), round(difference.high, 3)
+    (0.15, 0.026, 0.274)
 
     Raises KdxError where the two are not equally many, or no pair is left.
     """
@@ -152,12 +165,21 @@ def paired_difference(
 
 
 def bonferroni(comparisons: int, confidence: float = 0.95) -> float:
-    """Confidence 1 − (1 − c)/m of each of m intervals that shall hold together at confidence c
-    (Dunn, JASA 1961).
+    """Confidence 1 − (1 − c)/m of each of m intervals that hold together at confidence c.
 
-    m is ``comparisons``, c is ``confidence``.
+    m is ``comparisons``, c is ``confidence`` (Dunn, JASA 1961).
 
     >>> bonferroni(5)
     0.99
     """
     return 1 - (1 - confidence) / max(1, comparisons)
+
+
+def joint_confidence(differences: Iterable[Interval | None], confidence: float = 0.95) -> float:
+    """:func:`bonferroni` over those ``differences`` that have an interval, from two seeds on.
+
+    >>> two, one = Interval(2, 0.1, 0.0, 0.2), Interval(1, 0.1, float("nan"), float("nan"))
+    >>> round(joint_confidence([two, two, one, None]), 3)
+    0.975
+    """
+    return bonferroni(sum(each is not None and each.n > 1 for each in differences), confidence)

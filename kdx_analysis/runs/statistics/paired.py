@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -36,16 +37,15 @@ class Effect:
 
 
 def side_by_side(table: pd.DataFrame) -> pd.DataFrame:
-    """``table``, of :meth:`RunSet.by_epoch`, with NaN at epochs that not all columns of a seed and
-    objective have.
+    """``table`` with NaN at epochs that not all columns of a seed and objective have.
 
-    As :func:`kdx_analysis.pairing.shared` has it.
+    It is one of :meth:`RunSet.by_epoch`; see :func:`kdx_analysis.pairing.shared`.
     """
     return shared(table, [name for name in table.index.names if name in ("objective", "seed")])
 
 
 def over_epochs(table: pd.DataFrame, over_pairs: Reduction = "mean") -> pd.DataFrame:
-    """Means over epochs of what pairs of subtasks make in each, ``over_pairs``; NaN are left out."""
+    """Means over epochs of what pairs of subtasks make in each; NaN are left out."""
     for level, reduction in (("pair", over_pairs), ("epoch", "mean")):
         names = list(table.index.names)
         if level in names:
@@ -74,8 +74,8 @@ def by_seed(table: pd.DataFrame, over_pairs: Reduction = "mean") -> pd.DataFrame
     if "objective" not in complete.index.names or complete.empty:
         return complete
     objectives = complete.index.get_level_values("objective").unique()
-    held = complete.groupby("seed").size()
-    whole = held.index[held == len(objectives)]
+    counts = complete.groupby("seed").size()
+    whole = counts.index[counts == len(objectives)]
     if whole.empty:
         raise KdxError(
             f"no seed has all of {', '.join(map(str, objectives))}; filter the runs by objective"
@@ -94,19 +94,13 @@ def coverage(
     names = list(table.index.names)
     if "epoch" not in names:
         return Coverage()
-    held, taken = (
-        table[list(columns)].notna(),
-        (table if taken is None else taken)[list(columns)].notna(),
-    )
-    by_epoch, by_run = (
-        [name for name in names if name not in inner] for inner in (("pair",), ("pair", "epoch"))
-    )
-    whole = taken.all(axis=1)
-    at_epoch = whole.groupby(by_epoch, sort=False).any()
-    counts, probed = (
-        getattr(at_epoch.groupby(by_run, sort=False), count)() for count in ("sum", "size")
-    )
-    there = held.any(axis=1).groupby(by_run, sort=False).any()
+    defined = table[list(columns)].notna()
+    whole = (table if taken is None else taken)[list(columns)].notna().all(axis=1)
+    by_epoch = [name for name in names if name != "pair"]
+    by_run = [name for name in by_epoch if name != "epoch"]
+    epochs = whole.groupby(by_epoch, sort=False).any().groupby(by_run, sort=False)
+    counts, probed = epochs.sum(), epochs.size()
+    there = defined.any(axis=1).groupby(by_run, sort=False).any()
     compared = there & (counts > 0)
     left_out = total = 0
     if "pair" in names:
@@ -122,9 +116,7 @@ def coverage(
 
 
 def _seeds_left_out(there: pd.Series, compared: pd.Series) -> int:
-    """Seeds that have a value but not, as :func:`by_seed` asks, one of every objective that can be
-    compared at all.
-    """
+    """Seeds that have a value, but not one of every objective that can be compared at all."""
     if "objective" not in there.index.names:
         return int((there & ~compared).sum())
     objectives = compared[compared].index.get_level_values("objective").nunique()
@@ -139,17 +131,19 @@ def paired(
     confidence: float = 0.95,
     over_pairs: Reduction = "mean",
 ) -> Paired | None:
-    """Difference a − b of two columns over seeds, each seed's over what both have; None where no
-    seed has both.
+    """Difference a − b of two columns over seeds, each seed's over what both have.
+
+    None where no seed has both.
 
     Args:
         table, over_pairs: as for :func:`by_seed`.
         confidence: of the t-interval.
 
     >>> rows = pd.MultiIndex.from_product([[0, 1], [1, 9]], names=["seed", "epoch"])
-    >>> table = pd.DataFrame({"kd": [0.1, 0.5, 0.2, 0.6], "hard": [np.nan, 0.4, np.nan, 0.4]}, index=rows)
-    >>> found = paired(table, "kd", "hard")
-    >>> round(found.mean, 3), str(found.coverage)
+    >>> values = {"kd": [0.1, 0.5, 0.2, 0.6], "hard": [np.nan, 0.4, np.nan, 0.4]}
+    >>> table = pd.DataFrame(values, index=rows)
+    >>> difference = paired(table, "kd", "hard")
+    >>> round(difference.mean, 3), str(difference.coverage)
     (0.15, '1 of 2 epochs')
     """
     if not {a, b} <= set(table.columns):
@@ -175,8 +169,7 @@ def effects(
     family: int | None = None,
     over_pairs: Reduction = "mean",
 ) -> tuple[Effect, ...]:
-    """Every other column of ``table`` minus ``against``, with Bonferroni's intervals and Holm's
-    p-values.
+    """Every other column of ``table`` minus ``against``, Bonferroni's intervals and Holm's p.
 
     Columns that share no seed with ``against`` are left out, and not counted among the comparisons.
     Seeds count as in :func:`by_seed`.
@@ -198,8 +191,7 @@ def effects_together(
     confidence: float = 0.95,
     over_pairs: Mapping[str, Reduction] | None = None,
 ) -> dict[str, tuple[Effect, ...]]:
-    """:func:`effects` of several metrics, whose intervals hold together over all metrics and
-    comparisons.
+    """:func:`effects` of several metrics, whose intervals hold together over all of them.
 
     Holm's p-values are over all of them too.
 
@@ -214,8 +206,8 @@ def effects_together(
         for name, table in tables.items()
     }
     pooled = [difference for several in differences.values() for difference in several]
-    found = iter(_effects(pooled, against, bonferroni(len(pooled), confidence)))
-    return {name: tuple(next(found) for _ in several) for name, several in differences.items()}
+    following = iter(_effects(pooled, against, bonferroni(len(pooled), confidence)))
+    return {name: tuple(islice(following, len(several))) for name, several in differences.items()}
 
 
 def _differences(

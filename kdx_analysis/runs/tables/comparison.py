@@ -1,5 +1,6 @@
-"""Which runs are better, by how much, and how sure: values, paired differences and what else
-differs.
+"""Which runs are better, by how much, and how sure.
+
+Values, paired differences and what else differs.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from kdx_analysis.runs.keys import canonical, check_key, in_order, value_of
 from kdx_analysis.runs.statistics.intervals import Interval, Paired
 from kdx_analysis.runs.statistics.paired import Effect, effects_together
 from kdx_analysis.runs.statistics.pvalues import LEAST_SEEDS
-from kdx_analysis.runs.tables.grid import Cell, Grid, markdown_escaped
-from kdx_analysis.runs.tables.numbers import estimate, listed, number
+from kdx_analysis.runs.tables.grid import Cell, Grid
+from kdx_analysis.runs.tables.numbers import estimate, listed, markdown_escaped, number
 from kdx_analysis.runs.tables.table import (
     METRIC_AXIS,
     ONE_SEED,
@@ -68,14 +69,12 @@ class Comparison:
         mean is over, and what was left out), correlation and p_holm, which are NaN (pairs 0) where
         there are none.
         """
-        found = {
-            (name, effect.a): effect for name, several in self.effects.items() for effect in several
-        }
+        effects = {(name, effect.a): effect for name, effect in self._pooled}
         none = Paired(0, math.nan, math.nan, math.nan, (), math.nan)
         nothing = Effect("", self.against, none, math.nan, math.nan)
         rows = []
         for cell in zip(self.table.cells[METRIC_AXIS], self.table.cells[self.by], strict=True):
-            effect = found.get(cell, nothing)
+            effect = effects.get(cell, nothing)
             d = effect.difference
             rows.append(
                 {
@@ -102,11 +101,9 @@ class Comparison:
         return "\n".join([self.table.to_markdown(), self._grid.to_markdown(), notes])
 
     def to_latex(self) -> str:
-        """Two tables, \\label tab:runs and tab:effects, for a document that uses the package
-        booktabs.
-        """
-        told = replace(self._grid, caption=" ".join([self.caption, *self.notes]))
-        return f"{self.table.to_latex('tab:runs')}\n{told.to_latex('tab:effects')}"
+        """Two tables, labelled tab:runs and tab:effects, for a document that uses booktabs."""
+        noted = replace(self._grid, caption=" ".join([self.caption, *self.notes]))
+        return f"{self.table.to_latex('tab:runs')}\n{noted.to_latex('tab:effects')}"
 
     def _repr_html_(self) -> str:
         notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
@@ -114,36 +111,33 @@ class Comparison:
 
     def __str__(self) -> str:
         """One row per metric and value, and what it rests on."""
-        intervals = [
-            effect.difference.n > 1 for several in self.effects.values() for effect in several
-        ]
-        star = " Star: the interval excludes 0." if any(intervals) else ""
-        told = [self.table.holds, f"{self.caption}{star}", *self.notes]
-        return (
-            "\n".join([self._text.to_text(), *(fill(paragraph, 110) for paragraph in told)]) + "\n"
-        )
+        intervals = any(effect.difference.n > 1 for _, effect in self._pooled)
+        star = " Star: the interval excludes 0." if intervals else ""
+        paragraphs = [self.table.holds, f"{self.caption}{star}", *self.notes]
+        return "\n".join([self._text.to_text(), *(fill(each, 110) for each in paragraphs)]) + "\n"
+
+    @property
+    def _pooled(self) -> list[tuple[str, Effect]]:
+        """Every effect, with its metric in front."""
+        return [(name, effect) for name, several in self.effects.items() for effect in several]
 
     @property
     def _grid(self) -> Grid:
         title = {name: self.table.title(METRIC_AXIS, name).in_line for name in self.effects}
-        found = [(name, effect) for name, several in self.effects.items() for effect in several]
         return Grid(
             tuple(map(Cell, ["metric", "difference", *self._head("mean")])),
-            tuple((title[name], f"{effect.a} − {effect.b}") for name, effect in found),
-            tuple(map(tuple, self._told(found))),
+            tuple((title[name], f"{effect.a} − {effect.b}") for name, effect in self._pooled),
+            tuple(map(tuple, self._effect_cells)),
             self.caption,
         )
 
     @property
     def _text(self) -> Grid:
-        found = [(name, effect) for name, several in self.effects.items() for effect in several]
-        told = {
-            (name, effect.a): cells
-            for (name, effect), cells in zip(found, self._told(found), strict=True)
-        }
+        places = [(name, effect.a) for name, effect in self._pooled]
+        effects = dict(zip(places, self._effect_cells, strict=True))
         over = ["over"] if self._shown[2] else []
         head = ["metric", self.by, "mean", "n", *over, "null", *self._head(f"minus {self.against}")]
-        cells: list[dict[str, Any]] = self.table.to_frame().to_dict("records")  # type: ignore[assignment]
+        cells: list[dict[Any, Any]] = self.table.to_frame().to_dict("records")
         means = [Interval(cell["n"], cell["mean"], cell["low"], cell["high"]) for cell in cells]
         metrics = [cell[METRIC_AXIS] for cell in cells]
         labels, rows, named = [], [], set[str]()
@@ -154,7 +148,7 @@ class Comparison:
             named.add(name)
             labels.append((title, str(cell[self.by])))
             null = "" if math.isnan(cell["null"]) else number(cell["null"], decimals)
-            effect = told.get((name, cell[self.by]), [Cell("")] * len(self._head("")))
+            effect = effects.get((name, cell[self.by]), [Cell("")] * len(self._head("")))
             epochs = [Cell(cell["over"])] if self._shown[2] else []
             rows.append(
                 (Cell(estimate(mean, decimals)), Cell(str(mean.n)), *epochs, Cell(null), *effect)
@@ -168,22 +162,18 @@ class Comparison:
 
     @property
     def _shown(self) -> tuple[bool, bool, bool, bool]:
-        """Which columns an effect has: its epochs only where there are several, p only where there
-        are six seeds.
-        """
-        differences = [effect.difference for several in self.effects.values() for effect in several]
+        """Which columns an effect has: epochs if there are several, p if there are six seeds."""
+        differences = [effect.difference for _, effect in self._pooled]
         epochs = any(str(difference.coverage) for difference in differences)
-        return (
-            True,
-            True,
-            epochs,
-            max((difference.n for difference in differences), default=0) >= LEAST_SEEDS,
-        )
+        tested = any(difference.n >= LEAST_SEEDS for difference in differences)
+        return True, True, epochs, tested
 
-    def _told(self, found: Sequence[tuple[str, Effect]]) -> list[list[Cell]]:
-        decimals = alike([name for name, _ in found], [effect.difference for _, effect in found])
+    @property
+    def _effect_cells(self) -> list[list[Cell]]:
+        names = [name for name, _ in self._pooled]
+        decimals = alike(names, [effect.difference for _, effect in self._pooled])
         cells = []
-        for (_, effect), places in zip(found, decimals, strict=True):
+        for (_, effect), places in zip(self._pooled, decimals, strict=True):
             d = effect.difference
             difference = Cell(estimate(d, places, signed=True), bold=d.excludes_zero)
             row = [difference, Cell(str(d.n)), Cell(str(d.coverage)), Cell(_p_value(effect.p))]
@@ -217,22 +207,22 @@ def compare(
     )  # the longer side runs down
     table = make_table(chosen, *axes, metrics, role, reference, confidence)
     tables = {name: chosen.by_epoch(name, by=by, role=chosen.runs[0].role) for name in metrics}
-    found = effects_together(
-        tables, reference, confidence, {name: METRICS[name].pairs_make for name in metrics}
-    )
+    reductions = {name: METRICS[name].pairs_make for name in metrics}
+    effects = effects_together(tables, reference, confidence, reductions)
     notes = [
-        *_uncompared(values, tables, reference, found),
+        *_uncompared(values, tables, reference, effects),
         *_on_controls(chosen, by),
         _differing(chosen, by),
     ]
-    caption = _caption(found, reference, confidence, conditions(chosen))
-    return Comparison(by, reference, confidence, table, found, caption, tuple(notes))
+    caption = _caption(effects, reference, confidence, conditions(chosen))
+    return Comparison(by, reference, confidence, table, effects, caption, tuple(notes))
 
 
 def _caption(
-    found: Mapping[str, Sequence[Effect]], against: Hashable, confidence: float, given: str
+    effects: Mapping[str, Sequence[Effect]], against: Hashable, confidence: float, given: str
 ) -> str:
-    n = [effect.difference.n for several in found.values() for effect in several]
+    differences = [effect.difference for several in effects.values() for effect in several]
+    n = [difference.n for difference in differences]
     tested = [count for count in n if count >= LEAST_SEEDS]
     together = f"for all {len(n)} comparisons at once" if len(n) > 1 else "for this one comparison"
     interval = (
@@ -244,7 +234,7 @@ def _caption(
         ONE_SEED if 1 in n else "",
         "Figures of several epochs are compared epoch by epoch, over those at which both sides are "
         "defined."
-        if any(str(effect.difference.coverage) for several in found.values() for effect in several)
+        if any(str(difference.coverage) for difference in differences)
         else "",
         "p: paired t-tests, adjusted by Holm over the same comparisons; they rest on normal "
         "differences."
@@ -265,10 +255,10 @@ def _uncompared(
     values: Sequence[Hashable],
     tables: Mapping[str, pd.DataFrame],
     against: Hashable,
-    found: Mapping[str, Sequence[Effect]],
+    effects: Mapping[str, Sequence[Effect]],
 ) -> Iterator[str]:
     for name, table in tables.items():
-        title, compared = METRICS[name].title, {against, *(effect.a for effect in found[name])}
+        title, compared = METRICS[name].title, {against, *(effect.a for effect in effects[name])}
         empty = [
             value for value in values if value not in table.columns or table[value].isna().all()
         ]
@@ -278,7 +268,8 @@ def _uncompared(
         if apart and against not in empty:
             several = "epoch" in table.index.names and table.groupby("seed").size().max() > 1
             what = "seed and epoch" if several else "seed"
-            yield f"No {what} in common with {against} in {title}, so not compared: {listed(apart)}."
+            common = f"No {what} in common with {against} in {title}"
+            yield f"{common}, so not compared: {listed(apart)}."
 
 
 def _on_controls(runs: RunSet, by: str) -> Iterator[str]:
@@ -305,7 +296,7 @@ def _differing(runs: RunSet, by: str) -> str:
         "split": [canonical(run.info["data"]["fingerprint"]) for run in runs],
         **runs.diff().to_dict("list"),  # of a study's runs it says the last two as well
     }
-    told = []
+    differing = []
     for key, values in table.items():
         counts = Counter(values)
         if (
@@ -313,11 +304,12 @@ def _differing(runs: RunSet, by: str) -> str:
             and key not in ("seed", "role", by)
             and not str(key).startswith(compared)
         ):
-            told.append(
-                f"{key} {listed([f'{value} ({count} runs)' for value, count in counts.items()])}"
-            )
+            each = [f"{value} ({count} runs)" for value, count in counts.items()]
+            differing.append(f"{key} {listed(each)}")
     elsewhere = sum("source" in run.info for run in runs)
-    differ = "; ".join(told) or f"nothing {'that is known' if elsewhere else 'but their seeds'}"
+    differ = (
+        "; ".join(differing) or f"nothing {'that is known' if elsewhere else 'but their seeds'}"
+    )
     unsaid = (
         f" What else they differ in is not known: {elsewhere} of them were made elsewhere."
         if elsewhere

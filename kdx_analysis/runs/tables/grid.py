@@ -1,11 +1,11 @@
-"""A grid of names and numbers as Markdown, LaTeX (booktabs), HTML and plain text; names are escaped
-in each.
+"""A grid of names and numbers as Markdown, LaTeX (booktabs), HTML and plain text.
+
+Names are escaped in each.
 """
 
 from __future__ import annotations
 
 import html
-import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,50 +13,9 @@ from itertools import zip_longest
 
 from rich.cells import cell_len
 
+from kdx_analysis.runs.tables.numbers import latex_escaped, markdown_escaped
+
 SHORT = 16  # letters that a LaTeX table's label may have in any case before it is broken
-_LATEX = str.maketrans(
-    {
-        "\\": r"\textbackslash{}",
-        "&": r"\&",
-        "%": r"\%",
-        "$": r"\$",
-        "#": r"\#",
-        "_": r"\_",
-        "{": r"\{",
-        "}": r"\}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "<": r"\textless{}",
-        ">": r"\textgreater{}",
-        "|": r"\textbar{}",
-        "[": "{[}",
-        "*": "{*}",
-        "−": "$-$",
-        "–": "--",
-        "±": r"$\pm$",
-        "≥": r"$\geq$",
-        "≤": r"$\leq$",
-        "×": r"$\times$",
-        "τ": r"$\tau$",
-        "λ": r"$\lambda$",
-        "ε": r"$\varepsilon$",
-    }
-)
-
-
-def latex_escaped(text: str) -> str:
-    """``text`` on one line as LaTeX source that pdfTeX takes; letters beyond Latin need XeTeX or
-    LuaTeX.
-
-    >>> print(latex_escaped("hard_T: −0.25 at 95 %"))
-    hard\\_T: $-$0.25 at 95 \\%
-    """
-    return " ".join(text.replace('"', "''").split()).translate(_LATEX)
-
-
-def markdown_escaped(text: str) -> str:
-    """``text`` on one line as Markdown in which nothing is markup."""
-    return re.sub(r"([\\`*_\[\]<>|~#$])", r"\\\1", " ".join(text.split()))
 
 
 @dataclass(frozen=True)
@@ -112,9 +71,7 @@ class Grid:
         )
 
     def to_latex(self, label: str) -> str:
-        """A ``table`` with \\caption and \\label, to be put into a document that uses the package
-        booktabs.
-        """
+        """A ``table`` with caption and label, for a document that uses the package booktabs."""
         lines = [
             r"\begin{table}[tb]",
             r"\centering",
@@ -154,8 +111,9 @@ class Grid:
         )
 
     def to_text(self) -> str:
-        """Columns with two spaces between them; a star behind what is bold. The caption is left to
-        the caller.
+        """Columns with two spaces between them; a star behind what is bold.
+
+        The caption is left to the caller.
         """
 
         def shown(cell: Cell) -> str:
@@ -173,29 +131,35 @@ def _padded(text: str, width: int) -> str:
 
 
 def _latex_rows(labels: Sequence[str], cells: Sequence[Cell]) -> list[str]:
-    """A row of numbers, then smaller ones of their details; long labels stand in as many lines as
-    there are rows.
+    """A row of numbers, then smaller ones of their details.
+
+    Long labels stand in as many lines as there are rows.
     """
-    rows = [
-        [rf"\textbf{{{latex_escaped(c.main)}}}" if c.bold else latex_escaped(c.main) for c in cells]
-    ]
+    rows = [list(map(_latex_main, cells))]
     for details in zip_longest(*(cell.details for cell in cells), fillvalue=""):
         if any(details):
-            rows.append(
-                [
-                    rf"{{\scriptsize {latex_escaped(detail)}}}" if detail else ""
-                    for detail in details
-                ]
-            )
-    names = [[latex_escaped(line) for line in _lines(label, len(rows))] for label in labels]
-    return [
-        " & ".join([*(lines[i] for lines in names), *row]) + r" \\" for i, row in enumerate(rows)
-    ]
+            rows.append(list(map(_latex_detail, details)))
+    names = [_lines(label, len(rows)) for label in labels]
+    lines = []
+    for i, row in enumerate(rows):
+        in_line = [latex_escaped(name[i]) for name in names]
+        lines.append(" & ".join([*in_line, *row]) + r" \\")
+    return lines
+
+
+def _latex_main(cell: Cell) -> str:
+    text = latex_escaped(cell.main)
+    return rf"\textbf{{{text}}}" if cell.bold else text
+
+
+def _latex_detail(detail: str) -> str:
+    return rf"{{\scriptsize {latex_escaped(detail)}}}" if detail else ""
 
 
 def _lines(label: str, count: int) -> list[str]:
-    """``label`` in ``count`` lines of one length, as far as its words allow; short ones in the
-    first of them.
+    """``label`` in ``count`` lines of one length, as far as its words allow.
+
+    A short one is in the first of them.
     """
     for width in range(SHORT, max(SHORT, len(label)) + 1):
         lines = textwrap.wrap(label, width, break_long_words=False)

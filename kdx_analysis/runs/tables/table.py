@@ -6,7 +6,7 @@ import math
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median_high
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
@@ -86,17 +86,18 @@ class Table:
         rows, columns = (in_order(self.cells[key]) for key in (self.rows, self.columns))
         keys = zip(self.cells[self.rows], self.cells[self.columns], strict=True)
         shown = dict(zip(keys, _shown(self.cells), strict=True))
+        cells = []
+        for row in rows:
+            cells.append(tuple(shown.get((row, column), EMPTY) for column in columns))
         return Grid(
             (Cell(self.rows), *(self.title(self.columns, column) for column in columns)),
             tuple((self.title(self.rows, row).in_line,) for row in rows),
-            tuple(tuple(shown.get((row, column), EMPTY) for column in columns) for row in rows),
+            tuple(cells),
             self.caption,
         )
 
     def title(self, key: str, value: Any) -> Cell:
-        """How a value of a key is headed: a metric by its title, with split and attention; others
-        as they are.
-        """
+        """How a value of a key is headed: a metric by its title, with split and attention."""
         if key != METRIC_AXIS:
             return Cell(str(value))
         cell = self.cells[self.cells[METRIC_AXIS] == value].iloc[0]
@@ -114,12 +115,7 @@ def make_table(
 ) -> Table:
     """See :meth:`RunSet.table`."""
     by, across = (columns, rows) if rows == METRIC_AXIS else (rows, columns)
-    if reserved := {by, across} & set(_FIGURES):
-        raise KdxError(f"{listed(sorted(reserved))} can't be a side of a table; choose another key")
-    if by == across:
-        raise KdxError(f"rows and columns are both {by!r}; choose two keys, or a key and 'metric'")
-    for key in {by, across} - {METRIC_AXIS}:
-        check_key(runs.runs, key)
+    _check_sides(runs, by, across)
     chosen = of_role(runs, role, (by, across))
     metrics = measured(chosen, metric)
     if across != METRIC_AXIS and len(metrics) > 1:
@@ -128,86 +124,103 @@ def make_table(
         )
     values = in_order(value_of(run, by) for run in chosen)
     reference = None if against is None else value_among(against, values, by)
-    groups = [
-        (other, group, name)
-        for name in metrics
-        for other, group in (
-            {name: chosen} if across == METRIC_AXIS else chosen.group(across)
-        ).items()
-        if by in known_keys(group)
-    ]
-    figures = [_figures(group, name, by) for _, group, name in groups]
-    family = sum(
-        _comparisons(table, METRICS[name], reference)
-        for table, (_, _, name) in zip(figures, groups, strict=True)
-    )
+    groups = _groups(chosen, metrics, by, across)
+    family = sum(_comparisons(each.figures, METRICS[each.metric], reference) for each in groups)
     parts = [
-        _part(group, table, name, by, reference, confidence, family).assign(
-            **{across: other, METRIC_AXIS: name}
+        _part(each, by, reference, confidence, family).assign(
+            **{across: each.other, METRIC_AXIS: each.metric}
         )
-        for table, (other, group, name) in zip(figures, groups, strict=True)
+        for each in groups
     ]
     keys = dict.fromkeys((rows, columns, METRIC_AXIS))
     cells = pd.concat(parts, ignore_index=True)
     cells = cells[[*keys, *(column for column in cells.columns if column not in keys)]]
     holds = _holds(cells, chosen, by, across, confidence)
-    rule = (
-        ""
-        if (cells["n"] == 1).all()
-        else _rule(cells, reference, confidence) + conditions(chosen) + "."
-    )
+    rule = ""
+    if (cells["n"] > 1).any():
+        rule = f"{_rule(cells, reference, confidence)}{conditions(chosen)}."
     return Table(rows, columns, cells, holds, rule)
 
 
-def of_role(runs: RunSet, role: str | None, keys: Iterable[str] = ()) -> RunSet:
-    """The runs to compare: all but teachers where a key is the role; else of one role, by default
-    explainers if any.
+def _check_sides(runs: RunSet, by: str, across: str) -> None:
+    if reserved := {by, across} & set(_FIGURES):
+        raise KdxError(f"{listed(sorted(reserved))} can't be a side of a table; choose another key")
+    if by == across:
+        raise KdxError(f"rows and columns are both {by!r}; choose two keys, or a key and 'metric'")
+    for key in {by, across} - {METRIC_AXIS}:
+        check_key(runs.runs, key)
 
-    Raises KdxError if there is none.
+
+class _Group(NamedTuple):
+    """One metric of the runs that share a value of the side that is not compared."""
+
+    other: Any
+    runs: RunSet
+    metric: str
+    figures: pd.DataFrame
+
+
+def _groups(runs: RunSet, metrics: Sequence[str], by: str, across: str) -> list[_Group]:
+    groups = []
+    for name in metrics:
+        apart = {name: runs} if across == METRIC_AXIS else runs.group(across)
+        groups += [
+            _Group(other, group, name, _figures(group, name, by))
+            for other, group in apart.items()
+            if by in known_keys(group)
+        ]
+    return groups
+
+
+def of_role(runs: RunSet, role: str | None, keys: Iterable[str] = ()) -> RunSet:
+    """The runs to compare: all but teachers where a key is the role; else those of one role.
+
+    By default that is explainer, if there is any. Raises KdxError if there is none.
     """
     if "role" in keys:
-        found = runs.filter(role=list(_COMPARED))
+        chosen = runs.filter(role=list(_COMPARED))
     else:
-        held = {run.role for run in runs}
-        default = next((each for each in _COMPARED if each in held), "explainer")
-        found = runs.filter(role=default if role is None else role)
-    if not len(found):
+        roles = {run.role for run in runs}
+        default = next((each for each in _COMPARED if each in roles), "explainer")
+        chosen = runs.filter(role=default if role is None else role)
+    if not len(chosen):
         among = listed(sorted({run.role for run in runs})) or "none"
         raise KdxError(
             f"none of the {len(runs)} runs is of the role {role or listed(_COMPARED)}; there are: "
             f"{among}"
         )
-    return found
+    return chosen
 
 
 def measured(runs: RunSet, metric: str | Sequence[str] | None) -> list[str]:
-    """The metrics asked for, or all that the runs hold. Raises KdxError for one that is unknown or
-    not held.
+    """The metrics asked for, or all that the runs hold.
+
+    Raises KdxError for one that is unknown or that they don't hold.
     """
     frame = runs.to_frame()
-    held = set(frame.loc[frame["value"].notna(), "metric"])
+    there = set(frame.loc[frame["value"].notna(), "metric"])
     asked = [metric] if isinstance(metric, str) else metric
     for name in asked or ():
         if name not in METRICS:
             raise unknown("headline figure", name, METRICS)
-        if name not in held:
+        if name not in there:
             raise KdxError(
                 f"none of the {len(runs)} runs holds {name!r}; they hold "
-                f"{', '.join(sorted(held)) or 'none'}"
+                f"{', '.join(sorted(there)) or 'none'}"
             )
     return (
         list(dict.fromkeys(asked))
         if asked
-        else [each.name for each in METRICS.values() if each.name in held]
+        else [each.name for each in METRICS.values() if each.name in there]
     )
 
 
 def value_among(wanted: Any, values: Sequence[Any], by: str) -> Any:
     """The one of ``values`` that is ``wanted``, or is written so. Raises KdxError if none is."""
-    found = next((value for value in values if value == wanted or str(value) == str(wanted)), None)
-    if found is None:
+    written = (value for value in values if value == wanted or str(value) == str(wanted))
+    if (chosen := next(written, None)) is None:
         raise unknown(f"{by} among the runs", str(wanted), map(str, values))
-    return found
+    return chosen
 
 
 def alike(groups: Sequence[str], intervals: Sequence[Interval]) -> list[int]:
@@ -219,32 +232,30 @@ def alike(groups: Sequence[str], intervals: Sequence[Interval]) -> list[int]:
 
 
 def over_seeds(table: pd.DataFrame, column: Hashable, confidence: float) -> Interval:
-    """Mean and interval of a column of :meth:`RunSet.values`, seeds counted as in :func:`by_seed`."""
+    """Mean and interval of a column of :meth:`RunSet.values`, seeds as in :func:`by_seed`."""
     return t_interval(by_seed(table[[column]])[column].to_numpy(), confidence)
 
 
 def conditions(runs: RunSet) -> str:
-    """What all runs share that a conclusion is given: ', given one teacher and one split of the
-    data'.
-    """
-    titles = {"teacher": "one teacher", "split": "one split of the data"}
-    held = {key: {value_of(run, key) for run in runs} for key in titles}
-    given = [
-        titles[key] for key, values in held.items() if len(values) == 1 and NOT_SET not in values
-    ]
+    """What all runs share that a conclusion is given: ', given one teacher and one split …'."""
+    given = []
+    for key, title in (("teacher", "one teacher"), ("split", "one split of the data")):
+        values = {value_of(run, key) for run in runs}
+        given += [title] if len(values) == 1 and NOT_SET not in values else []
     return f", given {listed(given)}" if given else ""
 
 
 def apart(runs: RunSet) -> str:
-    """What the runs are known not to share, to which their differences may be due, in a sentence;
-    '' where nothing.
+    """What the runs are known not to share, in a sentence; '' where nothing.
+
+    Their differences may be due to that.
     """
-    held = {
+    known = {
         "teacher": {value_of(run, "teacher") for run in runs} - {NOT_SET},
         "split": {run.info["data"]["fingerprint"] for run in runs} - {None},
         "data": {run.info["data"]["name"] for run in runs} - {"unknown"},
     }
-    several = [name for name, values in held.items() if len(values) > 1]
+    several = [name for name, values in known.items() if len(values) > 1]
     return (
         f"The runs do not share {listed(several)}: differences between them may be due to that."
         if several
@@ -261,7 +272,7 @@ def pooled(runs: RunSet, by: str) -> str:
 
 
 def _figures(runs: RunSet, metric: str, by: str) -> pd.DataFrame:
-    """One metric of one group of runs, epoch by epoch; values of ``by`` without any are left out."""
+    """One metric of one group of runs, epoch by epoch, for those values of ``by`` that have any."""
     roles = {run.role for run in runs}
     role = next(iter(roles)) if len(roles) == 1 else "explainer"
     return runs.by_epoch(metric, by=by, role=role).dropna(axis=1, how="all")
@@ -280,19 +291,14 @@ def _comparisons(table: pd.DataFrame, metric: Metric, against: Hashable | None) 
 
 
 def _part(
-    runs: RunSet,
-    table: pd.DataFrame,
-    metric: str,
-    by: str,
-    against: Hashable | None,
-    confidence: float,
-    family: int,
+    group: _Group, by: str, against: Hashable | None, confidence: float, family: int
 ) -> pd.DataFrame:
     """One metric of one group of runs: a row per value of ``by``."""
+    runs, metric, table = group.runs, group.metric, group.figures
     roles = {run.role for run in runs}
     role = next(iter(roles)) if len(roles) == 1 else "explainer"
-    values, nulls = (runs.values(metric, by=by, role=role, of=of) for of in ("value", "null"))
-    values = values.dropna(axis=1, how="all")
+    values = runs.values(metric, by=by, role=role).dropna(axis=1, how="all")
+    nulls = runs.values(metric, by=by, role=role, column="null")
     bold = _bold(table, METRICS[metric], against, confidence, family)
     frame = runs.to_frame().query("metric == @metric")
     looked = {column: preferred(set(frame[column])) for column in ("split", "attention")}
@@ -321,20 +327,17 @@ def _part(
 def _null(nulls: pd.Series, values: pd.Series) -> float:
     """The mean null of the seeds and objectives that the mean is over; NaN where there is none."""
     kept = by_seed(values.to_frame()).index
-    held = (
-        nulls[nulls.index.get_level_values("seed").isin(kept)]
-        if nulls.index.nlevels > 1
-        else nulls.loc[kept]
-    )
-    return float(held.mean()) if held.notna().any() else math.nan
+    if nulls.index.nlevels > 1:
+        beside = nulls[nulls.index.get_level_values("seed").isin(kept)]
+    else:
+        beside = nulls.loc[kept]
+    return float(beside.mean()) if beside.notna().any() else math.nan
 
 
 def _bold(
     table: pd.DataFrame, metric: Metric, against: Hashable | None, confidence: float, family: int
 ) -> set[Hashable]:
-    """The columns that differ from ``against``; without it the one that is better than every other,
-    if one is.
-    """
+    """The columns that differ from ``against``; without it the one better than every other."""
     options: dict[str, Any] = {"family": family, "over_pairs": metric.pairs_make}
     if against is not None:
         if against not in table.columns:
@@ -391,21 +394,19 @@ def _holds(cells: pd.DataFrame, runs: RunSet, by: str, across: str, confidence: 
 
 
 def _epochs(cells: pd.DataFrame, runs: RunSet) -> str:
-    """Of which epochs the metrics are: the selected one, by its rule where it is one, or all that
-    were probed.
-    """
-    rules = {run.info.get("selection", {}).get("rule") for run in runs}
+    """Of which epochs the metrics are: the selected one, by its rule, or all that were probed."""
+    rules = {run.selection_rule for run in runs}
     selected = {"last": "at the last epoch", "best": "at the epoch that is best on validation"}.get(
         next(iter(rules)) if len(rules) == 1 else "", ""
     )
     shown = [METRICS[name] for name in in_order(cells[METRIC_AXIS])]
-    probed = [metric.title for metric in shown if metric.conflict or metric.name == "affinity"]
-    others = [metric.title for metric in shown if metric.title not in probed]
+    probed = [metric.title for metric in shown if metric.input.probed]
+    others = [metric.title for metric in shown if not metric.input.probed]
     parts = [(selected, others), ("means over the probed epochs", probed)]
-    told = [(epoch, titles) for epoch, titles in parts if epoch and titles]
+    epochs = [(epoch, titles) for epoch, titles in parts if epoch and titles]
     if not (probed and others):
-        return "".join(f", {epoch}" for epoch, _ in told)
-    return "".join(f", {epoch} ({listed(titles)})" for epoch, titles in told)
+        return "".join(f", {epoch}" for epoch, _ in epochs)
+    return "".join(f", {epoch} ({listed(titles)})" for epoch, titles in epochs)
 
 
 def _rule(cells: pd.DataFrame, against: Hashable | None, confidence: float) -> str:
@@ -415,13 +416,15 @@ def _rule(cells: pd.DataFrame, against: Hashable | None, confidence: float) -> s
     )
     if against is not None:
         return f"Bold: differs from {against}, that is the paired difference's {each}, excludes 0"
-    metrics = [METRICS[name] for name in in_order(cells[METRIC_AXIS])]
-    sides = {
-        side: [m.title for m in metrics if m.better == side] for side in ("higher", "lower", "")
-    }
+    sides: dict[str, list[str]] = {"higher": [], "lower": [], "": []}
+    for name in in_order(cells[METRIC_AXIS]):
+        sides[METRICS[name].better].append(METRICS[name].title)
     wanted = [f"{side} for {listed(titles)}" for side, titles in sides.items() if side and titles]
     better = f" ({', '.join(wanted)})" if wanted else ""
     neither = (
         f"; nothing is bold for {listed(sides[''])}, without a better side" if sides[""] else ""
     )
-    return f"Bold: better{better} than every other, that is each paired difference's {each}, excludes 0{neither}"
+    return (
+        f"Bold: better{better} than every other, that is each paired difference's {each}, excludes "
+        f"0{neither}"
+    )

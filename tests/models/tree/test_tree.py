@@ -64,7 +64,6 @@ def test_depth_is_the_deepest_level_that_two_subtasks_share() -> None:
     #        │      └ L3E1: c
     #        └ L2E1 ─ L3E2: d
     of = Tree(tuple("abcd"), (1, 2, 3), ((0, 0), (0, 0, 1), (0, 0, 1, 2)))
-    assert [of.depth(0, 1), of.depth(0, 2), of.depth(0, 3), of.depth(0, 0)] == [3, 2, 1, 4]
     assert of.depths().tolist() == [[4, 3, 2, 1], [3, 4, 2, 1], [2, 2, 4, 1], [1, 1, 1, 4]]
     assert of.cophenetic().tolist() == [[0, 1, 2, 3], [1, 0, 2, 3], [2, 2, 0, 3], [3, 3, 3, 0]]
     assert of.clades == {frozenset("ab"), frozenset("abc")}
@@ -76,7 +75,7 @@ def test_depth_against_networkx() -> None:
     for a in range(len(ODD)):
         for b in range(a):
             level, _ = nx.lowest_common_ancestor(graph, (4, a), (4, b))
-            assert of.depth(a, b) == level
+            assert of.depths()[a, b] == level
 
 
 @pytest.mark.parametrize(
@@ -149,10 +148,9 @@ def test_newick_by_hand() -> None:
     assert of.to_newick() == "((('c')L3E0)L2E0,(('a','b''s')L3E2)L2E1)L1E0;"
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_json_there_and_back_with_dead_experts(seed: int) -> None:
-    of = random_tree(seed, ODD)
-    assert Tree.from_json(of.to_json()) == of
+def test_json_is_the_dict_with_dead_experts() -> None:
+    tree = random_tree(0, ODD)
+    assert json.loads(tree.to_json()) == tree.to_dict()
 
 
 def test_dict_by_hand() -> None:
@@ -166,31 +164,6 @@ def test_dict_by_hand() -> None:
             {"level": 2, "expert": 1, "children": [{"subtask": 0, "name": "a"}]},
         ],
     }
-
-
-def _broken(change) -> str:
-    nested = tree().to_dict()
-    change(nested)
-    return json.dumps(nested)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "no json",
-        "[]",
-        "3",
-        "{}",
-        _broken(lambda root: root["children"].pop()),
-        _broken(lambda root: root["children"].append(root["children"][0])),
-        _broken(lambda root: root["children"][0].pop("children")),
-        _broken(lambda root: root.update(level=2)),
-        _broken(lambda root: root["children"][0]["children"][0]["children"][0].update(subtask=9)),
-    ],
-)
-def test_other_json_is_refused(text: str) -> None:
-    with pytest.raises(KdxError):
-        Tree.from_json(text)
 
 
 def test_dot_quotes_what_graphviz_would_read() -> None:

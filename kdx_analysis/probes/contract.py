@@ -1,0 +1,422 @@
+"""What a probe is, and all of them: a class for each, declared by a decorator.
+
+    kind("sureness", "Mean margin of the right class.", home=__name__,
+         keys=(EPOCH, SPLIT), values=(number("value", "mean over images"),))
+
+    @probe_of("sureness", title="sureness", roles=("student", "explainer"), kinds=("sureness",))
+    class Sureness(Probe):
+        '''How sure is a model of the right class?'''
+
+        def __call__(self, moment):
+            right = moment.margins.gather(1, moment.labels.unsqueeze(1))
+            return {"sureness": pd.DataFrame({"value": [right.mean().item()]})}
+
+Whatever trains a model (:class:`kdx_analysis.probes.TrainingProbe`) runs every probe of its role
+that the study does not switch off. It adds the epoch and the split, and holds every table against
+its kind.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import pandas as pd
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from kdx_analysis.config import ObjectiveConfig, ProbeConfig, parsed
+from kdx_analysis.data import Dataset, Split
+from kdx_analysis.errors import KdxError
+from kdx_analysis.models import HME, Trace
+from kdx_analysis.models.modes import undisturbed
+from kdx_analysis.probes.subtasks import margins_of
+from kdx_analysis.registry import Registry, unknown
+
+P = TypeVar("P", bound="type[Probe]")
+Frames = Mapping[str, pd.DataFrame]
+
+ROLES = ("teacher", "student", "explainer", "tree")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a probe will take; costs of one thing after the other add up.
+
+    Attributes:
+        forwards, backwards: passes, each over at most ``batch`` images.
+        values: numbers in the summed gradients of all residuals, K·D for each set.
+        held: bytes of them that are held at once.
+    """
+
+    forwards: int = 0
+    backwards: int = 0
+    batch: int = 0
+    values: int = 0
+    held: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.forwards + other.forwards,
+            self.backwards + other.backwards,
+            max(self.batch, other.batch),
+            self.values + other.values,
+            max(self.held, other.held),
+        )
+
+    def __mul__(self, times: int) -> Cost:
+        return dataclasses.replace(
+            self,
+            forwards=times * self.forwards,
+            backwards=times * self.backwards,
+            values=times * self.values,
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"{self.forwards} forward and {self.backwards} backward passes over up to {self.batch} "
+            f"images each, {self.held / 2**20:.0f} MiB of gradients at once"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class ProbeSet:
+    """The images of one split that probes look at: as many of every class, un-augmented.
+
+    Attributes:
+        split: the images, their classes and their ids.
+        data: that they are of.
+    """
+
+    split: Split
+    data: Dataset
+
+    @property
+    def images(self) -> Tensor:
+        """Normalised, on the data's device, B×C×H×W; made anew at each call."""
+        return self.data.normalise(self.split.images.take(torch.arange(len(self.split))))
+
+    @property
+    def labels(self) -> Tensor:
+        """True classes, int64, B."""
+        return self.split.labels
+
+    @property
+    def ids(self) -> list[int]:
+        """What tells the images from others of the data set."""
+        ids: list[int] = self.split.ids.tolist()
+        return ids
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What a probe is made with: the training that it will look at.
+
+    Attributes:
+        role: of the model, one of ROLES.
+        model: before training, in full precision.
+        data: of the training.
+        objective: of the training.
+        epochs: of the training.
+        config: sizes, seed and draws, as the study has them for this probe.
+        options: the probe's own.
+        sets: split → the images that are looked at; the first is that of probes which look at one.
+        finished: whether a finished model is looked at, once, rather than one in training.
+    """
+
+    role: str
+    model: nn.Module
+    data: Dataset
+    objective: ObjectiveConfig
+    epochs: int
+    config: ProbeConfig
+    options: Any
+    sets: Mapping[str, ProbeSet]
+    finished: bool = False
+
+    @property
+    def first(self) -> ProbeSet:
+        """The probe set of the first split."""
+        return next(iter(self.sets.values()))
+
+    @property
+    def margins(self) -> Callable[[Tensor], Tensor] | None:
+        """From the model's outputs to the margins of its subtasks; None where an explainer gives
+        them.
+        """
+        to_margins = margins_of(self.objective)
+        if to_margins is None and not isinstance(self.model, HME):
+            return lambda outputs: outputs  # without it a probe would take outputs for logits
+        return to_margins
+
+    @property
+    def probed(self) -> tuple[int, ...]:
+        """The epochs at which probes look that do not look after every one."""
+        return (
+            (self.epochs,) if self.finished else checkpoints(self.epochs, self.config.checkpoints)
+        )
+
+
+class Moment:
+    """What a probe is called with: a model after an epoch of its training, on one probe set.
+
+    What is computed here is computed when it is first asked for, once for all probes.
+
+    Attributes:
+        model: in full precision; a probe leaves it as it was found.
+        epoch: from 1.
+        probed: whether this is one of the probed epochs.
+        last: whether it is the last of them.
+        seed: of what the probe draws.
+        teacher_logits: B×K, float32; None for trainings without a teacher.
+
+    ``to_margins`` is :attr:`Setting.margins`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        probe_set: ProbeSet,
+        epoch: int,
+        *,
+        probed: bool = True,
+        last: bool = True,
+        seed: int = 0,
+        teacher_logits: Tensor | None = None,
+        to_margins: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.model, self.epoch, self.probed, self.last = model, epoch, probed, last
+        self.seed, self.teacher_logits = seed, teacher_logits
+        self._set, self._to_margins = probe_set, to_margins
+
+    @property
+    def split(self) -> str:
+        """That the images are of."""
+        return self._set.split.name
+
+    @property
+    def labels(self) -> Tensor:
+        """True classes, int64, B."""
+        return self._set.labels
+
+    @property
+    def ids(self) -> list[int]:
+        """Of the images."""
+        return self._set.ids
+
+    @property
+    def generator(self) -> torch.Generator:
+        """A new one, from the seed: a probe draws the same at every moment."""
+        return torch.Generator().manual_seed(self.seed)
+
+    @cached_property
+    def images(self) -> Tensor:
+        """Normalised, on the model's device, B×C×H×W."""
+        return self._set.images
+
+    @cached_property
+    def trace(self) -> Trace:
+        """What lies on the images' way through an explainer: features, attention, margins."""
+        if not isinstance(self.model, HME):
+            raise KdxError(
+                f"{type(self.model).__name__} has no gates to trace; declare the probe for the "
+                "roles explainer and tree alone"
+            )
+        with undisturbed(self.model), torch.no_grad():
+            return self.model.trace(self.images)
+
+    @cached_property
+    def outputs(self) -> Tensor:
+        """The model's logits, B×K."""
+        if isinstance(self.model, HME):
+            return self.model.outputs(self.trace)
+        with undisturbed(self.model), torch.no_grad():
+            outputs: Tensor = self.model(self.images)
+        return outputs
+
+    @cached_property
+    def margins(self) -> Tensor:
+        """The margins of the subtasks, B×K: a subtask claims an image where its margin is above
+        0.
+        """
+        if self._to_margins is not None:
+            return self._to_margins(self.outputs)
+        return self.trace.margins
+
+
+class NoOptions(BaseModel):
+    """Of a probe without options of its own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Probe(ABC):
+    """What looks at a model after epochs of its training, and gives tables of what it sees.
+
+    A subclass is declared by :func:`probe_of`, made once a training with its :class:`Setting`, and
+    called with one :class:`Moment` after the other.
+
+    State merges by :meth:`merge`: by default the tables of all epochs and splits are concatenated,
+    in the order in which they came.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    roles: ClassVar[tuple[str, ...]]
+    afterwards: ClassVar[tuple[str, ...]]
+    kinds: ClassVar[tuple[str, ...]]
+    each_epoch: ClassVar[bool]
+    all_splits: ClassVar[bool]
+    options: ClassVar[type[BaseModel]]
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+
+    @classmethod
+    def applies(cls, model: nn.Module) -> bool:
+        """Whether a model of the probe's roles has what it looks at; by default each has."""
+        return True
+
+    @classmethod
+    def cost(cls, setting: Setting, images: Tensor) -> Cost:
+        """What one call takes, known beforehand; by default nothing worth telling.
+
+        Args:
+            setting: of the training.
+            images: of one split, B×C×H×W.
+        """
+        return Cost()
+
+    @abstractmethod
+    def __call__(self, moment: Moment) -> Frames:
+        """Kind → table, without the columns ``epoch`` and ``split``, which are added."""
+
+    def merge(self, kind: str, frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+        """One table of a ``kind``, from those of all epochs and splits, in their order."""
+        return pd.concat(frames, ignore_index=True)
+
+
+PROBES: Registry[type[Probe]] = Registry(
+    "probe",
+    rooms=(
+        "kdx_analysis.probes.gates.probe",
+        "kdx_analysis.probes.agreement",
+        "kdx_analysis.probes.conflict.probe",
+        "kdx_analysis.probes.claims",
+        "kdx_analysis.probes.affinity",
+        "kdx_analysis.probes.vam",
+    ),
+)
+
+
+def probe_of(
+    name: str,
+    *,
+    title: str,
+    roles: Sequence[str],
+    kinds: Sequence[str],
+    afterwards: Sequence[str] = (),
+    each_epoch: bool = False,
+    all_splits: bool = True,
+    options: type[BaseModel] = NoOptions,
+) -> Callable[[P], P]:
+    """Declare a probe on its class.
+
+    Args:
+        name: its section's under ``probes:`` in a study.
+        title: what it looks at, in a few words.
+        roles: whose trainings it looks at, of ROLES.
+        kinds: of the records that it gives, each declared by :func:`kdx_analysis.records.kind`.
+        afterwards: further roles, whose models it looks at only when they have finished, as
+            ``kdx probe`` does.
+        each_epoch: whether it looks after every epoch, rather than at the probed ones.
+        all_splits: whether it looks at train and validation, rather than at the first of them.
+        options: a pydantic model of its own options, each with a default.
+
+    Raises:
+        KdxError: an unknown role, or the name of a key that all probes share.
+    """
+    for role in (*roles, *afterwards):
+        if role not in ROLES:
+            raise unknown("role", role, ROLES)
+    if name in ProbeConfig.shared():
+        raise KdxError(
+            f"a probe can't be called {name!r}, which is a key that all probes share; choose "
+            "another name"
+        )
+
+    def declare(probe: P) -> P:
+        probe.name, probe.title = name, title
+        probe.roles, probe.afterwards = tuple(roles), tuple(afterwards)
+        probe.kinds, probe.options = tuple(kinds), options
+        probe.each_epoch, probe.all_splits = each_epoch, all_splits
+        PROBES.register(name)(probe)
+        return probe
+
+    return declare
+
+
+def switched_on(config: ProbeConfig, role: str, *, finished: bool = False) -> list[type[Probe]]:
+    """The probes of a role that a study does not switch off.
+
+    Args:
+        config: the study's section.
+        role: one of ROLES.
+        finished: whether those that look at it only afterwards are among them.
+    """
+    return [
+        probe
+        for name, probe in PROBES.items()
+        if role in (*probe.roles, *(probe.afterwards if finished else ()))
+        and config.sections.get(name) is not False
+    ]
+
+
+def configured(config: ProbeConfig, probe: type[Probe]) -> tuple[ProbeConfig, Any]:
+    """What a study says of a probe: the shared keys, as they are for it, and its own options.
+
+    Raises:
+        KdxError: a key that is neither a shared one nor an option of the probe, with the nearest
+            that are, or a value that can't be.
+    """
+    section = config.sections.get(probe.name) or {}
+    options, shared = probe.options.model_fields, ProbeConfig.shared()
+    for key in section:
+        if key not in options and key not in shared:
+            raise unknown(f"option of probes.{probe.name}", key, [*options, *shared])
+    source = f"probes.{probe.name}"
+    # An option hides the shared key of its name: affinity counts the draws of its null in its way.
+    overrides = {key: value for key, value in section.items() if key not in options}
+    chosen = {key: value for key, value in section.items() if key in options}
+    every = {**config.model_dump(include=set(shared)), **overrides}
+    return parsed(ProbeConfig, every, source), parsed(probe.options, chosen, source)
+
+
+def check_sections(config: ProbeConfig) -> None:
+    """Hold all sections of a study against the probes that there are.
+
+    Raises:
+        KdxError: an unknown probe, option or value, with the nearest valid names.
+    """
+    for name, section in config.sections.items():
+        if name not in PROBES:
+            raise unknown("key or probe of probes", name, [*ProbeConfig.shared(), *PROBES])
+        if section is not False:
+            configured(config, PROBES[name])
+
+
+def checkpoints(epochs: int, count: int) -> tuple[int, ...]:
+    """``count`` epochs (or fewer, where they coincide) spread evenly from the first to the last.
+
+    >>> checkpoints(12, 4), checkpoints(2, 4), checkpoints(9, 1)
+    ((1, 5, 8, 12), (1, 2), (9,))
+    """
+    if count == 1:
+        return (epochs,)
+    return tuple(sorted({round(float(epoch)) for epoch in np.linspace(1, epochs, count)}))

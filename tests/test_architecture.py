@@ -92,7 +92,7 @@ ONE_HOME = {  # what has one home → how it is seen, its home, and where it is 
     "a run's selection is read": (
         reads_selection,
         "runs/run.py",
-        {"report/health.py", "report/provenance.py", "runs/tables/table.py"},
+        set(),
     ),
 }
 

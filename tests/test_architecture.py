@@ -95,12 +95,7 @@ ONE_HOME = {  # what has one home → how it is seen, its home, and where it is 
     "training modes are restored": (
         sets_modes,
         "models/modes.py",
-        {
-            "models/resolve.py",
-            "models/splitting/stages.py",
-            "models/splitting/tracing.py",
-            "validation/models.py",
-        },
+        set(),
     ),
     "a run's selection is read": (
         reads_selection,

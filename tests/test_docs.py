@@ -160,7 +160,7 @@ def test_words_of_the_house_are_explained_on_the_first_page():
 def with_doctests() -> list[str]:
     files = (ROOT / "kdx_analysis").rglob("*.py")
     return [
-        ".".join(f.relative_to(ROOT).with_suffix("").parts)
+        ".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         for f in files
         if ">>> " in f.read_text()
     ]
@@ -170,7 +170,9 @@ def with_doctests() -> list[str]:
 def test_doctests(name):
     module = importlib.import_module(name)
     failed, tried = doctest.testmod(module, extraglobs={"torch": sys.modules["torch"]})
-    assert (failed, tried > 0) == (0, True)
+    assert failed == 0
+    # A decorator that hides a function's module would hide its examples, too.
+    assert tried == len(re.findall(r"^\s*>>> ", inspect.getsource(module), flags=re.MULTILINE))
 
 
 def built(out: Path) -> dict[str, str]:

@@ -443,7 +443,7 @@ def parsed(model: type[C], value: Mapping[str, Any], source: str) -> C:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        raise in_one_line(error, model, source) from None
+        raise _one_line(error, model, source) from None
 
 
 def digest(value: Mapping[str, Any], length: int = 8) -> str:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 D = TypeVar("D", bound="type[Distiller]")
 Target = Callable[..., Tensor]
 Features = Mapping[str, Tensor]
-Tell = Callable[[str], None]
+Tell = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,11 @@ class Distiller(nn.Module):
     def prepare(
         self, student: nn.Module, teacher: nn.Module, data: Dataset, fabric: Fabric, tell: Tell
     ) -> None:
-        """A phase before training, for distillers that need one; it says by ``tell`` where it is.
+        """A phase before training, for distillers that need one.
 
-        Models are on the fabric's device, the teacher in eval mode and without gradients.
+        ``tell`` is called with the steps that are done and all there are. Models are on the
+        fabric's device and unwrapped, the teacher in eval mode and without gradients; where there
+        are several processes, all of them run it.
         """
 
     def on_outputs(self, batch: Batch) -> dict[str, Tensor]:

@@ -68,6 +68,8 @@ def rich_progress(runs: int) -> Iterator[Progress]:
 
 def describe(epoch: Epoch) -> str:
     """Loss, validation accuracy and, for explainers, τ and mean gate entropy, in a few words."""
+    if epoch.preparing:
+        return f"preparing {epoch.preparing}"
     parts = [f"loss {epoch.loss:.3f}", f"val {epoch.val_accuracy:.1%}"]
     if epoch.temperature is not None:
         parts.append(f"τ {epoch.temperature:.2f}")

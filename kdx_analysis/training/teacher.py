@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kdx_analysis.data import Dataset, Split
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models.answers import check_logits, ends_in_probabilities
+from kdx_analysis.models.modes import modes_kept
 from kdx_analysis.training.loop import predict
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -88,14 +89,9 @@ def _ends_in_probabilities(teacher: nn.Module, split: Split, data: Dataset) -> b
     """
     like = next(iter(teacher.parameters()), split.images.take(torch.arange(1)))
     images = data.normalise(split.images.take(torch.arange(min(2, len(split)))).to(like.device))
-    was_training = [(module, module.training) for module in teacher.modules()]
-    teacher.eval()
-    try:
-        with torch.enable_grad():
-            return ends_in_probabilities(teacher(images.requires_grad_()))
-    finally:
-        for module, training in was_training:
-            module.training = training
+    with modes_kept(teacher), torch.enable_grad():
+        teacher.eval()
+        return ends_in_probabilities(teacher(images.requires_grad_()))
 
 
 def _accuracy(choice: Tensor, labels: Tensor) -> float:

@@ -18,8 +18,7 @@ from kdx_analysis import probes
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME
 from kdx_analysis.probes.record import Record, TableRecord
-
-from .subjects import small
+from tests.probes.subjects import small
 
 IMAGES = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(6) % 3

@@ -130,6 +130,7 @@ RECORDS: Registry[Kind] = Registry(
         "kdx_analysis.probes.claims",
         "kdx_analysis.probes.affinity",
         "kdx_analysis.probes.vam",
+        "kdx_analysis.probes.faithfulness.ablation",
     ),
 )
 

@@ -36,7 +36,7 @@ from kdx_analysis.probes.contract import (
     probe_of,
 )
 from kdx_analysis.probes.subtasks import PAIR, Asked, OneVsRest, not_finite
-from kdx_analysis.records import DRAWS, EPOCH, IMAGES, SPLIT, UNDEFINED, kind, number, text
+from kdx_analysis.records import DRAWS, EPOCH, IMAGES, SPLIT, UNDEFINED, count, kind, number, text
 
 ETA = 0.01
 NULL_DRAWS = null.LEAST_DRAWS
@@ -53,6 +53,22 @@ kind(
         IMAGES,
     ),
     null=True,
+    home=__name__,
+)
+kind(
+    "affinity_through_training",
+    "A row of affinity, averaged over the epochs at which it is defined.",
+    keys=(SPLIT, text("metric", "as in affinity"), *PAIR),
+    values=(
+        number("value", "mean over these epochs"),
+        number("null_mean", "mean over these epochs of the null's mean"),
+        UNDEFINED,
+        DRAWS,
+        number("eta", "length of the step", low=0),
+        IMAGES,
+        count("epochs", "at which the value is defined"),
+        count("probed", "epochs that were probed"),
+    ),
     home=__name__,
 )
 

@@ -67,7 +67,7 @@ class TrainingProbe:
         splits: Sequence[str] = SPLITS,
         finished: bool = False,
     ) -> None:
-        self.splits = tuple(splits)
+        self.splits, self.config = tuple(splits), config
         self.probes: dict[str, Probe] = {}
         self._frames: defaultdict[str, list[pd.DataFrame]] = defaultdict(list)
         self._giver: dict[str, Probe] = {}
@@ -87,11 +87,11 @@ class TrainingProbe:
         """
         ids: dict[str, list[int]] = {}
         for name, probe in self.probes.items():
+            chosen = probe.setting.config
+            shared = (chosen.per_class, chosen.seed) == (self.config.per_class, self.config.seed)
             for probe_set in self._looked_at(probe):
                 split = probe_set.split.name
-                shared = ids.setdefault(split, probe_set.ids)
-                if shared != probe_set.ids:
-                    ids[f"{name} {split}"] = probe_set.ids
+                ids[split if shared else f"{name} {split}"] = probe_set.ids
         return ids
 
     def __call__(self, epoch: Epoch, model: nn.Module) -> None:

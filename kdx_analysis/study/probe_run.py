@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,11 +30,15 @@ from kdx_analysis.probes.conflict.probe import terms_of
 from kdx_analysis.probes.contract import switched_on
 from kdx_analysis.probes.faithfulness.explanation import Explanation, explain
 from kdx_analysis.probes.training_probe import SPLITS, TrainingProbe, training_cost
+from kdx_analysis.records import check
 from kdx_analysis.runs import Run
 from kdx_analysis.runs.run import WEIGHTS
 from kdx_analysis.study.study import STUDY_FILE, Study
 from kdx_analysis.training import Epoch, reproducible
 from kdx_analysis.training.checkpoints import load_weights
+
+# Kinds that only a finished model has; all others are checked by the probes that give them.
+_NOT_OF_TRAINING = {"faithfulness", "faithfulness_agreement", THROUGH_TRAINING}
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +46,7 @@ class Probed:
     """What one run's model shows.
 
     Attributes:
-        tables: kind → table of every measure that applies, with a column split.
+        tables: kind → table of every metric that applies, with a column split.
         explanations: split → of an explainer or a tree, the subtask most in conflict; its ablation
             is of all subtasks.
     """
@@ -113,7 +117,7 @@ def model_of(run: Run, study: Study) -> tuple[nn.Module, nn.Module]:
 
 
 def probe_run(run: Run, study: Study, teacher: Path, splits: Sequence[str] = SPLITS) -> Probed:
-    """Every measure that applies to the run's model.
+    """Every probe that applies to the run's model.
 
     Of an explainer all that is recorded through training, of its tree all but gates, and of both
     their faithfulness; of teacher and student conflict of their one-vs-rest losses, stage by stage,
@@ -127,34 +131,30 @@ def probe_run(run: Run, study: Study, teacher: Path, splits: Sequence[str] = SPL
         splits: train, val or both.
     """
     model, initial = model_of(run, study)
-    found: defaultdict[str, list[pd.DataFrame]] = defaultdict(list)
+    frames: defaultdict[str, list[pd.DataFrame]] = defaultdict(list)
     explanations: dict[str, Explanation] = {}
     with reproducible(run.seed, torch.get_num_threads()):  # one run at a time may have all cores
         for split in splits:
             tables = _probe_split(run, study, teacher, split, model, initial)
             if isinstance(model, HME):
-                subtask = (
-                    next(iter(explanations.values())).subtask
-                    if explanations
-                    else _in_conflict(tables["conflict"])
-                )
+                explained = next(iter(explanations.values()), None)
+                subtask = _in_conflict(tables) if explained is None else explained.subtask
                 images, labels = _probe_images(study, split)
                 explanations[split] = explain(
                     _asked(model, run), images, labels, subtask, study.dataset.classes
                 )
                 ablation = explanations[split].ablation
-                tables |= {
-                    "faithfulness": ablation.to_frame(),
-                    "faithfulness_agreement": ablation.agreement,
-                }
+                tables["faithfulness"] = ablation.to_frame()
+                tables["faithfulness_agreement"] = ablation.agreement
             for kind, table in tables.items():
-                found[kind].append(table.assign(split=split))
+                frames[kind].append(table.assign(split=split))
     if "affinity" in run.kinds:
         recorded = run.record("affinity")
-        found[THROUGH_TRAINING].append(mean_over_epochs(recorded[recorded["split"].isin(splits)]))
-    return Probed(
-        {kind: pd.concat(frames, ignore_index=True) for kind, frames in found.items()}, explanations
-    )
+        frames[THROUGH_TRAINING].append(mean_over_epochs(recorded[recorded["split"].isin(splits)]))
+    tables = {kind: pd.concat(parts, ignore_index=True) for kind, parts in frames.items()}
+    for kind in _NOT_OF_TRAINING & tables.keys():
+        check(kind, tables[kind])
+    return Probed(tables, explanations)
 
 
 def _probe_split(
@@ -214,7 +214,7 @@ def write_probe(probed: Probed, out: Path, classes: Sequence[str]) -> list[Path]
 
 
 def side_by_side(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Measures of the plain hard loss and of faithfulness by split, one row a level and metric.
+    """Metrics of the plain hard loss and of faithfulness by split, one row a level and metric.
 
     Each is ``value [null range]``, or says that there is no range; of faithfulness it is the rank
     correlation of ablation with pathways of A, of affinity that of the final weights alone, and
@@ -268,10 +268,13 @@ def _probe_images(study: Study, split: str) -> tuple[Tensor, Tensor]:
     )
 
 
-def _in_conflict(conflict: pd.DataFrame) -> int:
+def _in_conflict(tables: Mapping[str, pd.DataFrame]) -> int:
     """The subtask that the pair with the lowest cosine over all levels names first, under the plain
-    hard loss.
+    hard loss; the first subtask where the study switches conflict off.
     """
+    if "conflict" not in tables:
+        return 0
+    conflict = tables["conflict"]
     pairs = conflict[(conflict["term"] == "hard") & (conflict["level"] == "all")]
     return int(pairs.sort_values("cosine")["a_index"].iloc[0])
 

@@ -20,9 +20,8 @@ from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME
 from kdx_analysis.models.zoo import StagedNet, plain_stage
 from kdx_analysis.training import Epoch
-
-from .. import toys
-from .subjects import check_no_silent_nan
+from tests import toys
+from tests.probes.subjects import check_no_silent_nan
 
 Table = Callable[[nn.Module, Tensor, Tensor], pd.DataFrame]
 

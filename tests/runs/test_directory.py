@@ -12,6 +12,7 @@ from kdx_analysis.training.checkpoints import fingerprint, load_weights
 TABLE = pd.DataFrame(
     {"epoch": [1], "split": ["test"], "metric": ["accuracy"], "value": [0.5], "n": [8]}
 )
+TREE = pd.DataFrame({"child_level": [2], "child": [0], "parent": [0], "subtask": ["ant"]})
 INFORMATION = {
     "id": "one",
     "study": "toy",
@@ -26,7 +27,7 @@ INFORMATION = {
 
 def test_a_run_comes_back(tmp_path):
     model = nn.Linear(2, 3)
-    run = write_run(tmp_path / "one", INFORMATION, {"metrics": TABLE, "gates": TABLE}, model)
+    run = write_run(tmp_path / "one", INFORMATION, {"metrics": TABLE, "tree": TREE}, model)
     assert (run.id, run.role, run.objective, run.seed, run.classes) == (
         "one",
         "student",
@@ -34,7 +35,7 @@ def test_a_run_comes_back(tmp_path):
         3,
         ("ant", "bee"),
     )
-    assert run.kinds == ("gates", "metrics")
+    assert run.kinds == ("metrics", "tree")
     pd.testing.assert_frame_equal(run.record("metrics"), TABLE)
     assert run.keys == {
         "run": "one",
@@ -102,3 +103,23 @@ def test_the_environment_is_json_and_names_versions_and_hardware(tmp_path):
     assert read_json(tmp_path / "a.json") == told
     assert told["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert told["hardware"]["cores"] >= 1
+
+
+def test_the_wrong_column_is_named_on_write_and_on_load(tmp_path):
+    wrong = TABLE.assign(value="high")
+    with pytest.raises(KdxError, match="column 'value' of 'metrics' records holds 'high'"):
+        write_run(tmp_path / "one", INFORMATION, {"metrics": wrong})
+    assert not (tmp_path / "one").exists()
+    with pytest.raises(KdxError, match="unknown kind of record 'metric'; did you mean 'metrics'"):
+        write_run(tmp_path / "one", INFORMATION, {"metric": TABLE})
+    run = write_run(tmp_path / "one", INFORMATION, {"metrics": TABLE})
+    path = run.path / "records" / "metrics.parquet"
+    TABLE.drop(columns="split").to_parquet(path)
+    with pytest.raises(KdxError, match="run 'one': records of the kind 'metrics' lack .*'split'"):
+        run.record("metrics")
+
+
+def test_what_an_extension_wrote_loads_without_it(tmp_path):
+    run = write_run(tmp_path / "one", INFORMATION, {"metrics": TABLE})
+    TABLE.to_parquet(run.path / "records" / "sureness.parquet")
+    pd.testing.assert_frame_equal(run.record("sureness"), TABLE)

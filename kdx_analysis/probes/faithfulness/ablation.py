@@ -40,6 +40,7 @@ from kdx_analysis.probes.gates import formulas as gates
 from kdx_analysis.probes.gates.record import GateRecord
 from kdx_analysis.probes.record import Record, added
 from kdx_analysis.probes.subtasks import Asked, check_classes, finite, integers, labelled, named
+from kdx_analysis.records import DRAWS, IMAGES, SPLIT, count, kind, number, text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,6 +49,48 @@ if TYPE_CHECKING:
 Baseline = Literal["zero", "mean"]
 ALPHA = 0.05
 _COLUMNS = ("drop", "change", "alpha", "effective")
+
+
+kind(
+    "faithfulness",
+    "One subtask and expert: what becomes of the margin without the expert.",
+    keys=(
+        SPLIT,
+        text("baseline", "what stands in for the expert"),
+        count("level", "of the expert", low=1),
+        text("subtask", "name of the class"),
+        count("subtask_index", "of the class"),
+        count("expert", "on its level"),
+    ),
+    values=(
+        number("drop", "mean fall of the margin over the subtask's own images"),
+        number("change", "mean change of the margin over all images, for or against", low=0),
+        number("alpha", "pathway mass of α", low=0, high=1),
+        number("effective", "pathway mass of A", low=0, high=1),
+        IMAGES,
+    ),
+    home=__name__,
+)
+kind(
+    "faithfulness_agreement",
+    "One level and table of an ablation: its rank correlation with the mass of pathways.",
+    keys=(
+        SPLIT,
+        count("level", "of the experts", low=1),
+        text("attention", "alpha or effective"),
+        text("measure", "drop or change"),
+    ),
+    values=(
+        number("value", "Spearman's ρ; NaN where a table is flat", low=-1, high=1),
+        number("p", "one-sided, upwards; experts and subtasks permuted", low=0, high=1),
+        number("p_subtasks", "the same with subtasks alone permuted", low=0, high=1),
+        DRAWS,
+        count("n", "entries of a table"),
+        text("says", "agree, opposed, no relation found, undecided or undefined"),
+    ),
+    null=True,
+    home=__name__,
+)
 
 
 @jaxtyped(typechecker=beartype)

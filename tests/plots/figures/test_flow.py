@@ -13,6 +13,7 @@ from kdx_analysis import plots
 from kdx_analysis.errors import KdxError
 from kdx_analysis.io import write_parquet
 from kdx_analysis.runs import RunSet
+from tests.planted_records import complete
 from tests.planted_trees import EPOCH, random_tree, runs_with
 
 
@@ -49,9 +50,8 @@ def test_flow_conserves_mass_and_follows_the_pathways(tmp_path: Path) -> None:
 
 def test_gates_that_read_the_input_flow_through_their_last_level_only(tmp_path: Path) -> None:
     runs = _with_pathways(runs_with(tmp_path, {("kd", 0): random_tree(0)}))
-    write_parquet(
-        runs.runs[0].path / "records" / "gates_by_class.parquet", pd.DataFrame({"level": [4]})
-    )
+    (table,) = complete({"gates_by_class": pd.DataFrame({"level": [4]})}).values()
+    write_parquet(runs.runs[0].path / "records" / "gates_by_class.parquet", table)
     assert plots.flow.data(RunSet.load(tmp_path))["level"].unique().tolist() == [4]
 
 
@@ -78,7 +78,6 @@ def _with_pathways(runs: RunSet) -> RunSet:
                     }
                 )
             )
-        write_parquet(
-            run.path / "records" / "pathways.parquet", pd.concat(frames, ignore_index=True)
-        )
+        tables = complete({"pathways": pd.concat(frames, ignore_index=True)})
+        write_parquet(run.path / "records" / "pathways.parquet", tables["pathways"])
     return RunSet.load(runs.runs[0].path.parent)

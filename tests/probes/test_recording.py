@@ -11,8 +11,7 @@ from kdx_analysis.errors import KdxError
 from kdx_analysis.io import read_parquet, write_parquet
 from kdx_analysis.models import HME, build_model
 from kdx_analysis.probes import Recording
-
-from .subjects import explainer, snapshot
+from tests.probes.subjects import explainer, snapshot
 
 
 @pytest.fixture

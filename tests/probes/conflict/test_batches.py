@@ -6,8 +6,7 @@ from torch import Tensor, nn
 from kdx_analysis.errors import KdxError
 from kdx_analysis.probes import ConflictProbe, conflict_of, subtask_gradients
 from kdx_analysis.probes.conflict.grams import subtask_grams
-
-from .subjects import K, explainer
+from tests.probes.subjects import K, explainer
 
 LABELS = torch.arange(12) % K
 OPTIONS = {"null_draws": 19, "permutations": 19}

@@ -17,9 +17,8 @@ import kdx_analysis as kdx
 from kdx_analysis import probes
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME
-from kdx_analysis.probes.record import Record
-
-from .subjects import small
+from kdx_analysis.probes.record import Record, TableRecord
+from tests.probes.subjects import small
 
 IMAGES = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(6) % 3
@@ -30,7 +29,7 @@ def record_of(kind: str, model: HME) -> Record:
     """A small one of every kind."""
     if kind == "Validation":
         rows = [
-            (s, y.name, y.planted, 0.5, 3) for y in probes.validation.YARDSTICKS for s in (0, 1)
+            (s, y.name, y.planted, 0.5, 3) for y in probes.planted.validation.YARDSTICKS for s in (0, 1)
         ]
         return probes.Validation(
             pd.DataFrame(rows, columns=["seed", "yardstick", "planted", "value", "n"])
@@ -99,7 +98,8 @@ def test_every_record_keeps_the_contract(
     loaded = type(record).load(tmp_path / "kept")
     check_same(loaded, record)
     pd.testing.assert_frame_equal(loaded.to_frame(), frame, rtol=0, atol=0)
-    assert {path.suffix for path in (tmp_path / "kept").iterdir()} == {".parquet"}
+    suffixes = {path.suffix for path in (tmp_path / "kept").iterdir()}
+    assert suffixes == ({".parquet"} if isinstance(record, TableRecord) else {".safetensors"})
     figure, axes = loaded.plot()
     assert axes.flat[0].get_figure() is figure
     mine, ax = plt.subplots()
@@ -114,7 +114,7 @@ def test_every_record_keeps_the_contract(
 
 def test_every_result_that_the_probes_name_is_a_record() -> None:
     results = {name for name in probes.__all__ if dataclasses.is_dataclass(getattr(probes, name))}
-    assert results - {"Cost", "Grams", "Mantel"} == set(
+    assert results - {"Cost", "Grams", "Mantel", "ProbeSet", "Setting"} == set(
         KINDS
     )  # a cost, tensors, and one row of a table
 
@@ -130,6 +130,7 @@ def test_every_precision_and_shape_is_kept(tmp_path: Path) -> None:
 
 
 def test_another_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "gate_record.parquet").write_text("no Parquet")
-    with pytest.raises(KdxError, match="holds no gate record"):
-        probes.GateRecord.load(tmp_path)
+    for suffix in ("parquet", "safetensors"):
+        (tmp_path / f"gate_record.{suffix}").write_text("something else")
+        with pytest.raises(KdxError, match="holds no gate record"):
+            probes.GateRecord.load(tmp_path)

@@ -19,9 +19,8 @@ from kdx_analysis.probes.faithfulness.ablation import (
     related,
     verdict,
 )
-
-from ..planted_explainers import explainer, passing, scaling
-from .subjects import check_left_as_found, small
+from tests.planted_explainers import explainer, passing, scaling
+from tests.probes.subjects import check_left_as_found, small
 
 ALPHA = torch.tensor([[0.7, 0.3], [0.0, 1.0], [0.1, 0.9]], dtype=torch.float64)
 SCALES, WEIGHTS = (2.0, 0.5), (1.5, -1.0, 3.0)

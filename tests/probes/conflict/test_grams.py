@@ -17,8 +17,7 @@ from kdx_analysis.probes.conflict.grams import (
     with_null,
 )
 from kdx_analysis.probes.conflict.parts import module_groups
-
-from .subjects import K, check_left_as_found, explainer
+from tests.probes.subjects import K, check_left_as_found, explainer
 
 B = 7
 

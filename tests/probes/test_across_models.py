@@ -8,8 +8,7 @@ import torch
 from kdx_analysis.errors import KdxError
 from kdx_analysis.probes import MeasureRecord, ablate, conflict_of, gates_of
 from kdx_analysis.probes.gates.record import GateRecord
-
-from .subjects import small
+from tests.probes.subjects import small
 
 IMAGES = torch.randn(6, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(6) % 3

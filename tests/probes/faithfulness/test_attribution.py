@@ -16,9 +16,8 @@ from kdx_analysis.probes import (
 )
 from kdx_analysis.probes.faithfulness.attribution import _patches
 from kdx_analysis.probes.faithfulness.sanity import Randomisation
-
-from ..planted_explainers import by_halves
-from .subjects import check_left_as_found, explainer
+from tests.planted_explainers import by_halves
+from tests.probes.subjects import check_left_as_found, explainer
 
 ALPHA = torch.tensor([[0.7, 0.3], [0.0, 1.0]], dtype=torch.float64)
 WEIGHTS = (1.5, -1.0)

@@ -123,7 +123,7 @@ RECORDS: Registry[Kind] = Registry(
     "kind of record",
     rooms=(
         "kdx_analysis.training.loop",
-        "kdx_analysis.study.steps",
+        "kdx_analysis.study.roles",
         "kdx_analysis.probes.gates.probe",
         "kdx_analysis.probes.agreement",
         "kdx_analysis.probes.conflict.probe",

@@ -9,6 +9,7 @@ import torch
 
 from kdx_analysis.models import Tree
 from kdx_analysis.runs import RunSet, write_run
+from tests.planted_records import complete
 
 NAMES = tuple(f"class {i}" for i in range(12))
 EPOCH = 3
@@ -81,5 +82,6 @@ def runs_with(folder: Path, trees: Mapping[tuple[str, int], Tree]) -> RunSet:
             "data": {"classes": list(tree.classes)},
             "selection": {"rule": "last", "split": "val", "epoch": EPOCH},
         }
-        write_run(folder / id_, info, {"gates": gates_of(tree), "routing": routing_of(tree)})
+        records = {"gates": gates_of(tree), "routing": routing_of(tree)}
+        write_run(folder / id_, info, complete(records))
     return RunSet.load(folder)

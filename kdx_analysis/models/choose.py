@@ -43,10 +43,10 @@ def chosen(
         return fitting
     wanted: set[str] = set()
     for pattern in [where] if isinstance(where, str) else where:
-        matching = [path for path in modules if fnmatchcase(path, pattern)]
+        matching = {path for path in modules if fnmatchcase(path, pattern)}
         if not matching:
             raise unknown(kind, pattern, [path for path in modules if path])
-        wanted.update(matching)
+        wanted |= matching
     return {path: module for path, module in modules.items() if path in wanted}
 
 

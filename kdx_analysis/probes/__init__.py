@@ -1,14 +1,14 @@
-"""Probes: a model and data in, tidy tables out.
+"""Probes: a model and data in, tidy tables out, each beside its null.
 
-``gates`` and ``conflict`` are pure functions on tensors, ``gradients`` makes the Gram matrices that
-conflict is read from, ``ExplainerProbe`` records all of it through a training; ``vam`` is the same
-for VAM's gates. ``affinity``, ``outputs`` and ``agreement`` ask what a step for one subtask does to
-another, what subtasks claim, and what routing agrees with; ``gates_of``, ``conflict_of`` and
-``affinity_of`` hand back what one model shows, ``ConflictProbe`` takes its images batch by batch,
-``MeasureRecord`` sets several models side by side. ``planted`` makes explainers whose conflicts are
-known, ``validate`` holds the probes against them. ``faithfulness`` asks whether attention says what
-an ablation confirms, ``attribution`` what experts look at, ``sanity`` whether that is the model's
-doing; ``watch`` records what any code makes a model compute.
+In training, :class:`TrainingProbe` runs every probe of a role (``PROBES``): ``gates``, ``conflict``,
+``agreement``, ``claims``, ``affinity``, ``vam`` and those of the user's own, which ``contract`` says
+how to declare. Of any model at hand, ``gates_of``, ``conflict_of`` and ``affinity_of`` hand back the
+same as records; ``ConflictProbe`` takes its images batch by batch, ``MeasureRecord`` sets several
+models side by side, ``probe`` records what any code makes a model compute.
+
+Each room has its pure functions under its name. ``faithfulness`` asks whether attention says what an
+ablation confirms, what experts look at, and whether that is the model's doing; ``planted`` makes
+explainers whose conflicts are known, and ``validate`` holds the probes against them.
 """
 
 from kdx_analysis.probes import (
@@ -25,7 +25,6 @@ from kdx_analysis.probes import (
 from kdx_analysis.probes.across_models import MeasureRecord
 from kdx_analysis.probes.affinity import affinity_of, subtask_affinity
 from kdx_analysis.probes.agreement import Mantel, mantel
-from kdx_analysis.probes.batches import ConflictProbe
 from kdx_analysis.probes.conflict.grams import (
     Grams,
     probing_cost,
@@ -33,7 +32,7 @@ from kdx_analysis.probes.conflict.grams import (
     subtask_grams,
 )
 from kdx_analysis.probes.conflict.parts import module_groups
-from kdx_analysis.probes.conflict.record import ConflictRecord, conflict_of
+from kdx_analysis.probes.conflict.record import ConflictProbe, ConflictRecord, conflict_of
 from kdx_analysis.probes.contract import (
     PROBES,
     Cost,

@@ -1,10 +1,11 @@
-"""What every record can do: be shown as a table, a figure, a piece of a page, and be kept in
-Parquet without loss.
+"""What every record can do: be shown as a table, a figure, a piece of a page, and be kept in files
+without loss.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,10 +13,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import pandas as pd
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from kdx_analysis.errors import KdxError
-from kdx_analysis.io import read_parquet, write_parquet
+from kdx_analysis.io import read_parquet, staged_file, write_parquet
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,34 +53,49 @@ class Record(ABC):
     def _repr_html_(self) -> str: ...
 
     def save(self, folder: str | Path) -> None:
-        """Write the record into ``folder``, as ``FILE.parquet``: a row a tensor, the rest beside
-        them.
+        """Write the record into ``folder``, as ``FILE.safetensors``: tensors by number, the rest as
+        JSON in its header.
         """
         tensors: list[Tensor] = []
         fields = _without_tensors(self, tensors)
-        frame = pd.DataFrame(
-            {
-                "dtype": [str(t.dtype).removeprefix("torch.") for t in tensors],
-                "shape": [list(t.shape) for t in tensors],
-                "values": [t.detach().cpu().double().flatten().numpy() for t in tensors],
-            }
-        )
-        frame.attrs["record"] = fields
-        write_parquet(Path(folder) / f"{self.FILE}.parquet", frame)
+        # Cloned, since safetensors refuses tensors that share their memory.
+        named = {str(i): t.detach().cpu().contiguous().clone() for i, t in enumerate(tensors)}
+        with staged_file(Path(folder) / f"{self.FILE}.safetensors") as partial:
+            save_file(named, partial, metadata={"record": json.dumps(fields)})
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """Read what :meth:`save` wrote. Raises KdxError if ``folder`` does not hold it."""
+        """Read what :meth:`save` wrote, here or in the Parquet of earlier versions.
+
+        Raises KdxError if ``folder`` does not hold it.
+        """
+        path = Path(folder) / f"{cls.FILE}.safetensors"
+        if not path.exists():
+            return cls._load_parquet(folder)
+        try:
+            with safe_open(path, framework="pt") as file:
+                fields = json.loads(file.metadata()["record"])
+                tensors = [file.get_tensor(str(i)) for i in range(len(file.keys()))]
+        except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+            raise _holds_no(folder, cls.FILE, error) from None
+        return cls._with(fields, tensors)
+
+    @classmethod
+    def _load_parquet(cls, folder: str | Path) -> Self:
+        """What earlier versions wrote: a row a tensor, its values in float64."""
         frame = _read(folder, cls.FILE)
+        columns = (frame["dtype"], frame["shape"], frame["values"])
         tensors = [
             torch.tensor(values).to(getattr(torch, dtype)).reshape(tuple(shape))
-            for dtype, shape, values in zip(
-                frame["dtype"], frame["shape"], frame["values"], strict=True
-            )
+            for dtype, shape, values in zip(*columns, strict=True)
         ]
-        found = _with_tensors(frame.attrs["record"], tensors)
-        assert isinstance(found, cls)
-        return found
+        return cls._with(frame.attrs["record"], tensors)
+
+    @classmethod
+    def _with(cls, fields: Any, tensors: list[Tensor]) -> Self:
+        record = _with_tensors(fields, tensors)
+        assert isinstance(record, cls)
+        return record
 
 
 class TableRecord(Record):
@@ -110,7 +128,11 @@ def _read(folder: str | Path, name: str) -> pd.DataFrame:
     try:
         return read_parquet(Path(folder) / f"{name}.parquet")
     except (OSError, ValueError) as error:
-        raise KdxError(f"{str(folder)!r} holds no {name.replace('_', ' ')}: {error}") from None
+        raise _holds_no(folder, name, error) from None
+
+
+def _holds_no(folder: str | Path, name: str, error: Exception) -> KdxError:
+    return KdxError(f"{str(folder)!r} holds no {name.replace('_', ' ')}: {error}")
 
 
 def _without_tensors(value: Any, tensors: list[Tensor]) -> Any:
@@ -141,6 +163,6 @@ def _with_tensors(value: Any, tensors: list[Tensor]) -> Any:
         return value
     if "tensor" in value:
         return tensors[value["tensor"]]
-    found = value["fields"] if "record" in value else value["items"]
-    parts = {name: _with_tensors(part, tensors) for name, part in found.items()}
+    named = value["fields"] if "record" in value else value["items"]
+    parts = {name: _with_tensors(part, tensors) for name, part in named.items()}
     return Record._kinds[value["record"]](**parts) if "record" in value else parts

@@ -24,6 +24,8 @@ from kdx_analysis.config import digest
 from kdx_analysis.errors import KdxError
 from kdx_analysis.io import read_json, read_parquet, staged_directory, write_json, write_parquet
 from kdx_analysis.models.tree import Tree
+from kdx_analysis.records import RECORDS as KINDS
+from kdx_analysis.records import check
 from kdx_analysis.registry import home
 from kdx_analysis.runs.headlines import headlines
 from kdx_analysis.training.checkpoints import save_weights
@@ -127,13 +129,19 @@ class Run:
         return {}
 
     def record(self, kind: str) -> pd.DataFrame:
-        """One tidy table of this run. Raises KdxError if it has none of that kind."""
+        """One tidy table of this run.
+
+        Raises KdxError if it has none of that kind, or one whose columns are not those of its kind;
+        what an extension has written that is not loaded now is taken as it is.
+        """
         if kind not in self._cache:
             if kind not in self.kinds:
                 raise KdxError(
                     f"run {self.id!r} has no {kind!r} records; it has {', '.join(self.kinds)}"
                 )
-            self._cache[kind] = read_parquet(self.path / RECORDS / f"{kind}.parquet")
+            table = read_parquet(self.path / RECORDS / f"{kind}.parquet")
+            known = kind in KINDS
+            self._cache[kind] = check(kind, table, f"run {self.id!r}") if known else table
         return self._cache[kind]
 
     @property
@@ -218,7 +226,12 @@ def write_run(
         info: what stands in ``run.json``; see :class:`Run`.
         records: kind → tidy table, each a Parquet file.
         model: whose weights are written; None: none.
+
+    Raises KdxError for a table of a kind that nobody has declared, or whose columns are not those
+    of its kind.
     """
+    for kind, frame in records.items():
+        check(kind, frame)
     try:
         with staged_directory(path) as partial:
             for kind, frame in records.items():

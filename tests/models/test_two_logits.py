@@ -15,9 +15,9 @@ import kdx_analysis as kdx
 from kdx_analysis.config import ObjectiveConfig, TrainingConfig
 from kdx_analysis.models import HME
 from kdx_analysis.models.learn_to_branch import Released, learn_to_branch
+from kdx_analysis.models.modes import undisturbed
 from kdx_analysis.objectives import one_vs_rest_margins
 from kdx_analysis.probes.affinity import subtask_affinity
-from kdx_analysis.probes.conflict.grams import undisturbed
 from kdx_analysis.probes.subtasks import OneVsRest
 from kdx_analysis.study import probe_run as probing
 from kdx_analysis.training import fit

@@ -77,7 +77,7 @@ def test_a_users_own_rung_and_distiller_go_through_a_study(tmp_path):
         runs = study.run(tmp_path, jobs=2, report=False)
         assert runs.objectives == ("kd_shuffled", "mine_top2", "kd", "mine_margins weight=2")
         (run,) = runs.filter(role="explainer", objective="mine_margins weight=2")
-        assert set(run.records["conflict"]["term"]) == {"hard", "margins", "objective"}
+        assert set(run.record("conflict")["term"]) == {"hard", "margins", "objective"}
         assert list(ladders(runs)[0]) == ["kd_shuffled", "mine_top2", "kd", "mine_margins"]
     finally:
         for name in ("mine_top2", "mine_margins"):

@@ -16,6 +16,7 @@ import pytest
 
 from kdx_analysis.data.sources import CIFAR100_SUPERCLASSES
 from kdx_analysis.runs import Run, RunSet, run_id, write_run
+from tests.planted_records import complete
 
 EPOCHS = (1, 2, 3)
 EXPERTS = (1, 3, 4)
@@ -107,11 +108,11 @@ def write_one(
         "data": {"classes": list(classes)},
         "selection": {"rule": "last", "split": "val", "epoch": EPOCHS[-1]},
     }
-    write_run(path / id_, info, records)
+    write_run(path / id_, info, complete(records))
 
 
 def set_undefined(run: Run, kind: str, column: str, query: str) -> None:
-    """Make one column NaN in the rows of a run's records, as it holds them, that a query chooses."""
+    """Make one column NaN in the rows of a run's records that a query chooses."""
     table = run.record(kind)
     table.loc[table.eval(query), column] = np.nan
 

@@ -216,7 +216,9 @@ def test_what_the_recorder_cannot_know_is_counted_in_every_table(kind: str, gate
         for parameter in model.levels[0].parameters():
             nn.init.zeros_(parameter)
     config = ProbeConfig(per_class=2, checkpoints=1, null_draws=19, permutations=19)
-    recorder = probes.ExplainerProbe(model, data, ObjectiveConfig(name="hard"), config, 1)
+    recorder = probes.TrainingProbe(
+        "explainer", model, data, ObjectiveConfig(name="hard"), config, 1
+    )
     recorder(Epoch(1, 1, 0.0, 0.0, 1.0, None), model)
     tables = recorder.tables()
     for table in tables.values():

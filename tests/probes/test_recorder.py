@@ -15,13 +15,15 @@ from kdx_analysis.data import Dataset, load_dataset
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, build_model
 from kdx_analysis.models import gates as gating
+from kdx_analysis.models.modes import undisturbed
 from kdx_analysis.objectives import one_vs_rest_margins
-from kdx_analysis.probes import ExplainerProbe
-from kdx_analysis.probes.affinity import ETA, affinity_of
+from kdx_analysis.probes import TrainingProbe
+from kdx_analysis.probes.affinity import ETA, AffinityOptions, affinity_of
 from kdx_analysis.probes.conflict import formulas as conflict
-from kdx_analysis.probes.conflict.grams import subtask_grams, undisturbed
+from kdx_analysis.probes.conflict.grams import subtask_grams
+from kdx_analysis.probes.contract import checkpoints
 from kdx_analysis.probes.gates import formulas as gates
-from kdx_analysis.probes.training_probe import AFFINITY_DRAWS, checkpoints, recording_cost
+from kdx_analysis.probes.training_probe import training_cost
 from kdx_analysis.training import Epoch
 from tests.probes.subjects import rescaled
 
@@ -46,9 +48,9 @@ def explainer() -> HME:
 
 def record(
     data: Dataset, objective: ObjectiveConfig, teacher: torch.nn.Module | None
-) -> tuple[HME, ExplainerProbe]:
+) -> tuple[HME, TrainingProbe]:
     model = explainer()
-    probe = ExplainerProbe(model, data, objective, CONFIG, EPOCHS, teacher)
+    probe = TrainingProbe("explainer", model, data, objective, CONFIG, EPOCHS, teacher)
     with torch.no_grad():
         for logits in model.gate_parameters():
             logits.add_(torch.randn_like(logits))  # what training would do
@@ -59,7 +61,7 @@ def record(
 
 
 @pytest.fixture(scope="module")
-def recorded(data: Dataset) -> tuple[HME, ExplainerProbe, dict[str, pd.DataFrame]]:
+def recorded(data: Dataset) -> tuple[HME, TrainingProbe, dict[str, pd.DataFrame]]:
     torch.manual_seed(1)
     model, probe = record(data, ObjectiveConfig(name="kd"), build_model("digits_teacher", 10, 1))
     return model, probe, probe.tables()
@@ -114,7 +116,7 @@ def test_gate_summary_stands_beside_the_initial_gates_at_the_same_temperature(re
     assert row["value"] == pytest.approx(
         gating.entropy_share(model.attention()[-1]).mean().item(), rel=1e-6
     )
-    initial = gating.attention(probe.initial.gates[-1].logits.detach(), 0.5)
+    initial = gating.attention(probe.probes["gates"].initial.gates[-1].logits.detach(), 0.5)
     assert row["initial"] == pytest.approx(gating.entropy_share(initial).mean().item(), rel=1e-6)
     assert row["null_low"] <= row["null_mean"] <= row["null_high"]
     assert (row["n"], row["null_draws"], row["tau"]) == (10, DRAWS, 0.5)
@@ -139,7 +141,7 @@ def test_rescaled_experts_have_the_same_null(data) -> None:
         torch.testing.assert_close(rescaled(trained, 20.0)(x), trained(x))
     tables = []
     for model in (trained, rescaled(trained, 20.0)):
-        probe = ExplainerProbe(initial, data, ObjectiveConfig(name="hard"), CONFIG, 9)
+        probe = TrainingProbe("explainer", initial, data, ObjectiveConfig(name="hard"), CONFIG, 9)
         probe(Epoch(2, 9, 0.0, 0.0, 0.5, None), model)
         tables.append(probe.tables()["gate_summary"].query("attention == 'effective'"))
     pd.testing.assert_frame_equal(*tables, rtol=1e-5)
@@ -153,7 +155,7 @@ def test_initial_and_random_gates_stand_on_the_initial_model(data, gates_) -> No
     """
     torch.manual_seed(0)
     model = HME.from_student(build_model("digits_student", 10, 1), 10, 3, gates=gates_)
-    probe = ExplainerProbe(model, data, ObjectiveConfig(name="hard"), CONFIG, 9)
+    probe = TrainingProbe("explainer", model, data, ObjectiveConfig(name="hard"), CONFIG, 9)
     columns = ["initial", "null_mean", "null_low", "null_high", "null_undefined", "null_draws"]
     for epoch in (2, 3):
         probe(Epoch(epoch, 9, 0.0, 0.0, 1.0, None), model)
@@ -292,7 +294,7 @@ def test_every_kind_of_explainer_has_complete_tables(data, kind) -> None:
         model = model.pruned()
     config = CONFIG.model_copy(update={"per_class": 2})
     model = model.bfloat16() if kind == "half" else model
-    probe = ExplainerProbe(model, data, ObjectiveConfig(name="hard"), config, 1)
+    probe = TrainingProbe("explainer", model, data, ObjectiveConfig(name="hard"), config, 1)
     probe(Epoch(1, 1, 0.0, 0.0, 1.0, None), model)
     tables = probe.tables()
     if model.hard:
@@ -336,8 +338,14 @@ def test_a_tree_routes_as_its_parents_say(data) -> None:
     model = HME.from_student(build_model("digits_student", 10, 1), 10, 3).harden()
     superclasses = {"low": tuple("01234"), "high": tuple("56789")}
     data = dataclasses.replace(data, superclasses=superclasses)
-    probe = ExplainerProbe(
-        model, data, ObjectiveConfig(name="hard"), CONFIG, 1, build_model("digits_teacher", 10, 1)
+    probe = TrainingProbe(
+        "explainer",
+        model,
+        data,
+        ObjectiveConfig(name="hard"),
+        CONFIG,
+        1,
+        build_model("digits_teacher", 10, 1),
     )
     probe(Epoch(1, 1, 0.0, 0.0, None, None), model)
     tables = probe.tables()
@@ -369,13 +377,13 @@ def test_affinity_is_recorded_at_the_checkpoints_beside_its_null(recorded, data,
     table = tables["affinity"]
     assert set(table["epoch"]) == {1, 3}
     assert set(table["eta"]) == {ETA}
-    assert set(table["null_draws"]) == {AFFINITY_DRAWS}
+    assert set(table["null_draws"]) == {AffinityOptions().null_draws}
     assert (
         table[["null_low", "null_high"]].isna().all(axis=None)
     )  # two draws have a mean and no range
     x, y = images(data, split)
     expected = affinity_of(
-        model, x, y, classes=data.classes, null_draws=AFFINITY_DRAWS, seed=CONFIG.seed
+        model, x, y, classes=data.classes, null_draws=AffinityOptions().null_draws, seed=CONFIG.seed
     )
     rows = at_end(table, split=split).drop(columns=["epoch", "split"]).reset_index(drop=True)
     pd.testing.assert_frame_equal(rows, expected)
@@ -386,20 +394,22 @@ def test_the_cost_is_known_beforehand_and_true(recorded, data, monkeypatch) -> N
     called.
     """
     model, _, _ = recorded
-    x, _ = images(data, "train")
     objective = ObjectiveConfig(name="kd")
-    whole = recording_cost(model, x, 10, objective, CONFIG)
-    small = CONFIG.model_copy(update={"max_memory": whole.held - 1})
-    cost = recording_cost(model, x, 10, objective, small)
+    teacher = build_model("digits_teacher", 10, 1)
+    plan = ("explainer", model, data, objective)
+    whole = training_cost(*plan, CONFIG, 1, ("train",))
+    config = CONFIG.model_copy(update={"max_memory": whole.held - 1})
+    cost = training_cost(*plan, config, 1, ("train",))
     assert cost.backwards > whole.backwards
     assert cost.held < whole.held
-    probe = ExplainerProbe(model, data, objective, small, 1, build_model("digits_teacher", 10, 1))
+    probe = TrainingProbe(*plan, config, 1, teacher)
     calls: list[int] = []
     handle = model.trunk.register_forward_hook(
         lambda module, inputs, output: calls.append(len(output))
     )
-    for step in (probe._conflict, probe._affinity):
-        step(1, model, "train")
+    moment = probe._moment(model, probe.probes["conflict"].setting, "train", 1, True, True)
+    for name in ("conflict", "affinity"):
+        probe.probes[name](moment)
     handle.remove()
     assert 0 <= len(calls) - cost.forwards <= 1  # conflict's margins are one pass more
     assert max(calls) <= cost.batch
@@ -407,8 +417,8 @@ def test_the_cost_is_known_beforehand_and_true(recorded, data, monkeypatch) -> N
 
 def test_weights_that_are_not_finite_are_named_at_any_epoch(data) -> None:
     model = explainer()
-    probe = ExplainerProbe(model, data, ObjectiveConfig(name="hard"), CONFIG, 9)
-    assert 2 not in probe.conflict_epochs
+    probe = TrainingProbe("explainer", model, data, ObjectiveConfig(name="hard"), CONFIG, 9)
+    assert 2 not in probe.probes["conflict"].setting.probed
     with torch.no_grad():
         next(model.levels[1].parameters()).fill_(torch.nan)
     with pytest.raises(KdxError, match="features on level 3 are not finite"):
@@ -424,7 +434,7 @@ def test_two_classes_leave_only_what_two_cannot_tell(data, gates_) -> None:
     data = dataclasses.replace(data, classes=data.classes[:2], **splits)
     torch.manual_seed(0)
     model = HME.from_student(build_model("digits_student", 2, 1), 2, 2, gates=gates_)
-    probe = ExplainerProbe(model, data, ObjectiveConfig(name="hard"), CONFIG, 1)
+    probe = TrainingProbe("explainer", model, data, ObjectiveConfig(name="hard"), CONFIG, 1)
     probe(Epoch(1, 1, 0.0, 0.0, 1.0, None), model)
     tables = probe.tables()
     for name in ("gates", "pathways", "routing", "conflict", "conflict_summary", "output_conflict"):
@@ -436,7 +446,7 @@ def test_two_classes_leave_only_what_two_cannot_tell(data, gates_) -> None:
 def test_input_gates_are_averaged_over_samples_and_their_pathways_composed_per_sample(data) -> None:
     torch.manual_seed(0)
     model = HME.from_student(build_model("digits_student", 10, 1), 10, 3, gates="input")
-    probe = ExplainerProbe(model, data, ObjectiveConfig(name="hard"), CONFIG, 1)
+    probe = TrainingProbe("explainer", model, data, ObjectiveConfig(name="hard"), CONFIG, 1)
     x, y = images(data, "train")
     with undisturbed(model), torch.no_grad():
         untrained = model.trace(x).attention
@@ -491,9 +501,8 @@ def test_routing_is_held_against_teacher_and_confusion(recorded, data) -> None:
         tables["agreement"], level=4, attention="alpha", reference="teacher", method="spearman"
     ).iloc[0]
     routed = at_end(tables["routing"], level=4, attention="alpha")["distance"]
-    q = (
-        (probe.teacher_logits["train"] / 4).softmax(dim=1).unflatten(0, (10, 3)).mean(dim=1)
-    )  # three images a class
+    taught = probe._teacher_logits[probe.probes["agreement"].setting.first]
+    q = (taught / 4).softmax(dim=1).unflatten(0, (10, 3)).mean(dim=1)  # three images a class
     pairs = conflict.upper(q + q.T)
     assert row["value"] == pytest.approx(
         -pd.Series(pairs.numpy()).corr(routed.reset_index(drop=True), "spearman")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from kdx_analysis.config import ObjectiveConfig, ProbeConfig, TrainingConfig
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import MODELS, vam
-from kdx_analysis.probes import VAMProbe
+from kdx_analysis.probes import TrainingProbe
 from kdx_analysis.probes.vam import block_gates, block_norms, block_rms, row_entropies
 from kdx_analysis.training import fit
 from tests import toys
@@ -157,8 +157,8 @@ def test_a_training_is_recorded_epoch_by_epoch() -> None:
     torch.manual_seed(0)
     student = MODELS["digits_student"](3, 1)
     vam.attach(student)
-    probe = VAMProbe(data, ProbeConfig(per_class=2))
     objective = ObjectiveConfig.model_validate({"name": "hard", "decomposition": "multiclass"})
+    probe = TrainingProbe("student", student, data, objective, ProbeConfig(per_class=2), 2)
     fit(
         student,
         data,
@@ -168,7 +168,7 @@ def test_a_training_is_recorded_epoch_by_epoch() -> None:
         callbacks=[probe],
     )
     tables = probe.tables()
-    assert len(probe.ids["train"]) == 6
+    assert {split: len(ids) for split, ids in probe.ids.items()} == {"train": 6}
     assert len(tables["vam_gates"]) == 2 * 3 * 64
     entropies = tables["vam_entropy"]
     assert len(entropies) == 2 * 3 * 8 * 2

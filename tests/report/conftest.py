@@ -18,6 +18,7 @@ from kdx_analysis.errors import KdxError
 from kdx_analysis.plots import Figure
 from kdx_analysis.registry import Registry
 from kdx_analysis.runs import RunSet, write_run
+from tests.planted_records import complete
 from tests.plots.conftest import made_records
 
 EPOCHS = (1, 2, 3)
@@ -146,7 +147,7 @@ def _write(
             "hardware": None,
         },
     }
-    write_run(folder / name, info, records)
+    write_run(folder / name, info, complete(records))
 
 
 def _metrics(values: Mapping[str, float], seed: int) -> pd.DataFrame:

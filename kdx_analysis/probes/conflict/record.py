@@ -1,8 +1,4 @@
-"""What a probe hands back: frozen records that can be shown, merged and kept.
-
-Batches of one model and probes of several models are merged before anything is divided: sums and
-counts are added, means are taken by ``to_frame``.
-"""
+"""Conflict of one model or of several probes, on a whole probe set or on one that comes in batches."""
 
 from __future__ import annotations
 
@@ -17,10 +13,12 @@ from torch import Tensor, nn
 
 from kdx_analysis import null
 from kdx_analysis.errors import KdxError
+from kdx_analysis.models.modes import fitted, in_full, unwrapped, usable
 from kdx_analysis.probes.conflict import tables as measures
 from kdx_analysis.probes.conflict.grams import residuals, subtask_grams, with_null
 from kdx_analysis.probes.record import TableRecord
-from kdx_analysis.probes.subtasks import OneVsRest
+from kdx_analysis.probes.subtasks import OneVsRest, asked, finite, integers, labelled, pictures
+from kdx_analysis.training.checkpoints import fingerprint
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -163,15 +161,118 @@ def conflict_of(
     """
     if null_draws < 19:
         raise KdxError(f"{null_draws} draws make no null; take 19 or more")
-    asked = OneVsRest.of(model, images, labels, classes, margins)
-    sets = with_null(residuals(asked.loss, asked.outputs), null_draws, seed)
+    probed = OneVsRest.of(model, images, labels, classes, margins)
+    sets = with_null(residuals(probed.loss, probed.outputs), null_draws, seed)
     grams = subtask_grams(
-        asked.model, asked.images, sets, margins=asked.margins, groups=groups, max_memory=max_memory
+        probed.model,
+        probed.images,
+        sets,
+        margins=probed.margins,
+        groups=groups,
+        max_memory=max_memory,
     )
-    pairs, summary = measures.conflict_tables(grams, asked.classes)
+    pairs, summary = measures.conflict_tables(grams, probed.classes)
     if grams.gates is not None:
         table = measures.contention_table(grams.experts[-1], grams.gates, permutations, seed)
         table = table[table["metric"] != "contention"].assign(level=str(len(grams.experts)))
         summary = pd.concat([summary, table], ignore_index=True)
     counted: dict[str, Any] = {"probe": 0, "null_draws": null_draws, "n": len(images)}
     return ConflictRecord(pairs.assign(**counted), summary.assign(**counted))
+
+
+class ConflictProbe:
+    """Takes a probe set batch by batch and measures conflict on the whole.
+
+    A cosine is no mean of the batches' cosines, and its null deals every residual to any image of
+    the set, so no table of a batch can be merged without loss. What can be are the images: they are
+    the state, one after the other in the order of updates and merges, and :meth:`compute` adds up
+    their gradients before any angle is taken, in the memory that it is given. Any split into
+    batches gives what :func:`conflict_of` gives on the whole.
+
+    >>> import torch, kdx_analysis as kdx
+    >>> from kdx_analysis.models import build_model
+    >>> probe = kdx.probes.ConflictProbe(build_model("digits_student", 3, 1))
+    >>> for batch in torch.randn(12, 1, 8, 8).split(5):
+    ...     probe.update(batch, torch.arange(len(batch)) % 3)
+    >>> record = probe.compute(null_draws=19)
+    >>> int(record.pairs["n"].iloc[0])
+    12
+
+    Args:
+        model: images → B×K, the same weights from the first update to ``compute``.
+        num_classes: K, which tells logits from other tensors that the model gives beside them; by
+            default what the labels seen so far say.
+        device: where the batches are kept.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        num_classes: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.model, self.num_classes, self.device = model, num_classes, device
+        self.fingerprint = fingerprint(model)
+        self.images: list[Tensor] = []
+        self.labels: list[Tensor] = []
+
+    @torch.inference_mode(False)
+    def update(self, images: Tensor, labels: Tensor) -> None:
+        """Add normalised images, B×C×H×W, and their classes, B; a batch need not hold every class.
+
+        Raises KdxError for images and labels that don't belong together and outputs that are not
+        finite; then nothing is added.
+        """
+        images, model = pictures(images), in_full(unwrapped(usable(self.model))[0])
+        outputs = finite(
+            asked(model, fitted(images, model), self.num_classes or _classes(*self.labels, labels))
+        )
+        labels = labelled(images, labels, outputs.shape[1])
+        self.images.append(
+            images.detach().to(self.device, copy=True)
+        )  # a loader may use its buffers again
+        self.labels.append(labels.to(self.device, copy=True))
+
+    def merge(self, *others: ConflictProbe) -> ConflictProbe:
+        """This probe's images and those of ``others``, of the same weights; KdxError if they are of
+        other ones.
+        """
+        if len({probe.fingerprint for probe in (self, *others)}) > 1:
+            raise KdxError(
+                "images seen by models of other weights can't be merged; merge the records that "
+                "each gives"
+            )
+        merged = ConflictProbe(self.model, num_classes=self.num_classes, device=self.device)
+        for probe in (self, *others):
+            merged.images += [images.to(self.device) for images in probe.images]
+            merged.labels += [labels.to(self.device) for labels in probe.labels]
+        return merged
+
+    def compute(self, *, classes: Sequence[str] | None = None, **options: Any) -> ConflictRecord:
+        """Conflict on all images; ``options`` and errors as for :func:`conflict_of`.
+
+        Raises KdxError if there are none yet, or if the model's weights are others than when the
+        probe was made.
+        """
+        if not self.images:
+            raise KdxError(
+                "the probe has seen no images; call update with some of every class first"
+            )
+        if fingerprint(self.model) != self.fingerprint:
+            raise KdxError(
+                "the model was changed after the probe was made; make a new probe and update it"
+            )
+        return conflict_of(
+            self.model, torch.cat(self.images), torch.cat(self.labels), classes=classes, **options
+        )
+
+
+def _classes(*labels: Any) -> int | None:
+    """One more than the largest label; None if there is none."""
+    largest = [
+        int(tensor.max())
+        for tensor in map(integers, labels)
+        if tensor.numel() and not tensor.is_complex()
+    ]
+    return max(largest, default=-1) + 1 or None

@@ -230,12 +230,15 @@ class Study:
         check_sections(self.config.probes)
         shape, K = self.dataset.shape, self.dataset.num_classes
         with torch.random.fork_rng():
-            students = [self.build("student", vam) for vam in self.config.arms.values()]
+            students = []
+            for vam in self.config.arms.values():
+                students.append(self.build("student", vam))
+                check_fits(students[-1], shape, K)
             if "explainer" in self.config.roles:
                 students.append(self.build("explainer"))
+                check_fits(students[-1], shape, K)
             teacher = self.given_teacher or self.build("teacher")
-            for model in (*students, teacher):
-                check_fits(model, shape, K)
+            check_fits(teacher, shape, K)
             if self.given_teacher is not None:
                 check_teacher(self.given_teacher, self.dataset)
             for objective, model in product(self.config.objectives, students):

@@ -2,11 +2,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from kdx_analysis.runs.comparable import ladders
 
 from kdx_analysis.config import ObjectiveConfig
 from kdx_analysis.errors import KdxError
 from kdx_analysis.objectives import OBJECTIVES, Objective, check_objectives, rungs, target
+from kdx_analysis.runs.comparable import ladders
 from tests.conftest import toy_study
 
 

@@ -79,19 +79,19 @@ class Distiller(nn.Module):
     a class makes in :meth:`build` are trained with the student and are no part of it.
 
     Attributes:
-        Options: the options that a study may give under the objective, checked before training.
+        takes: the options that a study may give under the objective, checked before training.
         subtask_terms: the terms that come from outputs alone and are kept by subtask. Conflict is
             recorded between the subtasks' gradients of these; a term on features has none.
         weights: by which terms enter the objective; 1 for those that are not named.
     """
 
-    Options: ClassVar[type[Options]] = Options
+    takes: ClassVar[type[Options]] = Options
     subtask_terms: ClassVar[tuple[str, ...]] = ("hard",)
 
     def __init__(self, config: ObjectiveConfig) -> None:
         super().__init__()
         self.config = config
-        self.options = options_of(config, type(self).Options)
+        self.options = options_of(config, type(self).takes)
         self.weights: Mapping[str, float] = {}
 
     def layers(self, student: nn.Module, teacher: nn.Module) -> tuple[Sequence[str], Sequence[str]]:
@@ -244,7 +244,7 @@ def distiller(name: str, **declared: Any) -> Callable[[D], D]:
             name,
             make=made,
             home=home(made),
-            options=made.Options,
+            options=made.takes,
             subtask_terms=made.subtask_terms,
             **declared,
         )

@@ -87,8 +87,9 @@ class Fit:
 
 @contextmanager
 def reproducible(seed: int, threads: int) -> Iterator[None]:
-    """Seed torch's random state and have it use so many ``threads`` inside the body; both are as
-    before afterwards.
+    """Seed torch's random state and have it use so many ``threads`` inside the body.
+
+    Both are as before afterwards.
     """
     before = torch.get_num_threads()
     with torch.random.fork_rng():
@@ -101,8 +102,9 @@ def reproducible(seed: int, threads: int) -> Iterator[None]:
 
 
 def fabric_for(config: TrainingConfig) -> Fabric:
-    """Fabric with the device, precision and processes of ``config``; Fabric's own complaints become
-    KdxErrors.
+    """Fabric with the device, precision and processes of ``config``.
+
+    Fabric's own complaints become KdxErrors.
 
     Several devices with strategy ``auto`` are spawned processes, which also work from a notebook.
     """
@@ -120,10 +122,9 @@ def fabric_for(config: TrainingConfig) -> Fabric:
         )
     except (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException) as error:
         reason = " ".join(str(error).split())
-        wanted = f"accelerator={config.accelerator!r}, devices={config.devices!r}, strategy={config.strategy!r}"
-        raise KdxError(
-            f"cannot train with {wanted}, precision={config.precision!r}: {reason}"
-        ) from None
+        wanted = ("accelerator", "devices", "strategy", "precision")
+        given = ", ".join(f"{key}={getattr(config, key)!r}" for key in wanted)
+        raise KdxError(f"cannot train with {given}: {reason}") from None
     finally:
         logger.setLevel(level)
 
@@ -201,11 +202,10 @@ def by_name(rows: Iterable[Mapping[Any, Any]]) -> dict[str, float]:
 
 @torch.no_grad()
 def predict(model: nn.Module, split: Split, data: Dataset, batch_size: int = 512) -> Tensor:
-    """Logits or margins of every sample of ``split``, N×K float32 on the CPU, in eval mode on the
-    model's device.
+    """Logits or margins of every sample of ``split``, N×K float32 on the CPU.
 
-    ``batch_size`` samples at a time; the model's training mode is restored. Raises KdxError for a
-    model that gives anything but a tensor.
+    The model runs in eval mode on its own device, ``batch_size`` samples at a time; its training
+    mode is restored. Raises KdxError for a model that gives anything but a tensor.
     """
 
     def answered(images: Tensor) -> Tensor:
@@ -235,8 +235,8 @@ def score(
 ) -> list[dict[str, Any]]:
     """Every metric of outputs, and the hard loss, on ``split``: rows of split, metric, value, n.
 
-    The loss is that of the ``decomposition``, binary or multiclass. ``teacher_outputs`` are the teacher's logits for
-    every sample, N×K; without them there is no metric of both.
+    The loss is that of the ``decomposition``, binary or multiclass. ``teacher_outputs`` are the
+    teacher's logits for every sample, N×K; without them there is no metric of both.
     """
     outputs, labels = predict(model, split, data), split.labels.cpu()
     config = ObjectiveConfig.model_validate({"name": "hard", "decomposition": decomposition})
@@ -323,7 +323,7 @@ class _Training:
             self.optimizer.step()
             self.scheduler.step()
             total += loss.detach()
-        mean = float(fabric.all_reduce(total / self.steps_per_epoch, reduce_op="mean"))  # type: ignore[arg-type]
+        mean = float(self._mean_over_processes(total / self.steps_per_epoch))
         if not math.isfinite(mean):
             raise KdxError(
                 f"the loss of objective {self.objective.config.label!r} is {mean} in epoch "
@@ -433,7 +433,10 @@ class _Training:
             return
         for parameter in self.adapters:
             if parameter.grad is not None:
-                parameter.grad = self.fabric.all_reduce(parameter.grad, reduce_op="mean")  # type: ignore[assignment]
+                parameter.grad = self._mean_over_processes(parameter.grad)
+
+    def _mean_over_processes(self, tensor: Tensor) -> Tensor:
+        return self.fabric.all_reduce(tensor, reduce_op="mean")  # type: ignore[return-value]
 
     def _scaled(self) -> Objective:
         """The objective times the factor that gives it KD's gradient norm at initialisation."""

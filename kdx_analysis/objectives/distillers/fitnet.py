@@ -16,8 +16,9 @@ from kdx_analysis.objectives.features import middle_stage
 
 
 class FitNetOptions(Options):
-    """``beta`` weighs the hint; layers are module paths, by default the middle stage of a model and
-    the trunk of an explainer.
+    """The hint's weight β and its layers.
+
+    Layers are module paths, by default the middle stage of a model and the trunk of an explainer.
     """
 
     beta: float = Field(default=100.0, ge=0, allow_inf_nan=False)
@@ -47,7 +48,7 @@ class FitNet(Distiller):
     convolution; the one here is linear, so that it reaches features of either sign.
     """
 
-    Options = FitNetOptions
+    takes = FitNetOptions
     options: FitNetOptions
 
     def __init__(self, config: ObjectiveConfig) -> None:
@@ -62,28 +63,28 @@ class FitNet(Distiller):
 
     def build(self, features: Features, teacher_features: Features) -> None:
         """The regressor r."""
-        (own,), (taught,) = features.values(), teacher_features.values()
-        if own.ndim != taught.ndim or own.ndim not in (2, 3, 4):
+        (student,), (taught,) = features.values(), teacher_features.values()
+        if student.ndim != taught.ndim or student.ndim not in (2, 3, 4):
             raise KdxError(
                 f"objective {self.config.name!r} can't regress features of shape "
-                f"{tuple(taught.shape)} on {tuple(own.shape)}: both should be B×C×H×W, B×T×C or "
-                "B×C; choose other layers by its options student_layer, explainer_layer and "
+                f"{tuple(taught.shape)} on {tuple(student.shape)}: both should be B×C×H×W, B×T×C "
+                "or B×C; choose other layers by its options student_layer, explainer_layer and "
                 "teacher_layer"
             )
-        if own.ndim == 4:
-            self.regressor: nn.Module = nn.Conv2d(own.shape[1], taught.shape[1], kernel_size=1)
+        if student.ndim == 4:
+            self.regressor: nn.Module = nn.Conv2d(student.shape[1], taught.shape[1], kernel_size=1)
         else:
-            self.regressor = nn.Linear(own.shape[-1], taught.shape[-1])
+            self.regressor = nn.Linear(student.shape[-1], taught.shape[-1])
 
     def on_features(self, batch: Batch) -> dict[str, Tensor]:
         """``hint``, B."""
-        (own,), (taught,) = batch.features.values(), batch.teacher_features.values()
-        if own.ndim == 4:
-            own, taught = on_one_grid(own, taught)
-        return {"hint": (self.regressor(own) - taught).square().flatten(1).mean(dim=1)}
+        (student,), (taught,) = batch.features.values(), batch.teacher_features.values()
+        if student.ndim == 4:
+            student, taught = on_one_grid(student, taught)
+        return {"hint": (self.regressor(student) - taught).square().flatten(1).mean(dim=1)}
 
 
-def on_one_grid(own: Tensor, taught: Tensor) -> tuple[Tensor, Tensor]:
+def on_one_grid(student: Tensor, taught: Tensor) -> tuple[Tensor, Tensor]:
     """Two features, B×C×H×W each, averaged to the smaller height and the smaller width of both.
 
     >>> import torch
@@ -91,5 +92,6 @@ def on_one_grid(own: Tensor, taught: Tensor) -> tuple[Tensor, Tensor]:
     >>> a.shape, b.shape
     (torch.Size([1, 2, 4, 4]), torch.Size([1, 3, 4, 4]))
     """
-    height, width = (min(own.shape[axis], taught.shape[axis]) for axis in (2, 3))
-    return tuple(F.adaptive_avg_pool2d(x, (height, width)) for x in (own, taught))  # type: ignore[return-value]
+    height, width = (min(student.shape[axis], taught.shape[axis]) for axis in (2, 3))
+    size = (height, width)
+    return F.adaptive_avg_pool2d(student, size), F.adaptive_avg_pool2d(taught, size)

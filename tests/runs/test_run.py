@@ -5,12 +5,19 @@ from torch import nn
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.io import read_json, write_json
+from kdx_analysis.records import RECORDS
 from kdx_analysis.runs import Run, environment, run_id, write_run
 from kdx_analysis.runs.run import FORMAT, INFO, WEIGHTS
 from kdx_analysis.training.checkpoints import fingerprint, load_weights
 
 TABLE = pd.DataFrame(
     {"epoch": [1], "split": ["test"], "metric": ["accuracy"], "value": [0.5], "n": [8]}
+)
+GATES = pd.DataFrame(
+    {
+        column.name: ["alpha"] if column.holds == "text" else [max(0, column.low)]
+        for column in RECORDS["gates"].columns
+    }
 )
 INFORMATION = {
     "id": "one",
@@ -26,7 +33,7 @@ INFORMATION = {
 
 def test_a_run_comes_back(tmp_path):
     model = nn.Linear(2, 3)
-    run = write_run(tmp_path / "one", INFORMATION, {"metrics": TABLE, "gates": TABLE}, model)
+    run = write_run(tmp_path / "one", INFORMATION, {"metrics": TABLE, "gates": GATES}, model)
     assert (run.id, run.role, run.objective, run.seed, run.classes) == (
         "one",
         "student",

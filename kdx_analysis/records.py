@@ -1,7 +1,6 @@
-"""Kinds of records: the columns of every tidy table that a run holds, declared beside what writes
-it.
+"""Kinds of records: the columns of every tidy table that a run holds.
 
-A record has key columns, which say what a row is about, and value columns, each with what it is,
+They are declared beside what writes the table. A record has key columns, which say what a row is about, and value columns, each with what it is,
 its unit and its range. :func:`check` holds a table against its kind when it is written and when it
 is read, and names the column that is wrong.
 """

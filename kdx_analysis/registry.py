@@ -154,9 +154,9 @@ def home(thing: Any) -> str:
     >>> home(home)
     'kdx_analysis.registry.home'
     """
-    told = getattr(thing, "home", "")
-    if isinstance(told, str) and told:
-        return told
+    stated = getattr(thing, "home", "")
+    if isinstance(stated, str) and stated:
+        return stated
     return f"{thing.__module__}.{thing.__qualname__}" if hasattr(thing, "__qualname__") else ""
 
 

@@ -196,7 +196,7 @@ class Study:
         return self._teacher_with(path / WEIGHTS if path.is_dir() else path)
 
     def teacher(self, path: Path) -> nn.Module:
-        """A copy of the study's teacher; ``path`` is its run's directory, if it was trained here."""
+        """A copy of the study's teacher; ``path`` is its run's directory, if it was trained."""
         if self.given_teacher is None:
             return self._teacher_with(path / WEIGHTS)
         return copy.deepcopy(self.given_teacher)
@@ -360,7 +360,7 @@ def _restored(extensions: tuple[str, ...], state: bytes) -> Study:
 def _teacher_section(
     teacher: str | Path | nn.Module, training: TrainingConfig | Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """The teacher's section: a model by name, by ``NAME@PATH``, by a run's directory, or a module."""
+    """The teacher's section: by name, by ``NAME@PATH``, by a run's directory, or a module."""
     section: dict[str, Any] = {} if training is None else {"training": _plain(training)}
     if isinstance(teacher, nn.Module):
         return {**section, "model": type(teacher).__name__}

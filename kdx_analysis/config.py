@@ -62,10 +62,11 @@ class DataConfig(_Config):
 class TrainingConfig(_Config):
     """How one model is trained.
 
-    ``accelerator``, ``devices``, ``strategy`` and ``precision`` are Fabric's. ``adam`` decays weights by an L2 term in the gradient, ``adamw`` apart from it. Gates have
-    ``gate_lr_factor`` times the learning rate and a decay of their own. The rate warms up over
-    ``warmup_epochs`` and then follows the ``schedule``; ``step`` halves it every ``step_epochs``,
-    ``learn_to_branch`` brings a warm-up of its own.
+    ``accelerator``, ``devices``, ``strategy`` and ``precision`` are Fabric's. ``adam`` decays
+    weights by an L2 term in the gradient, ``adamw`` apart from it. Gates have ``gate_lr_factor``
+    times the learning rate and a decay of their own. The rate warms up over ``warmup_epochs`` and
+    then follows the ``schedule``; ``step`` halves it every ``step_epochs``, ``learn_to_branch``
+    brings a warm-up of its own.
     """
 
     epochs: Count = 30
@@ -114,9 +115,10 @@ class TemperatureConfig(_Config):
 class Phase2Config(_Config):
     """The tree of every explainer: its gates made hard, then trained.
 
-    They are made hard ``by`` their own attention, α, or by effective attention. ``weights`` are drawn anew or go on from the explainer's; where they are drawn anew, BatchNorm's
-    running ``statistics`` are reset or, as in the released code, kept. ``training`` is by default
-    that of phase 1.
+    They are made hard ``by`` their own attention, α, or by effective attention. ``weights`` are
+    drawn anew or go on from the explainer's; where they are drawn anew, BatchNorm's running
+    ``statistics`` are reset or, as in the released code, kept. ``training`` is by default that of
+    phase 1.
     """
 
     weights: Literal["redrawn", "kept"] = "redrawn"
@@ -397,7 +399,8 @@ class StudyConfig(_Config):
     def load(cls, path: str | Path, overrides: Iterable[str] = ()) -> StudyConfig:
         """Read a YAML file and apply overrides, each ``key=value``.
 
-        Keys are dotted, values are YAML too. Raises KdxError for a file that can't be read or is no YAML, and as :meth:`parse` does.
+        Keys are dotted, values are YAML too. Raises KdxError for a file that can't be read or is no
+        YAML, and as :meth:`parse` does.
         """
         path = Path(path)
         try:

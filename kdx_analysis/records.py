@@ -1,8 +1,8 @@
 """Kinds of records: the columns of every tidy table that a run holds.
 
-They are declared beside what writes the table. A record has key columns, which say what a row is about, and value columns, each with what it is,
-its unit and its range. :func:`check` holds a table against its kind when it is written and when it
-is read, and names the column that is wrong.
+They are declared beside what writes the table. A record has key columns, which say what a row is
+about, and value columns, each with what it is, its unit and its range. :func:`check` holds a table
+against its kind when it is written and when it is read, and names the column that is wrong.
 """
 
 from __future__ import annotations

@@ -24,15 +24,14 @@ from kdx_analysis.config import digest
 from kdx_analysis.errors import KdxError
 from kdx_analysis.io import read_json, read_parquet, staged_directory, write_json, write_parquet
 from kdx_analysis.models.tree import Tree
-from kdx_analysis.records import RECORDS as KINDS
-from kdx_analysis.records import check
+from kdx_analysis.records import RECORDS, check
 from kdx_analysis.registry import home
 from kdx_analysis.runs.headlines import headlines
 from kdx_analysis.training.checkpoints import save_weights
 
 FORMAT = 1
 ROLES = ("teacher", "student", "explainer", "tree")
-INFO, WEIGHTS, RECORDS = "run.json", "model.safetensors", "records"
+INFO, WEIGHTS, TABLES = "run.json", "model.safetensors", "records"
 _PACKAGES = (
     "torch",
     "torchvision",
@@ -122,7 +121,7 @@ class Run:
     @property
     def kinds(self) -> tuple[str, ...]:
         """The kinds of records that this run holds; ``metrics`` is one."""
-        return tuple(sorted(p.stem for p in (self.path / RECORDS).glob("*.parquet")))
+        return tuple(sorted(p.stem for p in (self.path / TABLES).glob("*.parquet")))
 
     @cached_property
     def _cache(self) -> dict[str, pd.DataFrame]:
@@ -139,8 +138,8 @@ class Run:
                 raise KdxError(
                     f"run {self.id!r} has no {kind!r} records; it has {', '.join(self.kinds)}"
                 )
-            table = read_parquet(self.path / RECORDS / f"{kind}.parquet")
-            known = kind in KINDS
+            table = read_parquet(self.path / TABLES / f"{kind}.parquet")
+            known = kind in RECORDS
             self._cache[kind] = check(kind, table, f"run {self.id!r}") if known else table
         return self._cache[kind]
 
@@ -235,7 +234,7 @@ def write_run(
     try:
         with staged_directory(path) as partial:
             for kind, frame in records.items():
-                write_parquet(partial / RECORDS / f"{kind}.parquet", frame)
+                write_parquet(partial / TABLES / f"{kind}.parquet", frame)
             if model is not None:
                 save_weights(partial / WEIGHTS, model)
             write_json(partial / INFO, {"format": FORMAT, **info})

@@ -16,10 +16,10 @@ demo: install
 	$(BIN)/kdx demo
 
 docs: install
-	$(BIN)/python docs/reference.py out/docs
+	$(BIN)/python tools/reference.py out/docs
 
 gallery: install
-	$(BIN)/python docs/gallery.py out/gallery
+	$(BIN)/python tools/gallery.py out/gallery
 
 notebooks: install
 	$(BIN)/jupyter execute --inplace notebooks/*.ipynb

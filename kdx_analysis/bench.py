@@ -16,7 +16,7 @@ from kdx_analysis.models import MODELS, vam
 from kdx_analysis.registry import unknown
 
 PRECISIONS = ("float32", "bf16")
-_GAMMA = 0.01
+_GAMMA = 0.01  # any weight of the penalty takes the same time
 
 
 def bench_vam(
@@ -68,8 +68,8 @@ def bench_vam(
                 rounds,
                 device,
             )
-            for contestant, own in list(zip(contestants, times, strict=True))[1:]:
-                low, ratio, high = np.quantile(own / times[0], (0.25, 0.5, 0.75))
+            for contestant, elapsed in list(zip(contestants, times, strict=True))[1:]:
+                low, ratio, high = np.quantile(elapsed / times[0], (0.25, 0.5, 0.75))
                 rows.append(
                     {
                         "device": device.type,
@@ -78,7 +78,7 @@ def bench_vam(
                         "phase": phase,
                         "contestant": contestant,
                         "plain_ms": np.median(times[0]),
-                        "ms": np.median(own),
+                        "ms": np.median(elapsed),
                         "ratio": ratio,
                         "ratio_low": low,
                         "ratio_high": high,
@@ -103,7 +103,7 @@ def _step(model: nn.Module, images: Tensor, labels: Tensor, precision: str) -> C
     def run() -> None:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
             logits = model(images)
-        loss = F.cross_entropy(logits.float(), labels)
+        loss = F.cross_entropy(logits.float(), labels)  # as autocast would do by itself
         if gates:
             loss = loss + _GAMMA * vam.entropy(model)
         optimizer.zero_grad()
@@ -130,12 +130,13 @@ def _alternating(
     runs: Sequence[Callable[[], None]], rounds: int, device: torch.device
 ) -> np.ndarray:
     """Milliseconds of every run in every round, runs×rounds; each round starts with another run."""
-    times = np.zeros((len(runs), rounds + 2))
-    for i in range(rounds + 2):
+    warm_up = 2  # rounds in which memory is reserved and algorithms are chosen
+    times = np.zeros((len(runs), rounds + warm_up))
+    for i in range(rounds + warm_up):
         for j in np.roll(np.arange(len(runs)), i).tolist():
             start = time.perf_counter()
             runs[j]()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             times[j, i] = 1000 * (time.perf_counter() - start)
-    return times[:, 2:]
+    return times[:, warm_up:]

@@ -294,7 +294,7 @@ def watch(
 
     console = Console()
     if once or not console.is_terminal:
-        typer.echo(monitor.look(study))
+        typer.echo(monitor.watched(study))
     else:
         monitor.watch(study, console)
 

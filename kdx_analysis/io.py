@@ -23,7 +23,7 @@ def staged_file(path: Path) -> Iterator[Path]:
     partial = Path(name)
     try:
         yield partial
-        partial.chmod(0o644)
+        partial.chmod(0o644)  # mkstemp lets nobody but the owner read it
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -40,7 +40,7 @@ def staged_directory(path: Path) -> Iterator[Path]:
     partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
     try:
         yield partial
-        partial.chmod(0o755)
+        partial.chmod(0o755)  # mkdtemp lets nobody but the owner into it
         if path.exists():
             raise FileExistsError(path)
         try:

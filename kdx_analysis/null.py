@@ -145,9 +145,8 @@ def _order_statistic(ordered: np.ndarray, count: np.ndarray, end: float) -> np.n
     lower, upper = (_at(ordered, np.minimum(i, count - 1)) for i in (before, before + 1))
     with np.errstate(invalid="ignore"):  # of two infinite draws
         between = lower + (place - before) * (upper - lower)
-    at_draw = (
-        (lower == upper) | (place == before) | np.isinf(lower)
-    )  # exact there, where rounding could leave ties out
+    # Exact at a draw, where rounding of an interpolation could leave ties out.
+    at_draw = (lower == upper) | (place == before) | np.isinf(lower)
     return np.where(count < LEAST_DRAWS, np.nan, np.where(at_draw, lower, between))
 
 
@@ -165,10 +164,11 @@ def _scale(value: np.ndarray, draws: np.ndarray) -> np.ndarray:
     outlier is not asked.
     """
     sizes = np.abs(draws)
+    # What is not finite has no rounding, and would make every draw equal to the value.
     sizes = np.where(np.isfinite(sizes), sizes, 0)
-    own = np.where(np.isfinite(value), np.abs(value), 0)
-    typical = np.median(sizes, axis=0) if len(sizes) else own
-    return np.maximum(np.maximum(sizes, own), typical)
+    size = np.where(np.isfinite(value), np.abs(value), 0)
+    typical = np.median(sizes, axis=0) if len(sizes) else size
+    return np.maximum(np.maximum(sizes, size), typical)
 
 
 def _array(values: ArrayLike | Tensor) -> np.ndarray:

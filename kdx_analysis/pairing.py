@@ -20,15 +20,16 @@ def shared(table: pd.DataFrame, within: Sequence[str]) -> pd.DataFrame:
         within: the levels of the index that make the groups.
 
     >>> rows = pd.MultiIndex.from_product([[0, 1], [1, 9]], names=["seed", "epoch"])
-    >>> table = pd.DataFrame({"hard": [None, 0.4, None, None], "kd": [0.1, 0.5, 0.2, 0.6]}, index=rows, dtype=float)
+    >>> values = {"hard": [None, 0.4, None, None], "kd": [0.1, 0.5, 0.2, 0.6]}
+    >>> table = pd.DataFrame(values, index=rows, dtype=float)
     >>> shared(table, ["seed"])["kd"].tolist()
     [nan, 0.5, 0.2, 0.6]
     """
-    held = table.notna()
     if table.empty:
         return table
+    measured = table.notna()
     groups = list(within)
-    present = held.groupby(groups, sort=False).transform("any")
-    whole = (held | ~present).all(axis=1) & held.any(axis=1)
+    present = measured.groupby(groups, sort=False).transform("any")
+    whole = (measured | ~present).all(axis=1) & measured.any(axis=1)
     nothing_shared = ~whole.groupby(groups, sort=False).transform("any")
-    return table.where(held.mul(whole | nothing_shared, axis=0))
+    return table.where(measured.mul(whole | nothing_shared, axis=0))

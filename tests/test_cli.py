@@ -106,7 +106,7 @@ BAD_INPUT = {
         "unknown model 'timm:zzzqqqwww'; .* are valid, .* list them with 'kdx list models "
         "--library timm'",
     ),
-    "unknown objective": (["objectives=[hrad]"], "unknown name 'hrad'; did you mean 'hard'"),
+    "unknown objective": (["objectives=[hrad]"], "unknown objective 'hrad'; did you mean 'hard'"),
     "unknown key": (
         ["training.epoch=3"],
         "unknown configuration key 'epoch'; did you mean 'epochs'",

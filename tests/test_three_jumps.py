@@ -107,7 +107,7 @@ def test_every_number_names_functions_that_are_there(report: Tag) -> None:
 def test_cells_of_a_metric_name_its_formula(report: Tag) -> None:
     homes = {metric.home: metric.name for metric in METRICS.values()}
     printed = {code.get_text() for code in report.select("dd code")}
-    cells = [cell for cell in report.select("td[data-formula], tr[data-formula]")]
+    cells = list(report.select("td[data-formula], tr[data-formula]"))
     named = {cell["data-formula"].split()[0] for cell in cells} & set(homes)
     assert named
     assert named <= printed

@@ -5,7 +5,7 @@ from rich.console import Console
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.io import read_json, write_json
-from kdx_analysis.study import monitor as watching
+from kdx_analysis.study import monitor
 from kdx_analysis.training import Epoch
 from kdx_analysis.training.progress import ProgressFile, write_plan
 
@@ -66,7 +66,7 @@ def study(tmp_path):
 
 
 def test_every_state_and_the_time_left_by_hand(study):
-    seen = watching.look(study, now=150.0, alive=alive)
+    seen = monitor.watched(study, now=150.0, alive=alive)
     assert seen.runs["state"].tolist() == ["done", "running", "waiting", "stopped", "waiting"]
     student = seen.runs.iloc[1]
     assert (student["epoch"], student["epochs"], student["loss"], student["val_accuracy"]) == (
@@ -87,13 +87,13 @@ def test_every_state_and_the_time_left_by_hand(study):
 
 def test_two_at_work_take_half_as_long(study):
     write_json(study / "progress/d.json", read_json(study / "progress/c.json") | {"process": HERE})
-    assert watching.look(study, now=150.0, alive=alive).left == pytest.approx(
+    assert monitor.watched(study, now=150.0, alive=alive).left == pytest.approx(
         (60 + 80 + 60 + 30) / 2
     )
 
 
 def test_a_study_that_stands_still_says_how_to_go_on(study):
-    seen = watching.look(study, now=150.0, alive=lambda process: False)
+    seen = monitor.watched(study, now=150.0, alive=lambda process: False)
     assert seen.left is None
     assert "2 stopped" in seen.heading
     assert seen.heading.endswith("the same kdx run goes on with it")
@@ -101,9 +101,9 @@ def test_a_study_that_stands_still_says_how_to_go_on(study):
 
 def test_before_the_first_epoch_nothing_is_estimated(tmp_path):
     write_plan(tmp_path, [(tmp_path / "runs" / "a", "student kd seed 0")])
-    assert watching.look(tmp_path).runs["state"].tolist() == ["waiting"]
+    assert monitor.watched(tmp_path).runs["state"].tolist() == ["waiting"]
     ProgressFile(tmp_path / "progress" / "a.json", 5)
-    seen = watching.look(tmp_path)
+    seen = monitor.watched(tmp_path)
     assert (seen.runs["state"].tolist(), seen.runs["epoch"].tolist(), seen.left) == (
         ["running"],
         [0],
@@ -140,13 +140,13 @@ def test_a_training_goes_on_where_its_file_can_not_be_written(tmp_path):
 
 def test_a_process_is_known_by_more_than_its_number(tmp_path):
     own = ProgressFile(tmp_path / "a.json", 5).state["process"]
-    assert watching._is_alive(own)
-    assert not watching._is_alive(own | {"created": own["created"] - 100})
-    assert watching._is_alive(own | {"host": "elsewhere", "pid": -1})
+    assert monitor._is_alive(own)
+    assert not monitor._is_alive(own | {"created": own["created"] - 100})
+    assert monitor._is_alive(own | {"host": "elsewhere", "pid": -1})
 
 
 def test_a_finished_study_of_its_own_accord(finished):
-    seen = watching.look(finished.out)
+    seen = monitor.watched(finished.out)
     assert seen.finished
     assert len(seen.runs) == len(finished.runs)
     assert (seen.runs["epoch"] == 2).all()
@@ -164,7 +164,7 @@ def test_the_terminal_follows_until_all_runs_are_done(study):
         for run in ("runs/a", "runs/b", "runs/c", "runs/d"):
             (study / run).mkdir(parents=True)
 
-    watching.watch(study, console, wait)
+    monitor.watch(study, console, wait)
     shown = console.file.getvalue()
     assert waits == [1]
     assert "explainer [kd] seed 0" in shown
@@ -177,11 +177,11 @@ def test_interrupting_the_watch_is_no_error(study):
     def wait(seconds):
         raise KeyboardInterrupt
 
-    watching.watch(study, console, wait)
+    monitor.watch(study, console, wait)
 
 
 def test_a_directory_without_a_study(tmp_path):
     with pytest.raises(
         KdxError, match="holds no study that was started; give the directory of kdx run"
     ):
-        watching.look(tmp_path)
+        monitor.watched(tmp_path)

@@ -7,13 +7,22 @@ from dataclasses import replace
 from pathlib import Path
 
 from kdx_analysis.data.augmentation import augment
-from kdx_analysis.data.dataset import Dataset, Split, channel_statistics
+from kdx_analysis.data.dataset import Dataset, Split, TensorImages, channel_statistics
 from kdx_analysis.data.folder import decoded_within, read_folder
-from kdx_analysis.data.sources import DATASETS, Source
+from kdx_analysis.data.sources import DATASETS, Source, hold_out_test
 from kdx_analysis.data.splits import stratified_indices, take_per_class
 from kdx_analysis.errors import KdxError
 
-__all__ = ["DATASETS", "Dataset", "Split", "augment", "load_dataset"]
+__all__ = [
+    "DATASETS",
+    "Dataset",
+    "Source",
+    "Split",
+    "TensorImages",
+    "augment",
+    "hold_out_test",
+    "load_dataset",
+]
 
 
 def load_dataset(

@@ -12,7 +12,7 @@ from kdx_analysis.models.resolve import (
 from kdx_analysis.models.splitting.experts import Level
 from kdx_analysis.models.splitting.split import StudentSplit
 from kdx_analysis.models.tree import Tree
-from kdx_analysis.models.zoo import MODELS, StagedNet
+from kdx_analysis.models.zoo import MODELS, StagedNet, plain_stage
 
 __all__ = [
     "HME",
@@ -26,6 +26,7 @@ __all__ = [
     "check_fits",
     "count_parameters",
     "list_models",
+    "plain_stage",
     "redrawn",
     "vam",
 ]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kdx_analysis.errors import KdxError
 
-Kind = Literal["softmax", "percentages", "sigmoid"]
+Probabilities = Literal["softmax", "percentages", "sigmoid"]
 
 # A softmax rounded to bfloat16, the coarsest precision, gives rows whose sum is off by up to 2⁻⁸.
 _TOLERANCE = 2**-8
@@ -40,7 +40,7 @@ _SAID = {
 }
 
 
-def probabilities(outputs: Tensor) -> Kind | None:
+def probabilities(outputs: Tensor) -> Probabilities | None:
     """Of which kind outputs, B×K, are probabilities rather than logits; None if they may be logits.
 
     They are where no value is below 0 and every row sums to 1 (softmax), or to 100 (percentages);

@@ -41,14 +41,12 @@ def chosen(
         if not fitting:
             raise KdxError(f"{argument} holds for no {kind}; loosen the predicate")
         return fitting
-    patterns = [where] if isinstance(where, str) else list(where)
-    paths = {
-        pattern: [path for path in modules if fnmatchcase(path, pattern)] for pattern in patterns
-    }
-    for pattern, matching in paths.items():
+    wanted: set[str] = set()
+    for pattern in [where] if isinstance(where, str) else where:
+        matching = {path for path in modules if fnmatchcase(path, pattern)}
         if not matching:
             raise unknown(kind, pattern, [path for path in modules if path])
-    wanted = {path for matching in paths.values() for path in matching}
+        wanted |= matching
     return {path: module for path, module in modules.items() if path in wanted}
 
 

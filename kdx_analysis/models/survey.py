@@ -68,7 +68,7 @@ def _split(name: str, experts: int) -> dict[str, Any]:
     side = 224 if "vit" in name else 32 if ":" not in name else 64
     shape = (3, side, side)
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(0)  # a row is the same whenever it is made
         student = build_model(name, _K, 3)
         by_flops = HME.from_student(
             on_meta(student), _K, experts, budget="flops", image_shape=shape

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 D = TypeVar("D", bound="type[Distiller]")
 Target = Callable[..., Tensor]
 Features = Mapping[str, Tensor]
-Tell = Callable[[str], None]
+Tell = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -79,19 +79,19 @@ class Distiller(nn.Module):
     a class makes in :meth:`build` are trained with the student and are no part of it.
 
     Attributes:
-        Options: the options that a study may give under the objective, checked before training.
+        takes: the options that a study may give under the objective, checked before training.
         subtask_terms: the terms that come from outputs alone and are kept by subtask. Conflict is
             recorded between the subtasks' gradients of these; a term on features has none.
         weights: by which terms enter the objective; 1 for those that are not named.
     """
 
-    Options: ClassVar[type[Options]] = Options
+    takes: ClassVar[type[Options]] = Options
     subtask_terms: ClassVar[tuple[str, ...]] = ("hard",)
 
     def __init__(self, config: ObjectiveConfig) -> None:
         super().__init__()
         self.config = config
-        self.options = options_of(config, type(self).Options)
+        self.options = options_of(config, type(self).takes)
         self.weights: Mapping[str, float] = {}
 
     def layers(self, student: nn.Module, teacher: nn.Module) -> tuple[Sequence[str], Sequence[str]]:
@@ -107,9 +107,11 @@ class Distiller(nn.Module):
     def prepare(
         self, student: nn.Module, teacher: nn.Module, data: Dataset, fabric: Fabric, tell: Tell
     ) -> None:
-        """A phase before training, for distillers that need one; it says by ``tell`` where it is.
+        """A phase before training, for distillers that need one.
 
-        Models are on the fabric's device, the teacher in eval mode and without gradients.
+        ``tell`` is called with the steps that are done and all there are. Models are on the
+        fabric's device and unwrapped, the teacher in eval mode and without gradients; where there
+        are several processes, all of them run it.
         """
 
     def on_outputs(self, batch: Batch) -> dict[str, Tensor]:
@@ -242,7 +244,7 @@ def distiller(name: str, **declared: Any) -> Callable[[D], D]:
             name,
             make=made,
             home=home(made),
-            options=made.Options,
+            options=made.takes,
             subtask_terms=made.subtask_terms,
             **declared,
         )

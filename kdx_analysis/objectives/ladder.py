@@ -91,6 +91,11 @@ def kd_shuffled(
     """The wrong classes' targets permuted anew for every sample: unevenness without structure.
 
     Its mean over permutations is ``kd_flat``.
+
+    >>> cut, label = torch.tensor([[0.7, 0.2, 0.1]]), torch.tensor([0])
+    >>> shuffled = kd_shuffled(cut, label, torch.Generator().manual_seed(1))
+    >>> shuffled[0, 0].item() == cut[0, 0].item(), shuffled.sort().values
+    (True, tensor([[0.1000, 0.2000, 0.7000]]))
     """
     B, K = cut.shape
     wrong = torch.arange(K - 1, device=cut.device).expand(B, -1)
@@ -133,7 +138,8 @@ def label_smoothing(
 ) -> Tensor:
     """(1 − ε)·onehot + ε/K, in [0, 1].
 
-    >>> label_smoothing(torch.tensor([[1.0, 0.0]]), torch.tensor([0]), torch.Generator(), epsilon=0.5)
+    >>> one_hot, label = torch.tensor([[1.0, 0.0]]), torch.tensor([0])
+    >>> label_smoothing(one_hot, label, torch.Generator(), epsilon=0.5)
     tensor([[0.7500, 0.2500]])
     """
     return (1 - epsilon) * one_hot + epsilon / one_hot.shape[1]

@@ -80,8 +80,9 @@ def divergence(
 
 
 def divergence_terms(q: Tensor, log_p: Tensor) -> Tensor:
-    """q log(q/p) − q + p for every outcome: 0 or more, and KL(q ‖ p) in sum where q and p each sum
-    to 1.
+    """q log(q/p) − q + p for every outcome, each 0 or more.
+
+    They sum to KL(q ‖ p) where q and p each sum to 1.
 
     Terms q log(q/p) are of either sign and cancel: their sum is of second order in log(q/p), they
     are of first.

@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdx_analysis.config import ObjectiveConfig
 from kdx_analysis.errors import KdxError
+from kdx_analysis.models.choose import module_at
+from kdx_analysis.models.modes import unwrapped
 from kdx_analysis.objectives.contract import OBJECTIVES, Batch, Distiller, Row
 
 
@@ -50,6 +52,24 @@ class Objective:
     def subtask_terms(self) -> tuple[str, ...]:
         """The names of the terms that :meth:`terms` gives: those that are kept by subtask."""
         return self.row.subtask_terms
+
+    def paths(
+        self, student: nn.Module, teacher: nn.Module | None
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Module paths whose features are compared, of student and of teacher.
+
+        Raises KdxError, with near paths, for one that its model has not.
+        """
+        if teacher is None:
+            return (), ()
+        of_student, of_teacher = self.distiller.layers(student, teacher)
+        for model, paths, who in (
+            (student, of_student, "the student"),
+            (teacher, of_teacher, "the teacher"),
+        ):
+            for path in paths:
+                module_at(unwrapped(model)[0], path, who)
+        return tuple(of_student), tuple(of_teacher)
 
     def terms(
         self,

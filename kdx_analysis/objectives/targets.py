@@ -30,11 +30,15 @@ def one_vs_rest_margins(logits: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
 def teacher_cut(
     logits: Float[Tensor, "B K"], T: float, decomposition: str, cut: str = "two_way"
 ) -> Float[Tensor, "B K"]:
-    """The teacher's targets q at temperature T, for a ``decomposition`` and, if it is binary, a
-    ``cut``.
+    """The teacher's targets q at temperature T, in [0, 1], for a ``decomposition``.
 
-    binary, ``two_way``: σ(u_k/T), its own one-vs-rest margins at the student's temperature. binary,
-    ``softmax_then_cut``: softmax(v/T)_k. multiclass: softmax(v/T).
+    binary has a ``cut``: ``two_way``, σ(u_k/T), its own one-vs-rest margins at the student's
+    temperature, or ``softmax_then_cut``, softmax(v/T)_k. multiclass: softmax(v/T).
+
+    >>> teacher_cut(torch.tensor([[2.0, 0.0, 0.0]]), T=2.0, decomposition="binary")
+    tensor([[0.6578, 0.2567, 0.2567]])
+    >>> teacher_cut(torch.tensor([[2.0, 0.0, 0.0]]), T=2.0, decomposition="multiclass")
+    tensor([[0.5761, 0.2119, 0.2119]])
     """
     if decomposition == "binary":
         return torch.sigmoid(teacher_log_odds(logits, T, cut))
@@ -42,7 +46,8 @@ def teacher_cut(
 
 
 def teacher_log_odds(logits: Tensor, T: float, cut: str) -> Tensor:
-    """log q − log(1 − q) of the teacher's binary targets q, B×K: u/T, or for ``softmax_then_cut``
-    those of v/T.
+    """log q − log(1 − q) of the teacher's binary targets q, B×K.
+
+    u/T, or for ``softmax_then_cut`` the one-vs-rest margins of v/T.
     """
     return one_vs_rest_margins(logits) / T if cut == "two_way" else one_vs_rest_margins(logits / T)

@@ -14,8 +14,9 @@ from kdx_analysis.objectives import OBJECTIVES
 
 @dataclass(frozen=True)
 class Look:
-    """How an objective is drawn: told apart by colour, and by marker and dashes where there is
-    none.
+    """How an objective is drawn.
+
+    Objectives are told apart by colour, and by marker and dashes where there is none.
     """
 
     colour: str

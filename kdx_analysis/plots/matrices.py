@@ -62,7 +62,7 @@ def cosines(explainers: RunSet) -> pd.DataFrame:
 
 
 def with_rows(data: pd.DataFrame, frame: pd.DataFrame, K: int) -> pd.DataFrame:
-    """``data`` with a_row and b_row, places of classes clustered on the mean cosine of ``frame``."""
+    """``data`` with a_row and b_row, in the order of classes clustered by cosines in ``frame``."""
     clusters = clustered(1 - symmetric(frame, "cosine", K, 1.0))
     rows = {k: row for row, k in enumerate(clusters.order)}
     return data.assign(a_row=data["a_index"].map(rows), b_row=data["b_index"].map(rows))

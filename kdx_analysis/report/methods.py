@@ -8,9 +8,11 @@ from importlib import metadata
 from math import isinf
 
 from kdx_analysis.metrics import METRICS, Metric
+from kdx_analysis.objectives import OBJECTIVES, Row, ladder_names
 from kdx_analysis.report.provenance import selection
 from kdx_analysis.report.tables import model_name
 from kdx_analysis.runs import Run, RunSet
+from kdx_analysis.runs.keys import value_of
 from kdx_analysis.runs.tables.numbers import listed
 from kdx_analysis.runs.tables.table import apart, conditions
 
@@ -92,15 +94,16 @@ def _compared(runs: RunSet, confidences: Mapping[str, float]) -> str:
 
 @dataclass(frozen=True)
 class Definition:
-    """A metric as the report defines it.
+    """A metric or an objective as the report defines it.
 
     Attributes:
         name: its key.
         title: its name in sentences.
         formula: in signs.
-        meaning: what one unit of it means.
-        facts: its unit, range, null, better side and source, as far as it has them.
-        home: its formula's function, as ``module.function``.
+        meaning: what one unit of a metric means.
+        facts: a metric's unit, range, null and better side; what an objective adds and whether a
+            teacher enters it; the source of either.
+        home: where it is declared, as ``module.function``.
     """
 
     name: str
@@ -112,10 +115,32 @@ class Definition:
 
 
 def definitions(runs: RunSet) -> list[Definition]:
-    """Every metric of which the runs hold a value, as it is declared."""
-    frame = runs.to_frame().dropna(subset="value")
-    measured = set(frame["metric"])
+    """The metrics that the report shows, as they are declared.
+
+    All of them where there are explainers, since contrasts list those that were not measured too;
+    else those of which the runs hold a value.
+    """
+    if len(runs.filter(role="explainer")):
+        return [_definition(metric) for metric in METRICS.values()]
+    measured = set(runs.to_frame().dropna(subset="value")["metric"])
     return [_definition(metric) for metric in METRICS.values() if metric.name in measured]
+
+
+def objectives_defined(runs: RunSet) -> list[Definition]:
+    """The objectives that runs were trained under, and where there are explainers all rungs."""
+    names = {value_of(run, "objective.name") for run in runs}
+    if len(runs.filter(role="explainer")):
+        names |= set(ladder_names())
+    return [_objective(row) for row in OBJECTIVES.values() if row.name in names]
+
+
+def _objective(row: Row) -> Definition:
+    facts = (
+        f"adds {listed(row.adds)}" if row.adds else "",
+        "the teacher enters it" if row.needs_teacher else "no teacher enters it",
+        f"source: {row.source}" if row.source else "",
+    )
+    return Definition(row.name, row.title, row.definition, "", tuple(filter(None, facts)), row.home)
 
 
 def _definition(metric: Metric) -> Definition:

@@ -304,6 +304,7 @@ class Report:
             "selection": provenance.selection(self.runs),
             "methods": methods.methods(self.runs, self._confidences()),
             "definitions": methods.definitions(self.runs),
+            "objectives_defined": methods.objectives_defined(self.runs),
             "bibtex": methods.bibtex(),
         }
 

@@ -136,7 +136,8 @@ def _of_all_attention(
     chosen = chosen[(chosen["level"] == level) & chosen["metric"].isin(metrics)]
     keys = ["metric", "epoch", "attention"]
     wanted = pd.MultiIndex.from_product([metrics, epochs, kinds], names=keys)
-    return chosen.set_index(keys).reindex(wanted).reset_index()
+    # Counts are floats, as where a level has no row, so that columns of all runs are of one type.
+    return chosen.set_index(keys).reindex(wanted).reset_index().astype({"n": float})
 
 
 def _with(table: pd.DataFrame, rows: object) -> pd.DataFrame:

@@ -31,7 +31,7 @@ from kdx_analysis.training.checkpoints import save_weights
 
 FORMAT = 1
 ROLES = ("teacher", "student", "explainer", "tree")
-INFO, WEIGHTS, TABLES = "run.json", "model.safetensors", "records"
+INFO, WEIGHTS, FOLDER = "run.json", "model.safetensors", "records"
 _PACKAGES = (
     "torch",
     "torchvision",
@@ -121,7 +121,7 @@ class Run:
     @property
     def kinds(self) -> tuple[str, ...]:
         """The kinds of records that this run holds; ``metrics`` is one."""
-        return tuple(sorted(p.stem for p in (self.path / TABLES).glob("*.parquet")))
+        return tuple(sorted(p.stem for p in (self.path / FOLDER).glob("*.parquet")))
 
     @cached_property
     def _cache(self) -> dict[str, pd.DataFrame]:
@@ -138,7 +138,7 @@ class Run:
                 raise KdxError(
                     f"run {self.id!r} has no {kind!r} records; it has {', '.join(self.kinds)}"
                 )
-            table = read_parquet(self.path / TABLES / f"{kind}.parquet")
+            table = read_parquet(self.path / FOLDER / f"{kind}.parquet")
             known = kind in RECORDS
             self._cache[kind] = check(kind, table, f"run {self.id!r}") if known else table
         return self._cache[kind]
@@ -234,7 +234,7 @@ def write_run(
     try:
         with staged_directory(path) as partial:
             for kind, frame in records.items():
-                write_parquet(partial / TABLES / f"{kind}.parquet", frame)
+                write_parquet(partial / FOLDER / f"{kind}.parquet", frame)
             if model is not None:
                 save_weights(partial / WEIGHTS, model)
             write_json(partial / INFO, {"format": FORMAT, **info})

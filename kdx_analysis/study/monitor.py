@@ -73,15 +73,16 @@ class Watched:
             for state in (RUNNING, STOPPED, WAITING)
             if self.count(state)
         ]
-        told = [f"{self.name}: {self.count(DONE)} of {len(self.runs)} runs done", *counts]
+        parts = [f"{self.name}: {self.count(DONE)} of {len(self.runs)} runs done", *counts]
         if self.left is not None:
-            told.append(f"about {_duration(self.left)} left")
+            parts.append(f"about {_duration(self.left)} left")
         elif self.count(STOPPED) and not self.count(RUNNING):
-            told.append("the same kdx run goes on with it")
-        return ", ".join(told)
+            parts.append("the same kdx run goes on with it")
+        return ", ".join(parts)
 
     def __str__(self) -> str:
-        return f"{self.heading}\n{self.runs.to_string(index=False, na_rep='', float_format='{:.4g}'.format)}"
+        table = self.runs.to_string(index=False, na_rep="", float_format="{:.4g}".format)
+        return f"{self.heading}\n{table}"
 
     def __rich__(self) -> Group:
         table = Table(box=None, pad_edge=False)
@@ -102,7 +103,7 @@ class Watched:
         return Group(Text(self.heading, style="bold"), *([table] if table.row_count else []))
 
 
-def look(
+def watched(
     out: str | Path,
     now: float | None = None,
     alive: Callable[[Mapping[str, Any]], bool] | None = None,
@@ -134,8 +135,11 @@ def watch(out: str | Path, console: Console, wait: Callable[[float], None] = tim
 
     It is shown anew every second.
     """
-    with suppress(KeyboardInterrupt), Live(look(out), console=console, auto_refresh=False) as live:
-        while not (state := look(out)).finished:
+    with (
+        suppress(KeyboardInterrupt),
+        Live(watched(out), console=console, auto_refresh=False) as live,
+    ):
+        while not (state := watched(out)).finished:
             live.update(state, refresh=True)
             wait(1)
         live.update(state, refresh=True)
@@ -143,22 +147,22 @@ def watch(out: str | Path, console: Console, wait: Callable[[float], None] = tim
 
 def _row(out: Path, entry: Mapping[str, str], now: float, alive: Alive) -> dict[str, Any]:
     run = out / entry["run"]
-    told: dict[str, Any] = {}
-    with suppress(OSError, ValueError):
-        told = read_json(out / PROGRESS / f"{run.name}.json")
-    row = {"run": entry["title"], **{name: told.get(name) for name in _COLUMNS if name in told}}
-    if told.get("epoch"):
-        row["pace"] = (told["updated"] - told["started"]) / told["epoch"]
+    progress: dict[str, Any] = {}
+    with suppress(OSError, ValueError):  # it has not begun, or its file is being written
+        progress = read_json(out / PROGRESS / f"{run.name}.json")
+    row = {"run": entry["title"], **{name: progress[name] for name in _COLUMNS if name in progress}}
+    if progress.get("epoch"):
+        row["pace"] = (progress["updated"] - progress["started"]) / progress["epoch"]
     if run.is_dir():
         return row | {"state": DONE}
-    if not told:
+    if not progress:
         return row | {"state": WAITING}
     row |= {
-        "state": RUNNING if alive(told["process"]) else STOPPED,
-        "seen_s": now - told["updated"],
+        "state": RUNNING if alive(progress["process"]) else STOPPED,
+        "seen_s": now - progress["updated"],
     }
     if row["state"] == RUNNING and "pace" in row:
-        row["left_s"] = row["pace"] * (told["epochs"] - told["epoch"])
+        row["left_s"] = row["pace"] * (progress["epochs"] - progress["epoch"])
     return row
 
 
@@ -181,6 +185,7 @@ def _is_alive(process: Mapping[str, Any]) -> bool:
     if process["host"] != platform.node():
         return True
     try:
+        # A number is given again when its process is gone; times of creation are rounded.
         return abs(psutil.Process(process["pid"]).create_time() - process["created"]) < 1
     except psutil.Error:
         return False

@@ -261,6 +261,9 @@ def _trained(
             teacher=teacher,
             vam=vam,
             callbacks=callbacks,
+            preparing=lambda done, total: show(
+                step.title, Epoch.before(config.epochs, done, total)
+            ),
             **role.schedules(study),
         )
         tested = result.history[result.history["split"] == "test"]

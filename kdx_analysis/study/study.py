@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib import resources
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from kdx_analysis.data import Dataset, load_dataset
 from kdx_analysis.errors import KdxError
 from kdx_analysis.extensions import load_all
 from kdx_analysis.models import check_fits
-from kdx_analysis.objectives import check_objectives
+from kdx_analysis.objectives import Objective, check_objectives
 from kdx_analysis.probes.conflict.probe import terms_of
 from kdx_analysis.probes.contract import Cost, check_sections
 from kdx_analysis.probes.training_probe import SPLITS, training_cost
@@ -229,15 +230,19 @@ class Study:
         check_sections(self.config.probes)
         shape, K = self.dataset.shape, self.dataset.num_classes
         with torch.random.fork_rng():
+            students = []
             for vam in self.config.arms.values():
-                check_fits(self.build("student", vam), shape, K)
+                students.append(self.build("student", vam))
+                check_fits(students[-1], shape, K)
             if "explainer" in self.config.roles:
-                check_fits(self.build("explainer"), shape, K)
-            if self.given_teacher is None:
-                check_fits(self.build("teacher"), shape, K)
-            else:
-                check_fits(self.given_teacher, shape, K)
+                students.append(self.build("explainer"))
+                check_fits(students[-1], shape, K)
+            teacher = self.given_teacher or self.build("teacher")
+            check_fits(teacher, shape, K)
+            if self.given_teacher is not None:
                 check_teacher(self.given_teacher, self.dataset)
+            for objective, model in product(self.config.objectives, students):
+                Objective(objective).paths(model, teacher)
         for split in SPLITS:
             self.dataset.probe_set(split, self.config.probes.per_class, self.config.probes.seed)
         for role in ROLES:

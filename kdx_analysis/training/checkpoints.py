@@ -1,6 +1,4 @@
-"""Weights on disk and back: safetensors, or a ``state_dict`` that torch loads with
-``weights_only=True``.
-"""
+"""Weights on disk and back: safetensors, or what torch loads with ``weights_only=True``."""
 
 from __future__ import annotations
 
@@ -21,22 +19,23 @@ from kdx_analysis.models.learn_to_branch import Released, learn_to_branch
 
 
 def save_weights(path: Path, model: nn.Module, metadata: Mapping[str, str] | None = None) -> None:
-    """Write the model's ``state_dict`` as safetensors, whole or not at all; ``metadata`` stands in
-    its header.
+    """Write the model's ``state_dict`` as safetensors, whole or not at all.
+
+    ``metadata`` stands in its header.
     """
-    own = {
-        "memory_format": torch.contiguous_format
-    }  # safetensors takes no tensors that share memory
+    # safetensors takes no tensors that share memory or have strides of another format
     state = {
-        name: tensor.detach().cpu().clone(**own) for name, tensor in model.state_dict().items()
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in model.state_dict().items()
     }
     with staged_file(path) as partial:
         save_file(state, partial, dict(metadata) if metadata else None)
 
 
 def read_state(path: Path) -> Mapping[str, Tensor]:
-    """The tensors of a file by name; a pickled one may wrap them in ``{'model': …}`` or
-    ``{'state_dict': …}``.
+    """The tensors of a file by name.
+
+    A pickled file may wrap them in ``{'model': …}`` or ``{'state_dict': …}``.
 
     Raises KdxError if the file can't be read safely or holds no mapping.
     """
@@ -77,8 +76,9 @@ def load_weights(path: Path, model: nn.Module) -> None:
 
 
 def convert_learn_to_branch(checkpoint: Path, out: Path) -> Released:
-    """Write a checkpoint of the released code as an explainer's weights; what it was stands in the
-    file's header.
+    """Write a checkpoint of the released code as an explainer's weights.
+
+    What it was stands in the file's header.
 
     Raises KdxError if ``checkpoint`` can't be read safely or is none of the released code's.
     """
@@ -95,8 +95,9 @@ def convert_learn_to_branch(checkpoint: Path, out: Path) -> Released:
 
 
 def load_learn_to_branch(path: Path | str) -> HME:
-    """The explainer that ``kdx convert`` wrote, of the multi-class form: its outputs are the
-    released code's scores.
+    """The explainer that ``kdx convert`` wrote, of the multi-class form.
+
+    Its outputs are the released code's scores.
 
     Raises KdxError if the file can't be read or was written otherwise.
     """
@@ -104,18 +105,18 @@ def load_learn_to_branch(path: Path | str) -> HME:
     state = read_state(path)
     try:
         with safe_open(path, "pt") as file:
-            told = file.metadata() or {}
+            metadata = file.metadata() or {}
     except SafetensorError:
-        told = {}
-    if told.get("preset") != "learn_to_branch":
+        metadata = {}
+    if metadata.get("preset") != "learn_to_branch":
         raise KdxError(
             f"{str(path)!r} was not written by kdx convert: convert the released code's checkpoint "
             "first"
         )
-    experts = [int(n) for n in told["experts"].split()]
-    form: Any = told["form"]
+    experts = [int(n) for n in metadata["experts"].split()]
+    form: Any = metadata["form"]
     model = learn_to_branch(
-        int(told["num_classes"]), form, experts, int(told["in_channels"]), multiclass=True
+        int(metadata["num_classes"]), form, experts, int(metadata["in_channels"]), multiclass=True
     )
     model.to(next(tensor.dtype for tensor in state.values() if tensor.is_floating_point()))
     load_weights(path, model)

@@ -75,8 +75,9 @@ def logger(name: str, *, package: str = "", extra: str = "") -> Callable[[L], L]
 
 @logger("tensorboard", package="tensorboard", extra="tensorboard")
 class _TensorBoard:
-    """Fabric's logger; the event files of a run lie in ``logs/tensorboard/RUN``, those of an
-    earlier try go.
+    """Fabric's logger; the event files of a run lie in ``logs/tensorboard/RUN``.
+
+    Those of an earlier try go.
 
     Hyperparameters are written with the first metrics, as TensorBoard shows the former only beside
     the latter.
@@ -108,8 +109,9 @@ class _TensorBoard:
 
 @logger("mlflow", package="mlflow", extra="mlflow")
 class _MLflow:
-    """MLflow's client; where it writes is MLflow's to decide (MLFLOW_TRACKING_URI). The study is
-    the experiment.
+    """MLflow's client; where it writes is MLflow's to decide (MLFLOW_TRACKING_URI).
+
+    The study is the experiment.
     """
 
     def __init__(self, folder: Path, study: str, run: str) -> None:

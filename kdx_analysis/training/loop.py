@@ -6,8 +6,8 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
@@ -21,11 +21,12 @@ from kdx_analysis.data import Dataset, Split, augment
 from kdx_analysis.errors import KdxError
 from kdx_analysis.metrics import evaluated
 from kdx_analysis.models import HME
-from kdx_analysis.models import vam as attention
 from kdx_analysis.models.answers import check_logits
 from kdx_analysis.models.gates import ParameterGate, entropy_share
 from kdx_analysis.models.modes import modes_kept
-from kdx_analysis.objectives import Objective, scale_to
+from kdx_analysis.models.vam import attended_layers, entropy, gate_parameters, set_temperature
+from kdx_analysis.objectives import Batch, Objective, scale_to
+from kdx_analysis.objectives.features import captured
 from kdx_analysis.records import EPOCH, SPLIT, kind, number, text
 from kdx_analysis.training.schedules import learning_rate_factor, penalty_at, temperature_at
 
@@ -37,7 +38,8 @@ kind(
     home=__name__,
 )
 
-_TEACHER_CHECKED = 256
+_TEACHER_CHECKED = 256  # images, on which outputs can be told from logits
+_SCALED_ON = 256  # images, enough for the norm of a gradient that is matched once
 _STREAMS = ("order", "augmentation", "shuffling")
 
 
@@ -48,7 +50,8 @@ class Epoch:
     ``temperature`` is τ, None for models without gates that move; ``gate_entropy`` the mean over
     all gates of H/ln N (of VAM: H/ln M), None where gates are no parameters; ``loss`` is the
     objective's mean over the epoch, without VAM's penalty. ``scores`` are the epoch's rows of the
-    history by ``split/metric``.
+    history by ``split/metric``. Before the first epoch, ``preparing`` says where a distiller's own
+    phase is.
     """
 
     epoch: int
@@ -58,6 +61,12 @@ class Epoch:
     temperature: float | None
     gate_entropy: float | None
     scores: Mapping[str, float] = field(default_factory=dict)
+    preparing: str = ""
+
+    @classmethod
+    def before(cls, epochs: int, done: int, total: int) -> Epoch:
+        """Where a training stands in a distiller's phase before the first of its ``epochs``."""
+        return cls(0, epochs, math.nan, math.nan, None, None, preparing=f"{done}/{total}")
 
 
 Callback = Callable[[Epoch, nn.Module], Any]
@@ -78,8 +87,9 @@ class Fit:
 
 @contextmanager
 def reproducible(seed: int, threads: int) -> Iterator[None]:
-    """Seed torch's random state and have it use so many ``threads`` inside the body; both are as
-    before afterwards.
+    """Seed torch's random state and have it use so many ``threads`` inside the body.
+
+    Both are as before afterwards.
     """
     before = torch.get_num_threads()
     with torch.random.fork_rng():
@@ -92,8 +102,9 @@ def reproducible(seed: int, threads: int) -> Iterator[None]:
 
 
 def fabric_for(config: TrainingConfig) -> Fabric:
-    """Fabric with the device, precision and processes of ``config``; Fabric's own complaints become
-    KdxErrors.
+    """Fabric with the device, precision and processes of ``config``.
+
+    Fabric's own complaints become KdxErrors.
 
     Several devices with strategy ``auto`` are spawned processes, which also work from a notebook.
     """
@@ -111,10 +122,9 @@ def fabric_for(config: TrainingConfig) -> Fabric:
         )
     except (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException) as error:
         reason = " ".join(str(error).split())
-        wanted = f"accelerator={config.accelerator!r}, devices={config.devices!r}, strategy={config.strategy!r}"
-        raise KdxError(
-            f"cannot train with {wanted}, precision={config.precision!r}: {reason}"
-        ) from None
+        wanted = ("accelerator", "devices", "strategy", "precision")
+        given = ", ".join(f"{key}={getattr(config, key)!r}" for key in wanted)
+        raise KdxError(f"cannot train with {given}: {reason}") from None
     finally:
         logger.setLevel(level)
 
@@ -132,6 +142,7 @@ def fit(
     gate_warmup: int = 0,
     vam: VAMConfig | None = None,
     callbacks: Sequence[Callback] = (),
+    preparing: Callable[[int, int], None] = lambda done, total: None,
 ) -> Fit:
     """Train ``model`` in place.
 
@@ -151,6 +162,7 @@ def fit(
         vam: penalty γ·(mean of H/ln M) and temperature of a model that has VAM; by default no
             penalty, and τ stays.
         callbacks: called after every epoch with the unwrapped model.
+        preparing: called with steps done and all steps, in a distiller's phase before training.
 
     Raises:
         KdxError: the objective needs a teacher and there is none, or one whose outputs can't be
@@ -158,55 +170,28 @@ def fit(
     """
     if Objective(objective).needs_teacher and teacher is None:
         raise KdxError(f"objective {objective.name!r} needs a teacher; pass teacher=")
-    fabric = fabric or fabric_for(config)
-    data = data.to(fabric.device)
-    if config.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    model.to(fabric.device)
-    if teacher is not None:
-        teacher = copy.deepcopy(teacher).to(fabric.device).eval().requires_grad_(False)
-    optimizer = _optimizer(model, config)
-    wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
-    if teacher is not None and Objective(objective).needs_teacher:
-        some = data.train.subset(torch.arange(min(len(data.train), _TEACHER_CHECKED)))
-        with fabric.autocast():
-            check_logits(predict(teacher, some, data), data.num_classes, "the teacher")
-    run = _Training(fabric, wrapped, model, teacher, data, objective, config, seed)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate_factor(config, step, run.steps_per_epoch)
-    )
+    run = _Training(model, data, objective, config, seed, fabric or fabric_for(config), teacher)
+    run.prepare(preparing)
     gates = _gate_parameters(model)
     rows: list[dict[str, Any]] = []
     best: tuple[float, int, dict[str, Tensor]] | None = None
     for epoch in range(1, config.epochs + 1):
-        tau = None
-        if temperature is not None and isinstance(model, HME):
-            tau = model.temperature = temperature_at(temperature, epoch, config.epochs)
-        gamma = 0.0
-        if vam is not None:
-            tau = temperature_at(vam.temperature, epoch, config.epochs)
-            gamma = penalty_at(vam.gamma, epoch, config.epochs)
-            attention.set_temperature(model, tau)
-        loss = run.train_epoch(
-            epoch, wrapped_optimizer, scheduler, gates if epoch <= gate_warmup else (), gamma
-        )
-        scores = run.score(data.val)
-        scores = [{"split": "train", "metric": "loss", "value": loss, "n": run.samples}, *scores]
+        tau, gamma = _set_schedules(model, temperature, vam, epoch, config.epochs)
+        loss = run.train_epoch(epoch, gates if epoch <= gate_warmup else (), gamma)
+        train = {"split": "train", "metric": "loss", "value": loss, "n": run.samples}
+        scores = [train, *run.score(run.data.val)]
         rows += [{"epoch": epoch, **row} for row in scores]
         accuracy = next(row["value"] for row in scores if row["metric"] == "accuracy")
         if config.selection == "best" and (best is None or accuracy > best[0]):
             best = (accuracy, epoch, copy.deepcopy(model.state_dict()))
-        entropy = _gate_entropy(model)
-        state = Epoch(epoch, config.epochs, loss, accuracy, tau, entropy, by_name(scores))
-        if fabric.is_global_zero:
-            for callback in callbacks:
-                callback(state, model)
-        fabric.barrier()
+        gate_entropy = _gate_entropy(model)
+        named = by_name(scores)
+        run.tell(callbacks, Epoch(epoch, config.epochs, loss, accuracy, tau, gate_entropy, named))
     selected = config.epochs
     if best is not None:
         selected = best[1]
         model.load_state_dict(best[2])
-    rows += [{"epoch": selected, **row} for row in run.score(data.test)]
+    rows += [{"epoch": selected, **row} for row in run.score(run.data.test)]
     return Fit(pd.DataFrame(rows), selected)
 
 
@@ -217,11 +202,10 @@ def by_name(rows: Iterable[Mapping[Any, Any]]) -> dict[str, float]:
 
 @torch.no_grad()
 def predict(model: nn.Module, split: Split, data: Dataset, batch_size: int = 512) -> Tensor:
-    """Logits or margins of every sample of ``split``, N×K float32 on the CPU, in eval mode on the
-    model's device.
+    """Logits or margins of every sample of ``split``, N×K float32 on the CPU.
 
-    ``batch_size`` samples at a time; the model's training mode is restored. Raises KdxError for a
-    model that gives anything but a tensor.
+    The model runs in eval mode on its own device, ``batch_size`` samples at a time; its training
+    mode is restored. Raises KdxError for a model that gives anything but a tensor.
     """
 
     def answered(images: Tensor) -> Tensor:
@@ -251,8 +235,8 @@ def score(
 ) -> list[dict[str, Any]]:
     """Every metric of outputs, and the hard loss, on ``split``: rows of split, metric, value, n.
 
-    The loss is that of the ``decomposition``, binary or multiclass. ``teacher_outputs`` are the teacher's logits for
-    every sample, N×K; without them there is no metric of both.
+    The loss is that of the ``decomposition``, binary or multiclass. ``teacher_outputs`` are the
+    teacher's logits for every sample, N×K; without them there is no metric of both.
     """
     outputs, labels = predict(model, split, data), split.labels.cpu()
     config = ObjectiveConfig.model_validate({"name": "hard", "decomposition": decomposition})
@@ -269,41 +253,142 @@ def score(
 
 
 class _Training:
-    """What the epochs of one training share."""
+    """What the epochs of one training share: models on their device, optimiser, generators."""
 
     def __init__(
         self,
-        fabric: Fabric,
-        wrapped: nn.Module,
         model: nn.Module,
-        teacher: nn.Module | None,
         data: Dataset,
         objective: ObjectiveConfig,
         config: TrainingConfig,
         seed: int,
+        fabric: Fabric,
+        teacher: nn.Module | None,
     ) -> None:
-        self.fabric, self.wrapped, self.model, self.teacher = fabric, wrapped, model, teacher
-        self.data, self.config = data, config
-        # every process takes its share of one order of samples, and draws for them on its own
-        self.generators = {
-            stream: torch.Generator().manual_seed(
-                len(_STREAMS) * seed + i + (0 if stream == "order" else fabric.global_rank << 40)
-            )
-            for i, stream in enumerate(_STREAMS)
-        }
-        self.batch = min(config.batch_size, len(data.train) // fabric.world_size)
-        if self.batch < 2:
+        self.fabric, self.config, self.seed = fabric, config, seed
+        self.data = data.to(fabric.device)
+        if config.channels_last:
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = model.to(fabric.device)
+        self.teacher = teacher
+        if teacher is not None:
+            teacher = copy.deepcopy(teacher).to(fabric.device)
+            self.teacher = teacher.eval().requires_grad_(False)
+        self.generators = self._generators()
+        self.objective = Objective(objective)
+        self.paths = self._build_distiller()
+        self.adapters = list(self.objective.distiller.parameters())
+        optimizer = _optimizer(model, config, self.adapters)
+        self.wrapped, self.optimizer = fabric.setup(model, optimizer)
+        self._check_teacher()
+        self.batch_size = min(config.batch_size, len(data.train) // fabric.world_size)
+        if self.batch_size < 2:
             raise KdxError(
                 f"{len(data.train)} training images are too few for {fabric.world_size} processes"
             )
-        self.steps_per_epoch = len(data.train) // (self.batch * fabric.world_size)
-        self.samples = self.steps_per_epoch * self.batch * fabric.world_size
-        self.objective = Objective(objective)
+        self.steps_per_epoch = len(data.train) // (self.batch_size * fabric.world_size)
+        self.samples = self.steps_per_epoch * self.batch_size * fabric.world_size
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: learning_rate_factor(config, step, self.steps_per_epoch)
+        )
         if objective.scale_to is not None:
-            self.objective = self._scaled(model, objective)
+            self.objective = self._scaled()
         self.teacher_outputs: dict[str, Tensor] = {}
 
-    def images(self, split: Split, indices: Tensor, augmented: bool = False) -> Tensor:
+    def prepare(self, tell: Callable[[int, int], None]) -> None:
+        """The distiller's own phase before training."""
+        if self.teacher is not None and self.objective.needs_teacher:
+            distiller = self.objective.distiller
+            distiller.prepare(self.model, self.teacher, self.data, self.fabric, tell)
+
+    def train_epoch(self, epoch: int, frozen: Sequence[nn.Parameter], gamma: float) -> float:
+        """One pass over train in a fresh order; the objective's mean loss.
+
+        The last incomplete batch is left out. Parameters that are ``frozen`` stay as they are, and
+        VAM's entropy is added ``gamma`` times.
+        """
+        self.wrapped.train()
+        fabric, train = self.fabric, self.data.train
+        order = torch.randperm(len(train), generator=self.generators["order"])[: self.samples]
+        total = torch.zeros((), device=fabric.device)
+        for drawn in order.split(self.batch_size * fabric.world_size):
+            indices = drawn[fabric.global_rank :: fabric.world_size]
+            loss = self._loss(indices)
+            self.optimizer.zero_grad()
+            fabric.backward(loss + gamma * entropy(self.model) if gamma else loss)
+            # Without a gradient the optimiser skips a parameter; DDP must still see one made.
+            for parameter in frozen:
+                parameter.grad = None
+            self._share_adapters_gradients()
+            self.optimizer.step()
+            self.scheduler.step()
+            total += loss.detach()
+        mean = float(self._mean_over_processes(total / self.steps_per_epoch))
+        if not math.isfinite(mean):
+            raise KdxError(
+                f"the loss of objective {self.objective.config.label!r} is {mean} in epoch "
+                f"{epoch}; lower training.lr or use precision 32-true"
+            )
+        return mean
+
+    def score(self, split: Split) -> list[dict[str, Any]]:
+        """Rows of the history on a split; the teacher is asked once for each."""
+        with self.fabric.autocast():
+            if self.teacher is not None and split.name not in self.teacher_outputs:
+                self.teacher_outputs[split.name] = predict(self.teacher, split, self.data)
+            decomposition = self.objective.config.decomposition
+            outputs = self.teacher_outputs.get(split.name)
+            return score(self.wrapped, split, self.data, decomposition, outputs)
+
+    def tell(self, callbacks: Sequence[Callback], epoch: Epoch) -> None:
+        """Call them where the first process is; the others wait."""
+        if self.fabric.is_global_zero:
+            for callback in callbacks:
+                callback(epoch, self.model)
+        self.fabric.barrier()
+
+    def _generators(self) -> dict[str, torch.Generator]:
+        """One for each stream of draws.
+
+        Every process takes its share of one order of samples, and draws for them on its own: its
+        rank is in the seed's high bits, where no seed of a study reaches.
+        """
+        generators = {}
+        for i, stream in enumerate(_STREAMS):
+            rank = 0 if stream == "order" else self.fabric.global_rank << 40
+            seed = len(_STREAMS) * self.seed + i + rank
+            generators[stream] = torch.Generator().manual_seed(seed)
+        return generators
+
+    def _loss(self, indices: Tensor) -> Tensor:
+        """The objective of the training images at these positions, augmented."""
+        train = self.data.train
+        images = self._images(train, indices, augmented=True)
+        labels = train.labels[indices.to(train.labels.device)]
+        taught = self.teacher if self.objective.needs_teacher else None
+        batch = self._batch(self.wrapped, taught, images, labels, self.fabric.autocast())
+        return self.objective.of_batch(batch)
+
+    def _batch(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | None,
+        images: Tensor,
+        labels: Tensor,
+        precision: AbstractContextManager[Any],
+    ) -> Batch:
+        """Both models' outputs and features on some images; the teacher runs in ``precision``."""
+        of_student, of_teacher = self.paths
+        with captured(self.model, of_student) as features:
+            outputs = student(images).float()
+        batch = Batch(outputs, labels, None, self.generators["shuffling"], features)
+        if teacher is None:
+            return batch
+        with torch.no_grad(), precision, captured(teacher, of_teacher) as features:
+            outputs = teacher(images).float()
+        return replace(batch, teacher_outputs=outputs, teacher_features=features)
+
+    def _images(self, split: Split, indices: Tensor, augmented: bool = False) -> Tensor:
         images = split.images.take(indices)
         if augmented:
             images = augment(images, self.data.pad, self.data.flip, self.generators["augmentation"])
@@ -312,87 +397,92 @@ class _Training:
             normalised = normalised.contiguous(memory_format=torch.channels_last)
         return normalised
 
-    def teacher_logits(self, images: Tensor) -> Tensor | None:
-        if self.teacher is None or not self.objective.needs_teacher:
-            return None
-        with torch.no_grad(), self.fabric.autocast():
-            return self.teacher(images).float()
+    def _build_distiller(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Have the distiller make its adapters; the paths whose features it compares.
 
-    def train_epoch(
-        self,
-        epoch: int,
-        optimizer: Any,
-        scheduler: Any,
-        frozen: Sequence[nn.Parameter],
-        gamma: float,
-    ) -> float:
-        """One pass over train in a fresh order, the last incomplete batch left out; the objective's
-        mean loss.
+        Both models run once on two images, which changes nothing in them: in eval mode, without
+        gradients, and apart from torch's random state.
         """
-        self.wrapped.train()
-        fabric, train = self.fabric, self.data.train
-        order = torch.randperm(len(train), generator=self.generators["order"])[: self.samples]
-        total = torch.zeros((), device=fabric.device)
-        for batch in order.split(self.batch * fabric.world_size):
-            indices = batch[fabric.global_rank :: fabric.world_size]
-            images = self.images(train, indices, augmented=True)
-            labels = train.labels[indices.to(train.labels.device)]
-            margins = self.wrapped(images).float()
-            loss = self.objective.loss(
-                margins, labels, self.teacher_logits(images), self.generators["shuffling"]
-            )
-            optimizer.zero_grad()
-            fabric.backward(loss + gamma * attention.entropy(self.model) if gamma else loss)
-            for (
-                parameter
-            ) in frozen:  # without a gradient the optimiser skips it; DDP must still see one made
-                parameter.grad = None
-            optimizer.step()
-            scheduler.step()
-            total += loss.detach()
-        mean = float(fabric.all_reduce(total / self.steps_per_epoch, reduce_op="mean"))  # type: ignore[arg-type]
-        if not math.isfinite(mean):
-            raise KdxError(
-                f"the loss of objective {self.objective.config.label!r} is {mean} in epoch "
-                f"{epoch}; "
-                "lower training.lr or use precision 32-true"
-            )
-        return mean
+        paths = self.objective.paths(self.model, self.teacher)
+        if self.teacher is None or not (paths[0] or paths[1]):
+            return paths
+        images = self._images(self.data.train, torch.arange(min(len(self.data.train), 2)))
+        with torch.random.fork_rng(), torch.no_grad(), modes_kept(self.model):
+            torch.manual_seed(self.seed)
+            self.model.eval()
+            with captured(self.model, paths[0]) as features:
+                self.model(images)
+            with captured(self.teacher, paths[1]) as teacher_features:
+                self.teacher(images)
+            self.objective.distiller.build(features, teacher_features)
+        self.objective.distiller.to(self.fabric.device)
+        return paths
 
-    def score(self, split: Split) -> list[dict[str, Any]]:
+    def _check_teacher(self) -> None:
+        if self.teacher is None or not self.objective.needs_teacher:
+            return
+        train = self.data.train
+        first = train.subset(torch.arange(min(len(train), _TEACHER_CHECKED)))
         with self.fabric.autocast():
-            if self.teacher is not None and split.name not in self.teacher_outputs:
-                self.teacher_outputs[split.name] = predict(self.teacher, split, self.data)
-            decomposition = self.objective.config.decomposition
-            outputs = self.teacher_outputs.get(split.name)
-            return score(self.wrapped, split, self.data, decomposition, outputs)
+            outputs = predict(self.teacher, first, self.data)
+            check_logits(outputs, self.data.num_classes, "the teacher")
 
-    def _scaled(self, model: nn.Module, objective: ObjectiveConfig) -> Objective:
-        kd = Objective(objective.model_copy(update={"name": "kd", "scale_to": None}))
+    def _share_adapters_gradients(self) -> None:
+        """Average them over processes, as data parallelism does for the student's."""
+        if self.fabric.world_size == 1:
+            return
+        for parameter in self.adapters:
+            if parameter.grad is not None:
+                parameter.grad = self._mean_over_processes(parameter.grad)
+
+    def _mean_over_processes(self, tensor: Tensor) -> Tensor:
+        return self.fabric.all_reduce(tensor, reduce_op="mean")  # type: ignore[return-value]
+
+    def _scaled(self) -> Objective:
+        """The objective times the factor that gives it KD's gradient norm at initialisation."""
+        config = self.objective.config
+        kd = Objective(config.model_copy(update={"name": "kd", "scale_to": None, "options": {}}))
         if self.teacher is None:
             raise KdxError(
-                f"objective {objective.label!r} is scaled to kd and needs a teacher; pass teacher="
+                f"objective {config.label!r} is scaled to kd and needs a teacher; pass teacher="
             )
-        images = self.images(self.data.train, torch.arange(min(len(self.data.train), 256)))
-        labels = self.data.train.labels[: len(images)]
-        was_training = model.training
-        model.eval()
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        with torch.no_grad():
-            teacher_logits = self.teacher(images).float()
-        margins = model(images).float()
-        reference, unscaled = (
-            each.loss(margins, labels, teacher_logits, torch.Generator().manual_seed(0))
-            for each in (kd, Objective(objective))
-        )
-        factor = scale_to(reference, unscaled, parameters)
-        model.train(was_training)
-        return Objective(objective, factor)
+        train = self.data.train
+        images = self._images(train, torch.arange(min(len(train), _SCALED_ON)))
+        labels = train.labels[: len(images)]
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        with modes_kept(self.model):
+            self.model.eval()
+            batch = self._batch(self.model, self.teacher, images, labels, nullcontext())
+            # each draws from a generator of its own, so that neither depends on the other's draws
+            reference, unscaled = (
+                each.of_batch(replace(batch, generator=torch.Generator().manual_seed(0)))
+                for each in (kd, self.objective)
+            )
+            factor = scale_to(reference, unscaled, parameters)
+        return self.objective.scaled(factor)
+
+
+def _set_schedules(
+    model: nn.Module,
+    temperature: TemperatureConfig | None,
+    vam: VAMConfig | None,
+    epoch: int,
+    epochs: int,
+) -> tuple[float | None, float]:
+    """Give the gates the epoch's τ; that τ, None without gates that move, and VAM's penalty γ."""
+    tau = None
+    if temperature is not None and isinstance(model, HME):
+        tau = model.temperature = temperature_at(temperature, epoch, epochs)
+    if vam is None:
+        return tau, 0.0
+    tau = temperature_at(vam.temperature, epoch, epochs)
+    set_temperature(model, tau)
+    return tau, penalty_at(vam.gamma, epoch, epochs)
 
 
 def _gate_entropy(model: nn.Module) -> float | None:
-    if attention.attended_layers(model):
-        return float(attention.entropy(model).detach())
+    if attended_layers(model):
+        return float(entropy(model).detach())
     if not isinstance(model, HME) or not all(
         isinstance(gate, ParameterGate) for gate in model.gates
     ):
@@ -405,25 +495,25 @@ def _gate_parameters(model: nn.Module) -> list[nn.Parameter]:
     return list(model.gate_parameters()) if isinstance(model, HME) else []
 
 
-def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """Weights in one group, gates in another, with a rate and a weight decay of their own; VAM's
-    gates never decay.
+def _optimizer(
+    model: nn.Module, config: TrainingConfig, adapters: Sequence[nn.Parameter] = ()
+) -> torch.optim.Optimizer:
+    """Weights in one group, gates in another, with a rate and a weight decay of their own.
+
+    VAM's gates never decay. A distiller's adapters are treated as weights are.
     """
-    gates, vam_gates = _gate_parameters(model), list(attention.gate_parameters(model))
-    chosen = {id(p) for p in (*gates, *vam_gates)}
-    weights = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
-    groups: list[dict[str, Any]] = [
-        {"params": weights, "lr": config.lr, "weight_decay": config.weight_decay}
-    ]
-    for parameters, decay in ((gates, config.gate_weight_decay), (vam_gates, 0.0)):
+    gates, vam_gates = _gate_parameters(model), list(gate_parameters(model))
+    apart = {id(p) for p in (*gates, *vam_gates)}
+    weights = [p for p in model.parameters() if p.requires_grad and id(p) not in apart]
+    gate_rate = config.lr * config.gate_lr_factor
+    groups: list[dict[str, Any]] = []
+    for parameters, rate, decay in (
+        ([*weights, *adapters], config.lr, config.weight_decay),
+        (gates, gate_rate, config.gate_weight_decay),
+        (vam_gates, gate_rate, 0.0),
+    ):
         if parameters:
-            groups.append(
-                {
-                    "params": parameters,
-                    "lr": config.lr * config.gate_lr_factor,
-                    "weight_decay": decay,
-                }
-            )
+            groups.append({"params": parameters, "lr": rate, "weight_decay": decay})
     match config.optimizer:
         case "sgd":
             return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=config.nesterov)

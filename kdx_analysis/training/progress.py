@@ -1,6 +1,4 @@
-"""What a training shows while it runs: nothing, or Rich progress bars in a terminal; and what it
-leaves on disk.
-"""
+"""What a training shows while it runs, nothing or progress bars, and what it leaves on disk."""
 
 from __future__ import annotations
 
@@ -33,8 +31,9 @@ def no_progress(runs: int) -> Iterator[Progress]:
 
 @contextmanager
 def rich_progress(runs: int) -> Iterator[Progress]:
-    """A bar for each of the ``runs`` that is in training and one for all of them; nothing if not in
-    a terminal.
+    """A bar for each of the ``runs`` that is in training and one for all of them.
+
+    Outside of a terminal, nothing.
     """
     from rich import progress as rich
     from rich.console import Console
@@ -68,6 +67,8 @@ def rich_progress(runs: int) -> Iterator[Progress]:
 
 def describe(epoch: Epoch) -> str:
     """Loss, validation accuracy and, for explainers, τ and mean gate entropy, in a few words."""
+    if epoch.preparing:
+        return f"preparing {epoch.preparing}"
     parts = [f"loss {epoch.loss:.3f}", f"val {epoch.val_accuracy:.1%}"]
     if epoch.temperature is not None:
         parts.append(f"τ {epoch.temperature:.2f}")
@@ -77,16 +78,16 @@ def describe(epoch: Epoch) -> str:
 
 
 def write_plan(out: Path, runs: Iterable[tuple[Path, str]]) -> None:
-    """Leave in the study's directory which runs (directory, title) it is going to have, in their
-    order.
+    """Leave in the study's directory which runs it is going to have, in their order.
+
+    ``runs`` are of a directory and a title each.
     """
     plan = [{"run": path.relative_to(out).as_posix(), "title": title} for path, title in runs]
     write_json(out / PROGRESS / PLAN, plan)
 
 
 class ProgressFile:
-    """A callback that keeps one small file: which training it is, in which process, and the epoch
-    it has reached.
+    """A callback that keeps one small file: which training, in which process, at which epoch.
 
     The file is whole at every moment and only for looking at: where it can't be written the
     training goes on.
@@ -94,8 +95,8 @@ class ProgressFile:
 
     def __init__(self, path: Path, epochs: int) -> None:
         self.path = path
-        own = psutil.Process(os.getpid())
-        process = {"host": platform.node(), "pid": own.pid, "created": own.create_time()}
+        here = psutil.Process(os.getpid())
+        process = {"host": platform.node(), "pid": here.pid, "created": here.create_time()}
         self.state: dict[str, Any] = {
             "epochs": epochs,
             "epoch": 0,

@@ -26,8 +26,9 @@ def temperature_at(config: TemperatureConfig, epoch: int, epochs: int) -> float:
 
 
 def penalty_at(config: PenaltyConfig, epoch: int, epochs: int) -> float:
-    """γ of VAM's entropy penalty in ``epoch`` (from 1) of ``epochs``; linear: start + (end −
-    start)·f, f as above.
+    """γ of VAM's entropy penalty in ``epoch`` (from 1) of ``epochs``.
+
+    constant: start. linear: start + (end − start)·f, with f = (epoch − 1)/(epochs − 1).
     """
     if config.schedule == "constant":
         return config.start
@@ -52,8 +53,9 @@ def learning_rate_factor(config: TrainingConfig, step: int, steps_per_epoch: int
 
 
 def learn_to_branch_factor(epoch: int, epochs: int) -> float:
-    """Multiplier of both learning rates in ``epoch`` (from 1) of ``epochs`` of the released code's
-    phase 1.
+    """Multiplier of both learning rates in an ``epoch`` of the released code's phase 1.
+
+    Epochs count from 1 to ``epochs``.
 
     A quarter, a half, then 1 up to epoch 4; in odd epochs e ≥ 5 it is 1 − (e − 1)/⌊1.03093·epochs⌋,
     kept for the even one behind. The code freezes the gates in epochs 1 and 2.
@@ -65,7 +67,9 @@ def learn_to_branch_factor(epoch: int, epochs: int) -> float:
 
 
 def halving_factor(epoch: int, every: int) -> float:
-    """Multiplier of the learning rate in ``epoch`` (from 1): halved after ``every`` epochs, again
-    and again.
+    """Multiplier of the learning rate in ``epoch`` (from 1): halved after ``every`` epochs each.
+
+    >>> [halving_factor(epoch, every=2) for epoch in (1, 2, 3, 5)]
+    [1.0, 1.0, 0.5, 0.25]
     """
     return 0.5 ** ((epoch - 1) // every)

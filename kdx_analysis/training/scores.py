@@ -1,4 +1,4 @@
-"""What a model's outputs on a split are worth: metrics of its own outputs, and of its teacher's beside them."""
+"""What a model's outputs on a split are worth, by themselves and beside its teacher's."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def agreement(
     """Share of samples whose highest output is of the teacher's class, in [0, 1].
 
     >>> import torch
-    >>> own, teacher = torch.tensor([[2.0, 1.0], [2.0, 1.0]]), torch.tensor([[5.0, 1.0], [1.0, 5.0]])
-    >>> agreement(own, torch.tensor([0, 0]), teacher)
+    >>> outputs = torch.tensor([[2.0, 1.0], [2.0, 1.0]])
+    >>> agreement(outputs, torch.tensor([0, 0]), torch.tensor([[5.0, 1.0], [1.0, 5.0]]))
     tensor(0.5000, dtype=torch.float64)
     """
     return (outputs.argmax(dim=1) == teacher_outputs.argmax(dim=1)).double().mean()

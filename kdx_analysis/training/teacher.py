@@ -1,6 +1,4 @@
-"""Whether a teacher speaks the data's language: logits, the same order of classes, the same
-normalisation.
-"""
+"""Whether a teacher speaks the data's language: logits, order of classes, normalisation."""
 
 from __future__ import annotations
 
@@ -13,6 +11,7 @@ from torch import Tensor, nn
 from kdx_analysis.data import Dataset, Split
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models.answers import check_logits, ends_in_probabilities
+from kdx_analysis.models.modes import modes_kept
 from kdx_analysis.training.loop import predict
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -21,8 +20,7 @@ _SAMPLES = 2000
 
 
 def check_teacher(teacher: nn.Module, data: Dataset, who: str = "the teacher") -> float:
-    """Accuracy of ``teacher`` on (the first 2,000 images of) validation, after three checks on
-    them.
+    """Accuracy of ``teacher`` on validation, after three checks there, on 2,000 images at most.
 
     Raises KdxError, which names the model as ``who``, if its outputs can't be logits, B×K; or if
     its answers fit the labels better by more than 10 points under another order of the classes
@@ -38,20 +36,14 @@ def check_teacher(teacher: nn.Module, data: Dataset, who: str = "the teacher") -
     if _ends_in_probabilities(teacher, split, data):
         raise KdxError(
             f"{who} gives probabilities, not logits: its last operation is a softmax or a sigmoid; "
-            "take it off, or "
-            "wrap the model so that it returns log_softmax or log(p / (1 − p)) of them"
+            "take it off, or wrap the model so that it returns log_softmax or log(p / (1 − p)) of "
+            "them"
         )
     choice = outputs.argmax(dim=1)
     accuracy = _accuracy(choice, labels)
-    half = (
-        len(labels) // 2
-    )  # an order is found on one half and tried on the other, or chance would find one
-    confusion = torch.zeros(data.num_classes, data.num_classes).index_put_(
-        (labels[:half], choice[:half]), torch.ones(half), accumulate=True
-    )
-    rows, columns = linear_sum_assignment(confusion.numpy(), maximize=True)
-    meant = torch.empty(data.num_classes, dtype=torch.int64)
-    meant[torch.from_numpy(columns)] = torch.from_numpy(rows)
+    # an order is found on one half and tried on the other, or chance would find one
+    half = len(labels) // 2
+    meant = _best_order(choice[:half], labels[:half], data.num_classes)
     reordered = _accuracy(meant[choice[half:]], labels[half:])
     normalised = {
         name: _accuracy(
@@ -65,14 +57,13 @@ def check_teacher(teacher: nn.Module, data: Dataset, who: str = "the teacher") -
         raise KdxError(
             f"{who} expects images normalised otherwise: {accuracy:.0%} of validation is right "
             f"with the data's mean {data.mean} and std {data.std}, {other:.0%} with {name}; give "
-            "the data that mean and "
-            "std, or wrap the teacher so that it undoes the data's"
+            "the data that mean and std, or wrap the teacher so that it undoes the data's"
         )
     if reordered > _accuracy(choice[half:], labels[half:]) + _MARGIN:
         wrong = [
-            f"{data.classes[j]!r} as {data.classes[i]!r}"
-            for i, j in zip(rows, columns, strict=True)
-            if i != j
+            f"{data.classes[chosen]!r} as {data.classes[label]!r}"
+            for label, chosen in enumerate(meant.argsort().tolist())
+            if label != chosen
         ]
         raise KdxError(
             f"the classes of {who} stand in another order than the data's: {accuracy:.0%} of "
@@ -82,20 +73,27 @@ def check_teacher(teacher: nn.Module, data: Dataset, who: str = "the teacher") -
     return accuracy
 
 
+def _best_order(choice: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """For every class that is chosen the label that fits most often, no label twice; K."""
+    confusion = torch.zeros(num_classes, num_classes).index_put_(
+        (labels, choice), torch.ones(len(labels)), accumulate=True
+    )
+    rows, columns = linear_sum_assignment(confusion.numpy(), maximize=True)
+    meant = torch.empty(num_classes, dtype=torch.int64)
+    meant[torch.from_numpy(columns)] = torch.from_numpy(rows)
+    return meant
+
+
 def _ends_in_probabilities(teacher: nn.Module, split: Split, data: Dataset) -> bool:
-    """By the graph of two images: the outputs of a soft sigmoid may look like an untrained model's
-    logits.
+    """Whether they do by the graph of two images.
+
+    By their values alone the outputs of a soft sigmoid may look like an untrained model's logits.
     """
     like = next(iter(teacher.parameters()), split.images.take(torch.arange(1)))
     images = data.normalise(split.images.take(torch.arange(min(2, len(split)))).to(like.device))
-    was_training = [(module, module.training) for module in teacher.modules()]
-    teacher.eval()
-    try:
-        with torch.enable_grad():
-            return ends_in_probabilities(teacher(images.requires_grad_()))
-    finally:
-        for module, training in was_training:
-            module.training = training
+    with modes_kept(teacher), torch.enable_grad():
+        teacher.eval()
+        return ends_in_probabilities(teacher(images.requires_grad_()))
 
 
 def _accuracy(choice: Tensor, labels: Tensor) -> float:

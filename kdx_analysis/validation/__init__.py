@@ -12,11 +12,11 @@ from kdx_analysis.registry import Registry
 from kdx_analysis.validation import models, nothing
 from kdx_analysis.validation.outcome import Outcome, Row
 
-__all__ = ["PARTS", "Found", "Outcome", "Row"]
+__all__ = ["PARTS", "Outcome", "Row", "Yardsticks"]
 
 
-class Found(Protocol):
-    """What a part found; as text it is a table of yardsticks and how many of them hold."""
+class Yardsticks(Protocol):
+    """What a part gives; as text it is a table of yardsticks and how many of them hold."""
 
     @property
     def passed(self) -> bool:
@@ -27,7 +27,7 @@ class Found(Protocol):
         """The value of every yardstick."""
 
 
-PARTS: Registry[Callable[[int], Found]] = Registry("part of kdx validate")
+PARTS: Registry[Callable[[int], Yardsticks]] = Registry("part of kdx validate")
 PARTS.register("planted")(probes.validate)
 PARTS.register("nothing")(lambda seeds: nothing.validate())
 PARTS.register("models")(lambda seeds: models.validate())

@@ -22,18 +22,15 @@ from torch.utils.checkpoint import checkpoint
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, build_model
+from kdx_analysis.models.modes import modes_kept
 from kdx_analysis.probes import conflict_of, subtask_grams
 from kdx_analysis.validation.outcome import Outcome, Row
 
-TOLERANCE = 1e-6
+# Rounding of float64 through a few layers stays far below, a wrong gradient far above.
+_TOLERANCE = 1e-6
 _K, _B, _C = 4, 12, 6
-_LEFT_OUT = (
-    "head",
-    "unused",
-    "module.head",
-    "_orig_mod.head",
-    "5",
-)  # 5 is the classifier of a chain
+# Classifiers and what no output reads; 5 is the classifier of a chain.
+_LEFT_OUT = ("head", "unused", "module.head", "_orig_mod.head", "5")
 
 
 class Net(nn.Module):
@@ -221,7 +218,7 @@ class Embedded(Net):
 
 
 class DeepHead(Net):
-    """A classifier of two layers, the first of which subtasks share, and a product of two branches."""
+    """A classifier of two layers, the first of them shared, and a product of two branches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -318,8 +315,8 @@ class OwnParameters(Net):
 def replaced_forward() -> Net:
     """A layer whose forward is another function than its class's."""
     net = Net()
-    own = net.b.forward
-    net.b.forward = lambda x: 2 * own(x)
+    plain = net.b.forward
+    net.b.forward = lambda x: 2 * plain(x)
     return net
 
 
@@ -354,7 +351,7 @@ class LogProbabilities(Net):
 
 
 class HeadsOfUnits(Net):
-    """A hidden layer of one ReLU for every class, some of which are dead; forward can't be traced."""
+    """A hidden layer of one ReLU a class, some of them dead; forward can't be traced."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -462,7 +459,7 @@ def pruned() -> Net:
     return net
 
 
-def tied() -> Net:
+def tied_weights() -> Net:
     """Two modules with one weight."""
     net = Net()
     net.c = nn.Conv2d(_C, _C, 3, padding=1)
@@ -501,6 +498,16 @@ def upwards() -> Net:
     net = Net()
     net.b = nn.ConvTranspose2d(_C, _C, 3, stride=2)
     return net
+
+
+def channels_last() -> Net:
+    """Memory in which channels of a pixel lie side by side."""
+    return Net().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def compiled() -> Any:
+    """The whole network in torch.compile's wrapper."""
+    return torch.compile(Net(), backend="eager")
 
 
 def compiled_in_place() -> Net:
@@ -545,7 +552,8 @@ class Counting(Net):
 
 def explainer(gates: str) -> HME:
     """An explainer made of a student."""
-    return HME.from_student(build_model("digits_student", _K, 3), _K, 3, gates=gates)  # type: ignore[arg-type]
+    student = build_model("digits_student", _K, 3)
+    return HME.from_student(student, _K, 3, gates=gates)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -603,9 +611,9 @@ WAYS: tuple[Way, ...] = (
     Way("LayerNorm", lambda: between(nn.LayerNorm([_C, 8, 8]))),
     Way("dropout", lambda: between(nn.Dropout(0.5))),
     Way("transposed convolution", upwards),
-    Way("channels last", lambda: Net().to(memory_format=torch.channels_last)),  # type: ignore[call-overload]
+    Way("channels last", channels_last),
     Way("frozen part", frozen),
-    Way("compiled", lambda: torch.compile(Net(), backend="eager")),  # type: ignore[arg-type,return-value]
+    Way("compiled", compiled),
     Way("compiled inside", compiled_in_place),
     Way("convolutions in one and three dimensions", OtherDimensions),
     Way("input by name", KeywordCalls),
@@ -642,7 +650,7 @@ WAYS: tuple[Way, ...] = (
     Way("a head that takes the batch's mean off", BatchMean, "'head' (_Centred)"),
     Way("noise in eval mode", lambda: between(Noise()), "'a.1' (Noise)"),
     Way("dropout in eval mode", lambda: between(AlwaysDropout()), "'a.1' (AlwaysDropout)"),
-    Way("tied weights", tied, "'b.0.weight' and 'b.2.weight'"),
+    Way("tied weights", tied_weights, "'b.0.weight' and 'b.2.weight'"),
     Way("a state that moves in eval mode", Drifting, "'norm.running_mean'"),
     Way("lazy module", lazy, "'b.weight'"),
     Way("noise of a fixed seed", SeededNoise, "SeededNoise itself"),
@@ -671,11 +679,10 @@ def validate() -> Outcome:
 
 def _row(way: Way) -> Row:
     pairs = _K * (_K - 1) // 2
-    wanted = f"refused, naming {way.refused}" if way.refused else f"≤ {TOLERANCE:g}"
+    wanted = f"refused, naming {way.refused}" if way.refused else f"≤ {_TOLERANCE:g}"
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # the older norms are deprecated, and structured outputs warn by design
+        # The older norms are deprecated, and structured outputs warn by design.
+        warnings.simplefilter("ignore")
         torch.manual_seed(0)
         model = way.build().double()
         images, labels = torch.randn(_B, 3, 8, 8, dtype=torch.float64), torch.arange(_B) % _K
@@ -683,21 +690,21 @@ def _row(way: Way) -> Row:
             value, note = _difference(way, model, images, labels), ""
         except KdxError as error:
             value, note = math.nan, str(error)
-    passed = way.refused in note if way.refused else not note and value <= TOLERANCE
+    passed = way.refused in note if way.refused else not note and value <= _TOLERANCE
     return Row("conflict, |probe − plain autograd|", way.name, value, wanted, pairs, passed, note)
 
 
 def _difference(way: Way, model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """The largest difference of a cosine, and of a Gram matrix's entry relative to the largest one."""
+    """The largest difference of a cosine, or of a Gram matrix's entry relative to the largest."""
     groups = None if way.find else [_paths(model)]
     record = conflict_of(model, images, labels, groups=groups, null_draws=19)
-    found = record.pairs.query("level == 'all'").set_index(["a_index", "b_index"])["cosine"]
+    pairs = record.pairs.query("level == 'all'")
     residuals, margins, expected = _reference(way, model, images, labels)
     norms = expected.diagonal().sqrt()
     by_hand = expected / (norms[:, None] * norms)
-    cosines = torch.tensor(
-        [[found.get((a, b), 0.0) for b in range(_K)] for a in range(_K)], dtype=torch.float64
-    )
+    cosines = torch.zeros(_K, _K, dtype=torch.float64)
+    for a, b, cosine in zip(pairs["a_index"], pairs["b_index"], pairs["cosine"], strict=True):
+        cosines[a, b] = cosine
     differences = [(cosines - by_hand).triu(1).abs().max()]
     for sets in (1, 3):
         grams = subtask_grams(
@@ -712,7 +719,7 @@ def _paths(model: nn.Module) -> list[str]:
     paths = [
         path
         for path, module in model.named_modules()
-        if any(True for _ in module.parameters(recurse=False))
+        if next(module.parameters(recurse=False), None) is not None
     ]
     return [path for path in paths if not path.startswith(_LEFT_OUT)]
 
@@ -725,37 +732,31 @@ def _reference(
     The margins' function is None for an explainer. Gradients are those of K plain backward passes.
     """
     asking = {name: p.requires_grad for name, p in model.named_parameters()}
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    logits = way.logits(model(images.clone()))
-    margins = logits if isinstance(model, HME) else _one_vs_rest(logits)
-    one_hot = F.one_hot(labels, _K).double()
-    losses = F.binary_cross_entropy_with_logits(margins, one_hot, reduction="none").sum(dim=0)
-    shared = [
-        p for name, p in model.named_parameters() if not name.startswith((*_LEFT_OUT, "gates"))
-    ]
-    rows = []
-    for loss in losses:
-        loss.backward(retain_graph=True)
-        rows.append(
-            torch.cat(
-                [
-                    torch.zeros(p.numel()).double() if p.grad is None else p.grad.flatten()
-                    for p in shared
-                ]
-            )
-        )
-        for parameter in model.parameters():
-            parameter.grad = None
+    with modes_kept(model):
+        logits = way.logits(model.eval()(images.clone()))
+        margins = logits if isinstance(model, HME) else _one_vs_rest(logits)
+        one_hot = F.one_hot(labels, _K).double()
+        losses = F.binary_cross_entropy_with_logits(margins, one_hot, reduction="none").sum(dim=0)
+        g = torch.stack([_gradient(model, loss) for loss in losses])
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(asking[name])
-    for module, training in modes:
-        module.training = training
-    g = torch.stack(rows)
     residuals = (margins.sigmoid() - one_hot).detach()
     return residuals, None if isinstance(model, HME) else _one_vs_rest, g @ g.T
+
+
+def _gradient(model: nn.Module, loss: Tensor) -> Tensor:
+    """Of a subtask's loss, over all shared parameters; 0 where none reaches them."""
+    loss.backward(retain_graph=True)
+    parts = []
+    for name, parameter in model.named_parameters():
+        if not name.startswith((*_LEFT_OUT, "gates")):
+            gradient = parameter.grad
+            zero = torch.zeros(parameter.numel()).double()
+            parts.append(zero if gradient is None else gradient.flatten())
+        parameter.grad = None
+    return torch.cat(parts)
 
 
 def _one_vs_rest(logits: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from kdx_analysis.metrics import asked_about
 from kdx_analysis.report.answers import answer, claims
 from kdx_analysis.report.findings import LOWERS, RAISES
 from kdx_analysis.runs.statistics.paired import effects_together, paired
@@ -24,8 +23,16 @@ MOST = 0.06  # of studies: 5 % and what 2,000 studies may be off by chance, two 
 # the objectives of the digits study, whose figures these are, in the order of the draws
 RUNGS = ("hard", "hard_T", "kd_flat", "kd_shuffled", "kd", "label_smoothing")
 
-# The digits study, over its objectives: means, standard deviations over seeds, correlations of the
-# metrics in the order of asked_about(), and the correlation of two objectives of one seed.
+# The digits study, over its objectives: means of its metrics, standard deviations over seeds,
+# correlations of the metrics, and the correlation of two objectives of one seed.
+MEASURED = (
+    "conflict_rate",
+    "severity",
+    "contention",
+    "separation",
+    "modulation",
+    "gate_entropy",
+)
 LEVELS = np.array([0.31, 0.056, 0.021, 0.32, 0.015, 0.39])
 SPREADS = np.array([0.044, 0.014, 0.016, 0.14, 0.18, 0.055])
 CORRELATIONS = np.array(
@@ -58,15 +65,15 @@ def validate(studies: int = STUDIES, values: int = coverage.VALUES) -> Outcome:
         values: of each null, as for :func:`coverage.coverage`.
     """
     jobs: list[Callable[[], list[Row]]] = [partial(_claims, studies, seeds) for seeds in SEEDS]
-    jobs += [partial(coverage.of_room, place, draws, values) for place, draws in coverage.asked()]
+    jobs += [partial(coverage.of_room, place, draws, values) for place, draws in coverage.trials()]
     jobs.append(partial(_missing_epochs, studies))
     with ProcessPoolExecutor(
         mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
     ) as pool:
-        found = list(pool.map(_done, jobs))
-    return Outcome(
-        "nothing", [row for rows in (*found[len(SEEDS) :], *found[: len(SEEDS)]) for row in rows]
-    )
+        results = list(pool.map(_done, jobs))
+    # Studies take longest, so they go first; they are shown last.
+    shown = (*results[len(SEEDS) :], *results[: len(SEEDS)])
+    return Outcome("nothing", [row for rows in shown for row in rows])
 
 
 def _done(job: Callable[[], list[Row]]) -> list[Row]:
@@ -84,12 +91,12 @@ def null_studies(studies: int, seeds: int, seed: int = 0) -> Iterator[dict[str, 
     rungs = np.linalg.cholesky(WITHIN_SEED + (1 - WITHIN_SEED) * np.eye(K))
     for _ in range(studies):
         noise = np.einsum(
-            "nrm,km,or->nok", rng.normal(size=(seeds, K, len(asked_about()))), metrics, rungs
+            "nrm,km,or->nok", rng.normal(size=(seeds, K, len(MEASURED))), metrics, rungs
         )
         values = LEVELS + SPREADS * noise
         yield {
             metric: pd.DataFrame(values[:, :, i], columns=list(RUNGS))
-            for i, metric in enumerate(asked_about())
+            for i, metric in enumerate(MEASURED)
         }
 
 
@@ -103,9 +110,9 @@ def _claims(studies: int, seeds: int) -> list[Row]:
         yes += said.headline.startswith("Yes")
         decided += sum(finding.alone.changed for finding in said.findings)
         expected += said.by_chance
-        found = effects_together(values, "hard")
+        effects = effects_together(values, "hard")
         stars += any(
-            effect.difference.excludes_zero for several in found.values() for effect in several
+            effect.difference.excludes_zero for several in effects.values() for effect in several
         )
     on = f"studies without any effect, n = {seeds} seeds"
     shares = {
@@ -136,13 +143,13 @@ def _missing_epochs(studies: int) -> list[Row]:
             columns=["hard", "kd"],
         )
         table.loc[(slice(None), 1), "hard"] = np.nan
-        found = paired(table, "kd", "hard")
-        assert found is not None
-        differences.append(found.mean)
-        false += found.excludes_zero
+        difference = paired(table, "kd", "hard")
+        assert difference is not None
+        differences.append(difference.mean)
+        false += difference.excludes_zero
     on = "equal objectives, one of them 0/0 at the first epoch"
     bias = float(np.mean(differences))
-    most = 4 * float(np.std(differences)) / np.sqrt(studies)
+    most = 4 * float(np.std(differences)) / np.sqrt(studies)  # four standard errors
     return [
         Row("mean difference", on, bias, f"within ± {most:.2g}", studies, abs(bias) <= most),
         _at_most("intervals that exclude 0", on, false / studies, MOST, studies),

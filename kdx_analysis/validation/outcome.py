@@ -51,7 +51,8 @@ class Outcome:
     @property
     def caption(self) -> str:
         """How many yardsticks hold."""
-        return f"{self.part}: {sum(row.passed for row in self.rows)} of {len(self.rows)} yardsticks hold"
+        holding = sum(row.passed for row in self.rows)
+        return f"{self.part}: {holding} of {len(self.rows)} yardsticks hold"
 
     @property
     def measures(self) -> pd.DataFrame:

@@ -1,9 +1,12 @@
+from pathlib import Path
+
 import pytest
 import torch
 
 from kdx_analysis.config import ObjectiveConfig
 from kdx_analysis.errors import KdxError
 from kdx_analysis.objectives import OBJECTIVES, Objective, check_objectives, rungs, target
+from kdx_analysis.runs.comparable import ladders
 from tests.conftest import toy_study
 
 
@@ -58,3 +61,24 @@ def test_nothing_is_drawn_from_torchs_own_random_state_by_the_ladder():
             torch.zeros(2, 3), torch.tensor([0, 1]), torch.ones(2, 3), torch.Generator()
         )
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_users_own_rung_and_distiller_go_through_a_study(tmp_path):
+    objectives = [
+        "kd_shuffled",
+        "mine_top2",
+        {"name": "mine_margins", "options": {"weight": 2}},
+        "kd",
+    ]
+    study = toy_study(
+        objectives=objectives, seeds=1, extensions=[Path(__file__).with_name("mine.py")]
+    )
+    try:
+        runs = study.run(tmp_path, jobs=2, report=False)
+        assert runs.objectives == ("kd_shuffled", "mine_top2", "kd", "mine_margins weight=2")
+        (run,) = runs.filter(role="explainer", objective="mine_margins weight=2")
+        assert set(run.record("conflict")["term"]) == {"hard", "margins", "objective"}
+        assert list(ladders(runs)[0]) == ["kd_shuffled", "mine_top2", "kd", "mine_margins"]
+    finally:
+        for name in ("mine_top2", "mine_margins"):
+            OBJECTIVES.forget(name)

@@ -112,7 +112,7 @@ def write_one(
 
 
 def set_undefined(run: Run, kind: str, column: str, query: str) -> None:
-    """Make one column NaN in the rows of a run's records, as it holds them, that a query chooses."""
+    """Make one column NaN in the rows of a run's records that a query chooses."""
     table = run.record(kind)
     table.loc[table.eval(query), column] = np.nan
 

@@ -106,4 +106,6 @@ def test_a_claim_names_the_figures_that_were_drawn():
 
 def test_a_claim_in_latex():
     (claim,) = claimed(finding(UNDECIDED, -0.1, 0.5))
-    assert r"against kd\_shuffled T=1.0: $-$0.10 [$-$0.60, +0.40] (99 \% t-interval" in claim.latex
+    assert (
+        r"against kd\_shuffled T=1.0: $-$0.10 {[}$-$0.60, +0.40] (99 \% t-interval" in claim.latex
+    )

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models.redraw import draw_anew, moments
-from kdx_analysis.models.splitting.layers import ELEMENTWISE, Layout, beside, is_layer
+from kdx_analysis.models.splitting.layers import ELEMENTWISE, Layout, is_layer, repeated
 from kdx_analysis.models.splitting.tracing import fetch, on_meta, owner, trace
 
 _IN_PLACE: dict[Any, Any] = {
@@ -221,7 +221,7 @@ class _Builder:
             if node.op == "call_module":
                 layer = self.template.get_submodule(str(node.target))
                 if is_layer(layer):
-                    return beside(layer, 1)[1]
+                    return repeated(layer, 1)[1]
                 if not isinstance(layer, _EITHER_MODULES):
                     return "batch"
             elif node.op in ("call_function", "call_method") and node.target not in _EITHER:
@@ -264,7 +264,7 @@ class _Builder:
         module = self.template.get_submodule(target)
         layout: Layout
         if is_layer(module):
-            new, layout = beside(module, self.experts)
+            new, layout = repeated(module, self.experts)
             if target not in self.parts:
                 self.parts[target] = new.to_empty(device=self.device).train()
         else:

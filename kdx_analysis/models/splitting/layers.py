@@ -210,7 +210,7 @@ def narrowed(layer: nn.Module, x: Tensor, widths: Widths) -> nn.Module:
     return new
 
 
-def beside(layer: nn.Module, experts: int) -> tuple[nn.Module, Layout]:
+def repeated(layer: nn.Module, experts: int) -> tuple[nn.Module, Layout]:
     """N copies of a narrowed layer as one module, and the layout in which it computes.
 
     Its parameters are empty.

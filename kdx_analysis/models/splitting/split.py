@@ -232,6 +232,7 @@ def _nearest(excess: Callable[[Sequence[float]], float], experts: Sequence[int])
 
     There ``excess`` is 0.
     """
+    # N experts of this share of a stage's widths have about its parameters, to begin with.
     shares = [(sum(experts) / len(experts)) ** -0.5] * len(experts)
     tried: dict[float, float] = {}
     while shares[0] not in tried and len(tried) < _STEPS:

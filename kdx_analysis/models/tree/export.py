@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from kdx_analysis.models.tree import Tree
 
 _WIDTH = 100
-_UNBROKEN = "\N{NO-BREAK SPACE}"
+_UNBROKEN = "\N{NO-BREAK SPACE}"  # textwrap breaks lines at a space, but not here
 
 
 def newick(tree: Tree) -> str:
@@ -51,7 +51,7 @@ def nested(tree: Tree, level: int = 1, expert: int = 0) -> dict[str, Any]:
     return {"level": level, "expert": expert, "children": children}
 
 
-def text(tree: Tree) -> str:
+def printed(tree: Tree) -> str:
     lines = [*_lines(tree, 1, 0, "", "")]
     dead = [
         _label(level, expert)

@@ -197,7 +197,7 @@ class Tree:
         return self.to_svg()
 
     def __str__(self) -> str:
-        return export.text(self)
+        return export.printed(self)
 
     def robinson_foulds(self, other: Tree) -> float:
         """Robinson–Foulds distance of two rooted trees, |A △ B| / (|A| + |B|) of their clades.

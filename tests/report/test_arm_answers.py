@@ -5,7 +5,8 @@ from kdx_analysis import plots
 from kdx_analysis.config import VAMConfig
 from kdx_analysis.errors import AbsentError
 from kdx_analysis.report import Report
-from kdx_analysis.report.arm_findings import COLUMNS, arm_answer, first_arm
+from kdx_analysis.report.arm_answers import COLUMNS, arm_answer
+from kdx_analysis.report.arm_findings import first_arm
 from kdx_analysis.runs import RunSet, paired_difference
 from tests.planted_arms import write_arms
 from tests.report.conftest import quick_figures, write_study

@@ -1,11 +1,12 @@
 """Figures of faithfulness: what is drawn is what the records hold."""
 
+from __future__ import annotations
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 
-from kdx_analysis import plots
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, build_model
 from kdx_analysis.probes import Explanation, explain
@@ -21,7 +22,7 @@ def explanation() -> Explanation:
 
 
 def test_bars_are_the_classes_row_of_the_table_and_heat_its_path(explanation: Explanation) -> None:
-    figure, axes = plots.faithfulness(explanation)
+    figure, axes = explanation.plot()
     assert plt.get_fignums() == []
     assert axes.shape == (4, 4)
     table = explanation.ablation.to_frame().query("subtask == '$5'")
@@ -43,7 +44,7 @@ def test_bars_are_the_classes_row_of_the_table_and_heat_its_path(explanation: Ex
 
 def test_a_dot_is_a_subtask_and_an_expert_and_the_null_is_stated(explanation: Explanation) -> None:
     record = explanation.ablation
-    _, axes = plots.ablation(record)
+    _, axes = record.plot()
     assert [ax.get_title().split(":")[0] for ax in axes] == [
         "level 2",
         "level 4",
@@ -72,4 +73,4 @@ def test_without_a_choice_there_is_nothing_to_draw() -> None:
     record = explain(model, torch.randn(4, 1, 8, 8), torch.arange(4) % 2, 0, shown=1)
     record.plot()
     with pytest.raises(KdxError, match="one expert"):
-        plots.ablation(record.ablation)
+        record.ablation.plot()

@@ -1,5 +1,6 @@
-"""The API reference, made by pdoc from the docstrings: ``make docs``, or ``python docs/reference.py
-FOLDER``.
+"""The API reference, made by pdoc from the docstrings: ``make docs``.
+
+``python tools/reference.py FOLDER`` writes it into FOLDER.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pdoc import doc, render
 from pdoc.doc_types import empty
 
 import kdx_analysis as kdx
+from kdx_analysis import plots
 from kdx_analysis.plots import Figure
 
 ROOMS = (
@@ -29,12 +31,17 @@ ROOMS = (
     "report",
     "study",
 )
-FIGURES = Path(__file__).parent / "figures"
+PICTURES = Path(__file__).parents[1] / "docs" / "figures"
 
 
 def public(module: ModuleType) -> dict[str, object]:
-    """What a module shows: by ``__all__``, else what it defines without an underscore."""
+    """What a module shows: by ``__all__``, else what it defines without an underscore.
+
+    Of ``plots`` these are the figures too, which are found when they are first used.
+    """
     names = getattr(module, "__all__", None)
+    if module is plots:
+        names = [*plots.__all__, *(name for name in plots.FIGURES if name not in plots.__all__)]
     if names is None:
         names = [
             n
@@ -64,7 +71,8 @@ def write(out: Path) -> list[Path]:
     render.configure(
         docformat="google", show_source=False, footer_text=f"kdx_analysis {kdx.__version__}"
     )
-    vars(kdx).update(public(kdx))  # they are imported when first used, and pdoc looks without using
+    for lazy in (kdx, plots):  # what is imported when first used, since pdoc looks without using
+        vars(lazy).update(public(lazy), __all__=list(public(lazy)))
     pages = {module.__name__: doc.Module(module) for module in modules()}
     for page in pages.values():
         _show_figures(page)
@@ -80,17 +88,17 @@ def write(out: Path) -> list[Path]:
 
 
 def _show_figures(page: doc.Module) -> None:
-    """Give figures their own docstrings in place of their class's, and the pictures that ``make
-    gallery`` drew.
+    """Give figures their own docstrings in place of their class's, and show what ``make gallery``
+    drew of them and of results.
     """
     for member in page.members.values():
-        shown, name = getattr(page.obj, member.name), member.name
+        shown, picture = getattr(page.obj, member.name), PICTURES / "results" / f"{member.name}.png"
         if isinstance(shown, Figure):
-            member.docstring, name = inspect.getdoc(shown) or "", shown.name
+            member.docstring = inspect.getdoc(shown) or ""
             member.default_value, member.annotation = empty, Figure
-        picture = FIGURES / f"{name}.png"
-        if page.modulename.startswith("kdx_analysis.plots") and picture.exists():
-            member.docstring += f"\n\n![{name}]({picture.resolve()})"
+            picture = PICTURES / f"{shown.name}.png"
+        if picture.exists() and not isinstance(shown, ModuleType):
+            member.docstring += f"\n\n![{picture.stem}]({picture.resolve()})"
 
 
 if __name__ == "__main__":

@@ -211,11 +211,9 @@ def test_a_study_runs_and_its_answer_is_printed(kdx, study_file, tmp_path, monke
     assert "digits_teacher → digits_student on toy, 48 + 24 + 24 images" in out
     assert "3 runs of 1 epochs, 0 done already" in out
     assert (
-        "affinity of every explainer (1 to train), on train and validation at epochs 1, with 19 "
-        "null draws" in out
-    )
-    assert (
-        "2 of affinity: at most 40 forward and 24 backward passes over up to 6 images each" in out
+        "probes of every explainer (1 to train): gates, agreement, conflict, claims, affinity; "
+        "gates after every epoch, all else on train and validation at epochs 1, with 19 null "
+        "draws: at most 40 forward and 24 backward passes over up to 6 images each" in out
     )
     assert "the answer from 3 runs" in out
     assert (tmp_path / "out" / "little" / "study.yaml").is_file()
@@ -243,7 +241,8 @@ def test_trees_are_announced(kdx, study_file, monkeypatch):
     assert (
         "a tree of every explainer: gates hardened by effective, weights redrawn, 7 epochs" in out
     )
-    assert "affinity of every tree (2 to train), on train and validation at epochs 7" in out
+    assert "probes of every tree (2 to train): agreement, conflict, claims, affinity;" in out
+    assert "all else on train and validation at epochs 7" in out
 
 
 def test_a_finished_run_is_probed_anew(kdx, study_file, tmp_path, monkeypatch):

@@ -370,12 +370,12 @@ def switched_on(config: ProbeConfig, role: str, *, finished: bool = False) -> li
         role: one of ROLES.
         finished: whether those that look at it only afterwards are among them.
     """
-    return [
-        probe
-        for name, probe in PROBES.items()
-        if role in (*probe.roles, *(probe.afterwards if finished else ()))
-        and config.sections.get(name) is not False
-    ]
+    probes = []
+    for name, probe in PROBES.items():
+        roles = (*probe.roles, *probe.afterwards) if finished else probe.roles
+        if role in roles and config.sections.get(name) is not False:
+            probes.append(probe)
+    return probes
 
 
 def configured(config: ProbeConfig, probe: type[Probe]) -> tuple[ProbeConfig, Any]:

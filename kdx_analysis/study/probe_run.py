@@ -25,7 +25,7 @@ from kdx_analysis.plots import save
 from kdx_analysis.plots.probed import THROUGH_TRAINING, probed_figures
 from kdx_analysis.probes.affinity import NULL_DRAWS, mean_over_epochs
 from kdx_analysis.probes.conflict.probe import terms_of
-from kdx_analysis.probes.contract import switched_on
+from kdx_analysis.probes.contract import configured, switched_on
 from kdx_analysis.probes.faithfulness.explanation import Explanation, explain
 from kdx_analysis.probes.training_probe import SPLITS, TrainingProbe, training_cost
 from kdx_analysis.records import check
@@ -183,20 +183,26 @@ def _probes(study: Study) -> ProbeConfig:
 def announce(run: Run, study: Study, splits: Sequence[str]) -> str:
     """What probing the run will take, in a sentence."""
     model, _ = model_of(run, study)
-    config, objective, gated = _probes(study), _objective(run), isinstance(model, HME)
+    config, objective = _probes(study), _objective(run)
     images, _ = _probe_images(study, splits[0])
     cost = training_cost(
         run.role, model, study.dataset, objective, config, 1, splits[:1], finished=True
     )
-    losses = len(terms_of(objective)) if gated else 1
-    probes = ", ".join(probe.name for probe in switched_on(config, run.role, finished=True))
+    asked = {probe.name: probe for probe in switched_on(config, run.role, finished=True)}
+    parts = []
+    if "conflict" in asked:
+        losses = len(terms_of(objective)) if isinstance(model, HME) else 1
+        draws = configured(config, asked["conflict"])[0].null_draws
+        plural = "es" if losses > 1 else ""
+        parts.append(f"for conflict of {losses} loss{plural} with {draws} null draws")
+    if "affinity" in asked:
+        parts.append(f"for affinity with {configured(config, asked['affinity'])[1].null_draws}")
+    purpose = f", {' and '.join(parts)}" if parts else ""
     ablated = f"; {sum(model.experts[1:])} experts are ablated" if isinstance(model, HME) else ""
     recorded = ", beside its mean over the run's probed epochs" if "affinity" in run.kinds else ""
     return (
-        f"{run.role} {run.id} on {' and '.join(splits)}, {len(images)} images: {probes}; on each "
-        f"{cost}, for conflict of {losses} loss{'es' if losses > 1 else ''} with "
-        f"{config.null_draws} null draws and for affinity{ablated}. Affinity is that of the final "
-        f"weights alone{recorded}."
+        f"{run.role} {run.id} on {' and '.join(splits)}, {len(images)} images; on each {cost}"
+        f"{purpose}{ablated}. Affinity is that of the final weights alone{recorded}."
     )
 
 

@@ -295,10 +295,10 @@ class GateProbe(Probe):
             "true_class": np.array(self.classes, dtype=object)[seen],
             "true_class_index": seen,
         }
-        frames = [
-            self._apart(model, level, true_class, *(class_means(rows, labels) for rows in pair))
-            for level, pair in _reading(present)
-        ]
+        frames = []
+        for level, (alpha, passed) in _reading(present):
+            means = class_means(alpha, labels), class_means(passed, labels)
+            frames.append(self._apart(model, level, true_class, *means))
         return _counted(frames)
 
     def _by_sample(

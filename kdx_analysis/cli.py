@@ -426,7 +426,7 @@ def validate(
     if out is not None:
         tables = []
         for name, outcome in outcomes.items():
-            tables.append(outcome.measures.rename(columns={"planted": "on"}).assign(part=name))
+            tables.append(outcome.values.rename(columns={"planted": "on"}).assign(part=name))
         io.write_text(out, pd.concat(tables).to_csv(index=False))
     if not all(outcome.passed for outcome in outcomes.values()):
         raise typer.Exit(1)

@@ -1,3 +1,4 @@
-"""Faithfulness: does attention say what an ablation confirms, what do experts look at, and is that
-the model's doing?
+"""Faithfulness: does attention say what an ablation confirms, and what do experts look at?
+
+And is what an attribution shows the model's doing, or that of the images alone?
 """

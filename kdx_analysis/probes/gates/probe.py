@@ -185,6 +185,7 @@ class GateProbe(Probe):
         self.classes = setting.data.classes
         self.random_gates = _untrained(model, config) if model.input_gated else []
         logits = [gate.logits for gate in model.gates if isinstance(gate, ParameterGate)]
+        # Drawn once, so that every epoch stands beside the same random gates.
         generator = torch.Generator().manual_seed(config.seed)
         self.random = random_logits(logits, config.null_draws, generator)
         self.initial = Initial.of(model, setting.first.images)

@@ -141,6 +141,10 @@ class Planted:
         the norms' product; as only negative ones count, the measured value is above C* by up to
         .4/√M.
 
+        >>> planted = plant([Conflict((0,), (1,), (0,))], subtasks=2, experts=1, snr=1.0)
+        >>> round(planted.contention(), 6)  # half of each gradient's square is planted
+        0.5
+
         Args:
             gates: Q, K×N; by default α.
         """

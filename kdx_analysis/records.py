@@ -1,5 +1,4 @@
-"""Kinds of records: the columns of every tidy table that a run holds, declared beside what writes
-it.
+"""Kinds of records: the columns of every tidy table, declared beside what writes it.
 
 A record has key columns, which say what a row is about, and value columns, each with what it is,
 its unit and its range. :func:`check` holds a table against its kind when it is written and when it

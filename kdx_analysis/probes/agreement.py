@@ -1,5 +1,6 @@
-"""Does one K×K table of distances agree with another? Mantel's test (Mantel 1967) and what routing
-is held against.
+"""Does one K×K table of distances agree with another? Mantel's test (Mantel 1967).
+
+What routing is held against is made here, too.
 
 Pure functions; axes: B samples, K classes.
 """
@@ -78,8 +79,9 @@ kind(
 
 @dataclass(frozen=True)
 class Mantel:
-    """Correlation of two tables over pairs of classes, and its null: classes permuted in one of
-    them.
+    """Correlation of two tables over pairs of classes, beside its null.
+
+    The null permutes the classes in one of the tables.
 
     ``p`` is one-sided, for a correlation above 0: (1 + #{null ≥ value})/(1 + draws). p and null are
     NaN below 5 classes and where a table is flat, and null_low and null_high also below 39
@@ -104,11 +106,14 @@ def mantel(
     generator: torch.Generator,
     method: Literal["spearman", "pearson"] = "spearman",
 ) -> Mantel:
-    """Mantel's test of two tables of distances, each symmetrised: (D + Dᵀ)/2; the diagonal is left
-    out.
+    """Mantel's test of two tables of distances, each symmetrised, (D + Dᵀ)/2, without diagonal.
 
     ``permutations`` of the classes make the null; ``method`` correlates ranks (spearman) or values
     (pearson).
+
+    >>> table = torch.tensor([[0.0, 1, 2], [1, 0, 3], [2, 3, 0]])
+    >>> mantel(table, 2 * table, 99, torch.Generator(), "pearson").pairs
+    3
     """
     K = len(x)
     a, b = np.triu_indices(K, k=1)
@@ -146,11 +151,14 @@ def mantel(
 def teacher_distance(
     logits: Float[Tensor, "B K"], labels: Int[Tensor, " B"], T: float
 ) -> Float[Tensor, "K K"]:
-    """1 − (q_a[b] + q_b[a])/2 with q_a the teacher's mean softmax(v/T) over the samples of class a,
-    0 on the diagonal.
+    """1 − (q_a[b] + q_b[a])/2, q_a the mean of softmax(v/T) over samples of class a; in [0, 1].
 
-    Small where the teacher takes samples of one class for the other; NaN for a class without
-    samples.
+    Small where the teacher takes samples of one class for the other; 0 on the diagonal, NaN for a
+    class without samples.
+
+    >>> teacher_distance(torch.tensor([[0.0, 0.0], [0.0, 0.0]]), torch.tensor([0, 1]), 1.0)
+    tensor([[0.0000, 0.5000],
+            [0.5000, 0.0000]], dtype=torch.float64)
     """
     return _distance(_class_means(logits.div(T).softmax(dim=1), labels))
 
@@ -159,8 +167,13 @@ def teacher_distance(
 def confusion_distance(
     choices: Int[Tensor, " B"], labels: Int[Tensor, " B"], num_classes: int
 ) -> Float[Tensor, "K K"]:
-    """1 − mean share of samples of one class given the other, 0 on the diagonal; NaN for a class
-    without samples.
+    """1 − mean share of samples of one class given the other, in [0, 1].
+
+    0 on the diagonal, NaN for a class without samples.
+
+    >>> confusion_distance(torch.tensor([1, 1, 1]), torch.tensor([0, 0, 1]), 2)
+    tensor([[0.0000, 0.5000],
+            [0.5000, 0.0000]], dtype=torch.float64)
     """
     given = torch.nn.functional.one_hot(choices, num_classes).double()
     return _distance(_class_means(given, labels))
@@ -169,8 +182,9 @@ def confusion_distance(
 def class_tree_distance(
     classes: Sequence[str], superclasses: Mapping[str, Sequence[str]]
 ) -> Tensor:
-    """K×K: 0 for one class, 1 for two of one superclass, 2 for others; ``superclasses`` hold every
-    class once.
+    """K×K: 0 for one class, 1 for two of one superclass, 2 for others.
+
+    ``superclasses`` hold every class once.
     """
     above = {name: number for number, names in enumerate(superclasses.values()) for name in names}
     superclass = torch.tensor([above[name] for name in classes])
@@ -193,8 +207,9 @@ def agreement_table(
     permutations: int,
     seed: int,
 ) -> pd.DataFrame:
-    """Routing distance against each reference: level, attention, reference, method, and Mantel's
-    value, p and null.
+    """Routing distance against each reference, by Mantel's test.
+
+    Columns: level, attention, reference, method, value, p, null_…, null_draws, pairs.
 
     Args:
         paths: attention (alpha, effective) → P^l, K×N_l for levels from 1; those with one expert
@@ -264,9 +279,7 @@ class AgreementProbe(Probe):
 
 
 def routing_paths(moment: Moment) -> dict[str, list[Tensor]]:
-    """P^l of α and of A, K×N_l for levels from 1, averaged over samples where gates read the
-    input.
-    """
+    """P^l of α and of A, K×N_l for levels from 1; means over samples where gates read the input."""
     assert isinstance(moment.model, HME)
     if moment.model.hard:
         paths = [path.double().cpu() for path in pathways(moment.model.attention())]
@@ -275,8 +288,10 @@ def routing_paths(moment: Moment) -> dict[str, list[Tensor]]:
 
 
 def routing_table(paths: Mapping[str, Sequence[Tensor]], classes: Sequence[str]) -> pd.DataFrame:
-    """Routing distances of all pairs of subtasks: level, attention, a, b, a_index, b_index,
-    distance, undefined; levels of several experts.
+    """Routing distances of all pairs of subtasks, on levels of several experts.
+
+    Columns: level, attention, a, b, a_index, b_index, distance, undefined; none where every level
+    is of one expert.
     """
     frames = []
     for attention, levels in paths.items():

@@ -65,10 +65,12 @@ def block_norms(
     rows: Int[Tensor, " outputs"],
     columns: Int[Tensor, " inputs"],
 ) -> Float[Tensor, "R M"]:
-    """‖V_rm‖, the root of the sum of squares over block r of the outputs, block m of the inputs and
-    the kernel.
+    """‖V_rm‖: root of the sum of squares over block r of outputs, block m of inputs and the kernel.
 
-    ``rows`` and ``columns`` give the block of every channel, in order from 0.
+    ``rows`` and ``columns`` give the block of every channel, in order from 0; in [0, ∞).
+
+    >>> block_norms(torch.tensor([[3.0, 4.0, 1.0]]), torch.tensor([0]), torch.tensor([0, 0, 1]))
+    tensor([[5., 1.]])
     """
     squares = weight.reshape(*weight.shape[:2], -1).square().sum(dim=2)
     to_row, to_column = (F.one_hot(blocks).to(squares.dtype) for blocks in (rows, columns))
@@ -82,7 +84,10 @@ def block_rms(
     """Root mean square of every input block, from the mean square of every channel.
 
     Of a grouped convolution block m holds channels of all groups: ``columns`` counts within the
-    group.
+    group. In [0, ∞).
+
+    >>> block_rms(torch.tensor([1.0, 7.0, 9.0]), torch.tensor([0, 0, 1]))
+    tensor([2., 3.])
     """
     to_column = F.one_hot(columns).to(mean_squares.dtype)
     return (
@@ -92,8 +97,9 @@ def block_rms(
 
 @torch.no_grad()
 def block_gates(model: nn.Module, images: Tensor) -> pd.DataFrame:
-    """The gates of every layer that has VAM, on ``images`` (B×C×H×W) in eval mode; the model is
-    left as it was found.
+    """The gates of every layer that has VAM, on ``images`` (B×C×H×W) in eval mode.
+
+    The model is left as it was found.
 
     One row per layer and pair of blocks: layer, row, column, alpha, scale (s), flow, share (A),
     uniform_share (A if all scales were 1, as without VAM), undefined, tau. Flow and shares are NaN,
@@ -111,9 +117,9 @@ def block_gates(model: nn.Module, images: Tensor) -> pd.DataFrame:
 
 
 def row_entropies(block_gates: pd.DataFrame) -> pd.DataFrame:
-    """H/ln M of every row: layer, row, attention, value, initial, undefined (of the two), n (M),
-    tau.
+    """H/ln M of every row of :func:`block_gates`.
 
+    Columns: layer, row, attention, value, initial, undefined (of the two), n (M), tau.
     ``attention`` is ``alpha``, whose ``initial`` is 1, the uniform attention that VAM starts with,
     or ``share``, whose ``initial`` is that of the same weights at uniform attention.
     """
@@ -158,9 +164,7 @@ class VAMProbe(Probe):
 
 @contextmanager
 def _mean_squares(layers: dict[str, AttendedLayer]) -> Iterator[dict[str, Tensor]]:
-    """Mean square of every input channel of the layers that run inside the body; a layer's last run
-    counts.
-    """
+    """Mean square of every input channel of layers inside the body; a layer's last run counts."""
     seen: dict[str, Tensor] = {}
 
     def look(path: str, layer: nn.Module) -> Any:

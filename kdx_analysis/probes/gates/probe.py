@@ -1,4 +1,4 @@
-"""The probe of an explainer's gates: what they are after every epoch, beside what they began from."""
+"""The probe of an explainer's gates: what they are after every epoch, and what they were."""
 
 from __future__ import annotations
 
@@ -130,8 +130,7 @@ kind(
 
 @dataclass(frozen=True, eq=False)
 class Initial:
-    """An explainer before training, on the first probe set: what untrained gates are to be seen
-    beside.
+    """An explainer before training, on the first probe set.
 
     A of initial or random logits takes these spreads, not those of trained experts, in which
     trained logits would be missing: where experts are rescaled at equal outputs and equal A, the
@@ -268,8 +267,9 @@ class GateProbe(Probe):
         return with_undefined(table, ["value", "initial"])
 
     def _random(self, model: HME) -> list[list[Tensor]]:
-        """Attention of untrained gates: one list, all draws in front; of gates that read the input,
-        one list a draw.
+        """Attention of untrained gates: one list, with all draws in front.
+
+        Of gates that read the input it is one list a draw.
         """
         if model.input_gated:
             return [model.gated_by(drawn, self.initial.read) for drawn in self.random_gates]
@@ -339,8 +339,7 @@ class GateProbe(Probe):
 
 
 def both_attentions(trace: Trace) -> dict[str, list[Tensor]]:
-    """α and A of an explainer's gates, as ``alpha`` and ``effective``, float64, on the images of a
-    trace.
+    """α and A on the images of a trace, as ``alpha`` and ``effective``, in float64.
 
     Raises KdxError where features are not finite.
     """

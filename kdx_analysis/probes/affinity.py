@@ -132,8 +132,8 @@ def subtask_affinity(
 
     A step is θ − η g_a/‖g_a‖ on the shared parameters θ: an explainer's trunk and experts, of
     another model its ``groups``. Every step is taken on copies, so the model is never touched;
-    there is no momentum. A subtask whose gradient is zero gives a row of NaN. Takes K backward passes for as many sets of gradients as fit in memory
-    together, and K(1 + R) forward passes.
+    there is no momentum. A subtask whose gradient is zero gives a row of NaN. Takes K backward
+    passes for as many sets of gradients as fit in memory together, and K(1 + R) forward passes.
 
     Args:
         model: images → outputs; BN in eval mode; one in half precision is probed as a float32 copy.

@@ -136,8 +136,9 @@ def conflict_of(
 
     So teacher, student and explainer compare. The loss is the plain hard one for every model,
     BCE(σ(margin), 1[y = k]). Levels are an explainer's own, of another model its stages, or all
-    modules that serve several outputs where stages can't be found. Gradients are held against plain autograd, and outputs against those of
-    half the images, as :func:`subtask_grams` says; frozen parameters are probed as others are.
+    modules that serve several outputs where stages can't be found. Gradients are held against plain
+    autograd, and outputs against those of half the images, as :func:`subtask_grams` says; frozen
+    parameters are probed as others are.
 
     Args:
         model: images → logits B×K, or a dict, sequence or dataclass that holds them alone of that

@@ -272,7 +272,8 @@ def _import_weights(
 
     if model is None or data is None:
         raise KdxError(
-            "a state_dict needs --model and --data: it tells neither its architecture nor its images"
+            "a state_dict needs --model and --data: it tells neither its architecture nor its "
+            "images"
         )
     images = load_dataset(data, data_dir=data_dir)
     return import_weights(source, model, images, out, keys=keys, teacher=teacher)
@@ -308,7 +309,7 @@ def convert(
         Path | None, typer.Option(help="By default CHECKPOINT with the suffix .safetensors.")
     ] = None,
 ) -> None:
-    """Turn weights of the released code into an explainer's (kdx.load_learn_to_branch reads them)."""
+    """Turn weights of KDExplainer's released code into an explainer's."""
     from kdx_analysis.training.checkpoints import convert_learn_to_branch
 
     out = out or checkpoint.with_suffix(".safetensors")

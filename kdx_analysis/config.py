@@ -60,13 +60,13 @@ class DataConfig(_Config):
 
 
 class TrainingConfig(_Config):
-    """How one model is trained; ``accelerator``, ``devices``, ``strategy`` and ``precision`` are
-    Fabric's.
+    """How one model is trained.
 
-    ``adam`` decays weights by an L2 term in the gradient, ``adamw`` apart from it. Gates have
-    ``gate_lr_factor`` times the learning rate and a decay of their own. The rate warms up over
-    ``warmup_epochs`` and then follows the ``schedule``; ``step`` halves it every ``step_epochs``,
-    ``learn_to_branch`` brings a warm-up of its own.
+    ``accelerator``, ``devices``, ``strategy`` and ``precision`` are Fabric's. ``adam`` decays
+    weights by an L2 term in the gradient, ``adamw`` apart from it. Gates have ``gate_lr_factor``
+    times the learning rate and a decay of their own. The rate warms up over ``warmup_epochs`` and
+    then follows the ``schedule``; ``step`` halves it every ``step_epochs``, ``learn_to_branch``
+    brings a warm-up of its own.
     """
 
     epochs: Count = 30
@@ -90,8 +90,9 @@ class TrainingConfig(_Config):
 
 
 class TeacherConfig(_Config):
-    """A model by name and how it is trained, or ``path`` of a run's directory or of weights that
-    are loaded instead.
+    """A model by name and how it is trained.
+
+    Instead it is loaded from ``path``, a run's directory or weights, where that is given.
     """
 
     model: str
@@ -112,12 +113,12 @@ class TemperatureConfig(_Config):
 
 
 class Phase2Config(_Config):
-    """The tree of every explainer: its gates made hard ``by`` their own or by effective attention,
-    then trained.
+    """The tree of every explainer: its gates made hard, then trained.
 
-    ``weights`` are drawn anew or go on from the explainer's; where they are drawn anew, BatchNorm's
-    running ``statistics`` are reset or, as in the released code, kept. ``training`` is by default
-    that of phase 1.
+    They are made hard ``by`` their own attention, α, or by effective attention. ``weights`` are
+    drawn anew or go on from the explainer's; where they are drawn anew, BatchNorm's running
+    ``statistics`` are reset or, as in the released code, kept. ``training`` is by default that of
+    phase 1.
     """
 
     weights: Literal["redrawn", "kept"] = "redrawn"
@@ -202,9 +203,7 @@ class ObjectiveConfig(_Config):
 
 
 class PenaltyConfig(_Config):
-    """Weight γ of VAM's entropy penalty over epochs: ``start``, or from there to ``end`` in equal
-    steps.
-    """
+    """Weight γ of VAM's entropy penalty: ``start``, or from there to ``end`` in equal steps."""
 
     schedule: Literal["constant", "linear"] = "constant"
     start: NotNegative = 0.0
@@ -236,8 +235,9 @@ _SETTING, _ARMS = "one setting", "arms"
 
 
 def _setting_or_arms(value: Any) -> str:
-    """Which of the two a vam section is: arms hold a setting or null under every key, and no key is
-    a setting's own.
+    """Which of the two a vam section is.
+
+    Arms hold a setting or null under every key, and no key is a setting's own.
     """
     if not isinstance(value, Mapping):
         return _SETTING
@@ -281,8 +281,9 @@ class ProbeConfig(_Config):
     @model_validator(mode="before")
     @classmethod
     def _gather_sections(cls, value: Any) -> Any:
-        """Keys and values that can be a probe's go to ``sections``, so that what is left is checked
-        as any other key is.
+        """Keys and values that can be a probe's go to ``sections``.
+
+        What is left is then checked as any other key is.
         """
         if not isinstance(value, Mapping):
             return value
@@ -310,8 +311,9 @@ class ProbeConfig(_Config):
         return tuple(name for name in cls.model_fields if name != "sections")
 
     def with_options(self, probe: str, **options: Any) -> ProbeConfig:
-        """These settings, with ``options`` for one probe where they don't say others; one that is
-        off stays so.
+        """These settings, with ``options`` for one probe where they don't say others.
+
+        A probe that is off stays so.
         """
         section = self.sections.get(probe, {})
         if section is False:
@@ -320,14 +322,14 @@ class ProbeConfig(_Config):
 
 
 class StudyConfig(_Config):
-    """Runs that share data and teacher: for every objective and seed a run of each of the
-    ``roles``.
+    """Runs that share data and teacher: for every objective and seed a run of each role.
 
     The student is the undivided one. With ``vam`` it has the virtual attention module; where
     ``vam`` maps labels to settings (null: without), there is a student for each, with the same
     weights and images to start from. With ``explainer.phase2`` a tree grows from every explainer.
-    ``loggers`` are told of every training, epoch by epoch; they change nothing in it. ``extensions``
-    are Python files that are run first, for what they register; in YAML, paths from its own folder.
+    ``loggers`` are told of every training, epoch by epoch; they change nothing in it.
+    ``extensions`` are Python files that are run first, for what they register; in YAML, paths from
+    its own folder.
     """
 
     name: str
@@ -363,8 +365,9 @@ class StudyConfig(_Config):
                 raise ValueError(f"{what} {', '.join(twice)} is given more than once")
         arms = list(self.arms.items())
         for i, (label, setting) in enumerate(arms):
-            if alike := next((other for other, held in arms[:i] if held == setting), None):
-                raise ValueError(f"vam has the same setting under {alike!r} and {label!r}")
+            alike = [other for other, earlier in arms[:i] if earlier == setting]
+            if alike:
+                raise ValueError(f"vam has the same setting under {alike[0]!r} and {label!r}")
         return self
 
     @model_validator(mode="after")
@@ -394,10 +397,10 @@ class StudyConfig(_Config):
 
     @classmethod
     def load(cls, path: str | Path, overrides: Iterable[str] = ()) -> StudyConfig:
-        """Read a YAML file and apply ``key=value`` overrides with dotted keys (values are YAML
-        too).
+        """Read a YAML file and apply overrides, each ``key=value``.
 
-        Raises KdxError for a file that can't be read or is no YAML, and as :meth:`parse` does.
+        Keys are dotted, values are YAML too. Raises KdxError for a file that can't be read or is no
+        YAML, and as :meth:`parse` does.
         """
         path = Path(path)
         try:
@@ -447,8 +450,9 @@ def parsed(model: type[C], value: Mapping[str, Any], source: str) -> C:
 
 
 def digest(value: Mapping[str, Any], length: int = 8) -> str:
-    """The first ``length`` hexadecimal digits of the SHA-256 of a JSON-able ``value``, independent
-    of key order.
+    """The first ``length`` hexadecimal digits of the SHA-256 of a JSON-able ``value``.
+
+    The order of keys does not matter.
     """
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:length]
 
@@ -516,10 +520,10 @@ def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[st
 
 
 def _inner(annotation: Any) -> list[Any]:
-    found: list[Any] = []
+    nested: list[Any] = []
     for argument in get_args(annotation):
-        found += [argument, *_inner(argument)]
-    return found
+        nested += [argument, *_inner(argument)]
+    return nested
 
 
 def _is_model(annotation: Any) -> bool:

@@ -228,12 +228,12 @@ class Metric:
     @property
     def meant(self) -> str:
         """What one unit of it means, over which epochs it is taken, and its null."""
-        told = self.describes
+        meant = self.describes
         if self.input.probed:
-            told += ", mean over the probed epochs"
+            meant += ", mean over the probed epochs"
         elif self.input.null_column:
-            told += " at the selected epoch"
-        return f"{told}; null: {self.input.null}" if self.input.null else told
+            meant += " at the selected epoch"
+        return f"{meant}; null: {self.input.null}" if self.input.null else meant
 
     def meaning(self, before: float, after: float) -> str:
         """What a change means, in words; '' for a metric without words.
@@ -261,6 +261,7 @@ METRICS: Registry[Metric] = Registry(
         "kdx_analysis.probes.gates.formulas",
         "kdx_analysis.probes.conflict.formulas",
         "kdx_analysis.probes.affinity",
+        "kdx_analysis.probes",
     ),
 )
 
@@ -286,13 +287,16 @@ def speaking_of_conflict() -> tuple[str, ...]:
 
 
 def asked_about() -> tuple[str, ...]:
-    """The names of the metrics that a report asks about: those of conflict, then the others that say so."""
+    """The names of the metrics that a report asks about: those of conflict, then others."""
     others = tuple(name for name, each in METRICS.items() if each.asked and not each.conflict)
     return (*speaking_of_conflict(), *others)
 
 
 class Evaluated(NamedTuple):
-    """What a formula gives: the value of every draw and, of a formula that tests it, its p-value; else None."""
+    """What a formula gives: the value of every draw and its p-value.
+
+    The latter is None of a formula that tests nothing.
+    """
 
     value: Tensor
     p: Tensor | None
@@ -322,6 +326,7 @@ def _checked(metric: Metric, result: Any) -> Evaluated:
         return Evaluated(value, p)
     given = value.dtype if isinstance(value, Tensor) else type(value).__name__
     raise KdxError(
-        f"metric {metric.name!r} ({metric.home}) gives {given}; its formula should give a tensor of floating-point "
+        f"metric {metric.name!r} ({metric.home}) gives {given}; its formula should give a tensor "
+        "of floating-point "
         "numbers, one for each of the leading axes"
     )

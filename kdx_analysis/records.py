@@ -1,8 +1,8 @@
-"""Kinds of records: the columns of every tidy table, declared beside what writes it.
+"""Kinds of records: the columns of every tidy table that a run holds.
 
-A record has key columns, which say what a row is about, and value columns, each with what it is,
-its unit and its range. :func:`check` holds a table against its kind when it is written and when it
-is read, and names the column that is wrong.
+They are declared beside what writes the table. A record has key columns, which say what a row is
+about, and value columns, each with what it is, its unit and its range. :func:`check` holds a table
+against its kind when it is written and when it is read, and names the column that is wrong.
 """
 
 from __future__ import annotations
@@ -122,14 +122,14 @@ RECORDS: Registry[Kind] = Registry(
     "kind of record",
     rooms=(
         "kdx_analysis.training.loop",
-        "kdx_analysis.study.roles",
+        "kdx_analysis.models.tree.record",
         "kdx_analysis.probes.gates.probe",
         "kdx_analysis.probes.agreement",
         "kdx_analysis.probes.conflict.probe",
         "kdx_analysis.probes.claims",
         "kdx_analysis.probes.affinity",
         "kdx_analysis.probes.vam",
-        "kdx_analysis.probes.faithfulness.ablation",
+        "kdx_analysis.probes",
     ),
 )
 

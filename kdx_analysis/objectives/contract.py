@@ -14,6 +14,12 @@ Whatever else compares student and teacher, as their features, is a class, in a 
 
 Study, command line, figures, report and methods read the rows. A rung that is declared in a user's
 own file stands on the ladder right behind the one that it ``follows``.
+
+Both decorators file a :class:`Row` under its name in ``OBJECTIVES`` and give back what they
+declare. So may whoever is handed an objective as an object, as a study in Python: a row by
+``OBJECTIVES.register(row.name)(row)``, a class or function by its decorator, called like any other
+function. The name is then what configurations, runs and records hold. A training in another process
+has to register the same, as an extension file does when it is imported there.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def teacher_cut(
     temperature, or ``softmax_then_cut``, softmax(v/T)_k. multiclass: softmax(v/T).
 
     >>> teacher_cut(torch.tensor([[2.0, 0.0, 0.0]]), T=2.0, decomposition="binary")
-    tensor([[0.6578, 0.2567, 0.2567]])
+    tensor([[0.6578, 0.2566, 0.2566]])
     >>> teacher_cut(torch.tensor([[2.0, 0.0, 0.0]]), T=2.0, decomposition="multiclass")
     tensor([[0.5761, 0.2119, 0.2119]])
     """

@@ -1,6 +1,4 @@
-"""Probing a finished run anew: its weights and its study's images, on train and validation side by
-side.
-"""
+"""Probing a finished run anew, on train and validation side by side."""
 
 from __future__ import annotations
 
@@ -95,8 +93,9 @@ def _check_extensions(run: Run, loaded: Sequence[Extension]) -> None:
 
 
 def model_of(run: Run, study: Study) -> tuple[nn.Module, nn.Module]:
-    """A run's model with its weights, and as it was before training (an explainer's null rests on
-    that).
+    """A run's model with its weights, and as it was before training.
+
+    An explainer's null rests on the latter.
     """
     with reproducible(run.seed, study.config.training.threads):
         initial = study.build(
@@ -275,8 +274,9 @@ def _probe_images(study: Study, split: str) -> tuple[Tensor, Tensor]:
 
 
 def _in_conflict(tables: Mapping[str, pd.DataFrame]) -> int:
-    """The subtask that the pair with the lowest cosine over all levels names first, under the plain
-    hard loss; the first subtask where the study switches conflict off.
+    """The first subtask of the pair with the lowest cosine, of all levels and the hard loss.
+
+    It is the first of all where the study switches conflict off.
     """
     if "conflict" not in tables:
         return 0
@@ -292,8 +292,9 @@ def _objective(run: Run) -> ObjectiveConfig:
 
 
 def _asked(explainer: HME, run: Run) -> HME:
-    """The explainer with the margins of the run's subtasks: of a multiclass run, the one-vs-rest
-    ones of its scores.
+    """The explainer with the margins of the run's subtasks.
+
+    Of a multiclass run these are the one-vs-rest ones of its scores.
     """
     if run.info["decomposition"] == "binary":
         return explainer
@@ -310,10 +311,13 @@ class _ScoresAgainstRest(nn.Module):
 
 
 def _parents(run: Run, explainer: HME) -> list[Tensor]:
-    """A tree's gates by its own record, as attention of an explainer with all experts: those not in
-    it are reached by none."""
+    """A tree's gates by its own record, as attention of an explainer with all experts.
+
+    Those that are not in the tree are reached by none.
+    """
     children = (*explainer.experts[1:], explainer.num_classes)
     attention = [torch.zeros(n, m) for n, m in zip(children, explainer.experts, strict=True)]
     for row in run.record("tree").itertuples():
-        attention[int(row.child_level) - 2][int(row.child), int(row.parent)] = 1  # type: ignore[arg-type]
+        level, child, parent = row.child_level, row.child, row.parent
+        attention[int(level) - 2][int(child), int(parent)] = 1  # type: ignore[arg-type]
     return attention

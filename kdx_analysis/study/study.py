@@ -1,4 +1,4 @@
-"""The pipeline: data, teacher, the students under every objective and seed, probes, runs, report."""
+"""The pipeline: data, teacher, students under every objective and seed, probes, runs, report."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from kdx_analysis.data import Dataset, load_dataset
 from kdx_analysis.errors import KdxError
 from kdx_analysis.extensions import load_all
 from kdx_analysis.models import check_fits
-from kdx_analysis.objectives import Objective, check_objectives
+from kdx_analysis.objectives import OBJECTIVES, Objective, check_objectives
 from kdx_analysis.probes.conflict.probe import terms_of
 from kdx_analysis.probes.contract import Cost, check_sections
 from kdx_analysis.probes.training_probe import SPLITS, training_cost
-from kdx_analysis.registry import unknown
+from kdx_analysis.registry import home, unknown
 from kdx_analysis.report import Report
 from kdx_analysis.runs import ROLES, Run, RunSet
 from kdx_analysis.runs.run import INFO, WEIGHTS
@@ -64,7 +64,8 @@ class Study:
             given as ``NAME@PATH``, or a trained module that gives B×K logits.
         student: a model's name, or a module that gives B×K logits, whose blocks the explainer
             takes; weights are always drawn anew.
-        objectives: names, mappings or ObjectiveConfigs.
+        objectives: names, mappings or ObjectiveConfigs, or what you have declared yourself: a
+            target function, or the class of a distiller.
         seeds: a number of seeds, counted from 0, or the seeds themselves.
         name: of the study.
         data_dir: where data sets lie; by default $KDX_DATA, else ./data.
@@ -88,7 +89,7 @@ class Study:
         data: str | Path | Dataset,
         teacher: str | Path | nn.Module,
         student: str | nn.Module,
-        objectives: Sequence[str | Mapping[str, Any] | ObjectiveConfig] = (
+        objectives: Sequence[str | Mapping[str, Any] | ObjectiveConfig | Callable[..., Any]] = (
             "hard",
             "label_smoothing",
             "kd_flat",
@@ -110,17 +111,15 @@ class Study:
     ) -> None:
         loaded = load_all(extensions)
         data_name = data.name if isinstance(data, Dataset) else str(data)
-        if teacher_training is None:
-            teacher_training = training
         sections = {
             "name": name or Path(data_name).name,
             "data": {"name": data_name, **(data_options or {})},
-            "teacher": _teacher_section(teacher, teacher_training),
-            "student": student if isinstance(student, str) else type(student).__name__,
+            "teacher": _teacher_section(teacher, teacher_training or training),
+            "student": _name_of(student),
             "roles": roles,
             "vam": _plain(vam),
             "explainer": _plain(explainer),
-            "objectives": [_plain(objective) for objective in objectives],
+            "objectives": [_objective_section(objective) for objective in objectives],
             "training": _plain(training),
             "probes": _plain(probes),
             "loggers": list(loggers),
@@ -132,12 +131,7 @@ class Study:
         )
         check_names(self.config)
         self.data_dir = None if data_dir is None else str(data_dir)
-        self._given = _Given(
-            data if isinstance(data, Dataset) else None,
-            teacher if isinstance(teacher, nn.Module) else None,
-            None if isinstance(student, str) else student,
-            tuple(callbacks),
-        )
+        self._given = _Given.of(data, teacher, student, callbacks, objectives)
 
     @classmethod
     def from_config(cls, config: StudyConfig, data_dir: str | Path | None = None) -> Study:
@@ -196,7 +190,7 @@ class Study:
         return self._teacher_with(path / WEIGHTS if path.is_dir() else path)
 
     def teacher(self, path: Path) -> nn.Module:
-        """A copy of the study's teacher; ``path`` is its run's directory, if it was trained here."""
+        """A copy of the study's teacher; ``path`` is its run's directory, if it was trained."""
         if self.given_teacher is None:
             return self._teacher_with(path / WEIGHTS)
         return copy.deepcopy(self.given_teacher)
@@ -347,6 +341,25 @@ class _Given:
     teacher: nn.Module | None = None
     student: nn.Module | None = None
     callbacks: tuple[Callback, ...] = ()
+    objectives: tuple[Callable[..., Any], ...] = ()  # what imports them registers them
+
+    @classmethod
+    def of(
+        cls,
+        data: Any,
+        teacher: Any,
+        student: Any,
+        callbacks: Sequence[Callback],
+        objectives: Sequence[Any],
+    ) -> _Given:
+        """What of the arguments of :class:`Study` are objects."""
+        return cls(
+            data if isinstance(data, Dataset) else None,
+            teacher if isinstance(teacher, nn.Module) else None,
+            None if isinstance(student, str) else student,
+            tuple(callbacks),
+            tuple(objective for objective in objectives if callable(objective)),
+        )
 
 
 def _restored(extensions: tuple[str, ...], state: bytes) -> Study:
@@ -357,10 +370,27 @@ def _restored(extensions: tuple[str, ...], state: bytes) -> Study:
     return study
 
 
+def _name_of(model: str | nn.Module) -> str:
+    return model if isinstance(model, str) else type(model).__name__
+
+
+def _objective_section(objective: Any) -> Any:
+    """The section of an objective, which may be what declares it."""
+    if not callable(objective):
+        return _plain(objective)
+    for name, row in OBJECTIVES.items():
+        if row.home == home(objective):
+            return {"name": name}
+    raise KdxError(
+        f"{home(objective)} is not declared as an objective; put @target(...) or @distiller(...) "
+        "of kdx_analysis.objectives before it, or give the name of one that is"
+    )
+
+
 def _teacher_section(
     teacher: str | Path | nn.Module, training: TrainingConfig | Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """The teacher's section: a model by name, by ``NAME@PATH``, by a run's directory, or a module."""
+    """The teacher's section: by name, by ``NAME@PATH``, by a run's directory, or a module."""
     section: dict[str, Any] = {} if training is None else {"training": _plain(training)}
     if isinstance(teacher, nn.Module):
         return {**section, "model": type(teacher).__name__}

@@ -29,7 +29,9 @@ def record_of(kind: str, model: HME) -> Record:
     """A small one of every kind."""
     if kind == "Validation":
         rows = [
-            (s, y.name, y.planted, 0.5, 3) for y in probes.planted.validation.YARDSTICKS for s in (0, 1)
+            (s, y.name, y.planted, 0.5, 3)
+            for y in probes.planted.validation.YARDSTICKS
+            for s in (0, 1)
         ]
         return probes.Validation(
             pd.DataFrame(rows, columns=["seed", "yardstick", "planted", "value", "n"])

@@ -1,10 +1,9 @@
-"""Does a step for one subtask help or hurt another? TAG affinity (Fifty et al. 2021, arXiv
-2109.04617).
-"""
+"""Does a step for one subtask help or hurt another? TAG (Fifty et al. 2021, arXiv 2109.04617)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from typing import Annotated
 
 import numpy as np
@@ -77,8 +76,13 @@ kind(
 def affinity(
     before: Float[Tensor, " K"], after: Float[Tensor, "*draws K K"]
 ) -> Float[Tensor, "*draws K K"]:
-    """Z_{a→b} = 1 − L_b(after a step for a)/L_b(before): above 0 the step helps, below it hurts;
-    0/0 is NaN.
+    """Z_{a→b} = 1 − L_b(after a step for a)/L_b(before), in (−∞, 1]; 0/0 is NaN.
+
+    Above 0 the step helps, below it hurts.
+
+    >>> affinity(torch.tensor([1.0, 2.0]), torch.tensor([[0.5, 2.5], [1.0, 1.0]]))
+    tensor([[ 0.5000, -0.2500],
+            [ 0.0000,  0.5000]])
     """
     return 1 - after / before
 
@@ -89,7 +93,8 @@ def affinity(
     reads="affinities",
     unit="Z",
     describes="median over ordered pairs of Z = 1 − L_b after a step of "
-    f"η = {ETA:g} down a's gradient / L_b before it; above 0 a step for one subtask helps the other",
+    f"η = {ETA:g} down a's gradient / L_b before it; above 0 a step for one subtask helps the "
+    "other",
     definition="median over ordered pairs of Z_ab = 1 − L_b(θ − η g_a/‖g_a‖)/L_b(θ)",
     source="TAG: Fifty et al. 2021, arXiv 2109.04617",
     over_pairs="median",
@@ -123,13 +128,12 @@ def subtask_affinity(
     max_memory: int = 2**30,
     num_classes: int | None = None,
 ) -> Tensor:
-    """Z_{a→b} of all pairs of subtasks, (1 + R)×K×K: row a steps θ − η g_a/‖g_a‖ on the shared
-    parameters, column b.
+    """Z_{a→b} of all pairs of subtasks, (1 + R)×K×K: row a steps down its gradient, column b.
 
-    θ are an explainer's trunk and experts, of another model its ``groups``. Every step is taken on
-    copies, so the model is never touched; there is no momentum. A subtask whose gradient is zero
-    gives a row of NaN. Takes K backward passes for as many sets of gradients as fit in memory
-    together, and K(1 + R) forward passes.
+    A step is θ − η g_a/‖g_a‖ on the shared parameters θ: an explainer's trunk and experts, of
+    another model its ``groups``. Every step is taken on copies, so the model is never touched;
+    there is no momentum. A subtask whose gradient is zero gives a row of NaN. Takes K backward
+    passes for as many sets of gradients as fit in memory together, and K(1 + R) forward passes.
 
     Args:
         model: images → outputs; BN in eval mode; one in half precision is probed as a float32 copy.
@@ -160,34 +164,33 @@ def subtask_affinity(
 
     with undisturbed(model), torch.no_grad():
         outputs = asked(images)
-        own = outputs if margins is None else margins(outputs)
         before = losses({})
         if culprits := not_finite(before.unsqueeze(0)):
             raise KdxError(
                 f"the losses of subtasks {culprits} are not finite; did the run diverge?"
             )
-        r = residuals(loss, own)
+        r = residuals(loss, outputs if margins is None else margins(outputs))
         sets = with_null(r, null_draws, seed)
         values = dict(model.named_parameters())
-        at_once = _sets_at_once(model, r.shape[1], max_memory)
         after = []
-        for chunk in sets.split(at_once):
+        for chunk in sets.split(_sets_at_once(model, r.shape[1], max_memory)):
             gradients = subtask_gradients(
                 model, images, chunk, margins=margins, groups=groups, max_memory=max_memory
             )
-            for draw in range(len(chunk)):
-                for k in range(r.shape[1]):
-                    g = {name: gradient[draw, k] for name, gradient in gradients.items()}
-                    norm = torch.stack([part.double().norm() for part in g.values()]).norm()
-                    after.append(
-                        losses(
-                            {
-                                name: values[name] - (eta * part / norm).to(values[name])
-                                for name, part in g.items()
-                            }
-                        )
-                    )
+            for draw, k in product(range(len(chunk)), range(r.shape[1])):
+                g = {name: gradient[draw, k] for name, gradient in gradients.items()}
+                after.append(losses(_stepped(values, g, eta)))
     return affinity(before, torch.stack(after).unflatten(0, (len(sets), -1)))
+
+
+def _stepped(
+    values: Mapping[str, Tensor], gradient: Mapping[str, Tensor], eta: float
+) -> dict[str, Tensor]:
+    """Parameters a step of length η down a gradient, of whose parts the norm is in float64."""
+    norm = torch.stack([part.double().norm() for part in gradient.values()]).norm()
+    return {
+        name: values[name] - (eta * part / norm).to(values[name]) for name, part in gradient.items()
+    }
 
 
 @torch.inference_mode(False)
@@ -215,8 +218,7 @@ def affinity_of(
             has no range.
 
     Returns:
-        The columns of :func:`kdx_analysis.probes.conflict.tables.affinity_table`, eta and n, the number of
-        images.
+        The columns of :func:`affinity_table`, eta and n, the number of images.
 
     Raises KdxError for no null draw, and as ``conflict_of`` does.
     """
@@ -248,9 +250,7 @@ def affinity_cost(
     groups: Sequence[Sequence[str]] | None = None,
     max_memory: int = 2**30,
 ) -> Cost:
-    """Passes and memory of :func:`affinity_of` with so many ``null_draws`` under ``max_memory``
-    bytes, without them.
-    """
+    """Passes and memory of :func:`affinity_of`, known beforehand; arguments are the same."""
     actual = margins or (lambda outputs: outputs)  # steps go along gradients with the gates' factor
     sets, at_once = 1 + null_draws, _sets_at_once(model, num_classes, max_memory)
     cost = Cost(3 + num_classes * sets, 0, len(images), 0, 0)
@@ -277,10 +277,10 @@ def _ordered_pairs(K: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def affinity_table(affinities: Tensor, classes: Sequence[str]) -> pd.DataFrame:
-    """Z_{a→b} of every ordered pair, and over all of them: metric, a, b ('' where all are meant),
-    a_index, b_index, ….
+    """Z_{a→b} of every ordered pair, and over all of them.
 
-    Then value, undefined (pairs of which it is NaN: the gradient of a is zero), null_…, null_draws.
+    Columns: metric, a, b ('' where all are meant), a_index, b_index, value, undefined (pairs of
+    which it is NaN: the gradient of a is zero), null_…, null_draws.
     Over all pairs: ``median_affinity``, since a loss that is nearly 0 makes a mean of its own, and
     ``hurt_share``, that with Z < 0.
 
@@ -295,8 +295,8 @@ def affinity_table(affinities: Tensor, classes: Sequence[str]) -> pd.DataFrame:
     shared = chosen.where(~chosen[:1].isnan(), torch.nan)
     undefined = shared.isnan()
     hurt = torch.where(undefined, torch.nan, (shared < 0).double()).nanmean(dim=1)
-    found = evaluated("affinities", affinities.where(~affinities[:1].isnan(), torch.nan))
-    rows = [{"metric": name, **null.with_value(each.value)} for name, each in found.items()]
+    metrics = evaluated("affinities", affinities.where(~affinities[:1].isnan(), torch.nan))
+    rows = [{"metric": name, **null.with_value(each.value)} for name, each in metrics.items()]
     rows.append({"metric": "hurt_share", **null.with_value(hurt)})
     nobody = {"a": "", "b": "", "a_index": -1, "b_index": -1}
     counted = int(undefined[0].sum())
@@ -317,8 +317,7 @@ def affinity_table(affinities: Tensor, classes: Sequence[str]) -> pd.DataFrame:
 
 
 def mean_over_epochs(affinity: pd.DataFrame) -> pd.DataFrame:
-    """Recorded affinities averaged over epochs: split, metric, a, b, …, value, undefined,
-    null_mean, epochs, probed.
+    """Recorded affinities averaged over epochs, the records ``affinity_through_training``.
 
     A value and its null are means over the same ``epochs`` of the ``probed`` ones: those at which
     the value is defined.

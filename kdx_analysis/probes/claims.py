@@ -42,25 +42,42 @@ kind(
 
 @jaxtyped(typechecker=beartype)
 def claims(margins: Float[Tensor, "*draws B K"]) -> Bool[Tensor, "*draws B K"]:
-    """Which subtask claims which sample."""
+    """Which subtask claims which sample: m_bk > 0.
+
+    >>> claims(torch.tensor([[0.5, -0.5]])).int()
+    tensor([[1, 0]], dtype=torch.int32)
+    """
     return margins > 0
 
 
 @jaxtyped(typechecker=beartype)
 def double_claims(claims: Bool[Tensor, "*draws B K"]) -> Float[Tensor, "*draws"]:
-    """Share of samples that two subtasks or more claim, in [0, 1]."""
+    """Share of samples that two subtasks or more claim, in [0, 1].
+
+    >>> double_claims(torch.tensor([[True, True], [True, False]])).item()
+    0.5
+    """
     return (claims.sum(dim=-1) > 1).double().mean(dim=-1)
 
 
 @jaxtyped(typechecker=beartype)
 def orphans(claims: Bool[Tensor, "*draws B K"]) -> Float[Tensor, "*draws"]:
-    """Share of samples that no subtask claims, in [0, 1]."""
+    """Share of samples that no subtask claims, in [0, 1].
+
+    >>> orphans(torch.tensor([[True, True], [False, False]])).item()
+    0.5
+    """
     return (~claims.any(dim=-1)).double().mean(dim=-1)
 
 
 @jaxtyped(typechecker=beartype)
 def claimed_by_both(claims: Bool[Tensor, "*draws B K"]) -> Float[Tensor, "*draws K K"]:
-    """Share of samples that both a and b claim; on the diagonal, that a claims."""
+    """Share of samples that both a and b claim, in [0, 1]; on the diagonal, that a claims.
+
+    >>> claimed_by_both(torch.tensor([[True, True], [True, False]]))
+    tensor([[1.0000, 0.5000],
+            [0.5000, 0.5000]], dtype=torch.float64)
+    """
     claimed = claims.double()
     return claimed.transpose(-1, -2) @ claimed / claims.shape[-2]
 
@@ -69,14 +86,20 @@ def claimed_by_both(claims: Bool[Tensor, "*draws B K"]) -> Float[Tensor, "*draws
 def permuted_claims(
     claims: Bool[Tensor, "B K"], draws: int, generator: torch.Generator
 ) -> Bool[Tensor, "draws B K"]:
-    """The null, ``draws`` times: every subtask claims as many samples as it does, but any."""
+    """The null, ``draws`` times: every subtask claims as many samples as it does, but any.
+
+    >>> claimed = torch.tensor([[True, True], [False, True]])
+    >>> permuted_claims(claimed, 3, torch.Generator()).sum(dim=1).tolist()
+    [[1, 2], [1, 2], [1, 2]]
+    """
     order = torch.rand(draws, *claims.shape, generator=generator).argsort(dim=1)
     return claims.expand(draws, -1, -1).gather(1, order.to(claims.device))
 
 
 def output_table(margins: Tensor, classes: Sequence[str], draws: int, seed: int) -> pd.DataFrame:
-    """Double claims, orphans, and samples claimed by both subtasks of every pair: metric, a, b, …,
-    value, null_…, n.
+    """Double claims, orphans, and what both subtasks of every pair claim.
+
+    Columns: metric, a, b, a_index, b_index, value, null_…, null_draws, n.
 
     ``margins`` are B×K. The null deals each subtask's claims to other samples.
     """

@@ -1,6 +1,4 @@
-"""The probe of conflict: do the subtasks' gradients oppose each other, under each of a run's
-losses?
-"""
+"""The probe of conflict: do subtasks' gradients oppose each other, under each of a run's losses?"""
 
 from __future__ import annotations
 

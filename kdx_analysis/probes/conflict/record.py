@@ -1,4 +1,4 @@
-"""Conflict of one model or of several probes, on a whole probe set or on one that comes in batches."""
+"""Conflict of one model or of several probes, on a whole probe set or one in batches."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from kdx_analysis import null
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models.modes import fitted, in_full, unwrapped, usable
-from kdx_analysis.probes.conflict import tables as measures
 from kdx_analysis.probes.conflict.grams import residuals, subtask_grams, with_null
+from kdx_analysis.probes.conflict.tables import conflict_tables, contention_table
 from kdx_analysis.probes.record import TableRecord
 from kdx_analysis.probes.subtasks import OneVsRest, asked, finite, integers, labelled, pictures
 from kdx_analysis.training.checkpoints import fingerprint
@@ -53,8 +53,10 @@ class ConflictRecord(TableRecord):
         return int(self.pairs["probe"].nunique())
 
     def to_frame(self) -> pd.DataFrame:
-        """Means over probes: level, a, b, a_index, b_index, cosine, null_mean,
-        magnitude_similarity, values, undefined.
+        """Means over probes of every level and pair.
+
+        Columns: level, a, b, a_index, b_index, cosine, null_mean, magnitude_similarity, values,
+        undefined.
 
         ``values`` are the probes that went into the cosine and all else of its row, ``undefined``
         those in which a gradient was zero.
@@ -74,8 +76,9 @@ class ConflictRecord(TableRecord):
         return table.reset_index()
 
     def merge(self, *others: ConflictRecord) -> ConflictRecord:
-        """This record's probes and those of ``others``. Raises KdxError if they are about other
-        subtasks.
+        """This record's probes and those of ``others``.
+
+        Raises KdxError if they are about other subtasks.
         """
         records = (self, *others)
         names = [tuple(dict.fromkeys((*r.pairs["a"], *r.pairs["b"]))) for r in records]
@@ -84,14 +87,12 @@ class ConflictRecord(TableRecord):
                 "records of other subtasks can't be merged; probe all models on the same classes"
             )
         starts = np.cumsum([0, *(record.probes for record in records)])
-        pairs, summary = (
-            pd.concat(
-                [f.assign(probe=f["probe"] + s) for f, s in zip(frames, starts[:-1], strict=True)],
-                ignore_index=True,
-            )
-            for frames in ([r.pairs for r in records], [r.summary for r in records])
+        numbered = list(zip(records, starts[:-1].tolist(), strict=True))
+        pairs = [r.pairs.assign(probe=r.pairs["probe"] + start) for r, start in numbered]
+        summary = [r.summary.assign(probe=r.summary["probe"] + start) for r, start in numbered]
+        return ConflictRecord(
+            pd.concat(pairs, ignore_index=True), pd.concat(summary, ignore_index=True)
         )
-        return ConflictRecord(pairs, summary)
 
     def plot(self, ax: Axes | None = None) -> tuple[Figure, np.ndarray]:
         """Cosines over all levels below the diagonal, their null above it, as (figure, axes)."""
@@ -110,7 +111,8 @@ class ConflictRecord(TableRecord):
         table = table.join(grouped["undefined"].sum())
         n = sorted(set(self.summary["n"]))
         ranged = table["null_low"].notna().any()
-        said = f"{self.probes} probes, n = {', '.join(map(str, n))} images; null: residuals permuted over samples"
+        said = f"{self.probes} probes, n = {', '.join(map(str, n))} images"
+        said += "; null: residuals permuted over samples"
         said = said if ranged else f"{said}, {null.NO_RANGE}"
         shown = table.reset_index().to_html(index=False, float_format="{:.3f}".format, na_rep="–")
         return f"<p>Conflict: {said}.</p>{shown}"
@@ -130,13 +132,13 @@ def conflict_of(
     seed: int = 0,
     max_memory: int = 2**30,
 ) -> ConflictRecord:
-    """Conflict between the K one-vs-rest losses of any classifier, so that teacher, student and
-    explainer compare.
+    """Conflict between the K one-vs-rest losses of any classifier.
 
-    The loss is the plain hard one for every model: BCE(σ(margin), 1[y = k]). Levels are an
-    explainer's own, of another model its stages, or all modules that serve several outputs where
-    stages can't be found. Gradients are held against plain autograd, and outputs against those of
-    half the images, as :func:`subtask_grams` says; frozen parameters are probed as others are.
+    So teacher, student and explainer compare. The loss is the plain hard one for every model,
+    BCE(σ(margin), 1[y = k]). Levels are an explainer's own, of another model its stages, or all
+    modules that serve several outputs where stages can't be found. Gradients are held against plain
+    autograd, and outputs against those of half the images, as :func:`subtask_grams` says; frozen
+    parameters are probed as others are.
 
     Args:
         model: images → logits B×K, or a dict, sequence or dataclass that holds them alone of that
@@ -171,9 +173,9 @@ def conflict_of(
         groups=groups,
         max_memory=max_memory,
     )
-    pairs, summary = measures.conflict_tables(grams, probed.classes)
+    pairs, summary = conflict_tables(grams, probed.classes)
     if grams.gates is not None:
-        table = measures.contention_table(grams.experts[-1], grams.gates, permutations, seed)
+        table = contention_table(grams.experts[-1], grams.gates, permutations, seed)
         table = table[table["metric"] != "contention"].assign(level=str(len(grams.experts)))
         summary = pd.concat([summary, table], ignore_index=True)
     counted: dict[str, Any] = {"probe": 0, "null_draws": null_draws, "n": len(images)}
@@ -235,8 +237,9 @@ class ConflictProbe:
         self.labels.append(labels.to(self.device, copy=True))
 
     def merge(self, *others: ConflictProbe) -> ConflictProbe:
-        """This probe's images and those of ``others``, of the same weights; KdxError if they are of
-        other ones.
+        """This probe's images and those of ``others``.
+
+        Raises KdxError if they are of other weights.
         """
         if len({probe.fingerprint for probe in (self, *others)}) > 1:
             raise KdxError(

@@ -69,10 +69,9 @@ class OneVsRest:
         if margins is None and isinstance(model, HME):
             model = model.giving_margins()
         images = fitted(images, model)
-        if classes is not None:
-            expected = len(classes)
-        else:
-            expected = int(labels.max()) + 1 if labels.numel() else None
+        expected = None if classes is None else len(classes)
+        if expected is None and labels.numel():
+            expected = int(labels.max()) + 1
         answers = asked(model, images, expected)
         if margins is None and not isinstance(model, HME):
             check_logits(finite(answers), model, images)

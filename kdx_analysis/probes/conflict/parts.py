@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -178,7 +179,7 @@ def _parametrisations(modules: Mapping[str, nn.Module], path: str) -> list[str]:
     module = modules[path]
     if not parametrize.is_parametrized(module):
         return []
-    lists = {id(each) for each in module.parametrizations.values()}
+    lists = {id(each) for each in cast(nn.ModuleDict, module.parametrizations).values()}
     return [name for name, part in modules.items() if id(part) in lists]
 
 

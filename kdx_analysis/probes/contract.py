@@ -36,7 +36,7 @@ from kdx_analysis.data import Dataset, Split
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, Trace
 from kdx_analysis.models.modes import undisturbed
-from kdx_analysis.probes.subtasks import margins_of
+from kdx_analysis.probes.subtasks import margins_under
 from kdx_analysis.registry import Registry, unknown
 
 P = TypeVar("P", bound="type[Probe]")
@@ -151,7 +151,7 @@ class Setting:
 
         It is None where an explainer gives them.
         """
-        to_margins = margins_of(self.objective)
+        to_margins = margins_under(self.objective)
         if to_margins is None and not isinstance(self.model, HME):
             return lambda outputs: outputs  # without it a probe would take outputs for logits
         return to_margins

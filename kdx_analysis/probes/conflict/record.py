@@ -1,4 +1,4 @@
-"""Conflict of one model or of several probes, on a whole probe set or one in batches."""
+"""Conflict of one model or of several probes, on a probe set that is whole or comes in batches."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from kdx_analysis.training.checkpoints import fingerprint
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+_LEAST_DRAWS = 19  # beyond all of so many a value is the one in 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,14 +55,13 @@ class ConflictRecord(TableRecord):
         return int(self.pairs["probe"].nunique())
 
     def to_frame(self) -> pd.DataFrame:
-        """Means over probes of every level and pair.
+        """Means over probes, one row a level and pair.
 
         Columns: level, a, b, a_index, b_index, cosine, null_mean, magnitude_similarity, values,
-        undefined.
-
-        ``values`` are the probes that went into the cosine and all else of its row, ``undefined``
-        those in which a gradient was zero.
+        undefined. ``values`` are the probes that went into the cosine and all else of its row,
+        ``undefined`` those in which a gradient was zero.
         """
+        # Means of the others are over the probes that the cosine's is over.
         defined = self.pairs["cosine"].notna()
         columns = ["null_mean", "magnitude_similarity"]
         pairs = self.pairs.assign(**{name: self.pairs[name].where(defined) for name in columns})
@@ -86,12 +87,13 @@ class ConflictRecord(TableRecord):
             raise KdxError(
                 "records of other subtasks can't be merged; probe all models on the same classes"
             )
-        starts = np.cumsum([0, *(record.probes for record in records)])
-        numbered = list(zip(records, starts[:-1].tolist(), strict=True))
-        pairs = [r.pairs.assign(probe=r.pairs["probe"] + start) for r, start in numbered]
-        summary = [r.summary.assign(probe=r.summary["probe"] + start) for r, start in numbered]
+        pairs, summaries, start = [], [], 0
+        for record in records:
+            pairs.append(record.pairs.assign(probe=record.pairs["probe"] + start))
+            summaries.append(record.summary.assign(probe=record.summary["probe"] + start))
+            start += record.probes
         return ConflictRecord(
-            pd.concat(pairs, ignore_index=True), pd.concat(summary, ignore_index=True)
+            pd.concat(pairs, ignore_index=True), pd.concat(summaries, ignore_index=True)
         )
 
     def plot(self, ax: Axes | None = None) -> tuple[Figure, np.ndarray]:
@@ -102,20 +104,19 @@ class ConflictRecord(TableRecord):
 
     def _repr_html_(self) -> str:
         columns = ["value", "null_mean", "null_low", "null_high"]
-        defined = self.summary["value"].notna()
+        defined = self.summary["value"].notna()  # means of value and null over the same probes
         summary = self.summary.assign(
             **{name: self.summary[name].where(defined) for name in columns}
         )
         grouped = summary.groupby(["level", "metric"], sort=False)
         table = grouped[columns].mean().join(grouped["value"].count().rename("probes"))
         table = table.join(grouped["undefined"].sum())
-        n = sorted(set(self.summary["n"]))
-        ranged = table["null_low"].notna().any()
-        said = f"{self.probes} probes, n = {', '.join(map(str, n))} images"
-        said += "; null: residuals permuted over samples"
-        said = said if ranged else f"{said}, {null.NO_RANGE}"
+        n = ", ".join(map(str, sorted(set(self.summary["n"]))))
+        caption = f"{self.probes} probes, n = {n} images; null: residuals permuted over samples"
+        if not table["null_low"].notna().any():
+            caption = f"{caption}, {null.NO_RANGE}"
         shown = table.reset_index().to_html(index=False, float_format="{:.3f}".format, na_rep="–")
-        return f"<p>Conflict: {said}.</p>{shown}"
+        return f"<p>Conflict: {caption}.</p>{shown}"
 
 
 @torch.inference_mode(False)
@@ -134,11 +135,11 @@ def conflict_of(
 ) -> ConflictRecord:
     """Conflict between the K one-vs-rest losses of any classifier.
 
-    So teacher, student and explainer compare. The loss is the plain hard one for every model,
-    BCE(σ(margin), 1[y = k]). Levels are an explainer's own, of another model its stages, or all
-    modules that serve several outputs where stages can't be found. Gradients are held against plain
-    autograd, and outputs against those of half the images, as :func:`subtask_grams` says; frozen
-    parameters are probed as others are.
+    The loss is the plain hard one for every model, BCE(σ(margin), 1[y = k]), so that teacher,
+    student and explainer compare. Levels are an explainer's own, of another model its stages, or
+    all modules that serve several outputs where stages can't be found. Gradients are held against
+    plain autograd, and outputs against those of half the images, as :func:`subtask_grams` says;
+    frozen parameters are probed as others are.
 
     Args:
         model: images → logits B×K, or a dict, sequence or dataclass that holds them alone of that
@@ -161,8 +162,8 @@ def conflict_of(
     finite, and models that can't be probed: random in eval mode, computing over the batch, with
     tied weights, on several devices; each by name.
     """
-    if null_draws < 19:
-        raise KdxError(f"{null_draws} draws make no null; take 19 or more")
+    if null_draws < _LEAST_DRAWS:
+        raise KdxError(f"{null_draws} draws make no null; take {_LEAST_DRAWS} or more")
     probed = OneVsRest.of(model, images, labels, classes, margins)
     sets = with_null(residuals(probed.loss, probed.outputs), null_draws, seed)
     grams = subtask_grams(
@@ -231,15 +232,14 @@ class ConflictProbe:
             asked(model, fitted(images, model), self.num_classes or _classes(*self.labels, labels))
         )
         labels = labelled(images, labels, outputs.shape[1])
-        self.images.append(
-            images.detach().to(self.device, copy=True)
-        )  # a loader may use its buffers again
+        # Copied, since a loader may use its buffers again.
+        self.images.append(images.detach().to(self.device, copy=True))
         self.labels.append(labels.to(self.device, copy=True))
 
     def merge(self, *others: ConflictProbe) -> ConflictProbe:
         """This probe's images and those of ``others``.
 
-        Raises KdxError if they are of other weights.
+        Raises KdxError if they were seen by models of other weights.
         """
         if len({probe.fingerprint for probe in (self, *others)}) > 1:
             raise KdxError(

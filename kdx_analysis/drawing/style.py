@@ -165,7 +165,9 @@ def legend(figure: Figure, handles: Sequence[Line2D], heading: str | None = None
 def panels(figure: Figure, count: int, columns: int, **options: Any) -> np.ndarray:
     """``count`` axes, row by row, in a grid of at most so many columns."""
     columns = min(columns, count)
-    grid = figure.subplots(-(-count // columns), columns, squeeze=False, **options).ravel()
+    grid: np.ndarray = figure.subplots(
+        -(-count // columns), columns, squeeze=False, **options
+    ).ravel()
     for ax in grid[count:]:
         ax.remove()
     return grid[:count]

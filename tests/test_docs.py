@@ -226,6 +226,24 @@ def test_links_lead_somewhere():
         assert "://" in link or (ROOT / link).exists(), link
 
 
+def moved_modules() -> list[str]:
+    """The dotted names on the right of the table in CHANGELOG.md; one from a dot on is a sibling."""
+    names = []
+    rows = re.findall(r"^  \| `.+ \| (`.+`) \|$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    for row in rows:
+        room = ""
+        for name in re.findall(r"`([^`]+)`", row):
+            room = room if name.startswith(".") else name.rpartition(".")[0]
+            names.append(f"{room}{name}" if name.startswith(".") else name)
+    return names
+
+
+def test_modules_are_where_the_changelog_says():
+    assert len(moved_modules()) > 50
+    for name in moved_modules():
+        importlib.import_module(f"kdx_analysis.{name}")
+
+
 def test_commands_exist():
     known = set(typer.main.get_command(cli.app).commands)
     named = re.findall(r"(?:^|`)kdx ([a-z-]+)", README.read_text(), flags=re.MULTILINE)

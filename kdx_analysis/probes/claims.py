@@ -78,7 +78,7 @@ def output_table(margins: Tensor, classes: Sequence[str], draws: int, seed: int)
     """Double claims, orphans, and samples claimed by both subtasks of every pair: metric, a, b, …,
     value, null_…, n.
 
-    ``margins`` are B×K. The null deals each subtask's claims to other samples.
+    ``margins`` are B×K. The null deals, ``draws`` times, each subtask's claims to other samples.
     """
     actual = claims(margins.cpu())
     permuted = permuted_claims(actual, draws, torch.Generator().manual_seed(seed))

@@ -228,8 +228,9 @@ def test_links_lead_somewhere():
 
 def moved_modules() -> list[str]:
     """The dotted names on the right of the table in CHANGELOG.md; one from a dot on is a sibling."""
+    text = (ROOT / "CHANGELOG.md").read_text()
     names = []
-    rows = re.findall(r"^  \| `.+ \| (`.+`) \|$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    rows = re.findall(r"^  \| `.+ \| (`.+`) \|$", text, re.MULTILINE)
     for row in rows:
         room = ""
         for name in re.findall(r"`([^`]+)`", row):

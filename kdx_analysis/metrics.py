@@ -261,6 +261,7 @@ METRICS: Registry[Metric] = Registry(
         "kdx_analysis.probes.gates.formulas",
         "kdx_analysis.probes.conflict.formulas",
         "kdx_analysis.probes.affinity",
+        "kdx_analysis.probes",
     ),
 )
 

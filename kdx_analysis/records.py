@@ -122,14 +122,14 @@ RECORDS: Registry[Kind] = Registry(
     "kind of record",
     rooms=(
         "kdx_analysis.training.loop",
-        "kdx_analysis.study.roles",
+        "kdx_analysis.models.tree.record",
         "kdx_analysis.probes.gates.probe",
         "kdx_analysis.probes.agreement",
         "kdx_analysis.probes.conflict.probe",
         "kdx_analysis.probes.claims",
         "kdx_analysis.probes.affinity",
         "kdx_analysis.probes.vam",
-        "kdx_analysis.probes.faithfulness.ablation",
+        "kdx_analysis.probes",
     ),
 )
 

@@ -54,8 +54,7 @@ class Registry(Mapping[str, T]):
 
     Args:
         kind: what one of its things is called in errors.
-        rooms: modules that declare its things, by their dotted names; of a package, all modules
-            directly in it.
+        rooms: modules that declare its things, by their dotted names; of a package, all in it.
         follows: from a thing to the name of the one that it comes right after, or None. Things are
             in the order in which they were declared, room by room, but for those that follow
             another one.
@@ -167,7 +166,11 @@ def load_installed() -> None:
 
 
 def _enter(room: str) -> None:
-    """Import a module, or of a package all modules directly in it."""
+    """Import a module, or of a package all modules in it and in packages in it.
+
+    Modules named ``drawing`` declare nothing and load matplotlib, which takes a second: they wait.
+    """
     module = import_module(room)
     for inner in pkgutil.iter_modules(getattr(module, "__path__", ())):
-        import_module(f"{room}.{inner.name}")
+        if inner.name != "drawing":
+            _enter(f"{room}.{inner.name}")

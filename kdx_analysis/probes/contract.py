@@ -311,6 +311,7 @@ PROBES: Registry[type[Probe]] = Registry(
         "kdx_analysis.probes.claims",
         "kdx_analysis.probes.affinity",
         "kdx_analysis.probes.vam",
+        "kdx_analysis.probes",
     ),
 )
 

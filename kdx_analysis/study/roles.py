@@ -13,29 +13,18 @@ from torch import Tensor, nn
 
 from kdx_analysis.config import Phase2Config, StudyConfig, VAMConfig
 from kdx_analysis.data import Dataset
-from kdx_analysis.models import HME, Tree, build_model, redrawn, vam
+from kdx_analysis.models import HME, build_model, redrawn, vam
 from kdx_analysis.models.gates import spread
 from kdx_analysis.models.learn_to_branch import learn_to_branch
 from kdx_analysis.models.modes import undisturbed
+from kdx_analysis.models.tree.record import tree_record
 from kdx_analysis.probes.gates.formulas import effective
-from kdx_analysis.records import count, kind, text
 from kdx_analysis.runs.run import WEIGHTS
 from kdx_analysis.training import Callback
 from kdx_analysis.training.checkpoints import load_weights
 
 _STRUCTURE = ("experts", "budget", "stages", "gates", "top_k", "gumbel")
 _ATTACHED = ("blocks", "channels", "where", "scale")
-
-kind(
-    "tree",
-    "One expert or head of a tree, and the expert above it; the trunk is expert 0 of level 1.",
-    keys=(count("child_level", "from 2; L + 1 are the heads", low=2), count("child", "on it")),
-    values=(
-        count("parent", "expert on the level below"),
-        text("subtask", "of a head; '' elsewhere"),
-    ),
-    home=__name__,
-)
 
 
 class Ingredients(Protocol):
@@ -222,13 +211,3 @@ def grow(explainer: HME, images: Tensor, config: Phase2Config) -> HME:
     if config.weights == "redrawn":
         tree.redraw(statistics=config.statistics == "redrawn")
     return tree.pruned()
-
-
-def tree_record(tree: Tree) -> pd.DataFrame:
-    """One row an expert or head: child_level, child, parent, subtask (of heads, '' elsewhere)."""
-    leaves = len(tree.experts) + 1
-    rows = []
-    for level, parents in enumerate(tree.parents, 2):
-        for child, parent in enumerate(parents):
-            rows.append((level, child, parent, tree.classes[child] if level == leaves else ""))
-    return pd.DataFrame(rows, columns=["child_level", "child", "parent", "subtask"])

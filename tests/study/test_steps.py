@@ -4,7 +4,8 @@ from torch import nn
 
 from kdx_analysis.config import Phase2Config
 from kdx_analysis.models import HME, Tree
-from kdx_analysis.study.steps import grow, tree_record
+from kdx_analysis.models.tree.record import tree_record
+from kdx_analysis.study.roles import grow
 from kdx_analysis.training.checkpoints import fingerprint
 from tests.toys import CLASSES, dataset, staged_net
 

@@ -1,13 +1,14 @@
 """Probes: a model and data in, tidy tables out, each beside its null.
 
-In training, :class:`TrainingProbe` runs every probe of a role (``PROBES``): ``gates``, ``conflict``,
-``agreement``, ``claims``, ``affinity``, ``vam`` and those of the user's own, which ``contract`` says
-how to declare. Of any model at hand, ``gates_of``, ``conflict_of`` and ``affinity_of`` hand back the
-same as records; ``ConflictProbe`` takes its images batch by batch, ``MeasureRecord`` sets several
-models side by side, ``probe`` records what any code makes a model compute.
+In training, :class:`TrainingProbe` runs every probe of a role (``PROBES``): ``gates``,
+``conflict``, ``agreement``, ``claims``, ``affinity``, ``vam`` and those of the user's own, which
+``contract`` says how to declare. Of any model at hand, ``gates_of``, ``conflict_of`` and
+``affinity_of`` hand back the same as records; ``ConflictProbe`` takes its images batch by batch,
+``MeasureRecord`` sets several models side by side, ``probe`` records what any code makes a model
+compute.
 
-Each room has its pure functions under its name. ``faithfulness`` asks whether attention says what an
-ablation confirms, what experts look at, and whether that is the model's doing; ``planted`` makes
+Each room has its pure functions under its name. ``faithfulness`` asks whether attention says what
+an ablation confirms, what experts look at, and whether that is the model's doing; ``planted`` makes
 explainers whose conflicts are known, and ``validate`` holds the probes against them.
 """
 

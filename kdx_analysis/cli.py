@@ -426,7 +426,7 @@ def validate(
     if out is not None:
         tables = []
         for name, outcome in outcomes.items():
-            tables.append(outcome.measures.rename(columns={"planted": "on"}).assign(part=name))
+            tables.append(outcome.values.rename(columns={"planted": "on"}).assign(part=name))
         io.write_text(out, pd.concat(tables).to_csv(index=False))
     if not all(outcome.passed for outcome in outcomes.values()):
         raise typer.Exit(1)
@@ -507,6 +507,26 @@ def objectives(load: Load = None) -> None:
 
     for row in OBJECTIVES.values():
         typer.echo(f"{row.name}: {row.summary}")
+
+
+@lists.command()
+def probes(load: Load = None) -> None:
+    """Probes, each a section under probes: in a study, with the kinds of records that it writes."""
+    from kdx_analysis.probes import PROBES
+
+    for name, probe in PROBES.items():
+        roles = ", ".join([*probe.roles, *(f"finished {role}" for role in probe.afterwards)])
+        typer.echo(f"{name}: {probe.title}, of {roles}; writes {', '.join(probe.kinds)}")
+
+
+@lists.command()
+def records(load: Load = None) -> None:
+    """Kinds of records that a run may hold, each with its columns."""
+    from kdx_analysis.records import RECORDS
+
+    for name, kind in RECORDS.items():
+        typer.echo(f"{name}: {kind.doc}")
+        typer.echo(f"  {', '.join(column.name for column in kind.columns)}")
 
 
 @lists.command()
@@ -636,6 +656,8 @@ def _announce(study: Study, out: Path, jobs: int) -> None:
         )
     if len(config.arms) > 1:
         typer.echo(f"  a student under every arm of VAM: {', '.join(config.arms)}")
+    if config.extensions:
+        typer.echo(f"  files of your own: {', '.join(config.extensions)}")
     if "explainer" not in config.roles:
         return
     for role in ("explainer", "tree") if config.explainer.phase2 is not None else ("explainer",):

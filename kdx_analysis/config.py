@@ -439,7 +439,7 @@ class StudyConfig(_Config):
 
 
 def parsed(model: type[C], value: Mapping[str, Any], source: str) -> C:
-    """The ``value`` of a section of a study as its ``model``; ``source`` names it in errors.
+    """A section's ``value`` as its ``model``; ``source`` names it in errors.
 
     Raises KdxError in one line, with the nearest valid keys.
     """

@@ -4,7 +4,7 @@ In training, :class:`TrainingProbe` runs every probe of a role (``PROBES``): ``g
 ``conflict``, ``agreement``, ``claims``, ``affinity``, ``vam`` and those of the user's own, which
 ``contract`` says how to declare. Of any model at hand, ``gates_of``, ``conflict_of`` and
 ``affinity_of`` hand back the same as records; ``ConflictProbe`` takes its images batch by batch,
-``MeasureRecord`` sets several models side by side, ``probe`` records what any code makes a model
+``MetricRecord`` sets several models side by side, ``probe`` records what any code makes a model
 compute.
 
 Each room has its pure functions under its name. ``faithfulness`` asks whether attention says what
@@ -23,7 +23,7 @@ from kdx_analysis.probes import (
     recording,
     vam,
 )
-from kdx_analysis.probes.across_models import MeasureRecord
+from kdx_analysis.probes.across_models import MetricRecord
 from kdx_analysis.probes.affinity import affinity_of, subtask_affinity
 from kdx_analysis.probes.agreement import Mantel, mantel
 from kdx_analysis.probes.conflict.grams import (
@@ -70,7 +70,7 @@ __all__ = [
     "GateRecord",
     "Grams",
     "Mantel",
-    "MeasureRecord",
+    "MetricRecord",
     "Moment",
     "Probe",
     "ProbeSet",

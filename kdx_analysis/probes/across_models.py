@@ -24,15 +24,15 @@ _KEYS = ("of", "level", "attention", "metric", "measure")
 
 
 @dataclass(frozen=True, eq=False)
-class MeasureRecord(TableRecord):
-    """Measures of several models beside each other, each with its own null.
+class MetricRecord(TableRecord):
+    """Metrics of several models beside each other, each with its own null.
 
     Experts have no identity across models, so tables of experts are never averaged over runs. What
-    may be are measures that stay as they are when experts are permuted: the summaries of gates and
+    may be are metrics that stay as they are when experts are permuted: the summaries of gates and
     of conflict, the agreement of ablation with attention.
 
     Attributes:
-        table: one row a model and measure: run, the measure's keys (of, level, attention, metric or
+        table: one row a model and metric: run, the metric's keys (of, level, attention, metric or
             measure), value, null_…, n; of conflict also probes (that the value and its null are
             means over) and probed.
     """
@@ -42,11 +42,11 @@ class MeasureRecord(TableRecord):
     table: pd.DataFrame
 
     @classmethod
-    def of(cls, records: Mapping[str, GateRecord | Faithfulness | ConflictRecord]) -> MeasureRecord:
-        """The measures of records of one kind, by the name of their run.
+    def of(cls, records: Mapping[str, GateRecord | Faithfulness | ConflictRecord]) -> MetricRecord:
+        """The metrics of records of one kind, by the name of their run.
 
         Records of conflict that hold equally many probes are taken over the probes at which a
-        measure is defined in all of them, others each over its own. Raises KdxError for none, or
+        metric is defined in all of them, others each over its own. Raises KdxError for none, or
         several kinds.
         """
         if len({type(record) for record in records.values()}) != 1:
@@ -58,22 +58,19 @@ class MeasureRecord(TableRecord):
         }
         if conflicts:
             return cls(_over_probes(conflicts))
-        return cls(
-            pd.concat(
-                [_measures(r).assign(run=run) for run, r in records.items()], ignore_index=True
-            )
-        )
+        tables = [_metrics(record).assign(run=run) for run, record in records.items()]
+        return cls(pd.concat(tables, ignore_index=True))
 
     @property
     def keys(self) -> list[str]:
-        """Columns that say which measure it is."""
+        """Columns that say which metric it is."""
         return [key for key in _KEYS if key in self.table]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a measure: its keys, value (mean over runs), lowest, highest, null_mean, values,
-        undefined.
+        """One row a metric: its keys, value (mean over runs), lowest, highest, and counts.
 
-        ``values`` are the runs that went into the mean, ``undefined`` those whose value is NaN.
+        Beside them stand null_mean, values and undefined. ``values`` are the runs that went into
+        the mean, ``undefined`` those whose value is NaN.
         """
         grouped = self.table.groupby(self.keys, sort=False)
         table = grouped.agg(
@@ -87,9 +84,10 @@ class MeasureRecord(TableRecord):
         table["undefined"] = table.pop("runs") - table["values"]
         return table.reset_index()
 
-    def merge(self, *others: MeasureRecord) -> MeasureRecord:
-        """These runs and those of ``others``. Raises KdxError if a run is in both, or their
-        measures differ in kind.
+    def merge(self, *others: MetricRecord) -> MetricRecord:
+        """These runs and those of ``others``.
+
+        Raises KdxError if a run is in both, or their metrics differ in kind.
         """
         records = (self, *others)
         runs = [run for record in records for run in record.table["run"].unique()]
@@ -98,10 +96,10 @@ class MeasureRecord(TableRecord):
                 f"runs {', '.join(map(str, runs))} can't be merged: name each once, with one kind "
                 "of record"
             )
-        return MeasureRecord(pd.concat([record.table for record in records], ignore_index=True))
+        return MetricRecord(pd.concat([record.table for record in records], ignore_index=True))
 
     def plot(self, ax: Axes | None = None) -> tuple[Figure, np.ndarray]:
-        """Every run a dot beside the range of its null, a row a measure, as (figure, axes)."""
+        """Every run a dot beside the range of its null, a row a metric, as (figure, axes)."""
         from kdx_analysis.probes.drawing import across_models
 
         return across_models(self, ax)
@@ -111,7 +109,7 @@ class MeasureRecord(TableRecord):
         return str(table.set_caption(f"means over {self.table['run'].nunique()} runs").to_html())
 
 
-def _measures(record: GateRecord | Faithfulness | ConflictRecord) -> pd.DataFrame:
+def _metrics(record: GateRecord | Faithfulness | ConflictRecord) -> pd.DataFrame:
     if isinstance(record, GateRecord):
         return record.summary()
     assert isinstance(record, Faithfulness)
@@ -128,17 +126,11 @@ def _over_probes(records: Mapping[str, ConflictRecord]) -> pd.DataFrame:
     if len({record.probes for record in records.values()}) == 1:
         by_probe = table.set_index([*keys, "probe", "run"])["value"].unstack("run")
         together = shared(by_probe, keys).stack(future_stack=True).notna()
-        taken = np.asarray(
-            together.loc[pd.MultiIndex.from_frame(table[[*keys, "probe", "run"]])], dtype=bool
-        )
+        rows = pd.MultiIndex.from_frame(table[[*keys, "probe", "run"]])
+        taken = np.asarray(together.loc[rows], dtype=bool)
     by_run = [*keys, "run"]
     probed = table.groupby(by_run, sort=False).size().rename("probed")
     means = table[taken].drop(columns="probe").groupby(by_run, sort=False).mean(numeric_only=True)
-    probes = (
-        table[taken]
-        .groupby(by_run, sort=False)
-        .size()
-        .reindex(probed.index, fill_value=0)
-        .rename("probes")
-    )
+    counted = table[taken].groupby(by_run, sort=False).size()
+    probes = counted.reindex(probed.index, fill_value=0).rename("probes")
     return means.reindex(probed.index).join([probes, probed]).reset_index()

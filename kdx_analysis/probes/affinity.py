@@ -1,10 +1,11 @@
-"""Does a step for one subtask help or hurt another? TAG affinity (Fifty et al. 2021, arXiv
-2109.04617).
+"""Does a step for one subtask help or hurt another?
+
+TAG affinity: Fifty et al. 2021, arXiv 2109.04617.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated
 
 import numpy as np
@@ -35,11 +36,11 @@ from kdx_analysis.probes.contract import (
     Setting,
     probe_of,
 )
-from kdx_analysis.probes.subtasks import PAIR, Asked, OneVsRest, not_finite
+from kdx_analysis.probes.subtasks import OVER_PAIRS, PAIR, Asked, OneVsRest, not_finite
 from kdx_analysis.records import DRAWS, EPOCH, IMAGES, SPLIT, UNDEFINED, count, kind, number, text
 
 ETA = 0.01
-NULL_DRAWS = null.LEAST_DRAWS
+NULL_DRAWS = null.LEAST_DRAWS  # so that the null has a range
 
 kind(
     "affinity",
@@ -77,8 +78,13 @@ kind(
 def affinity(
     before: Float[Tensor, " K"], after: Float[Tensor, "*draws K K"]
 ) -> Float[Tensor, "*draws K K"]:
-    """Z_{a→b} = 1 − L_b(after a step for a)/L_b(before): above 0 the step helps, below it hurts;
-    0/0 is NaN.
+    """Z_{a→b} = 1 − L_b(after a step for a)/L_b(before), in (−∞, 1]; 0/0 is NaN.
+
+    Above 0 the step helps, below it hurts. Row a of ``after`` holds every L_b after a step for a.
+
+    >>> affinity(torch.tensor([2.0, 1.0]), torch.tensor([[1.0, 1.5], [2.0, 0.8]]))
+    tensor([[ 0.5000, -0.5000],
+            [ 0.0000,  0.2000]])
     """
     return 1 - after / before
 
@@ -88,8 +94,8 @@ def affinity(
     title="affinity of subtasks",
     reads="affinities",
     unit="Z",
-    describes="median over ordered pairs of Z = 1 − L_b after a step of "
-    f"η = {ETA:g} down a's gradient / L_b before it; above 0 a step for one subtask helps the other",
+    describes=f"median over ordered pairs of Z = 1 − L_b after a step of η = {ETA:g} down a's "
+    "gradient / L_b before it; above 0 a step for one subtask helps the other",
     definition="median over ordered pairs of Z_ab = 1 − L_b(θ − η g_a/‖g_a‖)/L_b(θ)",
     source="TAG: Fifty et al. 2021, arXiv 2109.04617",
     over_pairs="median",
@@ -123,8 +129,7 @@ def subtask_affinity(
     max_memory: int = 2**30,
     num_classes: int | None = None,
 ) -> Tensor:
-    """Z_{a→b} of all pairs of subtasks, (1 + R)×K×K: row a steps θ − η g_a/‖g_a‖ on the shared
-    parameters, column b.
+    """Z_{a→b} of all pairs of subtasks, (1 + R)×K×K: row a for a step θ − η g_a/‖g_a‖.
 
     θ are an explainer's trunk and experts, of another model its ``groups``. Every step is taken on
     copies, so the model is never touched; there is no momentum. A subtask whose gradient is zero
@@ -150,44 +155,48 @@ def subtask_affinity(
     model = in_full(unwrapped(usable(model))[0])
     if margins is None and isinstance(model, HME):
         model = model.giving_margins()
+    # A tensor made under torch.inference_mode() can have no gradient.
     images = fitted(images.clone() if images.is_inference() else images, model)
-    asked = Asked(model, num_classes)
+    classifier = Asked(model, num_classes)
 
     def losses(parameters: dict[str, Tensor]) -> Tensor:
         named = {f"model.{name}": parameter for name, parameter in parameters.items()}
-        outputs = torch.func.functional_call(asked, named, (images,))
+        outputs = torch.func.functional_call(classifier, named, (images,))
         return loss(outputs if margins is None else margins(outputs)).mean(dim=0)
 
     with undisturbed(model), torch.no_grad():
-        outputs = asked(images)
-        own = outputs if margins is None else margins(outputs)
+        outputs = classifier(images)
         before = losses({})
         if culprits := not_finite(before.unsqueeze(0)):
             raise KdxError(
                 f"the losses of subtasks {culprits} are not finite; did the run diverge?"
             )
-        r = residuals(loss, own)
-        sets = with_null(r, null_draws, seed)
-        values = dict(model.named_parameters())
-        at_once = _sets_at_once(model, r.shape[1], max_memory)
+        residual = residuals(loss, outputs if margins is None else margins(outputs))
+        K = residual.shape[1]
+        sets = with_null(residual, null_draws, seed)
+        parameters = dict(model.named_parameters())
         after = []
-        for chunk in sets.split(at_once):
+        for chunk in sets.split(_sets_at_once(model, K, max_memory)):
             gradients = subtask_gradients(
                 model, images, chunk, margins=margins, groups=groups, max_memory=max_memory
             )
             for draw in range(len(chunk)):
-                for k in range(r.shape[1]):
-                    g = {name: gradient[draw, k] for name, gradient in gradients.items()}
-                    norm = torch.stack([part.double().norm() for part in g.values()]).norm()
-                    after.append(
-                        losses(
-                            {
-                                name: values[name] - (eta * part / norm).to(values[name])
-                                for name, part in g.items()
-                            }
-                        )
-                    )
+                for k in range(K):
+                    gradient = {name: sums[draw, k] for name, sums in gradients.items()}
+                    after.append(losses(_stepped(parameters, gradient, eta)))
     return affinity(before, torch.stack(after).unflatten(0, (len(sets), -1)))
+
+
+def _stepped(
+    parameters: Mapping[str, Tensor], gradient: Mapping[str, Tensor], eta: float
+) -> dict[str, Tensor]:
+    """θ − η g/‖g‖ of the parameters that have a gradient."""
+    # In float64, since the square of a large float32 overflows.
+    norm = torch.stack([part.double().norm() for part in gradient.values()]).norm()
+    stepped = {}
+    for name, part in gradient.items():
+        stepped[name] = parameters[name] - (eta * part / norm).to(parameters[name])
+    return stepped
 
 
 @torch.inference_mode(False)
@@ -215,27 +224,26 @@ def affinity_of(
             has no range.
 
     Returns:
-        The columns of :func:`kdx_analysis.probes.conflict.tables.affinity_table`, eta and n, the number of
-        images.
+        The columns of :func:`affinity_table`, eta and n, the number of images.
 
     Raises KdxError for no null draw, and as ``conflict_of`` does.
     """
     if null_draws < 1:
         raise KdxError(f"{null_draws} draws make no null; take 1 or more")
-    asked = OneVsRest.of(model, images, labels, classes, margins)
+    probed = OneVsRest.of(model, images, labels, classes, margins)
     z = subtask_affinity(
-        asked.model,
-        asked.images,
-        asked.loss,
-        margins=asked.margins,
+        probed.model,
+        probed.images,
+        probed.loss,
+        margins=probed.margins,
         groups=groups,
         eta=eta,
         null_draws=null_draws,
         seed=seed,
         max_memory=max_memory,
-        num_classes=len(asked.classes),
+        num_classes=len(probed.classes),
     )
-    return affinity_table(z, asked.classes).assign(eta=eta, n=len(images))
+    return affinity_table(z, probed.classes).assign(eta=eta, n=len(images))
 
 
 def affinity_cost(
@@ -248,9 +256,7 @@ def affinity_cost(
     groups: Sequence[Sequence[str]] | None = None,
     max_memory: int = 2**30,
 ) -> Cost:
-    """Passes and memory of :func:`affinity_of` with so many ``null_draws`` under ``max_memory``
-    bytes, without them.
-    """
+    """Passes and memory that :func:`affinity_of` will take; nothing is computed here."""
     actual = margins or (lambda outputs: outputs)  # steps go along gradients with the gates' factor
     sets, at_once = 1 + null_draws, _sets_at_once(model, num_classes, max_memory)
     cost = Cost(3 + num_classes * sets, 0, len(images), 0, 0)
@@ -263,11 +269,9 @@ def affinity_cost(
 
 
 def _sets_at_once(model: nn.Module, num_classes: int, max_memory: int) -> int:
-    """Sets of residuals whose gradients are held together."""
-    return max(
-        1,
-        max_memory // (num_classes * sum(p.numel() * p.element_size() for p in model.parameters())),
-    )
+    """Sets of residuals whose gradients are in memory together, at least one."""
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    return max(1, max_memory // (num_classes * weights))
 
 
 def _ordered_pairs(K: int) -> tuple[np.ndarray, np.ndarray]:
@@ -277,30 +281,33 @@ def _ordered_pairs(K: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def affinity_table(affinities: Tensor, classes: Sequence[str]) -> pd.DataFrame:
-    """Z_{a→b} of every ordered pair, and over all of them: metric, a, b ('' where all are meant),
-    a_index, b_index, ….
+    """Z_{a→b} of every ordered pair, and over all of them.
 
-    Then value, undefined (pairs of which it is NaN: the gradient of a is zero), null_…, null_draws.
     Over all pairs: ``median_affinity``, since a loss that is nearly 0 makes a mean of its own, and
     ``hurt_share``, that with Z < 0.
 
     Args:
-        affinities: (1 + R)×K×K; the first is measured, the others are its null.
+        affinities: (1 + R)×K×K; values are of the first, the others are its null.
+        classes: the K subtasks' names.
+
+    Returns:
+        metric, a, b ('' where all are meant), a_index, b_index, value, undefined (pairs of which it
+        is NaN: the gradient of a is zero), null_…, null_draws.
     """
     a, b = _ordered_pairs(len(classes))
     names = np.array(classes, dtype=object)
-    affinities = affinities.double().cpu()
+    affinities = affinities.double().cpu()  # nulls are read in float64
     chosen = affinities[:, a, b]
     # A null over pairs that the value lacks would be that of another figure.
     shared = chosen.where(~chosen[:1].isnan(), torch.nan)
     undefined = shared.isnan()
+    # A comparison with NaN is False, which would count the pair as one that is not hurt.
     hurt = torch.where(undefined, torch.nan, (shared < 0).double()).nanmean(dim=1)
-    found = evaluated("affinities", affinities.where(~affinities[:1].isnan(), torch.nan))
-    rows = [{"metric": name, **null.with_value(each.value)} for name, each in found.items()]
+    metrics = evaluated("affinities", affinities.where(~affinities[:1].isnan(), torch.nan))
+    rows = [{"metric": name, **null.with_value(each.value)} for name, each in metrics.items()]
     rows.append({"metric": "hurt_share", **null.with_value(hurt)})
-    nobody = {"a": "", "b": "", "a_index": -1, "b_index": -1}
     counted = int(undefined[0].sum())
-    whole = pd.DataFrame([{**row, **nobody, "undefined": counted} for row in rows])
+    whole = pd.DataFrame([{**row, **OVER_PAIRS, "undefined": counted} for row in rows])
     pairs = pd.DataFrame(
         {
             "metric": "affinity",
@@ -317,11 +324,16 @@ def affinity_table(affinities: Tensor, classes: Sequence[str]) -> pd.DataFrame:
 
 
 def mean_over_epochs(affinity: pd.DataFrame) -> pd.DataFrame:
-    """Recorded affinities averaged over epochs: split, metric, a, b, …, value, undefined,
-    null_mean, epochs, probed.
+    """Recorded affinities averaged over epochs.
 
     A value and its null are means over the same ``epochs`` of the ``probed`` ones: those at which
     the value is defined.
+
+    Args:
+        affinity: records of the kind ``affinity``.
+
+    Returns:
+        A frame of the kind ``affinity_through_training``.
     """
     keys = ["split", "metric", "a", "b", "a_index", "b_index", "null_draws", "eta", "n"]
     table = affinity.assign(null_mean=affinity["null_mean"].where(affinity["value"].notna()))

@@ -1,7 +1,7 @@
-"""Does one K×K table of distances agree with another? Mantel's test (Mantel 1967) and what routing
-is held against.
+"""Does one K×K table of distances agree with another? Mantel's test, and what routing is like.
 
-Pure functions; axes: B samples, K classes.
+Mantel 1967, The detection of disease clustering and a generalized regression approach. Pure
+functions; axes: B samples, K classes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from kdx_analysis.records import (
 )
 from kdx_analysis.training import predict
 
-MIN_CLASSES = 5
+MIN_CLASSES = 5  # below it there are 23 other orders at most, too few for a null
 
 _LEVEL = count("level", "of the experts that are chosen from", low=1)
 _SPLIT = text("split", "that gates are of; train where there is no column", optional=True)
@@ -78,13 +78,13 @@ kind(
 
 @dataclass(frozen=True)
 class Mantel:
-    """Correlation of two tables over pairs of classes, and its null: classes permuted in one of
-    them.
+    """Correlation of two tables over pairs of classes, and its null.
 
-    ``p`` is one-sided, for a correlation above 0: (1 + #{null ≥ value})/(1 + draws). p and null are
-    NaN below 5 classes and where a table is flat, and null_low and null_high also below 39
-    ``draws``. These are the permutations: all K! − 1 other orders of the classes if they are no
-    more than were asked for, which makes p exact, else random ones.
+    The null permutes the classes of one of them. ``p`` is one-sided, for a correlation above 0: (1
+    + #{null ≥ value})/(1 + draws). p and null are NaN below 5 classes and where a table is flat,
+    and null_low and null_high also below 39 ``draws``. These are the permutations: all K! − 1 other
+    orders of the classes if they are no more than were asked for, which makes p exact, else random
+    ones.
     """
 
     value: float
@@ -104,16 +104,24 @@ def mantel(
     generator: torch.Generator,
     method: Literal["spearman", "pearson"] = "spearman",
 ) -> Mantel:
-    """Mantel's test of two tables of distances, each symmetrised: (D + Dᵀ)/2; the diagonal is left
-    out.
+    """Mantel's test of two tables of distances, each symmetrised: (D + Dᵀ)/2.
 
-    ``permutations`` of the classes make the null; ``method`` correlates ranks (spearman) or values
-    (pearson).
+    The diagonal is left out. ``permutations`` of the classes make the null; ``method`` correlates
+    ranks (spearman) or values (pearson). Distances of points on a line agree with themselves, and
+    of the 119 other orders of five points the reverse alone gives them back, so p is
+    (1 + 1)/(1 + 119):
+
+    >>> places = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0])
+    >>> line = (places.unsqueeze(0) - places.unsqueeze(1)).abs()
+    >>> test = mantel(line, line, 999, torch.Generator(), "pearson")
+    >>> round(test.value, 6), round(test.p, 6), test.draws, test.pairs
+    (1.0, 0.016667, 119, 10)
     """
     K = len(x)
     a, b = np.triu_indices(K, k=1)
-    tables = [((t + t.T) / 2).double().cpu().numpy() for t in (x, y)]
-    if any(not np.isfinite(t[a, b]).all() or len(a) < 2 or np.ptp(t[a, b]) == 0 for t in tables):
+    # float64, for which null's tolerance is made: ties with the value are then seen as such.
+    tables = [((table + table.T) / 2).double().cpu().numpy() for table in (x, y)]
+    if not all(_varies(table[a, b]) for table in tables):  # a correlation would be 0/0
         return Mantel(math.nan, math.nan, math.nan, math.nan, math.nan, 0, len(a))
     scored = []
     for table in tables:
@@ -125,10 +133,7 @@ def mantel(
     value = float(scored[0][a, b] @ scored[1][a, b])
     if K < MIN_CLASSES:
         return Mantel(value, math.nan, math.nan, math.nan, math.nan, 0, len(a))
-    if math.factorial(K) - 1 <= permutations:
-        orders = np.array(list(all_orders(range(K)))[1:])  # the first is the classes' own
-    else:
-        orders = torch.rand(permutations, K, generator=generator).argsort(dim=1).numpy()
+    orders = _orders(K, permutations, generator)
     draws = scored[0][orders[:, a], orders[:, b]] @ scored[1][a, b]
     beside = null.beside_one(draws)
     return Mantel(
@@ -142,15 +147,31 @@ def mantel(
     )
 
 
+def _varies(values: np.ndarray) -> bool:
+    """Whether these are several finite values that are not all the same."""
+    return bool(np.isfinite(values).all() and len(values) > 1 and np.ptp(values) != 0)
+
+
+def _orders(K: int, permutations: int, generator: torch.Generator) -> np.ndarray:
+    """Orders of K classes, R×K: all but their own if these are few enough, else random ones."""
+    if math.factorial(K) - 1 <= permutations:
+        return np.array(list(all_orders(range(K)))[1:])  # the first is their own
+    orders: np.ndarray = torch.rand(permutations, K, generator=generator).argsort(dim=1).numpy()
+    return orders
+
+
 @jaxtyped(typechecker=beartype)
 def teacher_distance(
     logits: Float[Tensor, "B K"], labels: Int[Tensor, " B"], T: float
 ) -> Float[Tensor, "K K"]:
-    """1 − (q_a[b] + q_b[a])/2 with q_a the teacher's mean softmax(v/T) over the samples of class a,
-    0 on the diagonal.
+    """1 − (q_a[b] + q_b[a])/2, q_a the teacher's mean softmax(v/T) over the samples of class a.
 
-    Small where the teacher takes samples of one class for the other; NaN for a class without
-    samples.
+    In [0, 1] and 0 on the diagonal: small where the teacher takes samples of one class for the
+    other. NaN for a class without samples, which has no mean.
+
+    >>> teacher_distance(torch.zeros(2, 2), torch.tensor([0, 1]), 2.0)  # q is ½ throughout
+    tensor([[0.0000, 0.5000],
+            [0.5000, 0.0000]], dtype=torch.float64)
     """
     return _distance(_class_means(logits.div(T).softmax(dim=1), labels))
 
@@ -159,8 +180,14 @@ def teacher_distance(
 def confusion_distance(
     choices: Int[Tensor, " B"], labels: Int[Tensor, " B"], num_classes: int
 ) -> Float[Tensor, "K K"]:
-    """1 − mean share of samples of one class given the other, 0 on the diagonal; NaN for a class
-    without samples.
+    """1 − mean of the shares of samples of one class that are given the other.
+
+    In [0, 1], 1 where no sample is, and 0 on the diagonal. NaN for a class without samples, which
+    has no share.
+
+    >>> confusion_distance(torch.tensor([1, 0, 1]), torch.tensor([0, 0, 1]), 2)  # ½ of 0, none of 1
+    tensor([[0.0000, 0.7500],
+            [0.7500, 0.0000]], dtype=torch.float64)
     """
     given = torch.nn.functional.one_hot(choices, num_classes).double()
     return _distance(_class_means(given, labels))
@@ -169,17 +196,23 @@ def confusion_distance(
 def class_tree_distance(
     classes: Sequence[str], superclasses: Mapping[str, Sequence[str]]
 ) -> Tensor:
-    """K×K: 0 for one class, 1 for two of one superclass, 2 for others; ``superclasses`` hold every
-    class once.
+    """K×K: 0 for one class, 1 for two of one superclass, 2 for others.
+
+    ``superclasses`` hold every class once.
+
+    >>> class_tree_distance(["cat", "dog", "car"], {"animals": ["cat", "dog"], "things": ["car"]})
+    tensor([[0., 1., 2.],
+            [1., 0., 2.],
+            [2., 2., 0.]], dtype=torch.float64)
     """
-    above = {name: number for number, names in enumerate(superclasses.values()) for name in names}
+    above = {name: i for i, names in enumerate(superclasses.values()) for name in names}
     superclass = torch.tensor([above[name] for name in classes])
     distance = 1 + (superclass.unsqueeze(0) != superclass.unsqueeze(1)).double()
     return distance.fill_diagonal_(0)
 
 
 def _class_means(values: Tensor, labels: Tensor) -> Tensor:
-    """Means over the samples of each of the K classes, K×K."""
+    """Means over the samples of each of the K classes, K×K, in float64 as the other distances."""
     return torch.stack([values[labels == k].double().mean(dim=0) for k in range(values.shape[1])])
 
 
@@ -211,6 +244,7 @@ def agreement_table(
             distance = routing_distance(path.double().cpu())
             for reference, against in references.items():
                 for method in ("spearman", "pearson"):
+                    # Seeded anew, so that all tests permute the classes alike.
                     generator = torch.Generator().manual_seed(seed)
                     test = mantel(distance, against.double().cpu(), permutations, generator, method)
                     keys = {
@@ -266,8 +300,9 @@ class AgreementProbe(Probe):
 
 
 def routing_paths(moment: Moment) -> dict[str, list[Tensor]]:
-    """P^l of α and of A, K×N_l for levels from 1, averaged over samples where gates read the
-    input.
+    """P^l of α and of A, K×N_l for levels from 1.
+
+    They are averaged over samples where gates read the input.
     """
     assert isinstance(moment.model, HME)
     if moment.model.hard:

@@ -1,7 +1,7 @@
 """Conflicts between what subtasks claim: samples that two want, samples that none wants.
 
-Pure functions; axes: B samples, K subtasks, leading axes free. A subtask claims a sample where p_k
-> ½, m_k > 0.
+Pure functions; axes: B samples, K subtasks, leading axes free. A subtask claims a sample where
+p_k > ½, that is m_k > 0.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from kdx_analysis import null
 from kdx_analysis.probes.conflict.formulas import upper
 from kdx_analysis.probes.contract import Frames, Moment, Probe, probe_of
-from kdx_analysis.probes.subtasks import PAIR, pair_columns
+from kdx_analysis.probes.subtasks import OVER_PAIRS, PAIR, pair_columns
 from kdx_analysis.records import (
     DRAWS,
     EPOCH,
@@ -41,52 +41,86 @@ kind(
 
 
 @jaxtyped(typechecker=beartype)
-def claims(margins: Float[Tensor, "*draws B K"]) -> Bool[Tensor, "*draws B K"]:
-    """Which subtask claims which sample."""
+def claimed(margins: Float[Tensor, "*draws B K"]) -> Bool[Tensor, "*draws B K"]:
+    """Which subtask claims which sample, 1[m_k > 0].
+
+    >>> claimed(torch.tensor([[0.5, -2.0, 0.0]])).int()
+    tensor([[1, 0, 0]], dtype=torch.int32)
+    """
     return margins > 0
 
 
 @jaxtyped(typechecker=beartype)
 def double_claims(claims: Bool[Tensor, "*draws B K"]) -> Float[Tensor, "*draws"]:
-    """Share of samples that two subtasks or more claim, in [0, 1]."""
+    """Share of samples that two subtasks or more claim, in [0, 1].
+
+    >>> claims = torch.tensor([[True, True], [True, False], [False, False], [False, False]])
+    >>> double_claims(claims).item()
+    0.25
+    """
+    # Shares are in float64, in which nulls are read.
     return (claims.sum(dim=-1) > 1).double().mean(dim=-1)
 
 
 @jaxtyped(typechecker=beartype)
 def orphans(claims: Bool[Tensor, "*draws B K"]) -> Float[Tensor, "*draws"]:
-    """Share of samples that no subtask claims, in [0, 1]."""
+    """Share of samples that no subtask claims, in [0, 1].
+
+    >>> claims = torch.tensor([[True, True], [True, False], [False, False], [False, False]])
+    >>> orphans(claims).item()
+    0.5
+    """
     return (~claims.any(dim=-1)).double().mean(dim=-1)
 
 
 @jaxtyped(typechecker=beartype)
 def claimed_by_both(claims: Bool[Tensor, "*draws B K"]) -> Float[Tensor, "*draws K K"]:
-    """Share of samples that both a and b claim; on the diagonal, that a claims."""
-    claimed = claims.double()
-    return claimed.transpose(-1, -2) @ claimed / claims.shape[-2]
+    """Share of samples that both a and b claim, in [0, 1]; on the diagonal, that a claims.
+
+    >>> claims = torch.tensor([[True, True], [True, False], [False, False], [False, False]])
+    >>> claimed_by_both(claims)
+    tensor([[0.5000, 0.2500],
+            [0.2500, 0.2500]], dtype=torch.float64)
+    """
+    ones = claims.double()
+    return ones.transpose(-1, -2) @ ones / claims.shape[-2]
 
 
 @jaxtyped(typechecker=beartype)
 def permuted_claims(
     claims: Bool[Tensor, "B K"], draws: int, generator: torch.Generator
 ) -> Bool[Tensor, "draws B K"]:
-    """The null, ``draws`` times: every subtask claims as many samples as it does, but any."""
+    """The null, ``draws`` times: every subtask claims as many samples as it does, but any.
+
+    >>> claims = torch.tensor([[True, True], [True, False], [False, False]])
+    >>> permuted_claims(claims, 4, torch.Generator().manual_seed(0)).sum(dim=1)
+    tensor([[2, 1],
+            [2, 1],
+            [2, 1],
+            [2, 1]])
+    """
     order = torch.rand(draws, *claims.shape, generator=generator).argsort(dim=1)
     return claims.expand(draws, -1, -1).gather(1, order.to(claims.device))
 
 
 def output_table(margins: Tensor, classes: Sequence[str], draws: int, seed: int) -> pd.DataFrame:
-    """Double claims, orphans, and samples claimed by both subtasks of every pair: metric, a, b, …,
-    value, null_…, n.
+    """Double claims, orphans, and samples claimed by both subtasks of every pair.
 
-    ``margins`` are B×K. The null deals, ``draws`` times, each subtask's claims to other samples.
+    Args:
+        margins: B×K.
+        classes: the K subtasks' names.
+        draws: of the null, which deals each subtask's claims to other samples.
+        seed: of the null.
+
+    Returns:
+        metric, a, b, a_index, b_index, value, null_…, null_draws, n.
     """
-    actual = claims(margins.cpu())
+    actual = claimed(margins.cpu())
     permuted = permuted_claims(actual, draws, torch.Generator().manual_seed(seed))
     every = torch.cat([actual[None], permuted])
-    nobody = {"a": "", "b": "", "a_index": -1, "b_index": -1}
     shares = {"double_claims": double_claims(every), "orphans": orphans(every)}
     whole = pd.DataFrame(
-        [{"metric": name, **nobody, **null.with_value(share)} for name, share in shares.items()]
+        [{"metric": name, **OVER_PAIRS, **null.with_value(share)} for name, share in shares.items()]
     )
     both = upper(claimed_by_both(every))
     columns = {"value": both[0].numpy(), **null.beside(both[1:])}

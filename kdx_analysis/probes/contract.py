@@ -36,7 +36,7 @@ from kdx_analysis.data import Dataset, Split
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, Trace
 from kdx_analysis.models.modes import undisturbed
-from kdx_analysis.probes.subtasks import margins_of
+from kdx_analysis.probes.subtasks import margins_under
 from kdx_analysis.registry import Registry, unknown
 
 P = TypeVar("P", bound="type[Probe]")
@@ -52,14 +52,14 @@ class Cost:
     Attributes:
         forwards, backwards: passes, each over at most ``batch`` images.
         values: numbers in the summed gradients of all residuals, K·D for each set.
-        held: bytes of them that are held at once.
+        memory: bytes of them that are there at once.
     """
 
     forwards: int = 0
     backwards: int = 0
     batch: int = 0
     values: int = 0
-    held: int = 0
+    memory: int = 0
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
@@ -67,7 +67,7 @@ class Cost:
             self.backwards + other.backwards,
             max(self.batch, other.batch),
             self.values + other.values,
-            max(self.held, other.held),
+            max(self.memory, other.memory),
         )
 
     def __mul__(self, times: int) -> Cost:
@@ -81,7 +81,7 @@ class Cost:
     def __str__(self) -> str:
         return (
             f"{self.forwards} forward and {self.backwards} backward passes over up to {self.batch} "
-            f"images each, {self.held / 2**20:.0f} MiB of gradients at once"
+            f"images each, {self.memory / 2**20:.0f} MiB of gradients at once"
         )
 
 
@@ -147,10 +147,11 @@ class Setting:
 
     @property
     def margins(self) -> Callable[[Tensor], Tensor] | None:
-        """From the model's outputs to the margins of its subtasks; None where an explainer gives
-        them.
+        """From the model's outputs to the margins of its subtasks.
+
+        It is None where an explainer gives them.
         """
-        to_margins = margins_of(self.objective)
+        to_margins = margins_under(self.objective)
         if to_margins is None and not isinstance(self.model, HME):
             return lambda outputs: outputs  # without it a probe would take outputs for logits
         return to_margins
@@ -242,9 +243,7 @@ class Moment:
 
     @cached_property
     def margins(self) -> Tensor:
-        """The margins of the subtasks, B×K: a subtask claims an image where its margin is above
-        0.
-        """
+        """The margins of the subtasks, B×K: one claims an image where its margin is above 0."""
         if self._to_margins is not None:
             return self._to_margins(self.outputs)
         return self.trace.margins

@@ -13,14 +13,14 @@ from kdx_analysis import null
 from kdx_analysis.drawing.style import GREY, LIGHT, canvas, plain, styled
 
 if TYPE_CHECKING:
-    from kdx_analysis.probes.across_models import MeasureRecord
+    from kdx_analysis.probes.across_models import MetricRecord
     from kdx_analysis.probes.recording import Recording
 
 _BLUE = "#0072B2"
 
 
 @styled
-def across_models(record: MeasureRecord, ax: Axes | None = None) -> tuple[Figure, np.ndarray]:
+def across_models(record: MetricRecord, ax: Axes | None = None) -> tuple[Figure, np.ndarray]:
     """Every run a dot, a row a metric, over the ranges of its nulls; of α and A those of A."""
     table = record.table
     if "attention" in table:
@@ -66,7 +66,7 @@ def _gates(record: Recording, ax: Axes | None) -> tuple[Figure, np.ndarray]:
     heads = record.attention[-1]
     figure, ax = canvas(ax, "page", 4.5)
     sns.heatmap(
-        heads.double().mean(dim=0).cpu().numpy(),
+        heads.double().mean(dim=0).cpu().numpy(),  # NumPy has no bfloat16
         ax=ax,
         cmap="viridis",
         vmin=0,
@@ -82,7 +82,7 @@ def _activations(record: Recording, ax: Axes | None) -> tuple[Figure, np.ndarray
     activations = record.activations
     figure, ax = canvas(ax, "page", 0.9 + 0.25 * len(activations))
     for y, values in enumerate(activations.values()):
-        finite = values[values.isfinite()].double().cpu().numpy()
+        finite = values[values.isfinite()].double().cpu().numpy()  # NumPy has no bfloat16
         low, middle, high = np.quantile(finite, [0.05, 0.5, 0.95]) if len(finite) else [np.nan] * 3
         ax.hlines(y, low, high, color=_BLUE, linewidth=3)
         ax.plot(middle, y, "o", color="black", markersize=3)

@@ -1,6 +1,4 @@
-"""What every record can do: be shown as a table, a figure, a piece of a page, and be kept in files
-without loss.
-"""
+"""What every record can do: be shown as table, figure or piece of a page, and kept without loss."""
 
 from __future__ import annotations
 
@@ -53,8 +51,9 @@ class Record(ABC):
     def _repr_html_(self) -> str: ...
 
     def save(self, folder: str | Path) -> None:
-        """Write the record into ``folder``, as ``FILE.safetensors``: tensors by number, the rest as
-        JSON in its header.
+        """Write the record into ``folder``, as ``FILE.safetensors``.
+
+        Tensors lie there by number, the rest as JSON in its header.
         """
         tensors: list[Tensor] = []
         fields = _without_tensors(self, tensors)
@@ -99,8 +98,9 @@ class Record(ABC):
 
 
 class TableRecord(Record):
-    """A record that is tidy tables, each kept as it is; ``FILES`` are its fields and their files'
-    names.
+    """A record that is tidy tables, each kept as it is.
+
+    ``FILES`` are its fields and their files' names.
     """
 
     FILES: ClassVar[Mapping[str, str]]
@@ -118,10 +118,8 @@ class TableRecord(Record):
 
 def added(records: Sequence[Record], field: str) -> tuple[Tensor, ...]:
     """Σ over records of every tensor in a field that holds sums: how batches merge."""
-    return tuple(
-        torch.stack(parts).sum(dim=0)
-        for parts in zip(*(getattr(r, field) for r in records), strict=True)
-    )
+    sums = [getattr(record, field) for record in records]
+    return tuple(torch.stack(parts).sum(dim=0) for parts in zip(*sums, strict=True))
 
 
 def _read(folder: str | Path, name: str) -> pd.DataFrame:

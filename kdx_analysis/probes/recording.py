@@ -1,6 +1,4 @@
-"""``kdx.probe(model)``: what a model computes while any code runs it, its gates and chosen
-activations.
-"""
+"""``kdx.probe(model)``: gates and chosen activations of a model while any code runs it."""
 
 from __future__ import annotations
 
@@ -17,8 +15,8 @@ from torch import Tensor, nn
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, Trace
-from kdx_analysis.models import gates as gating
 from kdx_analysis.models.choose import Where, chosen
+from kdx_analysis.models.gates import pathways
 from kdx_analysis.probes.record import Record
 from kdx_analysis.records import with_undefined
 
@@ -29,8 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Recording(Record):
-    """What was recorded, forward pass by forward pass; what it holds grows while :func:`probe` is
-    open.
+    """What was recorded, forward pass by forward pass; it grows while :func:`probe` is open.
 
     Attributes:
         model: the class of the model, for its heading.
@@ -49,10 +46,10 @@ class Recording(Record):
 
     @property
     def attention(self) -> list[Tensor]:
-        """α^l for l = 2…L+1, each S×N_l×N_{l−1}: S forward passes, or of input gates all samples in
-        their order.
+        """α^l for l = 2…L+1, each S×N_l×N_{l−1}.
 
-        Raises KdxError where no gates were recorded.
+        S are forward passes, or of input gates all samples in their order. Raises KdxError where no
+        gates were recorded.
         """
         if not self._attention:
             raise KdxError(
@@ -81,11 +78,12 @@ class Recording(Record):
 
     def pathways(self) -> list[Tensor]:
         """P^l (K×N_l) for l = 1…L, composed for each of the S passes or samples, then averaged."""
-        return [paths.mean(dim=0) for paths in gating.pathways(self.attention)]
+        return [paths.mean(dim=0) for paths in pathways(self.attention)]
 
     def merge(self, other: Recording) -> Recording:
-        """This recording and then ``other``, as if both had been one. Raises KdxError if they hold
-        other things.
+        """This recording and then ``other``, as if both had been one.
+
+        Raises KdxError if they hold other things.
         """
         mine, theirs = ((set(r._activations), bool(r._attention)) for r in (self, other))
         if self.model != other.model or mine != theirs:
@@ -100,17 +98,18 @@ class Recording(Record):
         return Recording(self.model, [*self._attention, *other._attention], merged)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a gate: observation (a pass, or a sample of input gates), level, child, parent,
-        alpha, undefined.
+        """One row a gate: observation, level, child, parent, alpha, undefined.
 
-        ``undefined`` is 1 where α is NaN, as in a model that diverged.
+        An observation is a pass, or a sample of input gates; ``undefined`` is 1 where α is NaN, as
+        in a model that diverged.
         """
         frames = []
         for level, alpha in enumerate(self.attention, 2):
             index = np.indices(alpha.shape).reshape(3, -1)
             names = ("observation", "child", "parent")
             frame = pd.DataFrame(dict(zip(names, index, strict=True)))
-            frames.append(frame.assign(level=level, alpha=alpha.double().cpu().numpy().ravel()))
+            values = alpha.double().cpu().numpy().ravel()  # NumPy has no bfloat16
+            frames.append(frame.assign(level=level, alpha=values))
         columns = ["observation", "level", "child", "parent", "alpha"]
         return with_undefined(pd.concat(frames, ignore_index=True)[columns], ["alpha"])
 
@@ -119,13 +118,13 @@ class Recording(Record):
 
         Mean and deviation are of the finite values; ``not_finite`` counts the others.
         """
-        held = (
-            {f"α into level {i}": a for i, a in enumerate(self.attention, 2)}
-            if self._attention
-            else {}
-        )
+        recorded = self.activations
+        if self._attention:
+            gates = {f"α into level {i}": alpha for i, alpha in enumerate(self.attention, 2)}
+            recorded = gates | recorded
         rows = []
-        for name, values in (held | self.activations).items():
+        for name, values in recorded.items():
+            # In float64, as half precision would overflow in a sum.
             known = values.double()[values.isfinite()]
             rows.append(
                 {
@@ -142,8 +141,9 @@ class Recording(Record):
         )
 
     def plot(self, ax: Axes | None = None) -> tuple[Figure, np.ndarray]:
-        """Mean attention into the heads, subtasks by experts, or without gates the spread of every
-        activation.
+        """Mean attention into the heads, subtasks by experts, as (figure, axes).
+
+        Without gates it is the spread of every activation.
         """
         from kdx_analysis.probes.drawing import recording
 
@@ -211,8 +211,9 @@ def probe(
 
 
 class _Traced:
-    """Stands in for an explainer's ``trace`` and keeps its attention; a copy of the explainer gets
-    a plain one.
+    """Stands in for an explainer's ``trace`` and keeps its attention.
+
+    A copy of the explainer gets a plain one.
     """
 
     def __init__(self, model: HME, recording: Recording, device: torch.device) -> None:
@@ -268,20 +269,21 @@ def _explainer(model: nn.Module, gates: bool | None) -> HME | None:
     """The one explainer in ``model`` whose gates are to be recorded."""
     if gates is False:
         return None
-    found = [(path, module) for path, module in model.named_modules() if isinstance(module, HME)]
-    if not found and gates:
+    explainers = {path: part for path, part in model.named_modules() if isinstance(part, HME)}
+    if not explainers and gates:
         raise KdxError(
             f"{type(model).__name__} has no gates; make it an explainer (HME), or name activations="
         )
-    if len(found) > 1:
-        paths = ", ".join(repr(path) for path, _ in found)
+    if len(explainers) > 1:
         raise KdxError(
-            f"{type(model).__name__} holds {len(found)} explainers, at {paths}; probe one of them"
+            f"{type(model).__name__} holds {len(explainers)} explainers, at "
+            f"{', '.join(map(repr, explainers))}; probe one of them"
         )
-    return found[0][1] if found else None
+    return next(iter(explainers.values()), None)
 
 
 def _joined(what: str, parts: Sequence[Tensor]) -> Tensor:
+    """Parts one after the other along the first axis; KdxError if their other axes differ."""
     shapes = {tuple(part.shape[1:]) for part in parts}
     if len(shapes) > 1 or parts[0].ndim == 0:
         raise KdxError(

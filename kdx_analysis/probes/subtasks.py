@@ -1,5 +1,6 @@
-"""A classifier's K one-vs-rest subtasks: its margins, their plain hard loss, and what every probe
-refuses of both.
+"""A classifier's K one-vs-rest subtasks, and what every probe refuses of a model and its images.
+
+Their margins m_k are read from the model's outputs, their plain hard loss is BCE(σ(m_k), 1[y = k]).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ PAIR = (
     count("a_index", "of the class a; -1 where all are meant", low=-1),
     count("b_index", "of the class b", low=-1),
 )
+OVER_PAIRS = {"a": "", "b": "", "a_index": -1, "b_index": -1}  # PAIR in a row where all are meant
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,27 +69,31 @@ class OneVsRest:
         if margins is None and isinstance(model, HME):
             model = model.giving_margins()
         images = fitted(images, model)
-        expected = (
-            len(classes)
-            if classes is not None
-            else int(labels.max()) + 1
-            if labels.numel()
-            else None
-        )
+        expected = None if classes is None else len(classes)
+        if expected is None and labels.numel():
+            expected = int(labels.max()) + 1
         answers = asked(model, images, expected)
         if margins is None and not isinstance(model, HME):
             check_logits(finite(answers), model, images)
             margins = one_vs_rest_margins
-        own = answers if margins is None else margins(answers)
-        names, labels = subtasks(own, labels.to(images.device), classes)
-        return cls(model, images, margins, own, names, F.one_hot(labels, len(names)).to(own.dtype))
+        outputs = answers if margins is None else margins(answers)
+        names, labels = subtasks(outputs, labels.to(images.device), classes)
+        one_hot = F.one_hot(labels, len(names)).to(outputs.dtype)
+        return cls(model, images, margins, outputs, names, one_hot)
 
     def loss(self, margins: Tensor) -> Tensor:
         """BCE(σ(m_k), 1[y = k]) of every image and subtask, B×K.
 
-        By logsigmoid: PyTorch's own loss on logits loses what is left of it, and of its gradient,
-        at margins beyond ±14 in float32.
+        At margins 0 every entry is log 2:
+
+        >>> images, labels = torch.zeros(2, 1, 1, 2), torch.tensor([0, 1])
+        >>> probed = OneVsRest.of(nn.Flatten(), images, labels, None, lambda outputs: outputs)
+        >>> probed.loss(torch.tensor([[0.0, 0.0], [0.0, 2.0]]))
+        tensor([[0.6931, 0.6931],
+                [0.6931, 0.1269]])
         """
+        # PyTorch's loss on logits loses what is left of it, and of its gradient, at margins beyond
+        # ±14 in float32.
         return -self.one_hot * F.logsigmoid(margins) - (1 - self.one_hot) * F.logsigmoid(-margins)
 
 
@@ -104,8 +110,9 @@ class Asked(nn.Module):
 
 
 def asked(model: nn.Module, images: Tensor, num_classes: int | None = None) -> Tensor:
-    """What a model in eval mode answers, B×K; a warning says which of several things that it gives
-    was taken.
+    """What a model in eval mode answers, B×K.
+
+    A warning says which of several things that it gives was taken.
     """
     with undisturbed(model), torch.no_grad():
         given = model(images.clone())
@@ -114,19 +121,17 @@ def asked(model: nn.Module, images: Tensor, num_classes: int | None = None) -> T
             (name,) = [name for name, tensor in _tensors(given) if tensor is taken]
             warnings.warn(
                 f"the model gives {described(given)}; probed is {name}, its only tensor with a row "
-                "an image and a "
-                "column a class",
+                "an image and a column a class",
                 stacklevel=3,
             )
     return taken
 
 
 def answer(given: Any, B: int, num_classes: int | None = None) -> Tensor:
-    """The one tensor B×K among what a model gives: it, or an entry of a dict, a sequence or a
-    dataclass.
+    """The one tensor B×K among what a model gives.
 
-    Where several have two axes, it is the one with ``num_classes`` columns. Raises KdxError, which
-    names what came.
+    That is all that it gives, or an entry of a dict, a sequence or a dataclass; where several have
+    two axes, the one with ``num_classes`` columns. Raises KdxError, which names what came.
     """
     fitting = [
         t for _, t in _tensors(given) if t.ndim == 2 and len(t) == B and t.is_floating_point()
@@ -136,8 +141,8 @@ def answer(given: Any, B: int, num_classes: int | None = None) -> Tensor:
     if len(fitting) != 1:
         raise KdxError(
             f"the model gives {described(given)} for {B} images; wanted are logits of shape B×K, "
-            "one row an image and "
-            "one column a class. Wrap the model in a module whose forward gives them alone"
+            "one row an image and one column a class. Wrap the model in a module whose forward "
+            "gives them alone"
         )
     if fitting[0].dtype in (torch.float16, torch.bfloat16):
         raise KdxError(computes_in(fitting[0].dtype))
@@ -148,8 +153,7 @@ def computes_in(dtype: object) -> str:
     """Why a model is refused that computes in half precision."""
     return (
         f"the model computes in {dtype}, although its parameters do not: too coarse for the angles "
-        "of gradients; take "
-        "torch.autocast out of its forward"
+        "of gradients; take torch.autocast out of its forward"
     )
 
 
@@ -182,35 +186,31 @@ def _tensors(given: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def check_logits(outputs: Tensor, model: nn.Module, images: Tensor) -> None:
-    """KdxError if a model's outputs are of one class or probabilities, of which there are no
-    one-vs-rest margins.
-    """
+    """KdxError for outputs without one-vs-rest margins: of one class, or probabilities."""
     _check_several(outputs)
     if surely_probabilities(outputs) or _ends_in_probabilities(model, images, outputs.shape[1]):
         raise KdxError(
             f"the model's outputs look like probabilities ({float(outputs.min()):.3g} to "
-            f"{float(outputs.max()):.3g}), "
-            "not like logits; leave out its last softmax or sigmoid, or say by margins= how to get "
-            "from them to margins (margins=torch.logit for either; for logits that only look so, "
-            "one_vs_rest_margins of kdx_analysis.objectives)"
+            f"{float(outputs.max()):.3g}), not like logits; leave out its last softmax or sigmoid, "
+            "or say by margins= how to get from them to margins (margins=torch.logit for either; "
+            "for logits that only look so, one_vs_rest_margins of kdx_analysis.objectives)"
         )
 
 
 def _ends_in_probabilities(model: nn.Module, images: Tensor, num_classes: int) -> bool:
-    """By the graph of two images; False for a model that does not run on two, which is refused with
-    that reason.
-    """
+    """By the graph of two images; False for a model that does not run on two."""
     with undisturbed(model), torch.enable_grad():
         try:
             given = model(images[:2].clone().requires_grad_())
             return ends_in_probabilities(answer(given, len(images[:2]), num_classes))
-        except Exception:
+        except Exception:  # whatever it raises, the model is refused later, with that reason
             return False
 
 
 def pictures(images: Any) -> Tensor:
-    """``images`` as one finite floating-point tensor B×C×H×W, B ≥ 1, from a tensor, an array or a
-    list of either.
+    """``images`` as one finite floating-point tensor B×C×H×W, B ≥ 1.
+
+    They may be a tensor, an array or a list of either.
     """
     if isinstance(images, list | tuple) and len({tuple(np.shape(image)) for image in images}) > 1:
         raise KdxError(
@@ -218,14 +218,10 @@ def pictures(images: Any) -> Tensor:
         )
     images = _tensor("images", images)
     if images.ndim != 4 or not len(images) or not images.is_floating_point():
-        hint = (
-            ""
-            if images.is_floating_point()
-            else "; divide pixels by 255, subtract the mean, divide by std"
-        )
+        pixels = "; divide pixels by 255, subtract the mean, divide by std"
         raise KdxError(
             f"images of shape {tuple(images.shape)} and {images.dtype} should be normalised, "
-            f"B×C×H×W, B ≥ 1{hint}"
+            f"B×C×H×W, B ≥ 1{'' if images.is_floating_point() else pixels}"
         )
     if not images.isfinite().all():
         raise KdxError("images hold values that are not finite; look at how they are normalised")
@@ -239,11 +235,9 @@ def integers(labels: Any) -> Tensor:
 
 def _tensor(what: str, given: Any) -> Tensor:
     if isinstance(given, Tensor):
-        return (
-            given.clone()
-            if given.is_inference() and not torch.is_inference_mode_enabled()
-            else given
-        )
+        # One made under torch.inference_mode() can have no gradient outside of it.
+        copied = given.is_inference() and not torch.is_inference_mode_enabled()
+        return given.clone() if copied else given
     try:
         if isinstance(given, list | tuple) and given and isinstance(given[0], Tensor):
             return torch.stack(list(given))
@@ -273,8 +267,7 @@ def labelled(images: Tensor, labels: Any, K: int) -> Tensor:
     ):
         raise KdxError(
             f"labels of shape {tuple(labels.shape)} and {labels.dtype} don't fit {len(images)} "
-            "images; "
-            "give one integer for each of one image or more"
+            "images; give one integer for each of one image or more"
         )
     if int(labels.min()) < 0 or int(labels.max()) >= K:
         raise KdxError(
@@ -285,14 +278,11 @@ def labelled(images: Tensor, labels: Any, K: int) -> Tensor:
 
 def check_classes(labels: Tensor, classes: Sequence[str]) -> None:
     """KdxError if a class has no label."""
-    lacking = [
-        classes[k]
-        for k in (torch.bincount(labels, minlength=len(classes)) == 0).nonzero().flatten().tolist()
-    ]
+    counts = torch.bincount(labels, minlength=len(classes)).tolist()
+    lacking = [repr(name) for name, number in zip(classes, counts, strict=False) if not number]
     if lacking:
         raise KdxError(
-            f"no image is of class {', '.join(map(repr, lacking[:5]))}; give some images of every "
-            "class"
+            f"no image is of class {', '.join(lacking[:5])}; give some images of every class"
         )
 
 
@@ -315,8 +305,10 @@ def finite(margins: Tensor) -> Tensor:
 def subtasks(
     margins: Tensor, labels: Tensor, classes: Sequence[str] | None
 ) -> tuple[tuple[str, ...], Tensor]:
-    """Names and int64 labels, unless margins are not finite or not of two classes or more, or a
-    class has no image.
+    """The subtasks' names, and labels as int64.
+
+    Raises KdxError for margins that are not finite or not of two classes or more, labels that don't
+    fit them, and a class without an image.
     """
     names = named(classes, finite(margins).shape[1])
     _check_several(margins)
@@ -333,8 +325,8 @@ def _check_several(outputs: Tensor) -> None:
         )
 
 
-def margins_of(objective: ObjectiveConfig) -> Callable[[Tensor], Tensor] | None:
-    """From a model's outputs to the margins of its subtasks; None where they are the same."""
+def margins_under(objective: ObjectiveConfig) -> Callable[[Tensor], Tensor] | None:
+    """What takes a model's outputs to its subtasks' margins; None where they are the same."""
     return one_vs_rest_margins if objective.decomposition == "multiclass" else None
 
 

@@ -1,6 +1,4 @@
-"""All probes of one model in training: called after every epoch, they give tidy tables of what they
-see.
-"""
+"""All probes of one model in training: called after every epoch, they give tidy tables."""
 
 from __future__ import annotations
 
@@ -82,8 +80,9 @@ class TrainingProbe:
 
     @property
     def ids(self) -> dict[str, list[int]]:
-        """Ids of the images in each probe set, by split; a probe that looks at others of its own
-        has them under its name and the split.
+        """Ids of the images in each probe set, by split.
+
+        A probe that looks at others of its own has them under its name and the split.
         """
         ids: dict[str, list[int]] = {}
         for name, probe in self.probes.items():
@@ -161,8 +160,9 @@ def settings(
     *,
     finished: bool = False,
 ) -> Iterator[tuple[type[Probe], Setting]]:
-    """The probes that will look at a model, each with its setting; arguments as of
-    :class:`TrainingProbe`.
+    """The probes that will look at a model, each with its setting.
+
+    Arguments are as of :class:`TrainingProbe`.
     """
     check_sections(config)
 
@@ -191,8 +191,9 @@ def training_cost(
     *,
     finished: bool = False,
 ) -> Cost:
-    """What all probes of a model take through its training, nulls included; arguments as of
-    :class:`TrainingProbe`.
+    """What all probes of a model take through its training, nulls included.
+
+    Arguments are as of :class:`TrainingProbe`.
     """
     total = Cost()
     for probe, setting in settings(
@@ -205,6 +206,7 @@ def training_cost(
 
 
 def _logits(teacher: nn.Module, probe_set: ProbeSet) -> Tensor:
+    """The teacher's, B×K, in float32 whatever it computes in, as margins are."""
     with undisturbed(teacher), torch.no_grad():
         logits: Tensor = teacher(probe_set.images)
     return logits.float()

@@ -65,10 +65,14 @@ def block_norms(
     rows: Int[Tensor, " outputs"],
     columns: Int[Tensor, " inputs"],
 ) -> Float[Tensor, "R M"]:
-    """‖V_rm‖, the root of the sum of squares over block r of the outputs, block m of the inputs and
-    the kernel.
+    """‖V_rm‖ = √(Σ of squares over block r of outputs, block m of inputs and the kernel), ≥ 0.
 
     ``rows`` and ``columns`` give the block of every channel, in order from 0.
+
+    >>> weight = torch.tensor([[3.0, 4.0, 1.0], [0.0, 0.0, 2.0]])
+    >>> block_norms(weight, torch.tensor([0, 1]), torch.tensor([0, 0, 1]))
+    tensor([[5., 1.],
+            [0., 2.]])
     """
     squares = weight.reshape(*weight.shape[:2], -1).square().sum(dim=2)
     to_row, to_column = (F.one_hot(blocks).to(squares.dtype) for blocks in (rows, columns))
@@ -79,26 +83,28 @@ def block_norms(
 def block_rms(
     mean_squares: Float[Tensor, " channels"], columns: Int[Tensor, " inputs"]
 ) -> Float[Tensor, " M"]:
-    """Root mean square of every input block, from the mean square of every channel.
+    """RMS_m = √(mean of the mean squares of block m's channels) of every input block, ≥ 0.
 
     Of a grouped convolution block m holds channels of all groups: ``columns`` counts within the
     group.
+
+    >>> block_rms(torch.tensor([1.0, 7.0, 9.0]), torch.tensor([0, 0, 1]))
+    tensor([2., 3.])
     """
     to_column = F.one_hot(columns).to(mean_squares.dtype)
-    return (
-        mean_squares.view(-1, len(columns)).mean(dim=0) @ to_column / to_column.sum(dim=0)
-    ).sqrt()
+    per_channel = mean_squares.view(-1, len(columns)).mean(dim=0)
+    return (per_channel @ to_column / to_column.sum(dim=0)).sqrt()
 
 
 @torch.no_grad()
 def block_gates(model: nn.Module, images: Tensor) -> pd.DataFrame:
-    """The gates of every layer that has VAM, on ``images`` (B×C×H×W) in eval mode; the model is
-    left as it was found.
+    """The gates of every layer that has VAM, on ``images``, B×C×H×W, in eval mode.
 
-    One row per layer and pair of blocks: layer, row, column, alpha, scale (s), flow, share (A),
-    uniform_share (A if all scales were 1, as without VAM), undefined, tau. Flow and shares are NaN,
-    and counted as undefined, where a layer's forward pass is bypassed, as the projection's in
-    nn.MultiheadAttention is, or nothing flows into a row. Raises KdxError if there is no VAM.
+    The model is left as it was found. One row per layer and pair of blocks: layer, row, column,
+    alpha, scale (s), flow, share (A), uniform_share (A if all scales were 1, as without VAM),
+    undefined, tau. Flow and shares are NaN, and counted as undefined, where a layer's forward pass
+    is bypassed, as the projection's in nn.MultiheadAttention is, or nothing flows into a row.
+    Raises KdxError if there is no VAM.
     """
     attention(model)  # says so where there is none
     layers = attended_layers(model)
@@ -111,9 +117,9 @@ def block_gates(model: nn.Module, images: Tensor) -> pd.DataFrame:
 
 
 def row_entropies(block_gates: pd.DataFrame) -> pd.DataFrame:
-    """H/ln M of every row: layer, row, attention, value, initial, undefined (of the two), n (M),
-    tau.
+    """H/ln M of every row, in [0, 1]: 1 where it draws from all blocks alike.
 
+    Columns: layer, row, attention, value, initial, undefined (of the two), n (M), tau.
     ``attention`` is ``alpha``, whose ``initial`` is 1, the uniform attention that VAM starts with,
     or ``share``, whose ``initial`` is that of the same weights at uniform attention.
     """
@@ -158,13 +164,15 @@ class VAMProbe(Probe):
 
 @contextmanager
 def _mean_squares(layers: dict[str, AttendedLayer]) -> Iterator[dict[str, Tensor]]:
-    """Mean square of every input channel of the layers that run inside the body; a layer's last run
-    counts.
+    """Mean square of every input channel of the layers that run inside the body.
+
+    A layer's last run counts.
     """
     seen: dict[str, Tensor] = {}
 
     def look(path: str, layer: nn.Module) -> Any:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            # In float64, as squares in half precision overflow, and means of many round.
             squares = inputs[0].detach().double().square()
             axis = squares.ndim - 1 if isinstance(layer, nn.Linear) else 1
             seen[path] = squares.movedim(axis, -1).flatten(0, -2).mean(dim=0)
@@ -180,12 +188,14 @@ def _mean_squares(layers: dict[str, AttendedLayer]) -> Iterator[dict[str, Tensor
 
 
 def _of_layer(path: str, layer: AttendedLayer, mean_squares: Tensor | None) -> pd.DataFrame:
+    """The rows of :func:`block_gates` for one layer; ``mean_squares`` of its inputs, if it ran."""
     blocks = layer.vam
     rows, columns = (
         torch.arange(len(widths)).repeat_interleave(torch.tensor(widths))
         for widths in (blocks.rows, blocks.columns)
     )
     R, M = len(blocks.rows), len(blocks.columns)
+    # NaN stays where the layer's forward pass was bypassed, so that nothing is known to flow.
     flows = [torch.full((R, M), torch.nan, dtype=torch.float64)] * 2
     if mean_squares is not None:
         rms = block_rms(mean_squares.cpu(), columns)
@@ -193,6 +203,7 @@ def _of_layer(path: str, layer: AttendedLayer, mean_squares: Tensor | None) -> p
             block_norms(V.double().cpu(), rows, columns) * rms
             for V in (layer.weight, layer.plain_weight)
         ]
+    # 0/0, NaN, where nothing flows into a row.
     flow, shares = flows[0], [each / each.sum(dim=1, keepdim=True) for each in flows]
     values = {
         "alpha": blocks.attention(),
@@ -214,4 +225,5 @@ def _of_layer(path: str, layer: AttendedLayer, mean_squares: Tensor | None) -> p
 
 
 def _share(row: pd.Series) -> float:
+    """H/ln M of a row's shares."""
     return float(entropy_share(torch.tensor(row.to_numpy())))

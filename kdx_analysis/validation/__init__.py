@@ -23,7 +23,7 @@ class Yardsticks(Protocol):
         """Whether every yardstick holds."""
 
     @property
-    def measures(self) -> pd.DataFrame:
+    def values(self) -> pd.DataFrame:
         """The value of every yardstick."""
 
 

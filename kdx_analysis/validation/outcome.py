@@ -55,7 +55,7 @@ class Outcome:
         return f"{self.part}: {holding} of {len(self.rows)} yardsticks hold"
 
     @property
-    def measures(self) -> pd.DataFrame:
+    def values(self) -> pd.DataFrame:
         """As :meth:`to_frame`."""
         return self.to_frame()
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kdx_analysis.errors import KdxError
-from kdx_analysis.probes import MeasureRecord, ablate, conflict_of, gates_of
+from kdx_analysis.probes import MetricRecord, ablate, conflict_of, gates_of
 from kdx_analysis.probes.gates.record import GateRecord
 from tests.probes.subjects import small
 
@@ -24,8 +24,8 @@ def gates(seed: int) -> GateRecord:
 
 
 @cache
-def measured(*seeds: int) -> MeasureRecord:
-    return MeasureRecord.of({str(seed): gates(seed) for seed in seeds})
+def measured(*seeds: int) -> MetricRecord:
+    return MetricRecord.of({str(seed): gates(seed) for seed in seeds})
 
 
 def test_means_over_runs_are_those_of_what_each_run_says() -> None:
@@ -51,9 +51,9 @@ def test_runs_merge_in_any_order_and_are_counted() -> None:
 def test_a_run_without_a_value_is_counted() -> None:
     table = measured(0).merge(measured(1)).table.copy()
     table.loc[0, "value"] = math.nan
-    row = MeasureRecord(table).to_frame().iloc[0]
+    row = MetricRecord(table).to_frame().iloc[0]
     assert (row["values"], row["undefined"]) == (1, 1)
-    _, axes = MeasureRecord(
+    _, axes = MetricRecord(
         table[table["attention"] == "alpha"].assign(attention="effective")
     ).plot()
     assert "1 undefined value left out" in axes[0].get_title(loc="left")
@@ -63,20 +63,20 @@ def test_conflict_and_faithfulness_have_measures_too() -> None:
     model = small(experts=2)
     conflict = conflict_of(model, IMAGES, LABELS, null_draws=19, permutations=19)
     faith = ablate(model, IMAGES, LABELS, permutations=9)
-    assert "modulation" in set(MeasureRecord.of({"a": conflict}).to_frame()["metric"])
-    assert list(MeasureRecord.of({"a": faith}).keys) == ["level", "attention", "measure"]
+    assert "modulation" in set(MetricRecord.of({"a": conflict}).to_frame()["metric"])
+    assert list(MetricRecord.of({"a": faith}).keys) == ["level", "attention", "measure"]
     for records in ({}, {"a": conflict, "b": faith}):
         with pytest.raises(KdxError, match="all of one kind"):
-            MeasureRecord.of(records)
+            MetricRecord.of(records)
     with pytest.raises(KdxError, match="can't be merged"):
-        MeasureRecord.of({"a": conflict}).merge(MeasureRecord.of({"b": faith}))
+        MetricRecord.of({"a": conflict}).merge(MetricRecord.of({"b": faith}))
 
 
 def test_a_run_that_was_probed_more_often_counts_once() -> None:
     images, labels = torch.randn(12, 1, 8, 8).double(), torch.arange(12) % 3
     one = conflict_of(small(), images, labels, null_draws=19)
     other = conflict_of(small(), -images, labels, null_draws=19)
-    table = MeasureRecord.of({"a": one.merge(one, one), "b": other}).to_frame()
-    expected = MeasureRecord.of({"a": one, "b": other}).to_frame()
+    table = MetricRecord.of({"a": one.merge(one, one), "b": other}).to_frame()
+    expected = MetricRecord.of({"a": one, "b": other}).to_frame()
     pd.testing.assert_frame_equal(table, expected)
     assert (table["values"] + table["undefined"] == 2).all()

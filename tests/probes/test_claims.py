@@ -7,7 +7,7 @@ MARGINS = torch.tensor([[1.0, 2.0, -1.0], [-1.0, -2.0, -1.0], [1.0, -1.0, -1.0],
 
 
 def test_double_claims_and_orphans_by_hand() -> None:
-    claims = outputs.claims(MARGINS)
+    claims = outputs.claimed(MARGINS)
     assert outputs.double_claims(claims) == 0.5
     assert outputs.orphans(claims) == 0.25
     both = outputs.claimed_by_both(claims)
@@ -16,7 +16,7 @@ def test_double_claims_and_orphans_by_hand() -> None:
 
 
 def test_tables_follow_classes_and_batches_merge() -> None:
-    claims, order = outputs.claims(MARGINS), torch.tensor([2, 0, 1])
+    claims, order = outputs.claimed(MARGINS), torch.tensor([2, 0, 1])
     assert torch.equal(
         outputs.claimed_by_both(claims[:, order]), outputs.claimed_by_both(claims)[order][:, order]
     )
@@ -25,7 +25,7 @@ def test_tables_follow_classes_and_batches_merge() -> None:
 
 
 def test_the_null_keeps_how_often_every_subtask_claims() -> None:
-    claims = outputs.claims(torch.randn(50, 4, generator=torch.Generator().manual_seed(0)) - 1)
+    claims = outputs.claimed(torch.randn(50, 4, generator=torch.Generator().manual_seed(0)) - 1)
     null = outputs.permuted_claims(claims, 200, torch.Generator().manual_seed(1))
     assert (null.sum(dim=1) == claims.sum(dim=0)).all()
     rates = claims.double().mean(dim=0)

@@ -141,7 +141,7 @@ def test_what_a_probe_gives_is_held_against_its_kind(sureness) -> None:
     probe, model = training_probe("student")
     wrong = {"sureness": pd.DataFrame({"value": ["high"]})}
     type(probe.probes["sureness"]).__call__ = lambda self, moment: wrong
-    with pytest.raises(KdxError, match="probe 'sureness': column 'value' of 'sureness' .*'high'"):
+    with pytest.raises(KdxError, match=r"probe 'sureness': column 'value' of 'sureness' .*'high'"):
         probe(Epoch(2, 2, 0.0, 0.0, None, None), model)
     wrong = {"metrics": pd.DataFrame()}
     with pytest.raises(

@@ -58,7 +58,7 @@ def record_of(kind: str, model: HME) -> Record:
             draws=1,
             shifts=5,
         ),
-        "MeasureRecord": lambda: probes.MeasureRecord.of({"one": gates, "<other>": gates}),
+        "MetricRecord": lambda: probes.MetricRecord.of({"one": gates, "<other>": gates}),
     }[kind]()
 
 

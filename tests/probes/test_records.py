@@ -8,9 +8,9 @@ from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, build_model
 from kdx_analysis.models import gates as gating
 from kdx_analysis.probes import conflict_of, gates_of, subtask_grams
-from kdx_analysis.probes.conflict import tables as measures
 from kdx_analysis.probes.conflict.grams import Grams
 from kdx_analysis.probes.conflict.record import ConflictRecord
+from kdx_analysis.probes.conflict.tables import conflict_tables, contention_table
 from kdx_analysis.probes.gates import formulas as gates
 from kdx_analysis.probes.gates.record import GateRecord
 from tests.probes.subjects import rescaled
@@ -206,7 +206,7 @@ def test_zero_gradients_are_counted_per_pair_and_per_measure() -> None:
     r = torch.randn(4, 12, K, generator=torch.Generator().manual_seed(0))
     r[:, :, :2] = 0
     grams = subtask_grams(explainer(), pictures(), r)
-    pairs, summary = measures.conflict_tables(grams, tuple("abcd"))
+    pairs, summary = conflict_tables(grams, tuple("abcd"))
     of = pairs.query("level == 'all'").set_index(["a", "b"])
     assert of["undefined"].tolist() == [2, 1, 1, 1, 1, 0]  # a, b: neither cosine nor magnitudes
     assert of["null_undefined"].tolist() == [3, 3, 3, 3, 3, 0]
@@ -214,9 +214,7 @@ def test_zero_gradients_are_counted_per_pair_and_per_measure() -> None:
     assert counted.loc["severity"].tolist() == [1, 5]
     assert counted.loc["magnitude_similarity"].tolist() == [5, 1]
     assert not summary["value"].isna().any()
-    nothing, alone = measures.conflict_tables(
-        subtask_grams(explainer(), pictures(), 0 * r), tuple("abcd")
-    )
+    nothing, alone = conflict_tables(subtask_grams(explainer(), pictures(), 0 * r), tuple("abcd"))
     assert (nothing["undefined"] == 2).all()
     assert (alone["pairs"] == 0).all()
     assert alone["value"].isna().all()
@@ -226,7 +224,7 @@ def test_zero_gradients_are_counted_per_pair_and_per_measure() -> None:
 def test_what_is_0_by_0_on_the_last_level_is_counted() -> None:
     """No two subtasks contend, so separation and modulation compare nothing with nothing."""
     peace = torch.eye(K, dtype=torch.float64).expand(3, 2, K, K)
-    table = measures.contention_table(peace, torch.full((K, 2), 0.5), 19, 0).set_index("metric")
+    table = contention_table(peace, torch.full((K, 2), 0.5), 19, 0).set_index("metric")
     assert table["undefined"].to_dict() == {
         "contention": 0,
         "contention_uniform": 0,
@@ -317,7 +315,7 @@ def test_a_summary_and_its_null_are_over_the_same_pairs() -> None:
     own = torch.tensor([[1.0, -0.5, 0.0], [-0.5, 1.0, 0.0], [0.0, 0.0, 0.0]])
     dealt = torch.tensor([[1.0, 0.5, -0.5], [0.5, 1.0, -0.5], [-0.5, -0.5, 1.0]])
     grams = Grams((torch.stack([own, *[dealt] * 39]).unsqueeze(1).double(),), None)
-    _, summary = measures.conflict_tables(grams, ["a", "b", "c"])
+    _, summary = conflict_tables(grams, ["a", "b", "c"])
     rate = summary[(summary["level"] == "all") & (summary["metric"] == "conflict_rate")].iloc[0]
     assert (rate["value"], rate["pairs"], rate["undefined"]) == (1.0, 1, 2)
     assert (

@@ -398,10 +398,10 @@ def test_the_cost_is_known_beforehand_and_true(recorded, data, monkeypatch) -> N
     teacher = build_model("digits_teacher", 10, 1)
     plan = ("explainer", model, data, objective)
     whole = training_cost(*plan, CONFIG, 1, ("train",))
-    config = CONFIG.model_copy(update={"max_memory": whole.held - 1})
+    config = CONFIG.model_copy(update={"max_memory": whole.memory - 1})
     cost = training_cost(*plan, config, 1, ("train",))
     assert cost.backwards > whole.backwards
-    assert cost.held < whole.held
+    assert cost.memory < whole.memory
     probe = TrainingProbe(*plan, config, 1, teacher)
     calls: list[int] = []
     handle = model.trunk.register_forward_hook(

@@ -115,7 +115,7 @@ def test_the_wrong_column_is_named_on_write_and_on_load(tmp_path):
     run = write_run(tmp_path / "one", INFORMATION, {"metrics": TABLE})
     path = run.path / "records" / "metrics.parquet"
     TABLE.drop(columns="split").to_parquet(path)
-    with pytest.raises(KdxError, match="run 'one': records of the kind 'metrics' lack .*'split'"):
+    with pytest.raises(KdxError, match=r"run 'one': records of the kind 'metrics' lack .*'split'"):
         run.record("metrics")
 
 

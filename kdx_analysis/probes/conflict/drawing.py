@@ -21,6 +21,7 @@ def plot(record: ConflictRecord, ax: Axes | None = None) -> tuple[Figure, np.nda
     table = record.to_frame()
     table = table[table["level"] == "all"]
     names = list(dict.fromkeys((*table["a"], *table["b"])))
+    # NaN is left blank: the diagonal, and pairs without a cosine.
     matrix = np.full((len(names), len(names)), np.nan)
     matrix[table["b_index"], table["a_index"]] = table["cosine"]
     matrix[table["a_index"], table["b_index"]] = table["null_mean"]

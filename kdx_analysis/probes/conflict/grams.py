@@ -27,9 +27,11 @@ from kdx_analysis.probes.conflict.proof import agree, check_fixed_function, chec
 from kdx_analysis.probes.contract import Cost
 from kdx_analysis.probes.subtasks import not_finite
 
-# Values of the sums that are in float64 at once; small gradients' squares are smaller than float32
-# knows.
+# Values of the sums that are in float64 at once, 32 MB. Products are taken in it, since squares of
+# small gradients are smaller than float32 knows.
 _IN_DOUBLE = 2**22
+# What is allowed for in a forward pass for every pixel of an image: a few thousand activations.
+_VALUES_PER_PIXEL = 4096
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,15 @@ def residuals(loss: Callable[[Tensor], Tensor], margins: Tensor) -> Tensor:
 
 
 def with_null(residual: Tensor, draws: int, seed: int) -> Tensor:
-    """The residual B×K and, as the null of conflict, its rows permuted over samples ``draws``
-    times: (1 + R)×B×K.
+    """The residual B×K and, as the null of conflict, its rows permuted over samples: (1 + R)×B×K.
 
-    The model stays as it is, and so does what the cut into subtasks does to a row. The same seed
-    permutes alike.
+    The model stays as it is, and so does what the cut into subtasks does to a row. R are ``draws``;
+    the same seed permutes alike.
+
+    >>> with_null(torch.tensor([[1.0], [2.0], [3.0]]), 2, seed=0).sum(dim=1)
+    tensor([[6.],
+            [6.],
+            [6.]])
     """
     generator = torch.Generator().manual_seed(seed)
     orders = [torch.randperm(len(residual), generator=generator) for _ in range(draws)]
@@ -99,8 +105,9 @@ def subtask_grams(
     groups: Sequence[Sequence[str]] | None = None,
     max_memory: int = 2**30,
 ) -> Grams:
-    """Gram matrices of the subtasks' gradients: of an explainer over trunk and experts, of another
-    model over groups.
+    """Gram matrices of the subtasks' gradients, level by level and expert by expert.
+
+    Levels are an explainer's trunk and experts, of another model its groups.
 
     Args:
         model: an explainer, or any model that gives B×K; BN in eval mode while probing, everything
@@ -138,12 +145,9 @@ def subtask_grams(
                 grams[layer.level][draws] += g @ g.mT
         for level in sorted({layer.level for layer in chunk}):
             _check_finite(grams[level].diagonal(dim1=-2, dim2=-1), level)
-    alpha = (
-        parts.model.attention()[-1].detach().double()
-        if isinstance(parts.model, HME) and parts.ungated
-        else None
-    )
-    return Grams(tuple(grams), alpha)
+    if isinstance(parts.model, HME) and parts.ungated:
+        return Grams(tuple(grams), parts.model.attention()[-1].detach().double())
+    return Grams(tuple(grams), None)
 
 
 @torch.inference_mode(False)
@@ -156,23 +160,21 @@ def subtask_gradients(
     groups: Sequence[Sequence[str]] | None = None,
     max_memory: int = 2**30,
 ) -> dict[str, Tensor]:
-    """The gradients that :func:`subtask_grams` takes products of: parameter's name → R×K×(its
-    shape).
+    """What :func:`subtask_grams` takes products of, by parameter's name, R×K×(its shape).
 
-    All are held at once, R·K·D numbers, whatever ``max_memory``, which bounds what is held beside
-    them. Proves and raises as it does.
+    All are in memory at once, R·K·D numbers, whatever ``max_memory``, which bounds what is held
+    beside them. Proves and raises as it does.
     """
     parts = dataclasses.replace(_proved(model, images, residuals, margins, groups), ungated=False)
-    found: dict[str, Tensor] = {}
+    gradients: dict[str, Tensor] = {}
     for layer, total in _summed(
         parts, parts.layers, _ordinary(images), _ordinary(residuals), max_memory
     ):
         # In float64, since the square of a large float32 overflows.
         _check_finite(torch.linalg.vector_norm(total, dim=2, dtype=torch.float64), layer.level)
-        found |= {
-            f"{parts.prefix}{name}": gradient for name, gradient in layer.apart(total).items()
-        }
-    return found
+        for name, gradient in layer.apart(total).items():
+            gradients[f"{parts.prefix}{name}"] = gradient
+    return gradients
 
 
 def probing_cost(
@@ -185,39 +187,28 @@ def probing_cost(
     groups: Sequence[Sequence[str]] | None = None,
     max_memory: int = 2**30,
 ) -> Cost:
-    """Passes and memory of :func:`subtask_grams` on ``images`` with ``sets`` of residuals (losses ×
-    (1 + null draws)).
+    """Passes and memory that :func:`subtask_grams` will take; nothing is computed here.
 
-    Layers that don't fit in ``max_memory`` together take passes of their own; nothing is computed
-    here.
+    ``sets`` of residuals are losses × (1 + null draws). Layers that don't fit in ``max_memory``
+    together take passes of their own.
     """
     parts = Parts.of(model, margins, groups, images, num_classes)
     each = (sets + 1) * num_classes * images.element_size()  # one set more is drawn for the proof
-    forwards, backwards, held, batch = (
-        1 + min(2, len(images)),
-        0,
-        0,
-        len(images),
-    )  # the proof's: whole and halves
+    forwards = 1 + min(2, len(images))  # the proof's: whole and halves
+    backwards = most_bytes = 0
     last = len(parts.experts) - 1
     for chunk in _chunks(parts.layers, each, max_memory):
         passes = -(-len(images) // _samples_at_once(max_memory, images, chunk))
         ways = {(layer.rule is None, parts.ungated and layer.level == last) for layer in chunk}
         ends = len({on_top for _, on_top in ways})
         forwards += passes
-        plain = _plain_is_quicker(chunk, sets)
-        backwards += passes * num_classes * (ends if plain else len(ways))
-        backwards += (
-            passes * ends * (not plain)
-        )  # plain autograd's, against which the others are held
-        held = max(held, each * sum(layer.size for layer in chunk))
-    return Cost(
-        forwards,
-        backwards,
-        batch,
-        sets * num_classes * sum(layer.size for layer in parts.layers),
-        held,
-    )
+        if _plain_is_quicker(chunk, sets):
+            backwards += passes * num_classes * ends
+        else:  # and once plain autograd's, against which the others are held
+            backwards += passes * num_classes * len(ways) + passes * ends
+        most_bytes = max(most_bytes, each * sum(layer.size for layer in chunk))
+    values = sets * num_classes * sum(layer.size for layer in parts.layers)
+    return Cost(forwards, backwards, len(images), values, most_bytes)
 
 
 def _proved(
@@ -227,9 +218,7 @@ def _proved(
     margins: Callable[[Tensor], Tensor] | None,
     groups: Sequence[Sequence[str]] | None,
 ) -> Parts:
-    """The model's parts, once images and residuals fit and it is seen to be a fixed function of
-    each image alone.
-    """
+    """The model's parts, if images and residuals fit and it is a fixed function of each image."""
     if residuals.ndim != 3 or len(images) != residuals.shape[1] or not len(images):
         raise KdxError(
             f"residuals of shape {tuple(residuals.shape)} don't fit {len(images)} images"
@@ -272,11 +261,10 @@ def _summed(
 
 
 def _plain_is_quicker(layers: Sequence[Layer], sets: int) -> bool:
-    """Whether to take a backward pass for every subtask: with one set of residuals, unless
-    convolutions are grouped.
+    """Whether a backward pass for every subtask is quicker than gradients of single samples.
 
-    Then gradients of single samples take 1.1 to 2.4 times as long; of grouped convolutions, as
-    experts are, PyTorch's own take longer on a CPU.
+    With one set of residuals these take 1.1 to 2.4 times as long; but of grouped convolutions, as
+    experts are, PyTorch's own gradients take longer on a CPU.
     """
     return sets == 1 and not any(getattr(layer.module, "groups", 1) > 1 for layer in layers)
 
@@ -284,8 +272,7 @@ def _plain_is_quicker(layers: Sequence[Layer], sets: int) -> bool:
 def _by_samples(
     parts: Parts, layers: Sequence[Layer], images: Tensor, residuals: Tensor, max_memory: int
 ) -> dict[str, tuple[Layer, Tensor]]:
-    """The sums from gradients of single samples, of those layers alone for which plain autograd
-    agrees.
+    """The sums from gradients of single samples, of the layers for which plain autograd agrees.
 
     They are compared in one more set of residuals, drawn at random for every sample and subtask: no
     error of a layer cancels in it, and it takes one plain backward pass for all subtasks.
@@ -298,12 +285,11 @@ def _by_samples(
     plain: dict[str, list[Tensor]] = {}
     for rows in torch.arange(B).split(_samples_at_once(max_memory, images, layers)):
         forward = Pass(parts, layers, images[rows], K)
-        for name, own in forward.plain(drawn[0, rows]).items():
-            plain[name] = (
-                [a + b for a, b in zip(plain[name], own, strict=True)] if name in plain else own
-            )
-        for k, gradients in forward.per_sample():
-            for layer, by_sample in zip(layers, gradients, strict=True):
+        for name, gradients in forward.plain(drawn[0, rows]).items():
+            before = plain.get(name)
+            plain[name] = gradients if before is None else list(map(torch.add, before, gradients))
+        for k, by_layer in forward.per_sample():
+            for layer, by_sample in zip(layers, by_layer, strict=True):
                 if by_sample is None:
                     sums.pop(layer.name, None)
                 elif layer.name in sums:
@@ -328,16 +314,14 @@ def _plainly(
         forward = Pass(parts, layers, images[rows], K)
         for k in range(K):
             for draw in range(R):
-                found = forward.plain_of(k, residuals[draw, rows, k])
+                gradients = forward.plain_of(k, residuals[draw, rows, k])
                 for layer in layers:
-                    sums[layer.name][draw, k] += layer.joined(found[layer.name])
+                    sums[layer.name][draw, k] += layer.joined(gradients[layer.name])
     return {layer.name: (layer, sums[layer.name]) for layer in layers}
 
 
 def _check_finite(sizes: Tensor, level: int) -> None:
-    """KdxError if the size of a gradient on ``level`` (from 0), …×K, is not finite, and so the
-    gradient.
-    """
+    """KdxError if a gradient's size, …×K, is not finite; ``level`` is counted from 0."""
     if culprits := not_finite(sizes):
         raise KdxError(
             f"gradients on level {level + 1} are not finite (subtasks {culprits}); did the run "
@@ -348,25 +332,24 @@ def _check_finite(sizes: Tensor, level: int) -> None:
 def _chunks(layers: Sequence[Layer], bytes_each: int, max_memory: int) -> Iterator[list[Layer]]:
     """Consecutive layers whose summed gradients fit in memory together (at least one at a time)."""
     chunk: list[Layer] = []
-    held = 0
+    chunk_bytes = 0
     for layer in layers:
-        size = layer.size * bytes_each
-        if chunk and held + size > max_memory:
+        layer_bytes = layer.size * bytes_each
+        if chunk and chunk_bytes + layer_bytes > max_memory:
             yield chunk
-            chunk, held = [], 0
+            chunk, chunk_bytes = [], 0
         chunk.append(layer)
-        held += size
+        chunk_bytes += layer_bytes
     if chunk:
         yield chunk
 
 
 def _samples_at_once(max_memory: int, images: Tensor, chunk: Sequence[Layer]) -> int:
-    """Samples per forward pass: a few thousand activations for every pixel are allowed for.
+    """Samples per forward pass, by what one takes up in memory: its activations and gradients.
 
     Layers without a rule hold their gradients for all samples, and activations for backward passes
     side by side.
     """
-    values = 4096 * images.shape[-1] * images.shape[-2] + sum(
-        layer.size for layer in chunk if layer.rule is None
-    )
-    return max(1, max_memory // (values * images.element_size()))
+    activations = _VALUES_PER_PIXEL * images.shape[-1] * images.shape[-2]
+    gradients = sum(layer.size for layer in chunk if layer.rule is None)
+    return max(1, max_memory // ((activations + gradients) * images.element_size()))

@@ -1,5 +1,4 @@
-"""Per-sample gradients of a layer from its input and one backward pass over a batch, for the layers
-that have a rule.
+"""Per-sample gradients of a layer from its input and one backward pass over a batch, by rules.
 
 Axes: B samples; a rule gives B×C_out×d, output channels first, so that an expert's parameters are
 consecutive.
@@ -20,8 +19,9 @@ from torch import Tensor, nn
 class Rule:
     """Per-sample gradients of a kind of layer.
 
-    ``prepare(layer, input)`` does once what all subtasks share; ``gradient(layer, prepared,
-    ∂m/∂output)`` is B×C_out×d.
+    Attributes:
+        prepare: (layer, its input) → what all subtasks share, computed once.
+        gradient: (layer, what was prepared, ∂m/∂output) → B×C_out×d.
     """
 
     prepare: Callable[[Any, Tensor], Tensor]
@@ -29,26 +29,27 @@ class Rule:
 
 
 def _columns(layer: nn.Conv2d, inputs: Tensor) -> Tensor:
+    """What every output position reads, B×groups×positions×d."""
     assert not isinstance(layer.padding, str)
     columns = F.unfold(inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
     return columns.unflatten(1, (layer.groups, -1)).transpose(-1, -2)
 
 
 def _convolution(layer: nn.Conv2d, columns: Tensor, delta: Tensor) -> Tensor:
+    """Of the weight, and of the bias behind it where there is one."""
     delta = delta.flatten(2)
     weight = (delta.unflatten(1, (layer.groups, -1)) @ columns).flatten(1, 2)
-    return (
-        weight if layer.bias is None else torch.cat([weight, delta.sum(dim=2, keepdim=True)], dim=2)
-    )
+    if layer.bias is None:
+        return weight
+    return torch.cat([weight, delta.sum(dim=2, keepdim=True)], dim=2)
 
 
 def _normed(layer: nn.BatchNorm2d, inputs: Tensor) -> Tensor:
     assert layer.running_mean is not None
     assert layer.running_var is not None
     shape = (1, -1, 1, 1)
-    return (inputs - layer.running_mean.view(shape)) * (
-        layer.running_var.view(shape) + layer.eps
-    ).rsqrt()
+    deviation = inputs - layer.running_mean.view(shape)
+    return deviation * (layer.running_var.view(shape) + layer.eps).rsqrt()
 
 
 def _batch_norm(layer: nn.BatchNorm2d, normed: Tensor, delta: Tensor) -> Tensor:
@@ -62,26 +63,27 @@ _RULES: dict[type[nn.Module], Rule] = {
 
 
 def rule_of(module: nn.Module) -> Rule | None:
-    """The rule for a module that computes what PyTorch's layer of its kind does, in the cases that
-    it knows.
+    """The rule for a module that computes what PyTorch's layer of its kind does, if there is one.
 
     There is none where ``weight`` is computed from other parameters, as by VAM, pruning or weight
     norm: reading such a ``module.weight`` would compute it, and in train mode update what it is
     computed with.
     """
-    own = {name for name, p in module._parameters.items() if p is not None}
-    computed = {"weight", "bias"} & (
-        vars(module).keys() | set(getattr(module, "parametrizations", ()))
-    )
-    if not own <= {"weight", "bias"} or "weight" not in own or computed:
+    parameters = {name for name, p in module._parameters.items() if p is not None}
+    # Pruning and weight norm put a computed weight among the attributes.
+    computed = vars(module).keys() | set(getattr(module, "parametrizations", ()))
+    if "weight" not in parameters or parameters - {"weight", "bias"}:
+        return None
+    if computed & {"weight", "bias"}:
         return None
     for kind, rule in _RULES.items():
         if isinstance(module, kind) and type(module).forward is kind.forward:
-            return rule if _plain(module) else None
+            return rule if _is_known_case(module) else None
     return None
 
 
-def _plain(module: nn.Module) -> bool:
+def _is_known_case(module: nn.Module) -> bool:
+    """Whether a convolution pads with numbered zeros, or a normalisation has running means."""
     if isinstance(module, nn.Conv2d):
         return not isinstance(module.padding, str) and module.padding_mode == "zeros"
     return getattr(module, "running_mean", None) is not None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -22,14 +23,13 @@ from kdx_analysis.registry import unknown
 
 def own_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """A module's own parameters that can have gradients, with their names in it."""
-    own = module.named_parameters(recurse=False)
-    return [(name, p) for name, p in own if p.is_floating_point() or p.is_complex()]
+    parameters = module.named_parameters(recurse=False)
+    return [(name, p) for name, p in parameters if p.is_floating_point() or p.is_complex()]
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A module with parameters of its own, the level (from 0) on which it stands, and the experts
-    there.
+    """A module with parameters of its own, its level (from 0), and the number of experts there.
 
     ``rule`` gives its per-sample gradients from one backward pass over the batch; without one they
     are taken by torch.func, sample by sample at once.
@@ -51,9 +51,7 @@ class Layer:
         return sum(p.numel() for p in self.parameters.values())
 
     def apart(self, gradients: Tensor) -> dict[str, Tensor]:
-        """The layer's gradients, R×K×size in the order in which rules and torch.func give them, by
-        parameter.
-        """
+        """The layer's gradients, R×K×size as rules and torch.func give them, by parameter."""
         parameters = self.parameters
         rows = self.experts if self.rule is None else len(next(iter(parameters.values())))
         pieces = gradients.unflatten(2, (rows, -1)).split(
@@ -63,8 +61,9 @@ class Layer:
         return {name: piece.reshape(*piece.shape[:2], *p.shape) for (name, p), piece in named}
 
     def joined(self, gradients: Sequence[Tensor]) -> Tensor:
-        """Of each parameter its gradients, *×(its shape), in the order that a layer without a rule
-        has, *×size.
+        """Each parameter's gradients, *×(its shape), as a layer without a rule has them, *×size.
+
+        These are expert by expert.
         """
         pieces = []
         for gradient, parameter in zip(gradients, self.parameters.values(), strict=True):
@@ -114,30 +113,12 @@ class Parts:
                 "model.float()"
             )
         if isinstance(model, HME):
-            parts = {
-                "trunk": model.trunk,
-                **{f"levels.{i}": level for i, level in enumerate(model.levels)},
-            }
-            layers = [
-                Layer(
-                    f"{part}.{name}".rstrip("."),
-                    module,
-                    level,
-                    rule_of(module),
-                    model.experts[level],
-                )
-                for level, (part, whole) in enumerate(parts.items())
-                for name, module in whole.named_modules()
-                if own_parameters(module)
-            ]
+            layers = _of_explainer(model)
             _check_layers(layers)
             ungated = margins is None and not model.input_gated
             return cls(model, prefix, margins, model.experts, tuple(layers), ungated, num_classes)
-        groups = (
-            _groups(model, None, images.shape[1:], images, num_classes)
-            if groups is None
-            else groups
-        )
+        if groups is None:
+            groups = _groups(model, None, images.shape[1:], images, num_classes)
         layers = [
             Layer(path, module, level, rule_of(module), 1)
             for level, paths in enumerate(groups)
@@ -158,27 +139,48 @@ class Parts:
         return given if self.margins is None else self.margins(given), trace
 
 
+def _of_explainer(model: HME) -> list[Layer]:
+    """The layers of trunk and experts."""
+    parts = {f"levels.{i}": level for i, level in enumerate(model.levels)}
+    layers = []
+    for level, (part, whole) in enumerate({"trunk": model.trunk, **parts}.items()):
+        for name, module in whole.named_modules():
+            if own_parameters(module):
+                path = f"{part}.{name}".rstrip(".")
+                layers.append(Layer(path, module, level, rule_of(module), model.experts[level]))
+    return layers
+
+
 def _own_modules(model: nn.Module, paths: Sequence[str]) -> Iterator[tuple[str, nn.Module]]:
     """The modules at ``paths``, each with the parametrisations that compute its weights."""
-    known = dict(model.named_modules())
+    modules = dict(model.named_modules())
     if not paths:
         raise KdxError(
             "groups= holds a level without modules; name those with parameters that make it up"
         )
     for path in paths:
-        while path not in known and path.startswith(WRAPPERS):
+        while path not in modules and path.startswith(WRAPPERS):
             path = path.partition(".")[2]
-        if path not in known:
-            raise unknown("module", path, [name for name in known if name])
-        module = known[path]
-        lists = module.parametrizations.values() if parametrize.is_parametrized(module) else ()
-        inside = [name for name, part in known.items() if any(part is own for own in lists)]
-        with_own = [p for p in (path, *inside) if own_parameters(known[p])]
-        if not with_own:
+        if path not in modules:
+            raise unknown("module", path, [name for name in modules if name])
+        names = [path, *_parametrisations(modules, path)]
+        with_parameters = [name for name in names if own_parameters(modules[name])]
+        if not with_parameters:
             raise KdxError(
                 f"{path!r} holds no parameters of its own; name the modules inside it that do"
             )
-        yield from ((name, known[name]) for name in with_own if name == path or name not in paths)
+        for name in with_parameters:
+            if name == path or name not in paths:
+                yield name, modules[name]
+
+
+def _parametrisations(modules: Mapping[str, nn.Module], path: str) -> list[str]:
+    """Paths of the lists of parametrisations that compute the weights of the module at ``path``."""
+    module = modules[path]
+    if not parametrize.is_parametrized(module):
+        return []
+    lists = {id(each) for each in cast(nn.ModuleDict, module.parametrizations).values()}
+    return [name for name, part in modules.items() if id(part) in lists]
 
 
 def _check_layers(layers: Sequence[Layer]) -> None:
@@ -193,8 +195,7 @@ def _check_layers(layers: Sequence[Layer]) -> None:
             if parameter.is_complex():
                 raise KdxError(
                     f"{name!r} is in {parameter.dtype}, and only gradients of real numbers are "
-                    "probed; name modules "
-                    "without it as groups="
+                    "probed; name modules without it as groups="
                 )
             if id(parameter) not in owners:
                 owners[id(parameter)] = name
@@ -205,8 +206,7 @@ def _check_layers(layers: Sequence[Layer]) -> None:
             else:
                 raise KdxError(
                     f"{owners[id(parameter)]!r} and {name!r} are one parameter, whose gradient "
-                    "belongs to both; give "
-                    "one of them a copy of it to probe the model"
+                    "belongs to both; give one of them a copy of it to probe the model"
                 )
 
 
@@ -216,8 +216,7 @@ def module_groups(
     stages: Sequence[str] | None = None,
     image_shape: Sequence[int] | None = None,
 ) -> tuple[tuple[str, ...], ...]:
-    """Paths of a model's modules with parameters of their own, by stage; its classifier is left
-    out.
+    """Paths of a model's modules with parameters of their own, by stage, without its classifier.
 
     The stages are those that an explainer of the model would have. Where they can't be found, and
     are not declared, all modules of which a parameter serves two outputs or more make up one group:
@@ -233,8 +232,10 @@ def module_groups(
             ``groups=``.
     """
     model, prefix = unwrapped(usable(model))
-    groups = _groups(model, stages, image_shape, None, None)
-    return tuple(tuple(f"{prefix}{path}" for path in paths) for paths in groups)
+    groups = []
+    for paths in _groups(model, stages, image_shape, None, None):
+        groups.append(tuple(f"{prefix}{path}" for path in paths))
+    return tuple(groups)
 
 
 def _groups(
@@ -244,69 +245,73 @@ def _groups(
     images: Tensor | None,
     num_classes: int | None,
 ) -> tuple[tuple[str, ...], ...]:
-    """:func:`module_groups` of a model without wrappers, where stages can't be found from
-    ``images``, if there are any.
+    """:func:`module_groups` of a model without wrappers.
 
+    What modules share is found from ``images``, if there are any, where stages can't be;
     ``num_classes`` tells its outputs from other tensors that it gives.
     """
-    own = (
-        [f"stages.{i}" for i in range(len(model.stages))][-MAX_STAGES:]
-        if isinstance(model, StagedNet)
-        else None
-    )
+    declared = stages or None
+    if not stages and isinstance(model, StagedNet):
+        declared = [f"stages.{i}" for i in range(len(model.stages))][-MAX_STAGES:]
     try:
         with undisturbed(model):  # a layer traced in train mode may update its buffers
-            found = find_stages(model, stages or own, shape)
+            split = find_stages(model, declared, shape)
     except KdxError:
         if stages is not None:
             raise
         groups = [shared_modules(in_full(model), shape, images, num_classes)]
     else:
-        groups = _by_stage(model, found)
-        if stages is None and _hidden(model, found):
-            named = [path for paths in groups for path in paths]
+        groups = _by_stage(model, split)
+        if stages is None and _hidden(model, split):
+            named = {path for paths in groups for path in paths}
             shared = shared_modules(in_full(model), shape, images, num_classes)
-            groups = groups if set(shared) <= set(named) else [shared]
+            groups = groups if set(shared) <= named else [shared]
     if not all(groups) or not groups:
         raise KdxError(
             f"{type(model).__name__} has no parameters before its classifier, so subtasks share "
-            "nothing; if they do, "
-            "name the modules as groups="
+            "nothing; if they do, name the modules as groups="
         )
     return tuple(groups)
 
 
-def _hidden(model: nn.Module, found: Stages) -> bool:
-    """Whether a module that tracing can't look into, as one of TorchScript, is in no stage, and may
-    belong to one.
+def _hidden(model: nn.Module, split: Stages) -> bool:
+    """Whether a module that may belong to a stage, but can't be traced, is in none.
+
+    Such are those of TorchScript.
     """
-    inside = {id(p) for part in (found.trunk, *found.body) for p in part.parameters()}
+    inside = {id(p) for part in (split.trunk, *split.body) for p in part.parameters()}
     called = [
-        found.whole.get_submodule(str(n.target))
-        for n in found.whole.graph.nodes
-        if n.op == "call_module"
+        split.whole.get_submodule(str(node.target))
+        for node in split.whole.graph.nodes
+        if node.op == "call_module"
     ]
     opaque = [module for module in called if not is_layer(module)]
     opaque += [module for module in model.modules() if isinstance(module, torch.jit.ScriptModule)]
     return any(id(p) not in inside for module in opaque for p in module.parameters())
 
 
-def _by_stage(model: nn.Module, found: Stages) -> list[tuple[str, ...]]:
-    """The modules of trunk and stages, each where it is used first; a stage of modules used before
-    is no level.
+def _by_stage(model: nn.Module, split: Stages) -> list[tuple[str, ...]]:
+    """The modules of trunk and stages, each where it is used first.
+
+    A stage of modules that were all used before is no level.
     """
+    parts = (split.trunk, *split.body)
     stage_of: dict[int, int] = {}
-    for stage, part in enumerate((found.trunk, *found.body)):
+    for stage, part in enumerate(parts):
         for parameter in part.parameters():
             stage_of.setdefault(id(parameter), stage)
-    read = {id(p) for p in found.whole.parameters()}
-    stages: list[list[str]] = [[] for _ in (found.trunk, *found.body)]
+    read = {id(p) for p in split.whole.parameters()}
+    stages: list[list[str]] = [[] for _ in parts]
     for path, module in model.named_modules():
-        own = dict(module.named_parameters(recurse=False))
-        inside = [name for name, p in own.items() if id(p) in stage_of]
-        if not inside:
-            continue
-        if behind := [name for name, p in own.items() if id(p) in read and id(p) not in stage_of]:
+        inside, behind, used = [], [], []
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in stage_of:
+                inside.append(name)
+                used.append(stage_of[id(parameter)])
+            elif id(parameter) in read:
+                behind.append(name)
+        if inside and behind:
             raise mixed(path, inside[0], behind[0])
-        stages[min(stage_of[id(own[name])] for name in inside)].append(path)
+        if inside:
+            stages[min(used)].append(path)
     return [tuple(paths) for paths in stages if paths]

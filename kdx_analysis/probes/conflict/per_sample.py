@@ -1,7 +1,7 @@
-"""Gradients of every subtask's margin from one forward pass: of each image by itself, or summed by
-plain autograd.
+"""Gradients of every subtask's margin from one forward pass, of each image by itself or summed.
 
-Per-sample gradients live for one subtask and one chunk of layers and samples at a time.
+Sums are plain autograd's. Per-sample gradients live for one subtask and one chunk of layers and
+samples at a time.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -37,10 +38,8 @@ class Pass:
         self, parts: Parts, layers: Sequence[Layer], images: Tensor, num_classes: int
     ) -> None:
         self.parts, self.layers, self.images = parts, layers, images
-        with _captured([layer for layer in layers if layer.rule is not None], len(images)) as (
-            calls,
-            unfit,
-        ):
+        ruled = [layer for layer in layers if layer.rule is not None]
+        with _captured(ruled, len(images)) as (calls, self.unfit):
             self.outputs, self.trace = parts.outputs(images)
         if self.outputs.shape != (len(images), num_classes):
             raise KdxError(
@@ -51,20 +50,20 @@ class Pass:
             names = ", ".join(repr(layer.name) for layer in parts.layers[:5])
             raise KdxError(
                 f"no gradient reaches {names}, as the model's forward detaches what they give or "
-                "runs them under "
-                "torch.no_grad(); probe a model whose forward can be trained, or name other "
-                "modules as groups="
+                "runs them under torch.no_grad(); probe a model whose forward can be trained, or "
+                "name other modules as groups="
             )
-        self.unfit = unfit
         last = len(parts.experts) - 1
         self._on_top = [layer for layer in layers if parts.ungated and layer.level == last]
-        self._calls = [call for call in calls if call.output.requires_grad]
+        calls = [call for call in calls if call.output.requires_grad]
+        self._calls_on_top = [call for call in calls if call.layer in self._on_top]
+        self._calls_below = [call for call in calls if call.layer not in self._on_top]
 
     def plain(self, weights: Tensor) -> dict[str, list[Tensor]]:
-        """Σ_bk w_bk ∂m_bk/∂θ for weights B×K by plain autograd, zero where θ isn't read: by layer,
-        in θ's shapes.
+        """Σ_bk w_bk ∂m_bk/∂θ for weights B×K by plain autograd, by layer, in θ's shapes.
 
-        One backward pass; of the last level, where ungated, one more from the heads' inputs.
+        Zero where θ isn't read. One backward pass; of the last level, where ungated, one more from
+        the heads' inputs.
         """
         below = [layer for layer in self.layers if layer not in self._on_top]
         sums = self._sums(self.outputs, below, weights)
@@ -84,35 +83,37 @@ class Pass:
         return self.plain(every)
 
     def per_sample(self) -> Iterator[tuple[int, list[Tensor | None]]]:
-        """For every subtask k the gradients ∂m_bk/∂θ of each layer, B×size; None where they can't
-        be taken.
+        """For every subtask k the gradients ∂m_bk/∂θ of each layer, B×size, None if not to be had.
+
+        That is the case of a layer that torch.func can't take.
         """
-        on_top = [call for call in self._calls if call.layer in self._on_top]
-        below = [call for call in self._calls if call.layer not in self._on_top]
         failed = set(self.unfit)
         for k in range(self.outputs.shape[1]):
-            gradients: dict[str, Tensor] = {}
+            cotangent = self.cotangent(k) if self._on_top else None
+            gradients = self._by_rules(k, cotangent)
+            for fixed in (None, cotangent):
+                gradients |= self._without_rules(k, fixed, failed)
+            yield k, [self._gradient(layer, gradients, failed) for layer in self.layers]
+
+    def _by_rules(self, k: int, cotangent: Tensor | None) -> dict[str, Tensor]:
+        """Gradients of the layers with a rule, added up over a layer's calls."""
+        below, on_top = self._calls_below, self._calls_on_top
+        deltas: list[Tensor] = []
+        if below:
             ones = torch.zeros_like(self.outputs)
             ones[:, k] = 1
-            deltas = (
-                self._grad(self.outputs, [call.output for call in below], ones) if below else []
-            )
-            cotangent: Tensor | None = None
-            if self._on_top:
-                cotangent = self.cotangent(k)
-                if on_top:
-                    assert self.trace is not None
-                    deltas += self._grad(
-                        self.trace.pooled, [call.output for call in on_top], cotangent
-                    )
-            for call, delta in zip([*below, *on_top], deltas, strict=True):
-                assert call.layer.rule is not None
-                own = call.layer.rule.gradient(call.layer.module, call.prepared, delta).flatten(1)
-                name = call.layer.name
-                gradients[name] = gradients[name] + own if name in gradients else own
-            for fixed in (None, cotangent):
-                gradients |= self._by_functions(k, fixed, failed)
-            yield k, [self._gradient(layer, gradients, failed) for layer in self.layers]
+            deltas += self._grad(self.outputs, [call.output for call in below], ones)
+        if on_top:
+            assert self.trace is not None
+            assert cotangent is not None
+            deltas += self._grad(self.trace.pooled, [call.output for call in on_top], cotangent)
+        gradients: dict[str, Tensor] = {}
+        for call, delta in zip([*below, *on_top], deltas, strict=True):
+            assert call.layer.rule is not None
+            gradient = call.layer.rule.gradient(call.layer.module, call.prepared, delta).flatten(1)
+            name = call.layer.name
+            gradients[name] = gradients[name] + gradient if name in gradients else gradient
+        return gradients
 
     def cotangent(self, k: int) -> Tensor:
         """∂m_bk/∂(input of head k), for every expert of the last level, B×N×D."""
@@ -124,8 +125,7 @@ class Pass:
         if bool(others[:, :k].any() | others[:, k + 1 :].any()):
             raise KdxError(
                 f"head {k} of the explainer reads another subtask's input, so no gradient belongs "
-                "to one gate; give "
-                "margins=lambda outputs: outputs to probe the actual gradients"
+                "to one gate; give margins=lambda outputs: outputs to probe the actual gradients"
             )
         return delta[:, k].unsqueeze(1).expand_as(self.trace.pooled)
 
@@ -137,7 +137,7 @@ class Pass:
         zero = self.images.new_zeros((), dtype=self.outputs.dtype)  # of a layer that is not called
         return gradients.get(layer.name, zero.expand(len(self.images), layer.size))
 
-    def _by_functions(
+    def _without_rules(
         self, k: int, cotangent: Tensor | None, failed: set[str]
     ) -> dict[str, Tensor]:
         """Gradients of the layers without a rule, of those on top by their ``cotangent``."""
@@ -152,23 +152,23 @@ class Pass:
             return {}
         try:
             return _by_functions(self.parts, layers, self.images, k, cotangent)
-        except (
-            Exception
-        ):  # torch.func lacks some operations and all branches on values; plain autograd is left
+        # torch.func lacks some operations and all branches on values; plain autograd is left.
+        except Exception:
             failed |= {layer.name for layer in layers}
             return {}
 
     def _sums(
         self, outputs: Tensor, layers: Sequence[Layer], weights: Tensor
     ) -> dict[str, list[Tensor]]:
-        parameters = [list(layer.parameters.values()) for layer in layers]
-        gradients = iter(
-            self._grad(outputs, [p for own in parameters for p in own], weights) if layers else []
-        )
-        return {
-            layer.name: [next(gradients) for _ in own]
-            for layer, own in zip(layers, parameters, strict=True)
-        }
+        """Σ w ∂outputs/∂θ of every layer, in one backward pass."""
+        if not layers:
+            return {}
+        parameters = [p for layer in layers for p in layer.parameters.values()]
+        gradients = iter(self._grad(outputs, parameters, weights))
+        sums = {}
+        for layer in layers:
+            sums[layer.name] = list(islice(gradients, len(layer.parameters)))
+        return sums
 
     def _grad(self, outputs: Tensor, inputs: Sequence[Tensor], weights: Tensor) -> list[Tensor]:
         return list(
@@ -191,11 +191,9 @@ class _Forward(nn.Module):
 
     def forward(self, image: Tensor, cotangent: Tensor | None) -> Tensor:
         outputs, trace = self.parts.outputs(image.unsqueeze(0))
-        return (
-            outputs[0, self.k]
-            if cotangent is None or trace is None
-            else (trace.pooled[0] * cotangent).sum()
-        )
+        if cotangent is None or trace is None:
+            return outputs[0, self.k]
+        return (trace.pooled[0] * cotangent).sum()
 
 
 def _by_functions(
@@ -203,24 +201,32 @@ def _by_functions(
 ) -> dict[str, Tensor]:
     """Per-sample gradients of layers without a rule, each B×size, expert by expert."""
     forward = _Forward(parts, k)
-    own = {f"model.{name}": p.detach() for layer in layers for name, p in layer.parameters.items()}
+    weights = {
+        f"model.{name}": p.detach() for layer in layers for name, p in layer.parameters.items()
+    }
 
     def value(parameters: dict[str, Tensor], image: Tensor, fixed: Tensor | None) -> Tensor:
         return torch.func.functional_call(forward, parameters, (image, fixed))
 
     in_dims = (None, 0, None if cotangent is None else 0)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # the fused kernels know no vmap
-        gradients = torch.func.vmap(torch.func.grad(value), in_dims=in_dims)(own, images, cotangent)
-    return {
-        layer.name: layer.joined([gradients[f"model.{name}"] for name in layer.parameters])
-        for layer in layers
-    }
+        by_sample = torch.func.vmap(torch.func.grad(value), in_dims=in_dims)
+        gradients = by_sample(weights, images, cotangent)
+    by_layer = {}
+    for layer in layers:
+        by_parameter = [gradients[f"model.{name}"] for name in layer.parameters]
+        by_layer[layer.name] = layer.joined(by_parameter)
+    return by_layer
 
 
 @dataclass(frozen=True)
 class _Call:
-    """A layer's call in a forward pass: what its gradients need of its input, and its output on the
-    graph.
+    """A layer's call in a forward pass.
+
+    Attributes:
+        layer: that is called.
+        prepared: what its gradients need of its input.
+        output: on the graph.
     """
 
     layer: Layer
@@ -230,8 +236,9 @@ class _Call:
 
 @contextmanager
 def _captured(layers: Sequence[Layer], B: int) -> Iterator[tuple[list[_Call], set[str]]]:
-    """Collect every call of ``layers`` inside the body, and the names of those called on anything
-    but B images.
+    """Every call of ``layers`` inside the body, and the names of those called on anything but B×….
+
+    Both are collected while the body runs.
     """
     calls: list[_Call] = []
     unfit: set[str] = set()
@@ -248,9 +255,8 @@ def _captured(layers: Sequence[Layer], B: int) -> Iterator[tuple[list[_Call], se
                 unfit.add(layer.name)
                 return output
             calls.append(_Call(layer, layer.rule.prepare(module, given.detach()), output))
-            return (
-                output.clone()
-            )  # an in-place activation behind the layer must not overwrite what was kept
+            # An in-place activation behind the layer must not overwrite what was kept.
+            return output.clone()
 
         return keep
 

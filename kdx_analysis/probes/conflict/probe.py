@@ -1,6 +1,4 @@
-"""The probe of conflict: do the subtasks' gradients oppose each other, under each of a run's
-losses?
-"""
+"""The probe of conflict: do the subtasks' gradients oppose each other, under each loss of a run?"""
 
 from __future__ import annotations
 
@@ -160,9 +158,8 @@ class ConflictInTraining(Probe):
         draws = 1 + config.null_draws
         for i, term in enumerate(terms):
             columns = {"term": term, "null_draws": config.null_draws, "n": len(moment.images)}
-            for name, table in self._tables(
-                grams.subset(slice(i * draws, (i + 1) * draws))
-            ).items():
+            tables = self._tables(grams.subset(slice(i * draws, (i + 1) * draws)))
+            for name, table in tables.items():
                 frames.setdefault(name, []).append(pd.DataFrame({**columns, **dict(table)}))
         return {name: pd.concat(tables, ignore_index=True) for name, tables in frames.items()}
 

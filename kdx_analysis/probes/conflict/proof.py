@@ -28,28 +28,17 @@ from kdx_analysis.probes.subtasks import Asked, computes_in
 def check_fixed_function(
     model: nn.Module, images: Tensor, num_classes: int | None = None
 ) -> Tensor:
-    """The model's outputs on ``images``, B×K, if those on the set's halves are the same; else
-    KdxError.
+    """The model's outputs on ``images``, B×K, if those on the set's halves are the same.
 
     The halves are drawn at random, so that no order in the set hides what passes between its
-    images; a half of one image has it twice, since some models can't take one. The error names the
-    module that is random in eval mode or that computes an image's outputs from other images.
+    images; a half of one image has it twice, since some models can't take one.
+
+    Raises KdxError otherwise, which names the module that is random in eval mode or that computes
+    an image's outputs from other images.
     """
     run = Asked(model, num_classes)
     with undisturbed(model), torch.no_grad():
-        before = _random_states(images)
-        with _Dtypes() as computed:
-            whole = run(images)
-        if coarse := sorted(map(str, computed.dtypes & {torch.float16, torch.bfloat16})):
-            raise KdxError(computes_in(coarse[0]))
-        if _random_states(images) != before:
-            where = _named(model, *_first_to_draw(model, run, images))
-            raise KdxError(
-                f"{where} is random in eval mode: it draws from the random "
-                "state of torch, NumPy or Python, so that a second pass over the same images may "
-                "give other outputs. A gradient then belongs to no fixed function; let it draw "
-                "nothing in eval mode, as nn.Dropout and F.dropout(x, training=self.training) do"
-            )
+        whole = _drawing_nothing(model, run, images)
         _check_trace(model, images)
         apart = torch.empty_like(whole)
         halves = _halves(len(images))
@@ -58,19 +47,7 @@ def check_fixed_function(
         if _same(whole, apart):
             return whole
         if not _same(whole, run(images)):
-            state = _changed(model, run, images)
-            path, module, difference = _first_apart(model, run, images, images)
-            why = (
-                f"it changes {state!r}"
-                if state
-                else "it changes a state, or draws from a generator, of its own"
-            )
-            raise KdxError(
-                f"{_named(model, path, module)} is no fixed function in eval mode: a second pass "
-                f"over the same images gives other outputs, by {difference:.2g} of their size, as "
-                f"{why}. A gradient then belongs to none; "
-                "let its forward change and draw nothing in eval mode"
-            )
+            raise _changing(model, run, images)
         half = halves[0]
         path, module, difference = _first_apart(model, run, images, images[half], half)
     rounding = (
@@ -84,9 +61,39 @@ def check_fixed_function(
     )
 
 
+def _drawing_nothing(model: nn.Module, run: Asked, images: Tensor) -> Tensor:
+    """The outputs, if nothing is drawn for them and nothing is in half precision."""
+    before = _random_states(images)
+    with _Dtypes() as computed:
+        outputs = run(images)
+    if coarse := sorted(map(str, computed.dtypes & {torch.float16, torch.bfloat16})):
+        raise KdxError(computes_in(coarse[0]))
+    if _random_states(images) == before:
+        return outputs
+    where = _named(model, *_first_to_draw(model, run, images))
+    raise KdxError(
+        f"{where} is random in eval mode: it draws from the random state of torch, NumPy or "
+        "Python, so that a second pass over the same images may give other outputs. A gradient "
+        "then belongs to no fixed function; let it draw nothing in eval mode, as nn.Dropout and "
+        "F.dropout(x, training=self.training) do"
+    )
+
+
+def _changing(model: nn.Module, run: Asked, images: Tensor) -> KdxError:
+    """The error for a model whose second pass over the same images gives other outputs."""
+    state = _changed(model, run, images)
+    path, module, difference = _first_apart(model, run, images, images)
+    generator = "it changes a state, or draws from a generator, of its own"
+    why = f"it changes {state!r}" if state else generator
+    return KdxError(
+        f"{_named(model, path, module)} is no fixed function in eval mode: a second pass over the "
+        f"same images gives other outputs, by {difference:.2g} of their size, as {why}. A gradient "
+        "then belongs to none; let its forward change and draw nothing in eval mode"
+    )
+
+
 def check_margins(margins: Callable[[Tensor], Tensor] | None, outputs: Tensor) -> None:
-    """KdxError if ``margins`` of one image are computed from outputs of another, or have no
-    gradient by them.
+    """KdxError if ``margins`` of one image read outputs of another, or have no gradient by them.
 
     Gradients of one half's margins by the other half's outputs are exactly zero where nothing
     passes between them.
@@ -100,6 +107,7 @@ def check_margins(margins: Callable[[Tensor], Tensor] | None, outputs: Tensor) -
             raise KdxError(
                 "margins= gives no gradient by the model's outputs; write it in torch's operations"
             )
+        # Weights are drawn, so that no gradients cancel; the same ones each time.
         weights = torch.randn(given.shape, generator=torch.Generator().manual_seed(0)).to(given)
         for half in _halves(len(outputs)):
             (gradient,) = torch.autograd.grad(given[half], leaf, weights[half], retain_graph=True)
@@ -113,14 +121,13 @@ def check_margins(margins: Callable[[Tensor], Tensor] | None, outputs: Tensor) -
 
 
 def agree(
-    layers: Sequence[Layer], found: Mapping[str, list[Tensor]], plain: Mapping[str, list[Tensor]]
+    layers: Sequence[Layer],
+    gradients: Mapping[str, list[Tensor]],
+    plain: Mapping[str, list[Tensor]],
 ) -> set[str]:
     """Names of the layers whose gradients, parameter by parameter, are plain autograd's.
 
-    A parameter's may differ by the square root of the rounding unit, half of the digits: float32
-    rounds a gradient to 1e-6 of its norm, an error of the way is far larger. A gradient that
-    cancels to nothing, as of a bias before a normalisation, is rounding alone and measured against
-    its level's. A disagreement costs time, never a number.
+    A disagreement costs time, never a number.
     """
     right = set()
     levels: dict[int, float] = {}
@@ -128,28 +135,33 @@ def agree(
         size = sum(_norm(gradient) ** 2 for gradient in plain[layer.name])
         levels[layer.level] = levels.get(layer.level, 0.0) + size
     for layer in layers:
-        if layer.name not in found:
+        if layer.name not in gradients:
             continue
-        eps = torch.finfo(plain[layer.name][0].dtype).eps
-        for own, expected in zip(found[layer.name], plain[layer.name], strict=True):
-            allowed = eps**0.5 * _norm(expected) + 32 * eps * levels[layer.level] ** 0.5
-            # What is not finite compares with nothing; it is named with its level and subtask.
-            if (
-                bool(expected.isfinite().all())
-                and not _norm(own.view_as(expected) - expected) <= allowed
-            ):
-                break
-        else:
+        eps, level = torch.finfo(plain[layer.name][0].dtype).eps, levels[layer.level]
+        pairs = zip(gradients[layer.name], plain[layer.name], strict=True)
+        if all(_agrees(gradient, expected, eps, level) for gradient, expected in pairs):
             right.add(layer.name)
     return right
 
 
+def _agrees(gradient: Tensor, expected: Tensor, eps: float, level: float) -> bool:
+    """Whether a parameter's gradient is the one expected; ``level`` is its level's squared norm."""
+    if not bool(expected.isfinite().all()):
+        return True  # compares with nothing; it is named with its level and subtask
+    # The square root of the rounding unit is half of the digits: float32 rounds a gradient to 1e-6
+    # of its norm, and an error of the way is far larger. A gradient that cancels to nothing, as of
+    # a bias before a normalisation, is rounding alone, of the size of its level's.
+    allowed = eps**0.5 * _norm(expected) + 32 * eps * level**0.5
+    return _norm(gradient.view_as(expected) - expected) <= allowed
+
+
 def _norm(tensor: Tensor) -> float:
+    """In float64, since the square of a large float32 overflows."""
     return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
 
 
 class _Dtypes(TorchDispatchMode):
-    """Collects the dtypes that operations inside the body give, also those that autocast casts to."""
+    """Collects the dtypes that operations inside the body give, autocast's among them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -174,9 +186,7 @@ def _random_states(images: Tensor) -> tuple[Any, ...]:
 
 
 def _first_to_draw(model: nn.Module, run: Asked, images: Tensor) -> tuple[str, nn.Module]:
-    """Path and module of the first call to end with another random state: the innermost one that
-    draws.
-    """
+    """Path and module of the innermost call that draws: the first to end with another state."""
     entered: dict[int, list[tuple[Any, ...]]] = {}
     drawing: list[tuple[str, nn.Module]] = []
 
@@ -209,6 +219,7 @@ def _changed(model: nn.Module, run: Asked, images: Tensor) -> str:
 
 
 def _halves(B: int) -> tuple[Tensor, ...]:
+    """B images in two random halves, the same ones each time."""
     return torch.randperm(B, generator=torch.Generator().manual_seed(0)).chunk(2)
 
 
@@ -222,15 +233,12 @@ def _of_half(run: Asked, images: Tensor, half: Tensor) -> Tensor:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise KdxError(
             f"the model runs on {len(images)} images and not on {len(given)} of them ({reason}); "
-            "its forward must take "
-            "batches of any size"
+            "its forward must take batches of any size"
         ) from error
 
 
 def _check_trace(model: nn.Module, images: Tensor) -> None:
-    """KdxError if calling an explainer gives something else than its own forward, as through a hook
-    on it.
-    """
+    """KdxError if calling an explainer gives something else than its forward, as by a hook."""
     if not isinstance(model, HME) or not (
         model._forward_hooks or model._forward_pre_hooks or type(model).forward is not HME.forward
     ):
@@ -239,8 +247,8 @@ def _check_trace(model: nn.Module, images: Tensor) -> None:
     if not isinstance(called, Tensor) or not _same(HME.forward(model, images.clone()), called):
         raise KdxError(
             f"a hook on the explainer, or the forward of {type(model).__name__}, changes its "
-            "outputs; its probes read "
-            "what lies on the way and would miss that. Change its heads instead"
+            "outputs; its probes read what lies on the way and would miss that. Change its heads "
+            "instead"
         )
 
 
@@ -309,29 +317,22 @@ def _copies(given: Any) -> list[Tensor]:
 def _first_apart(
     model: nn.Module, run: Asked, images: Tensor, others: Tensor, rows: Tensor | None = None
 ) -> tuple[str, nn.Module, float]:
-    """Path and module of the first call that makes different outputs of the same inputs, and their
-    difference.
+    """Path and module of the first call that makes different outputs of the same inputs.
 
-    ``others`` are the ``rows`` of ``images``, by default all. The model itself where no call inside
-    it does.
+    The model itself where no call inside it does. Behind them stands how far the outputs differ, as
+    a share of their size. ``others`` are the ``rows`` of ``images``, by default all.
     """
     first, second = _calls(model, run, images), _calls(model, run, others)
 
     def difference(a: list[Tensor], b: list[Tensor]) -> float:
-        """The largest, as a share of the size; 0 for what is no row an image."""
+        """The largest of all tensors, of those with a row an image in these rows."""
         largest = 0.0
-        for x, y in zip(a, b, strict=False):
-            if not x.ndim:
+        for whole, part in zip(a, b, strict=False):
+            if not whole.ndim:
                 continue
-            if rows is not None and len(x) == len(images) and len(y) == len(others):
-                x = x[rows]
-            if (
-                x.shape == y.shape
-                and x.is_floating_point()
-                and x.numel()
-                and not _same(x.reshape(len(x), -1), y.reshape(len(y), -1))
-            ):
-                largest = max(largest, float((x - y).abs().max() / x.abs().max()))
+            if rows is not None and len(whole) == len(images) and len(part) == len(others):
+                whole = whole[rows]
+            largest = max(largest, _difference(whole, part))
         return largest
 
     for a, b in zip(first, second, strict=False):
@@ -344,12 +345,19 @@ def _first_apart(
     return "", model, by
 
 
+def _difference(a: Tensor, b: Tensor) -> float:
+    """The largest, as a share of the size; 0 for rounding and for what can't be compared."""
+    if a.shape != b.shape or not a.is_floating_point() or not a.numel():
+        return 0.0
+    if _same(a.reshape(len(a), -1), b.reshape(len(b), -1)):
+        return 0.0
+    return float((a - b).abs().max() / a.abs().max())
+
+
 def _named(model: nn.Module, path: str, module: nn.Module) -> str:
-    return (
-        f"module {path!r} ({type(module).__name__})"
-        if path
-        else f"the forward of {type(model).__name__} itself"
-    )
+    if path:
+        return f"module {path!r} ({type(module).__name__})"
+    return f"the forward of {type(model).__name__} itself"
 
 
 def _remedy(module: nn.Module) -> str:

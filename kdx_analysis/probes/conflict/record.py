@@ -1,4 +1,4 @@
-"""Conflict of one model or of several probes, on a whole probe set or on one that comes in batches."""
+"""Conflict of one model or of several probes, on a probe set that is whole or comes in batches."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from kdx_analysis import null
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models.modes import fitted, in_full, unwrapped, usable
-from kdx_analysis.probes.conflict import tables as measures
 from kdx_analysis.probes.conflict.grams import residuals, subtask_grams, with_null
+from kdx_analysis.probes.conflict.tables import conflict_tables, contention_table
 from kdx_analysis.probes.record import TableRecord
 from kdx_analysis.probes.subtasks import OneVsRest, asked, finite, integers, labelled, pictures
 from kdx_analysis.training.checkpoints import fingerprint
@@ -23,6 +23,8 @@ from kdx_analysis.training.checkpoints import fingerprint
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+_LEAST_DRAWS = 19  # beyond all of so many a value is the one in 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,12 +55,13 @@ class ConflictRecord(TableRecord):
         return int(self.pairs["probe"].nunique())
 
     def to_frame(self) -> pd.DataFrame:
-        """Means over probes: level, a, b, a_index, b_index, cosine, null_mean,
-        magnitude_similarity, values, undefined.
+        """Means over probes, one row a level and pair.
 
-        ``values`` are the probes that went into the cosine and all else of its row, ``undefined``
-        those in which a gradient was zero.
+        Columns: level, a, b, a_index, b_index, cosine, null_mean, magnitude_similarity, values,
+        undefined. ``values`` are the probes that went into the cosine and all else of its row,
+        ``undefined`` those in which a gradient was zero.
         """
+        # Means of the others are over the probes that the cosine's is over.
         defined = self.pairs["cosine"].notna()
         columns = ["null_mean", "magnitude_similarity"]
         pairs = self.pairs.assign(**{name: self.pairs[name].where(defined) for name in columns})
@@ -74,8 +77,9 @@ class ConflictRecord(TableRecord):
         return table.reset_index()
 
     def merge(self, *others: ConflictRecord) -> ConflictRecord:
-        """This record's probes and those of ``others``. Raises KdxError if they are about other
-        subtasks.
+        """This record's probes and those of ``others``.
+
+        Raises KdxError if they are about other subtasks.
         """
         records = (self, *others)
         names = [tuple(dict.fromkeys((*r.pairs["a"], *r.pairs["b"]))) for r in records]
@@ -83,15 +87,14 @@ class ConflictRecord(TableRecord):
             raise KdxError(
                 "records of other subtasks can't be merged; probe all models on the same classes"
             )
-        starts = np.cumsum([0, *(record.probes for record in records)])
-        pairs, summary = (
-            pd.concat(
-                [f.assign(probe=f["probe"] + s) for f, s in zip(frames, starts[:-1], strict=True)],
-                ignore_index=True,
-            )
-            for frames in ([r.pairs for r in records], [r.summary for r in records])
+        pairs, summaries, start = [], [], 0
+        for record in records:
+            pairs.append(record.pairs.assign(probe=record.pairs["probe"] + start))
+            summaries.append(record.summary.assign(probe=record.summary["probe"] + start))
+            start += record.probes
+        return ConflictRecord(
+            pd.concat(pairs, ignore_index=True), pd.concat(summaries, ignore_index=True)
         )
-        return ConflictRecord(pairs, summary)
 
     def plot(self, ax: Axes | None = None) -> tuple[Figure, np.ndarray]:
         """Cosines over all levels below the diagonal, their null above it, as (figure, axes)."""
@@ -101,19 +104,19 @@ class ConflictRecord(TableRecord):
 
     def _repr_html_(self) -> str:
         columns = ["value", "null_mean", "null_low", "null_high"]
-        defined = self.summary["value"].notna()
+        defined = self.summary["value"].notna()  # means of value and null over the same probes
         summary = self.summary.assign(
             **{name: self.summary[name].where(defined) for name in columns}
         )
         grouped = summary.groupby(["level", "metric"], sort=False)
         table = grouped[columns].mean().join(grouped["value"].count().rename("probes"))
         table = table.join(grouped["undefined"].sum())
-        n = sorted(set(self.summary["n"]))
-        ranged = table["null_low"].notna().any()
-        said = f"{self.probes} probes, n = {', '.join(map(str, n))} images; null: residuals permuted over samples"
-        said = said if ranged else f"{said}, {null.NO_RANGE}"
+        n = ", ".join(map(str, sorted(set(self.summary["n"]))))
+        caption = f"{self.probes} probes, n = {n} images; null: residuals permuted over samples"
+        if not table["null_low"].notna().any():
+            caption = f"{caption}, {null.NO_RANGE}"
         shown = table.reset_index().to_html(index=False, float_format="{:.3f}".format, na_rep="–")
-        return f"<p>Conflict: {said}.</p>{shown}"
+        return f"<p>Conflict: {caption}.</p>{shown}"
 
 
 @torch.inference_mode(False)
@@ -130,13 +133,13 @@ def conflict_of(
     seed: int = 0,
     max_memory: int = 2**30,
 ) -> ConflictRecord:
-    """Conflict between the K one-vs-rest losses of any classifier, so that teacher, student and
-    explainer compare.
+    """Conflict between the K one-vs-rest losses of any classifier.
 
-    The loss is the plain hard one for every model: BCE(σ(margin), 1[y = k]). Levels are an
-    explainer's own, of another model its stages, or all modules that serve several outputs where
-    stages can't be found. Gradients are held against plain autograd, and outputs against those of
-    half the images, as :func:`subtask_grams` says; frozen parameters are probed as others are.
+    The loss is the plain hard one for every model, BCE(σ(margin), 1[y = k]), so that teacher,
+    student and explainer compare. Levels are an explainer's own, of another model its stages, or
+    all modules that serve several outputs where stages can't be found. Gradients are held against
+    plain autograd, and outputs against those of half the images, as :func:`subtask_grams` says;
+    frozen parameters are probed as others are.
 
     Args:
         model: images → logits B×K, or a dict, sequence or dataclass that holds them alone of that
@@ -159,8 +162,8 @@ def conflict_of(
     finite, and models that can't be probed: random in eval mode, computing over the batch, with
     tied weights, on several devices; each by name.
     """
-    if null_draws < 19:
-        raise KdxError(f"{null_draws} draws make no null; take 19 or more")
+    if null_draws < _LEAST_DRAWS:
+        raise KdxError(f"{null_draws} draws make no null; take {_LEAST_DRAWS} or more")
     probed = OneVsRest.of(model, images, labels, classes, margins)
     sets = with_null(residuals(probed.loss, probed.outputs), null_draws, seed)
     grams = subtask_grams(
@@ -171,9 +174,9 @@ def conflict_of(
         groups=groups,
         max_memory=max_memory,
     )
-    pairs, summary = measures.conflict_tables(grams, probed.classes)
+    pairs, summary = conflict_tables(grams, probed.classes)
     if grams.gates is not None:
-        table = measures.contention_table(grams.experts[-1], grams.gates, permutations, seed)
+        table = contention_table(grams.experts[-1], grams.gates, permutations, seed)
         table = table[table["metric"] != "contention"].assign(level=str(len(grams.experts)))
         summary = pd.concat([summary, table], ignore_index=True)
     counted: dict[str, Any] = {"probe": 0, "null_draws": null_draws, "n": len(images)}
@@ -229,14 +232,14 @@ class ConflictProbe:
             asked(model, fitted(images, model), self.num_classes or _classes(*self.labels, labels))
         )
         labels = labelled(images, labels, outputs.shape[1])
-        self.images.append(
-            images.detach().to(self.device, copy=True)
-        )  # a loader may use its buffers again
+        # Copied, since a loader may use its buffers again.
+        self.images.append(images.detach().to(self.device, copy=True))
         self.labels.append(labels.to(self.device, copy=True))
 
     def merge(self, *others: ConflictProbe) -> ConflictProbe:
-        """This probe's images and those of ``others``, of the same weights; KdxError if they are of
-        other ones.
+        """This probe's images and those of ``others``.
+
+        Raises KdxError if they were seen by models of other weights.
         """
         if len({probe.fingerprint for probe in (self, *others)}) > 1:
             raise KdxError(

@@ -1,5 +1,4 @@
-"""Is attention an explanation? What happens to every margin when an expert is ablated, beside the
-pathways.
+"""Is attention an explanation? What an expert's ablation does to margins, beside the pathways.
 
 Pure functions on tables K×N (K subtasks, N experts of a level), and ``ablate`` that makes them.
 """
@@ -12,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
@@ -36,7 +36,7 @@ from kdx_analysis.probes.faithfulness.attribution import (
     replaced,
     working_copy,
 )
-from kdx_analysis.probes.gates import formulas as gates
+from kdx_analysis.probes.gates.formulas import averaged, mean_pathways
 from kdx_analysis.probes.gates.record import GateRecord
 from kdx_analysis.probes.record import Record, added
 from kdx_analysis.probes.subtasks import Asked, check_classes, finite, integers, labelled, named
@@ -97,8 +97,14 @@ kind(
 def drop_sums(
     differences: Float[Tensor, "B K N"], labels: Int[Tensor, " B"]
 ) -> Float[Tensor, "K N"]:
-    """Σ over the images of class k of m_k − m_k without expert i; below 0: the expert speaks
-    against its class.
+    """Σ over the images of class k of m_k − m_k without expert i.
+
+    Below 0 the expert speaks against its class; 0 where it does not matter.
+
+    >>> differences = torch.tensor([[[1.0], [5.0]], [[2.0], [-3.0]]])
+    >>> drop_sums(differences, torch.tensor([0, 1]))
+    tensor([[ 1.],
+            [-3.]])
     """
     K = differences.shape[1]
     return torch.einsum("bk,bkn->kn", F.one_hot(labels, K).to(differences.dtype), differences)
@@ -106,8 +112,13 @@ def drop_sums(
 
 @jaxtyped(typechecker=beartype)
 def change_sums(differences: Float[Tensor, "B K N"]) -> Float[Tensor, "K N"]:
-    """Σ over all images of |m_k − m_k without expert i|: how far the subtask depends on it, for or
-    against.
+    """Σ over all images of |m_k − m_k without expert i|: how far k depends on i, for or against.
+
+    It is 0 where the expert does not matter.
+
+    >>> change_sums(torch.tensor([[[1.0], [5.0]], [[2.0], [-3.0]]]))
+    tensor([[3.],
+            [8.]])
     """
     return differences.abs().sum(dim=0)
 
@@ -119,13 +130,22 @@ def rank_correlation(
     rows: Int[Tensor, "R K"],
     columns: Int[Tensor, "R N"],
 ) -> tuple[float, Float[Tensor, " R"]]:
-    """Spearman's ρ over all K·N entries, and the same with b's rows and columns in other orders;
-    NaN if one is flat.
+    """Spearman's ρ over all K·N entries, and the same with b's rows and columns in other orders.
+
+    In [−1, 1], 0 on average under the null; NaN if one of the tables is flat.
+
+    >>> table = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    >>> swapped, same = torch.tensor([[1, 0]]), torch.tensor([[0, 1]])
+    >>> value, draws = rank_correlation(table, table, swapped, same)
+    >>> round(value, 6), draws
+    (1.0, tensor([-0.6000], dtype=torch.float64))
     """
+    # float64, for which null's tolerance is made: ties with the value are then seen as such.
     x, y = (torch.from_numpy(rankdata(t.numpy())).view_as(t) for t in (a.double(), b.double()))
     x, y = x - x.mean(), y - y.mean()
     norm = x.norm() * y.norm()
     moved = y[rows.unsqueeze(2), columns.unsqueeze(1)]
+    # The ranks of a flat table don't vary, so that ρ would be 0/0.
     value = (x * y).sum() / norm if norm > 0 else torch.tensor(torch.nan)
     return float(value), (x * moved).sum(dim=(1, 2)) / norm
 
@@ -133,13 +153,13 @@ def rank_correlation(
 def related(
     mass: Float[Tensor, "K N"], table: Float[Tensor, "K N"], permutations: int, seed: int
 ) -> dict[str, float | str]:
-    """Rank correlation of an ablation's table with pathway mass, beside its null and with what it
-    says.
+    """Rank correlation of an ablation's table with pathway mass, its null, and what it says.
 
     The columns of :attr:`Faithfulness.agreement` from value on; ``permutations`` of experts and
     subtasks make the null.
     """
     K, N = table.shape
+    # Seeded here, so that all tables are permuted alike.
     generator = torch.Generator().manual_seed(seed)
     rows, columns = (
         torch.rand(permutations, n, generator=generator).argsort(dim=1) for n in (K, N)
@@ -159,8 +179,11 @@ def related(
 
 
 def verdict(value: float, draws: Float[Tensor, " R"]) -> str:
-    """What a correlation of this ``value`` says beside its null, in the words of
-    :attr:`Faithfulness.agreement`.
+    """What a correlation says beside its null, in the words of :attr:`Faithfulness.agreement`.
+
+    >>> draws = torch.arange(39) / 39 - 0.5
+    >>> verdict(0.9, draws), verdict(0.0, draws), verdict(-0.9, draws), verdict(0.0, draws[:38])
+    ('agree', 'no relation found', 'opposed', 'undecided')
     """
     if math.isnan(value):
         return "undefined"
@@ -168,6 +191,7 @@ def verdict(value: float, draws: Float[Tensor, " R"]) -> str:
         return "agree"
     if len(draws) < null.LEAST_DRAWS:
         return "undecided"
+    # Half of ALPHA is what the null's range leaves below it.
     return "opposed" if null.p_value(value, draws, "less") <= ALPHA / 2 else "no relation found"
 
 
@@ -191,14 +215,14 @@ class LevelAblation:
 
 @dataclass(frozen=True, eq=False)
 class Faithfulness(Record):
-    """Expert ablation against pathway mass, per level: sums that batches add to, so that parts give
-    the whole.
+    """Expert ablation against pathway mass, per level.
 
-    The null of a rank correlation permutes experts and, at once, subtasks of the ablations: whole
-    columns and rows, in all of the table, since an expert that matters to one subtask often matters
-    to others, and entries of one subtask share its scale. What is left to chance is only whose
-    expert, and whose subtask, is whose. ``p_subtasks`` permutes subtasks alone: small where *which*
-    subtask draws on an expert matters, not only that the expert is in use.
+    It holds sums that batches add to, so that parts give the whole. The null of a rank correlation
+    permutes experts and, at once, subtasks of the ablations: whole columns and rows, in all of the
+    table, since an expert that matters to one subtask often matters to others, and entries of one
+    subtask share its scale. What is left to chance is only whose expert, and whose subtask, is
+    whose. ``p_subtasks`` permutes subtasks alone: small where *which* subtask draws on an expert
+    matters, not only that the expert is in use.
 
     Attributes:
         gates: of the same model on the same images.
@@ -236,20 +260,21 @@ class Faithfulness(Record):
         batches first.
         """
         check_classes(self.gates.labels, self.classes)
-        paths = zip(
-            *map(gates.mean_pathways, (self.gates.alpha, self.gates.effective)), strict=True
+        # Pathways reach down to the trunk, level 1, which is not ablated.
+        alpha, effective = (
+            mean_pathways(rows)[1:] for rows in (self.gates.alpha, self.gates.effective)
         )
         per_class, B = self.counts.double().unsqueeze(1), len(self.gates.labels)
-        found = zip(self.drops, self.changes, list(paths)[1:], strict=True)
+        tables = zip(self.drops, self.changes, alpha, effective, strict=True)
         return tuple(
-            LevelAblation(level, drops / per_class, changes / B, alpha, effective)
-            for level, (drops, changes, (alpha, effective)) in enumerate(found, 2)
+            LevelAblation(level, drops / per_class, changes / B, mass, passed)
+            for level, (drops, changes, mass, passed) in enumerate(tables, 2)
         )
 
     @cached_property
     def tree(self) -> Tree:
         """Who draws from whom by the largest A."""
-        return Tree.from_attention(gates.averaged(self.gates.effective), self.classes)
+        return Tree.from_attention(averaged(self.gates.effective), self.classes)
 
     def merge(self, *others: Faithfulness) -> Faithfulness:
         """This batch and ``others`` of the same model, under this one's null.
@@ -269,52 +294,44 @@ class Faithfulness(Record):
         )
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a subtask and expert: level, subtask, subtask_index, expert, drop, change, alpha,
-        effective, n.
+        """One row a subtask and expert: what its ablation does, beside the mass of its pathways.
+
+        Columns: baseline, level, subtask, subtask_index, expert, drop, change, alpha, effective, n.
         """
         frames = []
-        for of in self.levels:
-            K, N = of.drop.shape
-            frames.append(
-                pd.DataFrame(
-                    {
-                        "baseline": self.baseline,
-                        "level": of.level,
-                        "subtask": np.repeat(self.classes, N),
-                        "subtask_index": np.repeat(np.arange(K), N),
-                        "expert": np.tile(np.arange(N), K),
-                        **{name: getattr(of, name).numpy().ravel() for name in _COLUMNS},
-                        "n": np.repeat(self.counts.numpy(), N),
-                    }
-                )
-            )
+        for ablated in self.levels:
+            K, N = ablated.drop.shape
+            columns = {
+                "baseline": self.baseline,
+                "level": ablated.level,
+                "subtask": np.repeat(self.classes, N),
+                "subtask_index": np.repeat(np.arange(K), N),
+                "expert": np.tile(np.arange(N), K),
+                **{name: getattr(ablated, name).numpy().ravel() for name in _COLUMNS},
+                "n": np.repeat(self.counts.numpy(), N),
+            }
+            frames.append(pd.DataFrame(columns))
         return pd.concat(frames, ignore_index=True)
 
     @cached_property
     def agreement(self) -> pd.DataFrame:
-        """One row a level with a choice, attention (alpha, effective) and measure (drop, change)
-        with its null.
+        """One row a level with a choice, an attention and a table of the ablation, with its null.
 
-        Columns: level, attention, measure, value (Spearman's ρ), null_mean, null_low, null_high,
+        Columns: level, attention (alpha, effective), measure (drop, change), value (Spearman's ρ),
+        null_mean, null_low, null_high,
         null_undefined, p, p_subtasks (both one-sided, upwards), null_draws, n (entries), says.
         ``says`` is ``agree`` (p ≤ 0.05), ``opposed`` (p downwards ≤ 0.025: below the null's range),
         ``no relation found``, ``undecided``, where p > 0.05 and below 39 ``permutations`` there is
         no range to be below, or ``undefined``, where one of the tables is flat and value is NaN.
         """
-        rows = [
-            {
-                "level": of.level,
-                "attention": attention,
-                "measure": measure,
-                **related(
-                    getattr(of, attention), getattr(of, measure), self.permutations, self.seed
-                ),
-            }
-            for of in self.levels
-            if of.drop.shape[1] > 1
-            for attention in ("alpha", "effective")
-            for measure in ("drop", "change")
-        ]
+        rows = []
+        for ablated in self.levels:
+            if ablated.drop.shape[1] == 1:
+                continue
+            for attention, name in product(("alpha", "effective"), ("drop", "change")):
+                mass, table = getattr(ablated, attention), getattr(ablated, name)
+                keys = {"level": ablated.level, "attention": attention, "measure": name}
+                rows.append({**keys, **related(mass, table, self.permutations, self.seed)})
         columns = ["value", *null.COLUMNS, "p", "p_subtasks", "null_draws", "n", "says"]
         return pd.DataFrame(rows, columns=["level", "attention", "measure", *columns])
 
@@ -325,34 +342,20 @@ class Faithfulness(Record):
         Columns: level, subtask, by_attention, by_ablation (experts), mass, drop (of the first),
         largest_drop.
         """
-        rows = [
-            {
-                "level": of.level,
-                "subtask": name,
-                "by_attention": i,
-                "by_ablation": j,
-                "mass": float(of.effective[k, i]),
-                "drop": float(of.drop[k, i]),
-                "largest_drop": float(of.drop[k, j]),
-            }
-            for of in self.levels
-            for k, name in enumerate(self.classes)
-            if (i := int(of.effective[k].argmax())) != (j := int(of.drop[k].argmax()))
-        ]
-        columns = [
-            "level",
-            "subtask",
-            "by_attention",
-            "by_ablation",
-            "mass",
-            "drop",
-            "largest_drop",
-        ]
-        return pd.DataFrame(rows, columns=columns)
+        rows = []
+        for ablated in self.levels:
+            for name, mass, drop in zip(self.classes, ablated.effective, ablated.drop, strict=True):
+                i, j = int(mass.argmax()), int(drop.argmax())
+                if i != j:
+                    values = float(mass[i]), float(drop[i]), float(drop[j])
+                    rows.append((ablated.level, name, i, j, *values))
+        choices = ["level", "subtask", "by_attention", "by_ablation"]
+        return pd.DataFrame(rows, columns=[*choices, "mass", "drop", "largest_drop"])
 
     def plot(self, ax: Axes | None = None) -> tuple[Figure, np.ndarray]:
-        """Drop against pathway mass of A, as (figure, axes): a panel a level, or the last level in
-        ``ax``.
+        """Drop against pathway mass of A, as (figure, axes).
+
+        It is a panel a level, or the last level in ``ax``.
         """
         from kdx_analysis.probes.faithfulness.drawing import ablation
 
@@ -360,7 +363,10 @@ class Faithfulness(Record):
 
     def __str__(self) -> str:
         if self.agreement.empty:
-            return "Every level has one expert, so attention has no choice that an ablation could confirm."
+            return (
+                "Every level has one expert, so attention has no choice that an ablation could "
+                "confirm."
+            )
         lines = []
         table = self.agreement[
             (self.agreement["attention"] == "effective") & (self.agreement["measure"] == "drop")
@@ -368,12 +374,13 @@ class Faithfulness(Record):
         apart = self.disagreements["level"].value_counts()
         for row in table.to_dict("records"):
             level = row["level"]
-            found = "undefined, as one of the tables is flat"
+            correlation = "undefined, as one of the tables is flat"
             if row["says"] != "undefined":
                 beside = null.shown(row["null_low"], row["null_high"])
-                found = f"ρ = {row['value']:.2f} ({beside}, p = {row['p']:.3g}, n = {row['n']}), {row['says']}"
+                beside = f"{beside}, p = {row['p']:.3g}, n = {row['n']}"
+                correlation = f"ρ = {row['value']:.2f} ({beside}), {row['says']}"
             lines.append(
-                f"Level {level}: drop against pathway mass of A, {found}; for "
+                f"Level {level}: drop against pathway mass of A, {correlation}; for "
                 f"{apart.get(level, 0)} of {len(self.classes)} subtasks the strongest expert is "
                 "not the one whose ablation costs most."
             )
@@ -398,8 +405,7 @@ def ablate(
     permutations: int = 999,
     seed: int = 0,
 ) -> Faithfulness:
-    """Ablate every expert above the trunk, one at a time, and set the margins' drops beside the
-    pathways.
+    """Ablate every expert above the trunk, one at a time, and set margins' drops beside pathways.
 
     Args:
         model: an explainer; left as it was found, computed on a copy in eval mode.
@@ -431,23 +437,14 @@ def ablate(
     finite(trace.margins)
     record = GateRecord.of(working, trace, labels, names)
     drops, changes = [], []
-    for level, N in enumerate(working.experts[1:], 2):
+    for level in range(2, len(working.experts) + 1):
         features = trace.features[level - 1]
         stand_in = (
             features.mean(dim=0, keepdim=True)
             if baseline == "mean"
             else torch.zeros_like(features[:1])
         )
-        without = _Ablated(working, images, level, stand_in)
-        lost = (
-            captum().FeatureAblation(without).attribute(images.new_ones(1, N))
-        )  # a forward pass an expert
-        differences = lost.view(len(images), -1, N).double().cpu()
-        if not differences.isfinite().all():
-            raise KdxError(
-                f"margins are not finite once an expert of level {level} is ablated; look at its "
-                "weights"
-            )
+        differences = _lost(_Ablated(working, images, level, stand_in))
         drops.append(drop_sums(differences, labels))
         changes.append(change_sums(differences))
     return Faithfulness(record, baseline, tuple(drops), tuple(changes), permutations, seed)
@@ -455,9 +452,7 @@ def ablate(
 
 @dataclass(frozen=True, eq=False)
 class _Ablated:
-    """From the experts of a level that are present, 1×N ones and zeros, to the margins of all
-    images, B×K.
-    """
+    """From the experts that are present, 1×N ones and zeros, to the margins of all images, B×K."""
 
     model: HME
     images: Tensor
@@ -471,3 +466,19 @@ class _Ablated:
 
         with replaced(self.model, self.level, switch):
             return torch.cat([Asked(self.model)(chunk) for chunk in self.images.split(AT_ONCE)])
+
+
+def _lost(ablated: _Ablated) -> Tensor:
+    """What every margin of every image loses by each expert, B×K×N: a forward pass an expert.
+
+    It is in float64, as sums over batches have to give those of the whole.
+    """
+    images, N = ablated.images, ablated.model.experts[ablated.level - 1]
+    lost = captum().FeatureAblation(ablated).attribute(images.new_ones(1, N))
+    differences: Tensor = lost.view(len(images), -1, N).double().cpu()
+    if not differences.isfinite().all():
+        raise KdxError(
+            f"margins are not finite once an expert of level {ablated.level} is ablated; look at "
+            "its weights"
+        )
+    return differences

@@ -1,9 +1,8 @@
-"""What a subtask's margin rests on, with Captum: pixels, whole or through one expert alone, and
-experts.
+"""What a subtask's margin rests on, with Captum: pixels, and experts.
 
-Everything is computed on a copy of the model in eval mode (half precision in float32), so the model
-is left as it was found whatever happens. Captum is imported when first used: it takes seconds, and
-brings pyplot along.
+Pixels are asked for the whole model, or through one expert alone. Everything is computed on a copy
+of the model in eval mode (half precision in float32), so the model is left as it was found whatever
+happens. Captum is imported when first used: it takes seconds, and brings pyplot along.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import copy
 import importlib
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -35,8 +34,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# Of the integral. Conductance takes more, as its sum over steps is a plain one.
 STEPS, CONDUCTANCE_STEPS = 32, 128
-AT_ONCE = 512
+AT_ONCE = 512  # images in one pass, those between baseline and image included; bounds the memory
 MAX_OTHERS = 8  # class token, distillation token, registers
 
 
@@ -68,12 +68,10 @@ class Attribution(Record):
     @property
     def title(self) -> str:
         """The method, and the expert that it is taken through."""
-        through = (
-            ""
-            if self.expert is None
-            else f" through expert {self.expert[1]} of level {self.expert[0]}"
-        )
-        return f"{self.method}{through}"
+        if self.expert is None:
+            return self.method
+        level, expert = self.expert
+        return f"{self.method} through expert {expert} of level {level}"
 
     def to_frame(self) -> pd.DataFrame:
         """One row a pixel: image, subtask, y, x, attribution."""
@@ -89,8 +87,9 @@ class Attribution(Record):
         )
 
     def plot(self, ax: Axes | None = None) -> tuple[Figure, np.ndarray]:
-        """The images side by side with their maps over them, as (figure, axes), drawn into ``ax``
-        if one is given.
+        """The images side by side with their maps over them, as (figure, axes).
+
+        They are drawn into ``ax`` if one is given.
         """
         from kdx_analysis.probes.faithfulness.drawing import attribution
 
@@ -102,8 +101,9 @@ class Attribution(Record):
 
 @dataclass(frozen=True, eq=False)
 class Conductance(Record):
-    """How much of a subtask's margin flows through every expert of a level (Dhamdhere et al., arXiv
-    1805.12233).
+    """How much of a subtask's margin flows through every expert of a level.
+
+    From Dhamdhere et al., How important is a neuron?, arXiv 1805.12233.
 
     Attributes:
         level: of the experts.
@@ -133,7 +133,7 @@ class Conductance(Record):
         )
 
     def plot(self, ax: Axes | None = None) -> tuple[Figure, np.ndarray]:
-        """Every image a dot for each expert, as (figure, axes), drawn into ``ax`` if one is given."""
+        """Every image a dot for each expert, as (figure, axes), drawn into ``ax`` if given."""
         from kdx_analysis.probes.faithfulness.drawing import conductance
 
         return conductance(self, ax)
@@ -152,11 +152,11 @@ def integrated_gradients(
     baseline: float | Tensor = 0.0,
     steps: int = STEPS,
 ) -> Attribution:
-    """(x − x₀) ∫₀¹ ∂m_k/∂x (x₀ + t(x − x₀)) dt, summed over channels (Sundararajan et al., arXiv
-    1703.01365).
+    """(x − x₀) ∫₀¹ ∂m_k/∂x (x₀ + t(x − x₀)) dt, summed over channels.
 
-    ``through`` an expert, only the part of the gradient that passes it: over the experts of any one
-    level these add up to the whole, and each one's sum over pixels is its :func:`conductance`.
+    From Sundararajan et al., Axiomatic attribution for deep networks, arXiv 1703.01365. ``through``
+    an expert, only the part of the gradient that passes it: over the experts of any one level these
+    add up to the whole, and each one's sum over pixels is its :func:`conductance`.
 
     Args:
         model: an explainer; without ``through`` any classifier, images → B×K.
@@ -181,6 +181,7 @@ def integrated_gradients(
                 start,
                 target=subtasks,
                 n_steps=steps,
+                # Captum wants one step of all images to fit.
                 internal_batch_size=max(AT_ONCE, len(images)),
                 return_convergence_delta=True,
             )
@@ -205,14 +206,13 @@ def grad_cam(
     level: int | None = None,
     expert: int | None = None,
 ) -> Attribution:
-    """max(0, Σ_c w_c F_c), w_c the mean of ∂m_k/∂F_c over positions (Selvaraju et al., arXiv
-    1610.02391).
+    """max(0, Σ_c w_c F_c), w_c the mean of ∂m_k/∂F_c over positions.
 
-    Over the channels of a whole level, by default the last whose positions reach the margins, or of
-    one expert; brought to the images' size bilinearly. Tokens T×D are those of patches, row by row,
-    behind a few that belong to no patch and are left out. Raises KdxError as
-    :func:`integrated_gradients` does, and where tokens make no grid of square patches, or the heads
-    read only the first of the ``level``'s.
+    From Selvaraju et al., Grad-CAM, arXiv 1610.02391. Over the channels of a whole level, by
+    default the last whose positions reach the margins, or of one expert; brought to the images'
+    size bilinearly. Tokens T×D are those of patches, row by row, behind a few that belong to no
+    patch and are left out. Raises KdxError as :func:`integrated_gradients` does, and where tokens
+    make no grid of square patches, or the heads read only the first of the ``level``'s.
     """
     working, images, subtasks = prepare(model, images, subtask)
     readout = getattr(working, "readout", None)
@@ -227,22 +227,7 @@ def grad_cam(
     if expert is not None:
         _check_expert(working, (level, expert))
     channels = nn.Identity()
-
-    def through_channels(module: nn.Module, inputs: Any, features: Tensor) -> Tensor:
-        if features.ndim == (4 if level == 1 else 5):
-            return channels(features.reshape(len(features), -1, *features.shape[-2:])).view_as(
-                features
-            )
-        grid = _patches(features.shape[-2], images)
-        others, patches = features.split(
-            [features.shape[-2] - math.prod(grid), math.prod(grid)], dim=-2
-        )
-        tokens = patches.unsqueeze(1) if level == 1 else patches
-        laid = channels(tokens.transpose(-1, -2).reshape(len(features), -1, *grid))
-        back = laid.reshape(tokens.transpose(-1, -2).shape).transpose(-1, -2).view_as(patches)
-        return torch.cat([others, back], dim=-2)
-
-    handle = site.register_forward_hook(through_channels)
+    handle = site.register_forward_hook(_through(channels, level, images))
     try:
         weighted = (
             captum()
@@ -252,12 +237,31 @@ def grad_cam(
     finally:
         handle.remove()
     apart = weighted.unflatten(1, (N, -1)).sum(dim=2)
-    maps = (apart if expert is None else apart[:, [expert]]).sum(dim=1, keepdim=True).clamp(min=0)
+    chosen = apart if expert is None else apart[:, [expert]]
+    maps = chosen.sum(dim=1, keepdim=True).clamp(min=0)  # what speaks for the subtask alone
     maps = captum().LayerAttribution.interpolate(maps, tuple(images.shape[-2:]), "bilinear")[:, 0]
     place = None if expert is None else (level, expert)
     return Attribution(
         "Grad-CAM", subtasks.cpu(), place, images.cpu(), _kept(maps, "Grad-CAM"), None
     )
+
+
+def _through(channels: nn.Module, level: int, images: Tensor) -> Callable[..., Tensor]:
+    """A hook that lets features of ``level`` pass a module as channels, B×C×H×W."""
+
+    def hook(module: nn.Module, inputs: Any, features: Tensor) -> Tensor:
+        if features.ndim == (4 if level == 1 else 5):
+            flat = features.reshape(len(features), -1, *features.shape[-2:])
+            return channels(flat).view_as(features)
+        grid = _patches(features.shape[-2], images)
+        count = math.prod(grid)
+        others, patches = features.split([features.shape[-2] - count, count], dim=-2)
+        tokens = patches.unsqueeze(1) if level == 1 else patches
+        laid = channels(tokens.transpose(-1, -2).reshape(len(features), -1, *grid))
+        back = laid.reshape(tokens.transpose(-1, -2).shape).transpose(-1, -2).view_as(patches)
+        return torch.cat([others, back], dim=-2)
+
+    return hook
 
 
 @torch.inference_mode(False)
@@ -270,11 +274,10 @@ def conductance(
     baseline: float | Tensor = 0.0,
     steps: int = CONDUCTANCE_STEPS,
 ) -> Conductance:
-    """∫ ∂m_k/∂F_i · dF_i along the line from the baseline to the image, for every expert i of
-    ``level``.
+    """∫ ∂m_k/∂F_i · dF_i from the baseline to the image, for every expert i of ``level``.
 
-    Arguments and errors as for :func:`integrated_gradients`; the sum over steps is a plain one, so
-    it takes more.
+    The integral is along the straight line between them. Arguments and errors as for
+    :func:`integrated_gradients`; the sum over steps is a plain one, so it takes more.
     """
     working, images, subtasks = prepare(model, images, subtask)
     values, delta = (
@@ -285,7 +288,7 @@ def conductance(
             _baseline(baseline, images),
             target=subtasks,
             n_steps=steps,
-            internal_batch_size=max(AT_ONCE, len(images)),
+            internal_batch_size=max(AT_ONCE, len(images)),  # one step of all images has to fit
             return_convergence_delta=True,
         )
     )
@@ -296,8 +299,9 @@ def conductance(
 
 
 def captum() -> Any:
-    """``captum.attr``, imported when first used; what it says about progress bars in notebooks is
-    kept quiet.
+    """``captum.attr``, imported when first used.
+
+    What it says about progress bars in notebooks is kept quiet.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -305,10 +309,10 @@ def captum() -> Any:
 
 
 def working_copy(model: nn.Module) -> nn.Module:
-    """A copy in eval mode that asks for no gradients of its own, in float32 where the model is in
-    half precision.
+    """A copy in eval mode that asks for no gradients of its own.
 
-    A copy of an explainer gives margins, also where the model gives multi-class scores.
+    It is in float32 where the model is in half precision. A copy of an explainer gives margins,
+    also where the model gives multi-class scores.
     """
     copied = in_full(copy.deepcopy(unwrapped(usable(model))[0]).eval().requires_grad_(False))
     return copied.giving_margins() if isinstance(copied, HME) else copied
@@ -317,8 +321,9 @@ def working_copy(model: nn.Module) -> nn.Module:
 def prepare(
     model: nn.Module, images: Tensor, subtask: int | Tensor
 ) -> tuple[nn.Module, Tensor, Tensor]:
-    """A working copy, images on its device and in its precision, and k of every image; KdxError
-    where they can't be.
+    """A working copy, images on its device and in its precision, and k of every image.
+
+    Raises KdxError where they can't be.
     """
     working, images = working_copy(model), checked(model, images)
     like = next(working.parameters())
@@ -339,7 +344,7 @@ def prepare(
 
 
 def checked(model: nn.Module, images: Tensor) -> Tensor:
-    """``images`` as one finite batch, if ``model`` has parameters to lie somewhere; else KdxError."""
+    """``images`` as one finite batch, if ``model`` has parameters; else KdxError."""
     if next(model.parameters(), None) is None:
         raise KdxError(f"{type(model).__name__} has no parameters, so there is nothing to explain")
     return pictures(images)
@@ -360,8 +365,9 @@ def as_html(figure: Figure) -> str:
 
 @contextmanager
 def replaced(model: nn.Module, level: int, replace: Any) -> Iterator[None]:
-    """``replace(features)`` in place of the features B×N×… of ``level`` inside the body; the
-    trunk's are B×1×….
+    """``replace(features)`` in place of the features B×N×… of ``level`` inside the body.
+
+    The trunk's are B×1×….
     """
 
     def hook(module: nn.Module, inputs: Any, features: Tensor) -> Tensor:
@@ -383,11 +389,11 @@ def _only(model: nn.Module, expert: tuple[int, int] | None) -> Iterator[None]:
     _check_expert(model, expert)
     level, i = expert
 
-    def held(features: Tensor) -> Tensor:
+    def all_but_one_detached(features: Tensor) -> Tensor:
         kept = torch.arange(features.shape[1], device=features.device) == i
         return torch.where(kept.view(-1, *(1,) * (features.ndim - 2)), features, features.detach())
 
-    with replaced(model, level, held):
+    with replaced(model, level, all_but_one_detached):
         yield
 
 
@@ -409,8 +415,9 @@ def _check_expert(model: nn.Module, expert: tuple[int, int]) -> None:
 
 
 def _patches(tokens: int, images: Tensor) -> tuple[int, int]:
-    """Rows and columns of the largest grid of square patches of the images that fits; KdxError if
-    many are left.
+    """Rows and columns of the largest grid of square patches of the images that fits.
+
+    Raises KdxError if many tokens are left over.
     """
     H, W = images.shape[-2:]
     sizes = [
@@ -419,8 +426,7 @@ def _patches(tokens: int, images: Tensor) -> tuple[int, int]:
     if not sizes or tokens - (H // sizes[0]) * (W // sizes[0]) > MAX_OTHERS:
         raise KdxError(
             f"{tokens} tokens are no grid of square patches of {H}×{W} images and up to "
-            f"{MAX_OTHERS} tokens beside; "
-            "take integrated_gradients"
+            f"{MAX_OTHERS} tokens beside; take integrated_gradients"
         )
     return H // sizes[0], W // sizes[0]
 
@@ -437,7 +443,7 @@ def _baseline(baseline: float | Tensor, images: Tensor) -> Tensor:
 
 
 def _kept(values: Tensor, what: str) -> Tensor:
-    """``values`` in float64 on the CPU; KdxError if one is not finite."""
+    """``values`` on the CPU, in float64 as they are to be summed; KdxError if one is not finite."""
     if not values.isfinite().all():
         raise KdxError(f"{what} of the images is not finite; look at the model's weights")
     return values.detach().double().cpu()

@@ -122,7 +122,7 @@ def randomisation(record: Randomisation, ax: Axes | None = None) -> tuple[Figure
     figure, ax = canvas(ax, "column", 2.8)
     table = record.to_frame()
     for x, row in enumerate(table.to_dict("records")):
-        values = record.similarity[row["measure"]].flatten().numpy()
+        values = record.similarity[row["maps"]].flatten().numpy()
         values = values[~np.isnan(values)]
         if not np.isnan(row["null_low"]):
             ax.fill_between(

@@ -1,6 +1,4 @@
-"""One class: its path through the experts, what each expert of the path looks at, and how much each
-matters.
-"""
+"""One class: its path through the experts, what each of them looks at, and how much it matters."""
 
 from __future__ import annotations
 
@@ -34,8 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Explanation(Record):
-    """One class: its images, what each expert of its path looks at, and how much that expert
-    matters.
+    """One class: images, what each expert of its path looks at, and how much that expert matters.
 
     Attributes:
         name: of the class.
@@ -58,8 +55,9 @@ class Explanation(Record):
     ablation: Faithfulness
 
     def to_frame(self) -> pd.DataFrame:
-        """One row an expert: level, expert, on_path, alpha, effective, drop, change, conductance,
-        n.
+        """One row an expert: what it is to the class.
+
+        Columns: subtask, level, expert, on_path, alpha, effective, drop, change, conductance, n.
         """
         frame = self.ablation.to_frame()
         frame = frame[frame["subtask_index"] == self.subtask].reset_index(drop=True)
@@ -68,18 +66,8 @@ class Explanation(Record):
             for level, i in zip(frame["level"], frame["expert"], strict=True)
         ]
         frame = frame.assign(on_path=on_path, conductance=torch.cat(self.conductance).numpy())
-        columns = [
-            "level",
-            "expert",
-            "on_path",
-            "alpha",
-            "effective",
-            "drop",
-            "change",
-            "conductance",
-            "n",
-        ]
-        return frame[["subtask", *columns]]
+        keys, worth = ["subtask", "level", "expert", "on_path"], ["alpha", "effective"]
+        return frame[[*keys, *worth, "drop", "change", "conductance", "n"]]
 
     def plot(self, ax: Axes | None = None) -> tuple[Figure, np.ndarray]:
         """Images, heat maps of the path's experts, and how much they matter, as (figure, axes).
@@ -112,7 +100,7 @@ def explain(
         model, images, labels, classes, baseline: as for :func:`ablate`.
         subtask: number of the class.
         shown: how many of its images are attributed, the first ones.
-        image_baseline: x₀ of :func:`kdx_analysis.probes.faithfulness.attribution.integrated_gradients`.
+        image_baseline: x₀ of :func:`kdx_analysis.probes.integrated_gradients`.
 
     Raises KdxError as :func:`ablate` does, and for a class without images.
     """

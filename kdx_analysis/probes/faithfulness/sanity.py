@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BOUND = 0.5
+BOUND = 0.5  # of ρ: an attribution that stays below it does not survive, whatever its null
 ALPHA = 0.05
-MEASURES: dict[str, Callable[[Tensor], Tensor]] = {
+MAPS: dict[str, Callable[[Tensor], Tensor]] = {
     "signed": lambda maps: maps,
     "absolute": torch.abs,
 }
@@ -41,15 +41,23 @@ MEASURES: dict[str, Callable[[Tensor], Tensor]] = {
 
 @jaxtyped(typechecker=beartype)
 def map_similarity(a: Float[Tensor, "B H W"], b: Float[Tensor, "B H W"]) -> Float[Tensor, " B"]:
-    """Spearman's ρ of two maps over their pixels, per image; in [−1, 1], NaN where a map is flat."""
+    """Spearman's ρ of two maps over their pixels, per image; in [−1, 1].
+
+    It is NaN where a map is flat, as the ranks then don't vary.
+
+    >>> a = torch.tensor([[[1.0, 2.0], [3.0, 4.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    >>> map_similarity(a, a.flip(dims=(1,)))
+    tensor([-0.6000,     nan], dtype=torch.float64)
+    """
     x, y = (torch.from_numpy(rankdata(maps.flatten(1).numpy(), axis=1)) for maps in (a, b))
     x, y = x - x.mean(dim=1, keepdim=True), y - y.mean(dim=1, keepdim=True)
     return (x * y).sum(dim=1) / (x.norm(dim=1) * y.norm(dim=1))
 
 
 def randomised(model: nn.Module, seed: int) -> nn.Module:
-    """A copy whose weights are drawn anew, gates included (fixed ones stay); torch's random state
-    is left alone.
+    """A copy whose weights are drawn anew, gates included; fixed ones stay.
+
+    torch's random state is left alone.
     """
     copied = copy.deepcopy(model)
     cuda = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
@@ -76,8 +84,9 @@ class Randomisation(Record):
     pixels that are zero stay so.
 
     Attributes:
-        similarity: by measure (signed, absolute), draws×B: Spearman's ρ; NaN where a map is flat.
-        null: by measure, the mean similarity under each shift.
+        similarity: by the maps' values (signed, absolute), draws×B: Spearman's ρ; NaN where a map
+            is flat.
+        null: by the maps' values, the mean similarity under each shift.
         bound: the similarity that counts as surviving, if the null is below it.
     """
 
@@ -88,25 +97,26 @@ class Randomisation(Record):
     bound: float = BOUND
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a measure: value (mean ρ), null_…, null_draws, bound, undefined, n, survives,
-        undecided.
+        """One row for signed and one for absolute maps: mean ρ beside its null, and what it says.
 
-        n maps of images under random weights went into the mean, ``undefined`` more were flat.
+        Columns: maps, value, null_…, null_draws, bound, undefined, n, survives, undecided. n maps
+        of images under random weights went into the mean, ``undefined`` more were flat.
         ``survives``: value is above both the bound and the null's range (p upwards ≤ 0.025), so the
         attribution tells of the image, not of the model. ``undecided``: it is above the bound, and
         below 39 shifts the null has no range.
         """
         rows: list[dict[str, Any]] = []
-        for measure, values in self.similarity.items():
+        for name, values in self.similarity.items():
             undefined = int(values.isnan().sum())
-            value = float(values.nanmean())
-            draws = self.null[measure]
+            value = float(values.nanmean())  # flat maps have no ρ, and are counted
+            draws = self.null[name]
             beside = null.beside_one(draws)
             above, ranged = value > self.bound, not math.isnan(beside["null_high"])
+            # Half of ALPHA is what the null's range leaves above it.
             beyond = bool(null.p_value(value, draws, "greater") <= ALPHA / 2)
             rows.append(
                 {
-                    "measure": measure,
+                    "maps": name,
                     "value": value,
                     **beside,
                     "null_draws": len(draws),
@@ -121,12 +131,13 @@ class Randomisation(Record):
 
     @property
     def survives(self) -> bool:
-        """Whether the attribution is flagged: by either measure it is shown to outlive the weights."""
+        """Whether the attribution is flagged: signed or absolute, it outlives the weights."""
         return bool(self.to_frame()["survives"].any())
 
     def plot(self, ax: Axes | None = None) -> tuple[Figure, np.ndarray]:
-        """Every map's similarity a dot, beside null and bound, as (figure, axes), drawn into ``ax``
-        if given.
+        """Every map's similarity a dot, beside null and bound, as (figure, axes).
+
+        It is drawn into ``ax`` if given.
         """
         from kdx_analysis.probes.faithfulness.drawing import randomisation
 
@@ -134,20 +145,12 @@ class Randomisation(Record):
 
     def __str__(self) -> str:
         rows = self.to_frame()
-        found = ", ".join(
-            f"{r['measure']} ρ = {r['value']:.2f} ({null.shown(r['null_low'], r['null_high'])})"
+        correlations = ", ".join(
+            f"{r['maps']} ρ = {r['value']:.2f} ({null.shown(r['null_low'], r['null_high'])})"
             for r in rows.to_dict("records")
         )
-        outlive = set(rows.loc[rows["survives"], "measure"])
-        if "signed" in outlive:
-            verdict = "FLAGGED: the attribution survives random weights, so it tells of the images and not of the model"
-        elif outlive:
-            verdict = "FLAGGED: where the attribution is strong survives random weights, so only its signs may be trusted"
-        elif rows["undecided"].any():
-            verdict = "undecided: the attribution outlives random weights by the bound, but its null has no range"
-        else:
-            verdict = "the attribution does not survive random weights"
-        return f"{verdict}; {found}; bound {self.bound}, n = {', '.join(map(str, rows['n']))} maps"
+        n = ", ".join(map(str, rows["n"]))
+        return f"{_verdict(rows)}; {correlations}; bound {self.bound}, n = {n} maps"
 
     def _repr_html_(self) -> str:
         table = (
@@ -168,7 +171,9 @@ def randomisation(
     """Compare an attribution of ``model`` with that of copies whose weights are random.
 
     >>> from kdx_analysis.probes.faithfulness.attribution import integrated_gradients
-    >>> check = randomisation(lambda m: integrated_gradients(m, images, 3).maps, model)  # doctest: +SKIP
+    >>> def maps(model):
+    ...     return integrated_gradients(model, images, 3).maps
+    >>> check = randomisation(maps, model)  # doctest: +SKIP
 
     Args:
         attribute: from a model to its maps, B×H×W, always of the same images and subtask.
@@ -183,36 +188,62 @@ def randomisation(
     if draws < 1 or shifts < 1:
         raise KdxError(f"draws = {draws} and shifts = {shifts} should be 1 or more")
     working = working_copy(model)
-    own = _maps(attribute(working))
+    trained = _maps(attribute(working))
     others = torch.stack(
         [_maps(attribute(randomised(working, seed + draw))) for draw in range(draws)]
     )
-    _, H, W = own.shape
+    _, H, W = trained.shape
     if H * W < 4:
         raise KdxError(
             f"maps of {H}×{W} have no pixels to rank; attribute a level with larger features"
         )
     generator = torch.Generator().manual_seed(seed)
-    offsets = torch.randint(1, H * W, (shifts,), generator=generator)
+    # From 1, as an offset of 0 would leave the maps where they are.
+    offsets = torch.randint(1, H * W, (shifts,), generator=generator).tolist()
     similarity, shifted = {}, {}
-    for name, measure in MEASURES.items():
-        a, b = measure(own), measure(others)
-        similarity[name] = torch.stack([map_similarity(a, one) for one in b])
+    for name, mapped in MAPS.items():
+        a, b = mapped(trained), mapped(others)
+        similarity[name] = _similarities(a, b)
         if similarity[name].isnan().all():
             raise KdxError(
                 "the attribution is flat on every image, or is so with random weights; nothing to "
                 "compare"
             )
-        moved = [b.roll((int(o) // W, int(o) % W), dims=(2, 3)) for o in offsets]
-        shifted[name] = torch.stack(
-            [torch.stack([map_similarity(a, one) for one in m]).nanmean() for m in moved]
-        )
+        moved = [b.roll((offset // W, offset % W), dims=(2, 3)) for offset in offsets]
+        shifted[name] = torch.stack([_similarities(a, maps).nanmean() for maps in moved])
     return Randomisation(similarity, shifted)
 
 
+def _similarities(maps: Tensor, others: Tensor) -> Tensor:
+    """Similarity of maps, B×H×W, to those of each random draw, draws×B×H×W: draws×B."""
+    return torch.stack([map_similarity(maps, drawn) for drawn in others])
+
+
+def _verdict(rows: pd.DataFrame) -> str:
+    """What the rows of :meth:`Randomisation.to_frame` say, in words."""
+    outlive = set(rows.loc[rows["survives"], "maps"])
+    if "signed" in outlive:
+        return (
+            "FLAGGED: the attribution survives random weights, so it tells of the images and not "
+            "of the model"
+        )
+    if outlive:
+        return (
+            "FLAGGED: where the attribution is strong survives random weights, so only its signs "
+            "may be trusted"
+        )
+    if rows["undecided"].any():
+        return (
+            "undecided: the attribution outlives random weights by the bound, but its null has no "
+            "range"
+        )
+    return "the attribution does not survive random weights"
+
+
 def _maps(maps: Tensor) -> Tensor:
+    """``maps`` as float64 on the CPU; KdxError unless they are finite and B×H×W."""
     if maps.ndim != 3 or not maps.isfinite().all():
         raise KdxError(
             f"maps of shape {tuple(maps.shape)} should be finite and B×H×W, one an image"
         )
-    return maps.detach().double().cpu()
+    return maps.detach().double().cpu()  # NumPy, which ranks them, has no bfloat16

@@ -20,23 +20,29 @@ from kdx_analysis.errors import KdxError
 from kdx_analysis.metrics import evaluated, metric
 from kdx_analysis.models import gates
 
-DEAD_BELOW = 0.01
+DEAD_BELOW = 0.01  # of an even share: all subtasks together hardly draw from such an expert
 
 Summary = dict[tuple[str, int, str], tuple[Tensor, int]]
 
 
 @jaxtyped(typechecker=beartype)
 def expert_use(paths: Float[Tensor, "*draws K N"]) -> Float[Tensor, "*draws N"]:
-    """u_i = mean_k P_ki, the share of all subtasks that expert i carries; sums to 1."""
+    """u_i = mean_k P_ki, the share of all subtasks that expert i carries; sums to 1.
+
+    >>> expert_use(torch.tensor([[1.0, 0.0], [0.5, 0.5]]))
+    tensor([0.7500, 0.2500])
+    """
     return paths.mean(dim=-2)
 
 
 @jaxtyped(typechecker=beartype)
 def use_cv2(paths: Float[Tensor, "*draws K N"]) -> Float[Tensor, "*draws"]:
-    """Squared population coefficient of variation of expert use: 0 when even, N − 1 when one
-    carries all.
+    """CV² = var(u)/mean(u)² of expert use: 0 when even, N − 1 when one expert carries all.
 
-    1/Σu² = N/(1 + CV²) is the number of experts in effective use.
+    The variance divides by N. 1/Σu² = N/(1 + CV²) is the number of experts in effective use.
+
+    >>> use_cv2(torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+    tensor(1.)
     """
     use = expert_use(paths)
     return use.var(dim=-1, correction=0) / use.mean(dim=-1) ** 2
@@ -44,7 +50,11 @@ def use_cv2(paths: Float[Tensor, "*draws K N"]) -> Float[Tensor, "*draws"]:
 
 @jaxtyped(typechecker=beartype)
 def dead_share(paths: Float[Tensor, "*draws K N"]) -> Float[Tensor, "*draws"]:
-    """Share of experts whose use is below a hundredth of an even share, u_i < 0.01/N; in [0, 1]."""
+    """Share of experts whose use is below a hundredth of an even share, u_i < 0.01/N; in [0, 1].
+
+    >>> dead_share(torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+    tensor(0.5000)
+    """
     N = paths.shape[-1]
     return (expert_use(paths) < DEAD_BELOW / N).to(paths.dtype).mean(dim=-1)
 
@@ -63,7 +73,7 @@ def dead_share(paths: Float[Tensor, "*draws K N"]) -> Float[Tensor, "*draws"]:
 )
 @jaxtyped(typechecker=beartype)
 def gate_entropy(rows: Float[Tensor, "*draws rows N"]) -> Float[Tensor, "*draws"]:
-    """Mean over rows of H/ln N in [0, 1]; NaN for N = 1.
+    """Mean over rows of H/ln N in [0, 1]; NaN for N = 1, where there is nothing to choose.
 
     >>> gate_entropy(torch.tensor([[0.5, 0.5], [1.0, 0.0]]))
     tensor(0.5000)
@@ -82,11 +92,15 @@ def gate_entropy(rows: Float[Tensor, "*draws rows N"]) -> Float[Tensor, "*draws"
 )
 @jaxtyped(typechecker=beartype)
 def specialisation(paths: Float[Tensor, "*draws K N"]) -> Float[Tensor, "*draws"]:
-    """I(subtask; expert)/ln min(K, N) = (H(mean_k P_k) − mean_k H(P_k))/ln min(K, N); in [0, 1],
-    NaN for N = 1.
+    """I(subtask; expert)/ln min(K, N) = (H(mean_k P_k) − mean_k H(P_k))/ln min(K, N); in [0, 1].
+
+    It is 0 where all subtasks go the same way, and NaN for K = 1 or N = 1.
+
+    >>> specialisation(torch.eye(2)), specialisation(torch.full((2, 2), 0.5))
+    (tensor(1.), tensor(0.))
     """
     K, N = paths.shape[-2:]
-    if min(K, N) == 1:
+    if min(K, N) == 1:  # of one subtask or expert it would be 0/0
         return paths.new_full(paths.shape[:-2], torch.nan)
     information = gates.entropy(expert_use(paths)) - gates.entropy(paths).mean(dim=-1)
     return information / math.log(min(K, N))
@@ -94,22 +108,33 @@ def specialisation(paths: Float[Tensor, "*draws K N"]) -> Float[Tensor, "*draws"
 
 @jaxtyped(typechecker=beartype)
 def routing_distance(paths: Float[Tensor, "*draws K N"]) -> Float[Tensor, "*draws K K"]:
-    """JSD(P_a, P_b)/ln 2 for all pairs of subtasks; in [0, 1], 0 for the same path, symmetric."""
+    """JSD(P_a, P_b)/ln 2 for all pairs of subtasks; in [0, 1], 0 for the same path, symmetric.
+
+    >>> routing_distance(torch.eye(2))
+    tensor([[0., 1.],
+            [1., 0.]])
+    """
     a, b = paths.unsqueeze(-2), paths.unsqueeze(-3)
     mixed = gates.entropy((a + b) / 2) - (gates.entropy(a) + gates.entropy(b)) / 2
+    # Of the same path the difference of entropies is 0, which rounding can take below it.
     return mixed.clamp(min=0) / math.log(2)
 
 
 @jaxtyped(typechecker=beartype)
 def pair_mean(table: Float[Tensor, "*draws K K"]) -> Float[Tensor, "*draws"]:
-    """Mean over pairs a < b; NaN for K = 1."""
+    """Mean over pairs a < b; NaN for K = 1, which has no pair.
+
+    >>> pair_mean(torch.tensor([[0.0, 1.0, 2.0], [1.0, 0.0, 3.0], [2.0, 3.0, 0.0]]))
+    tensor(2.)
+    """
     a, b = torch.triu_indices(table.shape[-2], table.shape[-1], offset=1)
     return table[..., a, b].mean(dim=-1)
 
 
 def summarise(attention: Sequence[Tensor]) -> Summary:
-    """Every gate metric of a model's attention, keyed by (of, level, metric), with the n that it
-    averages.
+    """Every gate metric of a model's attention and its n, by (of, level, metric).
+
+    n is the number of rows, experts, subtasks or pairs that the metric averages.
 
     Args:
         attention: α^l or A^l for l = 2…L+1, each *draws×N_l×N_{l−1} (the last one K×N_L).
@@ -162,20 +187,22 @@ def summarise_samples(
             [shuffled_subtasks(paths, generator).mean(dim=0) for _ in range(shuffles)]
         )
         by_class = torch.stack([class_means(use[order], labels) for order in orders])
-        own = specialisation(class_means(use, labels))
-        own_bias, class_bias = specialisation(by_subtask).mean(), specialisation(by_class).mean()
+        subtask_bias = specialisation(by_subtask).mean()
+        class_bias = specialisation(by_class).mean()
         n = B * paths.shape[1]
-        biased = table["pathways", level, "specialisation"][0]
-        table["pathways", level, "specialisation"] = biased - own_bias, n
-        table["pathways", level, "specialisation_shuffled"] = own_bias, n
-        table["pathways", level, "class_specialisation"] = own - class_bias, B
+        of_subtasks = table["pathways", level, "specialisation"][0]
+        of_classes = specialisation(class_means(use, labels))
+        table["pathways", level, "specialisation"] = of_subtasks - subtask_bias, n
+        table["pathways", level, "specialisation_shuffled"] = subtask_bias, n
+        table["pathways", level, "class_specialisation"] = of_classes - class_bias, B
         table["pathways", level, "class_specialisation_shuffled"] = class_bias, B
     return table
 
 
 def sample_pathways(attention: Sequence[Tensor]) -> list[Tensor]:
-    """P^l of every sample, B×K×N_l: composed per sample, from gates that may be shared by all
-    (N_l×N_{l−1}).
+    """P^l of every sample, B×K×N_l: composed per sample.
+
+    Gates that read the input are B×N_l×N_{l−1}; those that all samples share, N_l×N_{l−1}.
     """
     B = next(len(rows) for rows in attention if rows.ndim == 3)
     return gates.pathways([rows.expand(B, -1, -1) for rows in attention])
@@ -185,7 +212,12 @@ def sample_pathways(attention: Sequence[Tensor]) -> list[Tensor]:
 def shuffled_subtasks(
     paths: Float[Tensor, "B K N"], generator: torch.Generator
 ) -> Float[Tensor, "B K N"]:
-    """Every sample's rows permuted over the subtasks: no subtask keeps a way of its own."""
+    """Every sample's rows permuted over the subtasks: no subtask keeps a way of its own.
+
+    >>> paths = torch.tensor([[[1.0, 0.0], [0.25, 0.75]]])
+    >>> shuffled_subtasks(paths, torch.Generator()).sum(dim=1)
+    tensor([[1.2500, 0.7500]])
+    """
     order = torch.rand(paths.shape[:2], generator=generator).argsort(dim=1).to(paths.device)
     return paths.gather(1, order.unsqueeze(-1).expand_as(paths))
 
@@ -194,7 +226,11 @@ def shuffled_subtasks(
 def class_means(
     values: Float[Tensor, "B ..."], labels: Int[Tensor, " B"]
 ) -> Float[Tensor, "classes ..."]:
-    """Means over the samples of every class that has any, in the order of the classes."""
+    """Means over the samples of every class that has any, in the order of the classes.
+
+    >>> class_means(torch.tensor([1.0, 3.0, 10.0]), torch.tensor([0, 0, 2]))
+    tensor([ 2., 10.])
+    """
     member = F.one_hot(labels.unique(return_inverse=True)[1]).to(values.dtype)
     return torch.einsum("bc,b...->c...", member / member.sum(dim=0), values)
 
@@ -228,8 +264,9 @@ def _of_paths(paths: Tensor) -> dict[str, tuple[Tensor, int]]:
 
 
 def random_logits(like: Sequence[Tensor], draws: int, generator: torch.Generator) -> list[Tensor]:
-    """Gate logits, in shape ``like`` these, ``draws`` times as an untrained explainer has them:
-    uniform in [0, 1).
+    """Gate logits as an untrained explainer has them, uniform in [0, 1): ``draws`` times.
+
+    Their shapes, precision and device are ``like`` those of these.
     """
     return [torch.rand(draws, *logits.shape, generator=generator).to(logits) for logits in like]
 
@@ -243,15 +280,15 @@ def effective(attention: Sequence[Tensor], spreads: Sequence[Tensor]) -> list[Te
 
 
 def defined(effective: list[Tensor], n: int) -> list[Tensor]:
-    """The ``effective`` attention A^l, l ≥ 2, on ``n`` images; KdxError names a level whose
-    features don't vary.
+    """The ``effective`` attention A^l, l ≥ 2, on ``n`` images.
+
+    Raises KdxError that names a level whose features don't vary.
     """
     for level, rows in enumerate(effective, 2):
         if rows.isnan().any():
             raise KdxError(
                 f"the features of level {level - 1} don't vary over the {n} images, so effective "
-                "attention is "
-                "undefined; give two images or more that differ"
+                "attention is undefined; give two images or more that differ"
             )
     return effective
 
@@ -268,6 +305,6 @@ def mean_pathways(attention: Sequence[Tensor]) -> list[Tensor]:
 
 def check_features(features: Sequence[Tensor]) -> None:
     """KdxError if the features of a level, from 1, are not finite."""
-    for level, of in enumerate(features, 1):
-        if not of.isfinite().all():
+    for level, values in enumerate(features, 1):
+        if not values.isfinite().all():
             raise KdxError(f"features on level {level} are not finite; did the run diverge?")

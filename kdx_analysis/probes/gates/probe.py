@@ -1,4 +1,4 @@
-"""The probe of an explainer's gates: what they are after every epoch, beside what they began from."""
+"""The probe of an explainer's gates: what they are after every epoch, and what they began as."""
 
 from __future__ import annotations
 
@@ -130,12 +130,11 @@ kind(
 
 @dataclass(frozen=True, eq=False)
 class Initial:
-    """An explainer before training, on the first probe set: what untrained gates are to be seen
-    beside.
+    """An explainer before training, on the first probe set.
 
-    A of initial or random logits takes these spreads, not those of trained experts, in which
-    trained logits would be missing: where experts are rescaled at equal outputs and equal A, the
-    null so stays as it is.
+    It is what untrained gates are to be seen beside. A of initial or random logits takes these
+    spreads, not those of trained experts, in which trained logits would be missing: where experts
+    are rescaled at equal outputs and equal A, the null so stays as it is.
 
     Attributes:
         gates: its own.
@@ -186,6 +185,7 @@ class GateProbe(Probe):
         self.classes = setting.data.classes
         self.random_gates = _untrained(model, config) if model.input_gated else []
         logits = [gate.logits for gate in model.gates if isinstance(gate, ParameterGate)]
+        # Drawn once, so that every epoch stands beside the same random gates.
         generator = torch.Generator().manual_seed(config.seed)
         self.random = random_logits(logits, config.null_draws, generator)
         self.initial = Initial.of(model, setting.first.images)
@@ -268,12 +268,14 @@ class GateProbe(Probe):
         return with_undefined(table, ["value", "initial"])
 
     def _random(self, model: HME) -> list[list[Tensor]]:
-        """Attention of untrained gates: one list, all draws in front; of gates that read the input,
-        one list a draw.
+        """Attention of untrained gates: one list with all draws in front.
+
+        Of gates that read the input it is one list a draw.
         """
         if model.input_gated:
             return [model.gated_by(drawn, self.initial.read) for drawn in self.random_gates]
         drawn = model.attention(self.random)
+        # Gates into level 2 have one parent, so that all draws of them are alike.
         drawn[0] = drawn[0].expand(self.setting.config.null_draws, -1, -1)
         return [drawn]
 
@@ -282,6 +284,7 @@ class GateProbe(Probe):
     ) -> Summary:
         if not model.input_gated:
             return summarise(attention)
+        # Seeded anew, so that all epochs and draws are shuffled alike.
         generator = torch.Generator().manual_seed(self.setting.config.seed)
         return summarise_samples(attention, labels, generator, shuffles)
 
@@ -339,10 +342,10 @@ class GateProbe(Probe):
 
 
 def both_attentions(trace: Trace) -> dict[str, list[Tensor]]:
-    """α and A of an explainer's gates, as ``alpha`` and ``effective``, float64, on the images of a
-    trace.
+    """α and A of an explainer's gates, as ``alpha`` and ``effective``, on the images of a trace.
 
-    Raises KdxError where features are not finite.
+    They are in float64, as what is read from them are differences of entropies. Raises KdxError
+    where features are not finite.
     """
     check_features(trace.features)
     return _both(trace.attention, spreads(trace.features))
@@ -370,7 +373,7 @@ def _counted(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 def _untrained(model: HME, config: ProbeConfig) -> list[nn.ModuleList]:
-    """Copies of the gates with weights drawn anew."""
+    """Copies of the gates with weights drawn anew; torch's random state is left alone."""
     drawn = [copy.deepcopy(model.gates) for _ in range(min(config.null_draws, RANDOM_INPUT_GATES))]
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)

@@ -1,11 +1,14 @@
-"""TODO"""
+"""The gates of a model at hand, on images given batch by batch, and what they say.
+
+What is kept are sums over images, from which the spreads of the whole follow.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -15,10 +18,19 @@ from torch import Tensor
 from kdx_analysis import null
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, Trace
-from kdx_analysis.models import gates as gating
+from kdx_analysis.models.gates import attention, strongest
 from kdx_analysis.models.modes import in_full, undisturbed, unwrapped, usable
 from kdx_analysis.probes.conflict.proof import check_fixed_function
-from kdx_analysis.probes.gates import formulas as gates
+from kdx_analysis.probes.gates.formulas import (
+    Summary,
+    averaged,
+    check_features,
+    defined,
+    effective,
+    random_logits,
+    summarise,
+    summarise_samples,
+)
 from kdx_analysis.probes.record import Record, added
 from kdx_analysis.probes.subtasks import labelled, named, pictures
 from kdx_analysis.records import with_undefined
@@ -28,11 +40,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# Of float64, in a difference of squares: the variance of a constant is rounding alone, and below
+# this share of the mean square.
+ROUNDING = 1e-14
+
 
 @dataclass(frozen=True, eq=False)
 class GateRecord(Record):
-    """An explainer's gates on a set of images: sums that batches add to, so that parts give what
-    the whole gives.
+    """An explainer's gates on a set of images.
+
+    It holds sums that batches add to, so that parts give what the whole gives.
 
     Attributes:
         model: fingerprint of the weights.
@@ -58,63 +75,61 @@ class GateRecord(Record):
 
     @classmethod
     def of(cls, model: HME, trace: Trace, labels: Tensor, classes: Sequence[str]) -> GateRecord:
-        """From a ``trace``, what lay on the way of the images; KdxError where features are not
-        finite.
+        """From a ``trace``, what lay on the way of the images.
+
+        Raises KdxError where features are not finite.
         """
+        # float64, as variances come from differences of sums of squares.
         features = [level.double().cpu() for level in trace.features]
-        gates.check_features(features)
+        check_features(features)
         return cls(
             model=fingerprint(model),
             classes=tuple(classes),
             temperature=model.temperature,
             top_k=model.top_k,
             alpha=tuple(a.double().cpu() for a in trace.attention),
-            sums=tuple(of.sum(dim=0) for of in features),
-            squares=tuple((of**2).sum(dim=0) for of in features),
+            sums=tuple(level.sum(dim=0) for level in features),
+            squares=tuple((level**2).sum(dim=0) for level in features),
             labels=labels.cpu(),
         )
 
     @property
     def spreads(self) -> tuple[Tensor, ...]:
-        """s of every level: root of the mean variance over samples of each expert's features, N_l."""
+        """s of every level, N_l: √(mean variance over samples of each expert's features)."""
         B = len(self.labels)
-        found = []
+        spreads = []
         for sums, squares in zip(self.sums, self.squares, strict=True):
             variance = squares / B - (sums / B) ** 2
-            variance = variance.where(
-                variance > ROUNDING * squares / B, 0
-            )  # a constant's is rounding alone
-            found.append(variance.flatten(1).mean(dim=1).sqrt())
-        return tuple(found)
+            variance = variance.where(variance > ROUNDING * squares / B, 0)
+            spreads.append(variance.flatten(1).mean(dim=1).sqrt())
+        return tuple(spreads)
 
     @property
     def effective(self) -> tuple[Tensor, ...]:
-        """A^l, of the shapes of ``alpha``; KdxError where the parents' features don't vary, as on a
-        single image.
+        """A^l, of the shapes of ``alpha``.
+
+        Raises KdxError where the parents' features don't vary, as on a single image.
         """
-        return tuple(gates.defined(gates.effective(self.alpha, self.spreads), len(self.labels)))
+        return tuple(defined(effective(self.alpha, self.spreads), len(self.labels)))
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a gate: level, child, child_index, parent, alpha, effective (means over images),
-        tau, n.
+        """One row a gate: its keys, and α and A as means over images.
+
+        Columns: level, child, child_index, parent, alpha, effective, tau, n.
         """
+        levels = zip(averaged(self.alpha), averaged(self.effective), strict=True)
         frames = []
-        for level, (a, e) in enumerate(
-            zip(*map(gates.averaged, (self.alpha, self.effective)), strict=True), 2
-        ):
+        for level, (alpha, passed) in enumerate(levels, 2):
             heads = level == len(self.alpha) + 1
-            frames.append(
-                pd.DataFrame(
-                    {
-                        "level": level,
-                        **child_columns(self.classes, *a.shape, heads=heads),
-                        "alpha": a.flatten().numpy(),
-                        "effective": e.flatten().numpy(),
-                        "tau": self.temperature,
-                        "n": len(self.labels),
-                    }
-                )
-            )
+            columns = {
+                "level": level,
+                **child_columns(self.classes, *alpha.shape, heads=heads),
+                "alpha": alpha.flatten().numpy(),
+                "effective": passed.flatten().numpy(),
+                "tau": self.temperature,
+                "n": len(self.labels),
+            }
+            frames.append(pd.DataFrame(columns))
         return pd.concat(frames, ignore_index=True)
 
     def summary(self, *, null_draws: int = 99, seed: int = 0) -> pd.DataFrame:
@@ -132,40 +147,40 @@ class GateRecord(Record):
         """
         generator = torch.Generator().manual_seed(seed)
         input_gated = any(rows.ndim == 3 for rows in self.alpha)
-        drawn = [] if input_gated else gates.random_logits(self.alpha, null_draws, generator)
-        drawn = [w if self.top_k is None else gating.strongest(w, self.top_k) for w in drawn]
-        drawn = [gating.attention(w, self.temperature) for w in drawn]
-        random = gates.summarise(drawn) if drawn else {}
+        random = {} if input_gated else self._random(null_draws, generator)
         rows = []
-        for kind, own in (("alpha", self.alpha), ("effective", self.effective)):
-            found = (
-                gates.summarise_samples(own, self.labels, generator)
+        for name, gates in (("alpha", self.alpha), ("effective", self.effective)):
+            metrics = (
+                summarise_samples(gates, self.labels, generator)
                 if input_gated
-                else gates.summarise(own)
+                else summarise(gates)
             )
-            for (of, level, metric), (value, n) in found.items():
-                spread = random.get((of, level, metric), (torch.empty(0), 0))[0]
-                keys = {
-                    "of": of,
-                    "level": level,
-                    "attention": kind,
-                    "metric": metric,
-                    "value": float(value),
-                }
-                rows.append({**keys, **null.beside_one(spread), "null_draws": len(spread), "n": n})
+            for key, (value, n) in metrics.items():
+                draws = random[key][0] if key in random else torch.empty(0)
+                row: dict[str, Any] = dict(zip(("of", "level", "metric"), key, strict=True))
+                row |= {"attention": name, "value": float(value), **null.beside_one(draws)}
+                rows.append({**row, "null_draws": len(draws), "n": n})
         columns = ["of", "level", "attention", "metric", "value", *null.COLUMNS, "null_draws", "n"]
         return with_undefined(pd.DataFrame(rows, columns=columns), ["value"])
 
+    def _random(self, draws: int, generator: torch.Generator) -> Summary:
+        """The metrics of random gates at the same τ and ``top_k``, with all draws in front."""
+        drawn = random_logits(self.alpha, draws, generator)
+        if self.top_k is not None:
+            drawn = [strongest(logits, self.top_k) for logits in drawn]
+        return summarise([attention(logits, self.temperature) for logits in drawn])
+
     def merge(self, *others: GateRecord) -> GateRecord:
-        """This batch and ``others`` of the same model at the same τ; KdxError if they are of
-        another one.
+        """This batch and ``others`` of the same model at the same τ.
+
+        Raises KdxError if they are of another one.
         """
         records = (self, *others)
         if len({(r.model, r.classes, r.temperature) for r in records}) > 1:
             raise KdxError(
                 "gates of another model, temperature or classes can't be merged, as experts have "
                 "no identity across models; merge batches of one model, and of several their "
-                "measures (MeasureRecord.of)"
+                "metrics (MetricRecord.of)"
             )
         levels = zip(*(record.alpha for record in records), strict=True)
         alpha = [torch.cat(rows) if rows[0].ndim == 3 else rows[0] for rows in levels]
@@ -186,7 +201,8 @@ class GateRecord(Record):
 
     def _repr_html_(self) -> str:
         table = self.summary().to_html(index=False, float_format="{:.3f}".format, na_rep="–")
-        return f"<p>Gates at τ = {self.temperature:.3g} on {len(self.labels)} images, beside random gates.</p>{table}"
+        at = f"τ = {self.temperature:.3g} on {len(self.labels)} images"
+        return f"<p>Gates at {at}, beside random gates.</p>{table}"
 
 
 @torch.inference_mode(False)
@@ -212,15 +228,10 @@ def gates_of(
     return GateRecord.of(model, trace, labels, names)
 
 
-ROUNDING = 1e-14  # of float64, in a difference of squares
-
-
 def child_columns(
     classes: Sequence[str], rows: int, parents: int, *, heads: bool
 ) -> dict[str, np.ndarray]:
-    """Columns child, child_index, parent of all gates into a level of ``rows`` experts, or into the
-    heads.
-    """
+    """Columns child, child_index, parent of all gates into a level of ``rows`` experts or heads."""
     names = list(classes) if heads else [f"expert {i}" for i in range(rows)]
     return {
         "child": np.repeat(np.array(names, dtype=object), parents),

@@ -18,16 +18,15 @@ def plot(record: Validation, ax: Axes | None = None) -> tuple[Figure, np.ndarray
     """
     frame = record.to_frame()
     figure, ax = canvas(ax, "page", 0.9 + 0.25 * len(frame))
-    low, high = min(-1.0, record.measures["value"].min()), max(1.0, record.measures["value"].max())
-    measures = record.measures
+    table = record.values
+    # Where metrics lie, and every value: bounds at infinity are drawn up to there.
+    low, high = min(-1.0, table["value"].min()), max(1.0, table["value"].max())
     for y, (yardstick, row) in enumerate(zip(YARDSTICKS, frame.to_dict("records"), strict=True)):
         wanted = np.clip([yardstick.low, yardstick.high], low, high)
         # a bar of some width also where one value alone is wanted
         ax.hlines(y, wanted[0], max(wanted[1], wanted[0] + 0.01), color=LIGHT, linewidth=7)
-        chosen = (measures["yardstick"] == row["yardstick"]) & (
-            measures["planted"] == row["planted"]
-        )
-        values = measures.loc[chosen, "value"]
+        named = table["yardstick"] == row["yardstick"]
+        values = table.loc[named & (table["planted"] == row["planted"]), "value"]
         ax.plot(
             values,
             y + np.linspace(-0.2, 0.2, len(values)),

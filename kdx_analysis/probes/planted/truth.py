@@ -5,7 +5,7 @@ The toolkit's own yardstick (:func:`kdx_analysis.probes.validate`) and a way to 
     conflicts = [Conflict(one=(0,), other=(5,), experts=(2,))]
     planted = plant(conflicts, subtasks=12, experts=4, snr=1.0)
     grams = subtask_grams(planted.model, planted.images, planted.residuals[None])
-    planted.auroc(-conflict.cosine(grams.total()[0]))
+    planted.auroc(-cosine(grams.total()[0]))
 
 How it is made. An image has one channel, N rows and M columns, and expert i looks at row i alone:
 its first layer picks the row, its second one, V_i, is what learns. Every head reads the same
@@ -21,6 +21,7 @@ effective attention equals α, and no gradient changes.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -34,10 +35,11 @@ from kdx_analysis.models import HME
 from kdx_analysis.models.heads import GridPool, LinearHeads
 from kdx_analysis.models.splitting.experts import Level
 from kdx_analysis.objectives import Objective
-from kdx_analysis.probes.conflict import formulas as conflict
+from kdx_analysis.probes.conflict.formulas import upper
 from kdx_analysis.probes.conflict.grams import residuals
 
-_BIAS = -40.0  # σ(−40) = 4e-18
+# Of all heads: σ(−40) = 4e-18, so that the residual is −1[y = a] in float64.
+_BIAS = -40.0
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,9 @@ class Conflict:
 
 @dataclass(frozen=True)
 class Planted:
-    """An explainer, images and labels whose conflicts are known. Axes: K subtasks, N experts, M
-    columns.
+    """An explainer, images and labels whose conflicts are known.
+
+    Axes: K subtasks, N experts, M columns.
 
     Attributes:
         model: trunk (nothing in it) and one level of N experts.
@@ -122,33 +125,36 @@ class Planted:
         return table | table.transpose(1, 2)
 
     def auroc(self, scores: Tensor) -> float:
-        """Area under the ROC curve of finding the pairs that conflict by ``scores`` (K×K, larger:
-        more conflict).
+        """Area under the ROC curve of finding the pairs that conflict by ``scores``, K×K.
 
-        In [0, 1], .5 by chance: the chance that a conflicting pair scores above another one. Raises
-        KdxError where no pair, or every pair, conflicts.
+        Larger scores say more conflict. In [0, 1], .5 by chance: the chance that a conflicting pair
+        scores above another one. Raises KdxError where no pair, or every pair, conflicts.
         """
         return auroc(self.conflicting, scores)
 
     def contention(self, gates: Tensor | None = None) -> float:
-        """C* = Σ_i Σ_{a<b} Q_ai Q_bi ρ s^i_a s^i_b 1[a, b conflict in i] / Σ_{a<b} n_a n_b,
-        contention as planted.
+        """C* = Σ_i Σ_{a<b} Q_ai Q_bi ρ s^i_a s^i_b 1[a, b conflict in i] / Σ_{a<b} n_a n_b.
 
-        ρ is the strength, s^i_a the norm of the planted part of h^i_a, n_a² = Σ_i Q_ai² (s^i_a² +
-        ‖rest^i_a‖²). What is measured also has the inner products of the rest, which are 0 on
-        average, with a deviation of 1/√M of the norms' product; as only negative ones count, the
-        measured value is above C* by up to .4/√M.
+        It is contention as planted, in [0, 1] and 0 where nothing is. ρ is the strength, s^i_a the
+        norm of the planted part of h^i_a, n_a² = Σ_i Q_ai² (s^i_a² + ‖rest^i_a‖²). What is measured
+        also has the inner products of the rest, which are 0 on average, with a deviation of 1/√M of
+        the norms' product; as only negative ones count, the measured value is above C* by up to
+        .4/√M.
+
+        >>> planted = plant([Conflict((0,), (1,), (0,))], subtasks=2, experts=1, snr=1.0)
+        >>> round(planted.contention(), 6)  # half of each gradient's square is planted
+        0.5
 
         Args:
             gates: Q, K×N; by default α.
         """
         q = self.gates if gates is None else gates
         s, rest = self.planted.norm(dim=2), self.rest.norm(dim=2)
-        against = sum(
-            float(c.strength * (q * s)[list(c.one), i].sum() * (q * s)[list(c.other), i].sum())
-            for c in self.conflicts
-            for i in c.experts
-        )
+        pull, against = q * s, 0.0
+        for c in self.conflicts:
+            for i in c.experts:
+                one, other = (pull[list(camp), i].sum() for camp in (c.one, c.other))
+                against += float(c.strength * one * other)
         norms = ((q**2) * (s**2 + rest**2)).sum(dim=1).sqrt().tolist()
         return against / sum(a * b for a, b in combinations(norms, 2))
 
@@ -187,6 +193,7 @@ def plant(
     _check(conflicts, subtasks, experts, snr, width, per_class)
     generator = torch.Generator().manual_seed(seed)
 
+    # float64, as the yardsticks hold the probes to what was planted, not to rounding.
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
@@ -216,13 +223,15 @@ def routes(
     noise: float = 0.0,
     seed: int = 0,
 ) -> Tensor:
-    """Gates α, K×N, in which subtask k draws ``share`` from expert ``assignment[k]`` and the rest
-    evenly from others.
+    """Gates α, K×N, in which subtask k draws ``share`` from expert ``assignment[k]``.
 
-    N is ``experts``. Subtasks of one assignment route together. ``noise`` is the deviation of
-    Gaussian noise on the gates' logits.
-    Raises KdxError for an assignment to an expert that is not there, a share out of (0, 1), and a
-    single expert.
+    It draws the rest evenly from the others. N is ``experts``. Subtasks of one assignment route
+    together. ``noise`` is the deviation of Gaussian noise on the gates' logits. Raises KdxError for
+    an assignment to an expert that is not there, a share out of (0, 1), and a single expert.
+
+    >>> routes([0, 1], 2, share=0.75)
+    tensor([[0.7500, 0.2500],
+            [0.2500, 0.7500]], dtype=torch.float64)
     """
     if not all(0 <= i < experts for i in assignment):
         raise KdxError(f"assignment {list(assignment)} names experts beyond 0 to {experts - 1}")
@@ -241,35 +250,42 @@ def routes(
 
 
 def together(assignment: Sequence[int]) -> Tensor:
-    """Whether a and b are assigned to the same expert, K×K."""
+    """Whether a and b are assigned to the same expert, K×K.
+
+    >>> together([0, 1, 0])[0]
+    tensor([ True, False,  True])
+    """
     a = torch.tensor(assignment)
     return a.unsqueeze(0) == a.unsqueeze(1)
 
 
 def auroc(truth: Tensor, scores: Tensor) -> float:
-    """Area under the ROC curve of finding the pairs a < b of ``truth`` (K×K, bool) by ``scores``
-    (K×K).
+    """Area under the ROC curve of finding the pairs a < b of ``truth`` by ``scores``.
 
-    Raises KdxError where all pairs are alike.
+    Both are K×K, ``truth`` of bools. In [0, 1], .5 by chance. Raises KdxError where all pairs are
+    alike.
+
+    >>> truth = torch.tensor([[False, True, False], [True, False, False], [False, False, False]])
+    >>> auroc(truth, torch.tensor([[0.0, 2.0, 1.0], [2.0, 0.0, 3.0], [1.0, 3.0, 0.0]]))
+    0.5
     """
     from sklearn.metrics import roc_auc_score
 
-    pairs = conflict.upper(truth)
+    pairs = upper(truth)
     if pairs.all() or not pairs.any():
         raise KdxError("an AUROC needs pairs of both kinds; here all are alike")
-    return float(roc_auc_score(pairs.numpy(), conflict.upper(scores.detach().cpu()).numpy()))
+    return float(roc_auc_score(pairs.numpy(), upper(scores.detach().cpu()).numpy()))
 
 
 def _explainer(images: Tensor, gates: Tensor) -> HME:
-    """The explainer of this module's head, on ``images`` B×1×N×M; draws nothing from torch's random
-    state.
+    """The explainer that this module describes, on ``images``, B×1×N×M.
+
+    Nothing is drawn from torch's random state.
     """
     N, M = images.shape[2:]
-    if (
-        gates.ndim != 2
-        or gates.shape[1] != N
-        or not torch.allclose(gates.sum(dim=1).double(), torch.ones(()).double())
-    ):
+    # Sums of float32 gates are 1 up to rounding, which allclose lets through.
+    one = torch.ones((), dtype=torch.float64)
+    if gates.ndim != 2 or gates.shape[1] != N or not torch.allclose(gates.sum(dim=1).double(), one):
         raise KdxError(
             f"gates of shape {tuple(gates.shape)} should be K×{N} with rows that sum to 1"
         )
@@ -298,6 +314,7 @@ def _check(
     width: int,
     per_class: int,
 ) -> None:
+    """KdxError unless conflicts and sizes go together."""
     named = [k for c in conflicts for k in c.subtasks]
     if len(set(named)) < len(named):
         twice = sorted({k for k in named if named.count(k) > 1})
@@ -311,19 +328,22 @@ def _check(
             f"{per_class} should be 1 or more, and snr = {snr} 0 or more"
         )
     for c in conflicts:
-        if not c.one or not c.other or not set(c.subtasks) <= set(range(subtasks)):
-            raise KdxError(f"{c} should name subtasks from 0 to {subtasks - 1} on both sides")
-        if (
-            not c.experts
-            or len(set(c.experts)) < len(c.experts)
-            or not set(c.experts) <= set(range(experts))
-        ):
-            raise KdxError(f"{c} should name experts from 0 to {experts - 1}, each once")
-        if not 0 < c.strength <= 1:
-            raise KdxError(f"{c} should have a strength above 0 and up to 1")
-    needed = max((2 * sum(i in c.experts for c in conflicts) for i in range(experts)), default=0)
+        _check_conflict(c, subtasks, experts)
+    inside = Counter(i for c in conflicts for i in c.experts)
+    needed = 2 * max(inside.values(), default=0)  # a direction along which, and one beside it
     if width < needed:
         raise KdxError(
             f"width = {width} is too small for conflicts of {needed} directions in one expert; "
             "raise it"
         )
+
+
+def _check_conflict(c: Conflict, subtasks: int, experts: int) -> None:
+    """KdxError unless a conflict names subtasks and experts that there are."""
+    if not c.one or not c.other or not set(c.subtasks) <= set(range(subtasks)):
+        raise KdxError(f"{c} should name subtasks from 0 to {subtasks - 1} on both sides")
+    each_once = len(set(c.experts)) == len(c.experts)
+    if not c.experts or not each_once or not set(c.experts) <= set(range(experts)):
+        raise KdxError(f"{c} should name experts from 0 to {experts - 1}, each once")
+    if not 0 < c.strength <= 1:
+        raise KdxError(f"{c} should have a strength above 0 and up to 1")

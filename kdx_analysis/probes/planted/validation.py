@@ -1,7 +1,7 @@
 """The probes on planted truth: do they find what is there, and nothing where nothing is?
 
 Everything goes the way of a run's figures: gradients of an explainer by ``subtask_grams``, nulls by
-``with_null``, metrics by ``conflict`` and ``gates``. Only the answer is known
+``with_null``, metrics by the formulas of conflict and of gates. Only the answer is known
 (:mod:`kdx_analysis.probes.planted`).
 """
 
@@ -18,10 +18,10 @@ from torch import Tensor
 
 from kdx_analysis import null
 from kdx_analysis.errors import KdxError
-from kdx_analysis.models import gates as gating
-from kdx_analysis.probes.conflict import formulas as conflict
+from kdx_analysis.models.gates import pathways, spread
+from kdx_analysis.probes.conflict.formulas import contention, cosine, modulation, upper
 from kdx_analysis.probes.conflict.grams import Grams, subtask_grams, undisturbed, with_null
-from kdx_analysis.probes.gates import formulas as gates
+from kdx_analysis.probes.gates.formulas import effective, routing_distance
 from kdx_analysis.probes.planted.truth import Conflict, Planted, auroc, plant, routes, together
 from kdx_analysis.probes.record import TableRecord
 
@@ -36,7 +36,7 @@ NULL_DRAWS = 99
 NOMINAL = 0.05
 PERMUTATIONS = 199
 
-Measures = dict[tuple[str, str], tuple[float, int]]
+Values = dict[tuple[str, str], tuple[float, int]]
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,17 @@ class Yardstick:
     """What is measured on planted truth, and between which bounds it should lie.
 
     Attributes:
-        name: the measure.
+        name: what is measured.
         planted: on what.
         low, high: bounds, themselves allowed.
-        of: whether they hold for the ``mean`` over seeds or for ``each`` seed.
+        over: whether they hold for the ``mean`` over seeds or for ``each`` seed.
     """
 
     name: str
     planted: str
     low: float
     high: float
-    of: Literal["mean", "each"] = "mean"
+    over: Literal["mean", "each"] = "mean"
 
     @property
     def wanted(self) -> str:
@@ -63,12 +63,12 @@ class Yardstick:
             bounds = f"≤ {self.high:g}"
         else:
             bounds = f"≥ {self.low:g}" if self.high == np.inf else f"{self.low:g} to {self.high:g}"
-        return f"{bounds}, {self.of}"
+        return f"{bounds}, {self.over}"
 
     def passes(self, values: np.ndarray) -> bool:
         """Whether the values of all seeds do; NaN does not."""
-        held = values.mean(keepdims=True) if self.of == "mean" else values
-        return bool(((held >= self.low) & (held <= self.high)).all())
+        judged = values.mean(keepdims=True) if self.over == "mean" else values
+        return bool(((judged >= self.low) & (judged <= self.high)).all())
 
 
 AUROC = "AUROC, conflicting pairs by cosine"
@@ -98,6 +98,7 @@ YARDSTICKS = (
     Yardstick(CONTENTION, CAMPS, 0, 0.05, "each"),
     Yardstick(MODULATION, WRONG, -np.inf, -0.1, "each"),
     Yardstick(MODULATION, RIGHT, 0.1, np.inf, "each"),
+    # It is 0, up to the rounding of two sums in different orders.
     Yardstick(MODULATION, ALIKE, -1e-6, 1e-6, "each"),
     Yardstick(ROUTES, GROUPS, 0.95, np.inf),
 )
@@ -108,13 +109,13 @@ class Validation(TableRecord):
     """The probes against planted truth.
 
     Attributes:
-        measures: every yardstick's value and n (pairs, conflicts or explainers that it rests on)
+        values: every yardstick's value and n (pairs, conflicts or explainers that it rests on)
             for each seed.
     """
 
-    FILES: ClassVar = {"measures": "validation"}
+    FILES: ClassVar = {"values": "validation"}
 
-    measures: pd.DataFrame
+    values: pd.DataFrame
 
     @property
     def passed(self) -> bool:
@@ -122,15 +123,16 @@ class Validation(TableRecord):
         return bool(self.to_frame()["passed"].all())
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a yardstick: mean over seeds, lowest and highest seed, what was wanted, n over
-        all seeds, passed.
+        """One row a yardstick: what it gave over all seeds, and whether that was wanted.
+
+        Columns: yardstick, planted, value (mean over seeds), lowest, highest, wanted, n (over all
+        seeds), passed.
         """
         rows = []
         for yardstick in YARDSTICKS:
-            own = (self.measures["yardstick"] == yardstick.name) & (
-                self.measures["planted"] == yardstick.planted
-            )
-            values = self.measures.loc[own, "value"].to_numpy()
+            named = self.values["yardstick"] == yardstick.name
+            seeds = self.values[named & (self.values["planted"] == yardstick.planted)]
+            values = seeds["value"].to_numpy()
             rows.append(
                 {
                     "yardstick": yardstick.name,
@@ -139,7 +141,7 @@ class Validation(TableRecord):
                     "lowest": values.min(),
                     "highest": values.max(),
                     "wanted": yardstick.wanted,
-                    "n": int(self.measures.loc[own, "n"].sum()),
+                    "n": int(seeds["n"].sum()),
                     "passed": yardstick.passes(values),
                 }
             )
@@ -148,8 +150,9 @@ class Validation(TableRecord):
     @property
     def caption(self) -> str:
         """How many seeds, and how many yardsticks hold."""
-        passed, seeds = self.to_frame()["passed"], self.measures["seed"].nunique()
-        return f"{int(passed.sum())} of {len(passed)} yardsticks hold over {seeds} seeds of planted truth"
+        passed, seeds = self.to_frame()["passed"], self.values["seed"].nunique()
+        holding = f"{int(passed.sum())} of {len(passed)} yardsticks hold"
+        return f"{holding} over {seeds} seeds of planted truth"
 
     def plot(self, ax: Axes | None = None) -> tuple[Figure, np.ndarray]:
         """Every seed a dot beside what was wanted, a row a yardstick, as (figure, axes)."""
@@ -166,6 +169,7 @@ class Validation(TableRecord):
 
     def _shown(self) -> pd.DataFrame:
         frame = self.to_frame()
+        # Adding 0.0 makes a −0.0 of rounding one without its sign.
         for column in ("value", "lowest", "highest"):
             frame[column] = frame[column].map(lambda value: f"{round(value, 3) + 0.0:.3f}")
         return frame.assign(passed=frame["passed"].map({True: "yes", False: "NO"}))
@@ -202,16 +206,16 @@ def validate(seeds: int = 10) -> Validation:
     return Validation(pd.DataFrame(rows))
 
 
-def measure(seed: int) -> Measures:
+def measure(seed: int) -> Values:
     """All yardsticks on one seed, each with its n."""
     return _pairs(seed) | _contention(seed) | _modulation(seed) | _routes(seed)
 
 
-def _pairs(seed: int) -> Measures:
+def _pairs(seed: int) -> Values:
     order = torch.randperm(SUBTASKS, generator=torch.Generator().manual_seed(seed)).tolist()
     chosen = zip(order[: 2 * PAIRS : 2], order[1 : 2 * PAIRS : 2], strict=True)
     conflicts = [Conflict((a,), (b,), (i % EXPERTS,)) for i, (a, b) in enumerate(chosen)]
-    table: Measures = {}
+    table: Values = {}
     for on, snr in ((NOTHING, 0.0), (AT_1, 1.0), (AT_QUARTER, 0.25)):
         planted = plant(
             conflicts if snr else (),
@@ -221,7 +225,7 @@ def _pairs(seed: int) -> Measures:
             seed=_seed(seed, int(100 * snr)),
         )
         grams = _grams(planted, NULL_DRAWS)
-        cosines = conflict.cosine(grams.total())
+        cosines = cosine(grams.total())
         p = torch.from_numpy(null.p_value(cosines[0], cosines[1:], "less"))
         n = SUBTASKS * (SUBTASKS - 1) // 2
         if snr:
@@ -229,7 +233,7 @@ def _pairs(seed: int) -> Measures:
             table[AUROC_NULL, on] = planted.auroc(1 - p), n
         idle = ~planted.conflicting.any(dim=0)
         if on in (NOTHING, AT_1):
-            unrelated = conflict.upper(p)[conflict.upper(idle.unsqueeze(0) | idle.unsqueeze(1))]
+            unrelated = upper(p)[upper(idle.unsqueeze(0) | idle.unsqueeze(1))]
             table[FALSE, on] = float((unrelated <= NOMINAL).double().mean()), len(unrelated)
         if on == AT_1:
             table[EXPERT, on] = _located(planted, grams), PAIRS
@@ -238,12 +242,12 @@ def _pairs(seed: int) -> Measures:
 
 def _located(planted: Planted, grams: Grams) -> float:
     """Share of conflicts whose most negative inner product lies in their own expert."""
-    found = grams.experts[-1][0].argmin(dim=0)
-    right = planted.where.gather(0, found.unsqueeze(0))[0]
+    expert = grams.experts[-1][0].argmin(dim=0)
+    right = planted.where.gather(0, expert.unsqueeze(0))[0]
     return float(right[planted.conflicting].double().mean())
 
 
-def _contention(seed: int) -> Measures:
+def _contention(seed: int) -> Values:
     one, other = tuple(range(6)), tuple(range(6, 12))
     apart = routes([0, 1] * 3 + [2, 3] * 3 + [0, 1, 2, 3], EXPERTS)
     mixed = routes([0, 0, 1, 1, 2, 2] * 2 + [0, 1, 2, 3], EXPERTS)
@@ -255,11 +259,11 @@ def _contention(seed: int) -> Measures:
         )
         for variant in (planted, planted.gated(apart), planted.gated(mixed)):
             ungated, alpha = _last_level(variant)
-            errors.append(abs(float(conflict.contention(ungated, alpha)) - variant.contention()))
+            errors.append(abs(float(contention(ungated, alpha)) - variant.contention()))
     return {(CONTENTION, CAMPS): (max(errors), len(errors))}
 
 
-def _modulation(seed: int) -> Measures:
+def _modulation(seed: int) -> Values:
     partners = [Conflict((2 * i,), (2 * i + 1,), tuple(range(EXPERTS))) for i in range(8)]
     planted = plant(
         partners, subtasks=16, experts=EXPERTS, snr=1.0, width=256, seed=_seed(seed, 2000)
@@ -269,26 +273,23 @@ def _modulation(seed: int) -> Measures:
         RIGHT: routes([k % 4 for k in range(16)], EXPERTS),
         ALIKE: routes([0] * 16, EXPERTS),
     }
-    table: Measures = {}
+    table: Values = {}
     for on, assignment in assigned.items():
         generator = torch.Generator().manual_seed(seed)
-        value, _ = conflict.modulation(
-            *_last_level(planted.gated(assignment)), PERMUTATIONS, generator
-        )
+        ungated, alpha = _last_level(planted.gated(assignment))
+        value, _ = modulation(ungated, alpha, PERMUTATIONS, generator)
         table[MODULATION, on] = float(value), 1
     return table
 
 
-def _routes(seed: int) -> Measures:
+def _routes(seed: int) -> Values:
     assignment = [k % EXPERTS for k in range(16)]
     alpha = routes(assignment, EXPERTS, noise=0.5, seed=_seed(seed, 3000))
     planted = plant((), subtasks=16, experts=EXPERTS, snr=0, gates=alpha, seed=_seed(seed, 3000))
     with undisturbed(planted.model), torch.no_grad():
         trace = planted.model.trace(planted.images)
-    attention = gates.effective(
-        trace.attention, [gating.spread(features) for features in trace.features]
-    )
-    distance = gates.routing_distance(gating.pathways(attention)[-1])
+    attention = effective(trace.attention, [spread(level) for level in trace.features])
+    distance = routing_distance(pathways(attention)[-1])
     return {(ROUTES, GROUPS): (auroc(together(assignment), -distance), 16 * 15 // 2)}
 
 

@@ -218,7 +218,7 @@ def test_an_attribution_of_the_weights_is_flagged_only_where_the_image_decides(
         found = randomisation(
             lambda model: integrated_gradients(model, of, 1).maps, linear, draws=3, shifts=49
         )
-        return found.to_frame().set_index("measure")["survives"].to_dict()
+        return found.to_frame().set_index("maps")["survives"].to_dict()
 
     assert survival(signs) == {"signed": False, "absolute": False}
     assert survival(sparse) == {"signed": False, "absolute": True}

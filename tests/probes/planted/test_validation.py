@@ -8,7 +8,6 @@ import torch
 from kdx_analysis.errors import KdxError
 from kdx_analysis.probes.conflict import formulas as conflict
 from kdx_analysis.probes.conflict import grams as gradients
-from kdx_analysis.probes.gates import formulas as gates
 from kdx_analysis.probes.planted import validation
 from kdx_analysis.probes.planted.validation import YARDSTICKS, Validation, Yardstick, validate
 
@@ -23,7 +22,7 @@ def test_every_yardstick_is_measured_on_every_seed_and_holds(found: Validation) 
     assert list(zip(frame["yardstick"], frame["planted"], strict=True)) == [
         (y.name, y.planted) for y in YARDSTICKS
     ]
-    assert len(found.measures) == 2 * len(YARDSTICKS)
+    assert len(found.values) == 2 * len(YARDSTICKS)
     assert frame["passed"].all()
     assert found.passed
 
@@ -50,13 +49,13 @@ def test_the_table_is_text_and_html(found: Validation) -> None:
 
 BROKEN: dict[str, tuple[Any, str, Callable[[Any], Any], set[str]]] = {
     "cosines of the other sign": (
-        conflict,
+        validation,
         "cosine",
         lambda whole: lambda gram: -whole(gram),
         {validation.AUROC, validation.AUROC_NULL},
     ),
     "contention that counts harmony": (
-        conflict,
+        validation,
         "contention",
         lambda whole: lambda ungated, q: whole(_harmony(ungated), q),
         {validation.CONTENTION},
@@ -84,7 +83,7 @@ BROKEN: dict[str, tuple[Any, str, Callable[[Any], Any], set[str]]] = {
         {validation.EXPERT},
     ),
     "a distance that is a likeness": (
-        gates,
+        validation,
         "routing_distance",
         lambda whole: lambda paths: 1 - whole(paths),
         {validation.ROUTES},

@@ -22,7 +22,7 @@ gallery: install
 	$(BIN)/python tools/gallery.py out/gallery
 
 notebooks: install
-	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 
 test: install
 	$(BIN)/ruff check .

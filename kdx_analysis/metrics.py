@@ -270,8 +270,8 @@ def metric(name: str, *, reads: str, **declared: Any) -> Callable[[F], F]:
     """Declare a metric on its formula, a pure function of what it ``reads``.
 
     The formula takes the arguments of :data:`INPUTS` and gives one value for each of the leading
-    axes, ``draws``, so that a value and its null are computed alike. Keywords are the attributes of
-    :class:`Metric`.
+    axes, ``draws``, so that a value and its null are computed alike. ``name`` and what else is
+    ``declared`` are attributes of :class:`Metric`.
     """
 
     def declare(formula: F) -> F:

@@ -63,17 +63,23 @@ class Column:
 
 
 def number(name: str, doc: str, low: float = -inf, high: float = inf, **options: Any) -> Column:
-    """A column of numbers, NaN where they are undefined."""
+    """A column of numbers from ``low`` to ``high``, NaN where they are undefined.
+
+    ``name``, ``doc`` and the other ``options`` are fields of :class:`Column`.
+    """
     return Column(name, doc, "number", low, high, **options)
 
 
 def count(name: str, doc: str, low: float = 0, high: float = inf, **options: Any) -> Column:
-    """A column of whole numbers."""
+    """A column of whole numbers from ``low`` to ``high``.
+
+    ``name``, ``doc`` and the other ``options`` are fields of :class:`Column`.
+    """
     return Column(name, doc, "count", low, high, **options)
 
 
 def text(name: str, doc: str, **options: Any) -> Column:
-    """A column of text."""
+    """A column of text; ``name``, ``doc`` and ``options`` are fields of :class:`Column`."""
     return Column(name, doc, "text", **options)
 
 
@@ -143,7 +149,10 @@ def kind(
     null: bool = False,
     home: str,
 ) -> Kind:
-    """Declare a kind of record; ``home`` is the ``__name__`` of the module that writes it."""
+    """Declare a kind of record; ``home`` is the ``__name__`` of the module that writes it.
+
+    ``name``, ``doc``, ``keys``, ``values`` and ``null`` are as in :class:`Kind`.
+    """
     declared = Kind(name, doc, tuple(keys), tuple(values), null, f"{home}.{name}")
     return RECORDS.register(name)(declared)
 

@@ -12,13 +12,20 @@ import numpy as np
 import pytest
 import torch
 
+from kdx_analysis.config import ObjectiveConfig, ProbeConfig, TrainingConfig
 from kdx_analysis.data import load_dataset
 from kdx_analysis.data.sources import DATASETS
 from kdx_analysis.metrics import METRICS, evaluated
 from kdx_analysis.models import HME, build_model
 from kdx_analysis.models.zoo import MODELS
+from kdx_analysis.objectives import OBJECTIVES, Objective, rungs
 from kdx_analysis.plots import FIGURES
+from kdx_analysis.probes import PROBES, TrainingProbe
+from kdx_analysis.records import RECORDS
 from kdx_analysis.registry import Registry
+from kdx_analysis.training import Epoch, fit
+from kdx_analysis.training.loggers import LOGGERS, check_loggers, logged
+from tests import toys
 from tests.plots.conftest import CLASSES, write_all
 
 PAGE = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
@@ -27,8 +34,13 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "metric": METRICS,
     "model": MODELS,
     "data set": DATASETS,
+    "probe": PROBES,
+    "objective": OBJECTIVES,
+    "distiller": OBJECTIVES,
     "figure": FIGURES,
+    "logger": LOGGERS,
 }
+EVERY = (*REGISTRIES.values(), RECORDS)
 
 
 def recipes() -> dict[str, str]:
@@ -44,13 +56,13 @@ def recipes() -> dict[str, str]:
 @pytest.fixture
 def added(request: pytest.FixtureRequest) -> Iterator[str]:
     """The name under which a recipe has filed its thing, which is forgotten afterwards."""
-    registry = REGISTRIES[request.param]
-    before = set(registry)
+    before = [set(registry) for registry in EVERY]
     exec(recipes()[request.param], {"__name__": "mine"})
-    names = set(registry) - before
-    yield " ".join(names)
-    for name in names:
-        registry.forget(name)
+    (name,) = set(REGISTRIES[request.param]) - before[list(REGISTRIES).index(request.param)]
+    yield name
+    for registry, names in zip(EVERY, before, strict=True):
+        for added in set(registry) - names:
+            registry.forget(added)
 
 
 def follows(thing: str) -> pytest.MarkDecorator:
@@ -70,6 +82,8 @@ def test_a_recipe_is_short(thing):
                 [statement, *getattr(statement, "decorator_list", [])], key=lambda x: x.lineno
             )
             lines |= set(range(first.lineno, statement.end_lineno + 1))
+    code = recipes()[thing].splitlines()
+    lines = {number for number in lines if code[number - 1].strip()}
     assert 0 < len(lines) <= LINES
 
 
@@ -97,6 +111,65 @@ def test_a_data_set_is_loaded_by_its_name(added, tmp_path):
     assert len(data.train) + len(data.val) == 48
 
 
+@follows("probe")
+def test_a_probe_gives_records_that_are_checked(added):
+    torch.manual_seed(0)
+    student = build_model("digits_student", 3, 1)
+    settings = {"per_class": 2, "checkpoints": 1, "null_draws": 19, "permutations": 19}
+    hard = ObjectiveConfig(name="hard")
+    probe = TrainingProbe("student", student, toys.dataset(), hard, ProbeConfig(**settings), 1)
+    probe(Epoch(1, 1, 0.0, 0.0, None, None), student)
+    assert [key.name for key in RECORDS[added].keys] == ["epoch", "split"]
+    assert probe.tables()[added]["split"].tolist() == ["train", "val"]
+
+
+@follows("objective")
+def test_an_objective_is_a_rung_behind_the_one_that_it_follows(added):
+    assert [row.name for row in rungs()][-3:] == ["kd_shuffled", added, "kd"]
+    margins, teacher = torch.zeros(2, 4), torch.tensor([[3.0, 2, 1, 0], [0, 1, 2, 3]])
+    objective = Objective(ObjectiveConfig(name=added))
+    terms = objective.terms(margins, torch.tensor([0, 3]), teacher, torch.Generator())
+    assert (terms["distillation"] >= 0).all()
+    assert OBJECTIVES[added].summary.endswith("; second choice")
+
+
+@follows("distiller")
+def test_a_distiller_sees_features_while_it_trains(added, monkeypatch):
+    torch.manual_seed(0)
+    student, teacher = (build_model(f"digits_{who}", 3, 1) for who in ("student", "teacher"))
+    terms: list[torch.Tensor] = []
+    made = OBJECTIVES[added].make
+    on_features = made.on_features
+
+    def kept(self, batch):
+        given = on_features(self, batch)
+        terms.append(given["strength"])
+        return given
+
+    monkeypatch.setattr(made, "on_features", kept)
+    config = TrainingConfig(epochs=1, batch_size=8)
+    objective = ObjectiveConfig(name=added)
+    fit(student, toys.dataset(), objective, config, seed=0, teacher=teacher.eval())
+    assert terms
+    for term in terms:
+        assert term.ndim == 1
+        assert term.min() >= 0
+        assert term.requires_grad
+
+
+@follows("logger")
+def test_a_logger_is_told_of_a_training(added, tmp_path, capsys):
+    check_loggers([added])
+    with logged([added], tmp_path, "study", "run", {"seed": 0}) as log:
+        log({"val/accuracy": 0.5}, 3)
+    told = capsys.readouterr().out.splitlines()
+    assert told == [
+        "study run {'seed': 0}",
+        "study run 3 {'val/accuracy': 0.5}",
+        "study run success",
+    ]
+
+
 @follows("figure")
 def test_a_figure_is_written_with_its_data(added, tmp_path):
     runs = write_all(tmp_path / "runs", ["hard", "kd"], [0, 1], CLASSES, ["binary"])
@@ -106,6 +179,6 @@ def test_a_figure_is_written_with_its_data(added, tmp_path):
 
 
 def test_nothing_that_a_recipe_added_is_left():
-    assert not {"opposed_most", "three_stages", "garden", "severities"} & {
-        name for registry in REGISTRIES.values() for name in registry
-    }
+    names = {name for registry in EVERY for name in registry}
+    assert not names & {"opposed_most", "three_stages", "garden", "sureness", "kd_top2"}
+    assert not names & {"strength", "lines", "severities"}

@@ -18,12 +18,15 @@ from typing import Any
 
 import pytest
 import typer
+import yaml
 
 import kdx_analysis as kdx
 from kdx_analysis import cli, plots, probes
 from kdx_analysis.errors import KdxError
+from kdx_analysis.objectives import check_objectives
 from kdx_analysis.plots import FIGURES
 from kdx_analysis.probes import agreement
+from kdx_analysis.probes.contract import check_sections
 
 ROOT = Path(kdx.__file__).parents[1]
 README = ROOT / "README.md"
@@ -226,9 +229,36 @@ def test_links_lead_somewhere():
         assert "://" in link or (ROOT / link).exists(), link
 
 
+def test_the_study_that_is_shown_is_one():
+    (text,) = re.findall(r"^```yaml\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+    config = kdx.StudyConfig.parse(yaml.safe_load(text))
+    check_objectives(config.objectives)
+    check_sections(config.probes)
+    assert config.probes.sections == {"conflict": {"null_draws": 199}, "affinity": False}
+
+
+def moved_modules() -> list[str]:
+    """The dotted names on the right of CHANGELOG.md's table; one with a dot first is a sibling."""
+    text = (ROOT / "CHANGELOG.md").read_text()
+    names = []
+    rows = re.findall(r"^  \| `.+ \| (`.+`) \|$", text, re.MULTILINE)
+    for row in rows:
+        room = ""
+        for name in re.findall(r"`([^`]+)`", row):
+            room = room if name.startswith(".") else name.rpartition(".")[0]
+            names.append(f"{room}{name}" if name.startswith(".") else name)
+    return names
+
+
+def test_modules_are_where_the_changelog_says():
+    assert len(moved_modules()) > 50
+    for name in moved_modules():
+        importlib.import_module(f"kdx_analysis.{name}")
+
+
 def test_commands_exist():
     known = set(typer.main.get_command(cli.app).commands)
-    named = re.findall(r"(?:^|`)kdx ([a-z-]+)", README.read_text(), flags=re.MULTILINE)
+    named = re.findall(r"(?:^|`)kdx ([a-z][a-z-]*)", README.read_text(), flags=re.MULTILINE)
     assert set(named) <= known
     made = re.findall(r"(?:^|`)make ([a-z-]+)", README.read_text(), flags=re.MULTILINE)
     assert set(made) <= set(

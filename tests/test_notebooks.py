@@ -68,4 +68,5 @@ def test_outputs_are_committed_and_name_no_machine(path: Path) -> None:
     assert any(cell.outputs for cell in cells)
     assert not any(output.output_type == "error" for cell in cells for output in cell.outputs)
     assert str(Path.home()) not in path.read_text()
+    assert "iopub" not in path.read_text()  # times of execution, new at every run
     assert path.stat().st_size < 600_000

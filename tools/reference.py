@@ -20,14 +20,22 @@ from kdx_analysis import plots
 from kdx_analysis.plots import Figure
 
 ROOMS = (
+    "registry",
+    "extensions",
+    "records",
+    "metrics",
     "config",
+    "drawing.style",
     "data",
     "models",
     "objectives",
     "training",
+    "training.loggers",
     "probes",
     "runs",
+    "imports",
     "plots",
+    "plots.figure",
     "report",
     "study",
 )

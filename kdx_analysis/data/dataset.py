@@ -61,16 +61,20 @@ class TensorImages:
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
         C, H, W = self._images.shape[1:]
         return C, H, W
 
     def take(self, indices: Tensor) -> Tensor:
+        """The images at the int64 ``indices`` (B,): uint8 B×C×H×W, on the device of all."""
         return self._images[indices.to(self._images.device)]
 
     def subset(self, indices: Tensor) -> TensorImages:
+        """A store of the images at the int64 ``indices`` only, in that order."""
         return TensorImages(self.take(indices))
 
     def to(self, device: torch.device | str) -> TensorImages:
+        """The same images on ``device``."""
         return TensorImages(self._images.to(device))
 
 

@@ -73,7 +73,7 @@ def plain(text: object) -> str:
 
 
 def counted(counts: Iterable[int], what: str = "seed") -> str:
-    """``1 seed``, ``3 seeds``, or ``2–3 seeds`` where counts differ."""
+    """``1 seed``, ``3 seeds``, or ``2–3 seeds`` where counts differ; ``what`` is the noun."""
     distinct = sorted(set(counts)) or [0]
     number = "–".join(str(n) for n in dict.fromkeys((distinct[0], distinct[-1])))
     return f"{number} {what}" + ("" if distinct == [1] else "s")
@@ -85,7 +85,7 @@ def signed(value: float) -> str:
 
 
 def n_equals(counts: Iterable[int], what: str = "seed") -> str:
-    """``n = 3 seeds``, which no line break parts."""
+    """``n = 3 seeds``, which no line break parts; ``counts`` and ``what`` as of :func:`counted`."""
     return f"n = {counted(counts, what)}".replace(" ", "\N{NO-BREAK SPACE}")
 
 
@@ -117,12 +117,18 @@ def inches(width: Width) -> float:
 
 
 def drawing(width: Width, height: float) -> Drawing:
-    """An empty figure, ``height`` inches high, that keeps its labels from overlapping."""
+    """An empty figure that keeps its labels from overlapping.
+
+    It is as wide as :func:`inches` says for ``width``, and ``height`` inches high.
+    """
     return Drawing(figsize=(inches(width), height), layout="constrained")
 
 
 def canvas(ax: Axes | None, width: Width, height: float) -> tuple[Figure, Axes]:
-    """The figure of ``ax`` and itself; without one a new figure, as :func:`drawing` makes it."""
+    """The figure of ``ax`` and itself.
+
+    Without one it is a new figure of ``width`` and ``height``, as :func:`drawing` makes it.
+    """
     if ax is None:
         ax = drawing(width, height).subplots()
     figure = ax.get_figure(root=True)
@@ -131,7 +137,7 @@ def canvas(ax: Axes | None, width: Width, height: float) -> tuple[Figure, Axes]:
 
 
 def wrapped(text: str, wide: float) -> str:
-    """``text`` in lines of at most so many inches as far as its words allow.
+    """``text`` in lines at most ``wide`` inches wide, as far as its words allow.
 
     Its own line breaks stay.
     """
@@ -140,12 +146,15 @@ def wrapped(text: str, wide: float) -> str:
 
 
 def heading(figure: Figure, text: str) -> None:
-    """Say over the whole figure what is drawn and how many runs it rests on."""
+    """Say by ``text`` over the whole ``figure`` what is drawn and how many runs it rests on."""
     figure.suptitle(wrapped(text, figure.get_figwidth() - 0.1), x=0.01, ha="left")
 
 
 def legend(figure: Figure, handles: Sequence[Line2D], heading: str | None = None) -> None:
-    """One legend above all panels, in as many columns as fit; ``heading`` stands over it."""
+    """One legend of the ``handles`` above all panels of a ``figure``, in as many columns as fit.
+
+    ``heading`` stands over it.
+    """
     wide = figure.get_figwidth()
     for handle in handles:
         handle.set_label(wrapped(str(handle.get_label()), wide / 2 - 0.62))
@@ -163,7 +172,10 @@ def legend(figure: Figure, handles: Sequence[Line2D], heading: str | None = None
 
 
 def panels(figure: Figure, count: int, columns: int, **options: Any) -> np.ndarray:
-    """``count`` axes, row by row, in a grid of at most so many columns."""
+    """``count`` axes of a ``figure``, row by row, in a grid of at most so many ``columns``.
+
+    ``options`` are those of ``Figure.subplots``.
+    """
     columns = min(columns, count)
     grid: np.ndarray = figure.subplots(
         -(-count // columns), columns, squeeze=False, **options

@@ -1,4 +1,10 @@
-"""Objectives: what a student is asked to match."""
+"""Objectives: what a student is asked to match, all of them in ``OBJECTIVES``.
+
+``ladder`` has one row a rung, its target function beside it; ``distillers`` those that see features
+as well. ``contract`` says how to declare one: :func:`target` on a function of the teacher's cut,
+:func:`distiller` on a class. ``Objective`` is the loss that the training loop and the conflict
+probe share, by subtask and term.
+"""
 
 from kdx_analysis.objectives.contract import (
     OBJECTIVES,

@@ -105,9 +105,10 @@ class Distiller(nn.Module):
         return (), ()
 
     def build(self, features: Features, teacher_features: Features) -> None:
-        """Make what the distiller trains itself, as adapters, for features of two samples.
+        """Make what the distiller trains itself, as adapters between the features of two models.
 
         It is called once, before training, with torch's random state seeded by the run.
+        ``features`` and ``teacher_features`` are those of two samples, by module path.
         """
 
     def prepare(
@@ -115,9 +116,9 @@ class Distiller(nn.Module):
     ) -> None:
         """A phase before training, for distillers that need one.
 
-        ``tell`` is called with the steps that are done and all there are. Models are on the
-        fabric's device and unwrapped, the teacher in eval mode and without gradients; where there
-        are several processes, all of them run it.
+        ``tell`` is called with the steps that are done and all there are. Both models, ``student``
+        and ``teacher``, are on the fabric's device and unwrapped, the teacher in eval mode and
+        without gradients; where there are several processes, all of them run it.
         """
 
     def on_outputs(self, batch: Batch) -> dict[str, Tensor]:
@@ -216,7 +217,9 @@ OBJECTIVES: Registry[Row] = Registry(
 
 
 def target(name: str, *, distils: bool = True, **declared: Any) -> Callable[[Target], Target]:
-    """Declare an objective on its target function; ``declared`` are fields of :class:`Row`.
+    """Declare an objective ``name`` on its target function.
+
+    ``declared`` are fields of :class:`Row`.
 
     The function is called with what it may replace, B×K, the labels, B, and a generator on the CPU,
     and gives targets in [0, 1], B×K. Of an objective that ``distils`` it is given the teacher's
@@ -243,7 +246,10 @@ def target(name: str, *, distils: bool = True, **declared: Any) -> Callable[[Tar
 
 
 def distiller(name: str, **declared: Any) -> Callable[[D], D]:
-    """Declare an objective on its :class:`Distiller`; ``declared`` are fields of :class:`Row`."""
+    """Declare an objective ``name`` on its class, a :class:`Distiller`.
+
+    ``declared`` are fields of :class:`Row`; its options and terms are taken from the class.
+    """
 
     def declare(made: D) -> D:
         row = Row(
@@ -273,7 +279,8 @@ def ladder_names() -> tuple[str, ...]:
 def check_objectives(configs: Sequence[ObjectiveConfig], source: str = "objectives") -> None:
     """Raise KdxError for a name that is not registered, or options that its objective has not.
 
-    ``source`` names what they were read from.
+    ``configs`` are the objectives of a study, in its order; ``source`` names what they were read
+    from.
     """
     for number, config in enumerate(configs):
         try:

@@ -93,6 +93,9 @@ class Objective:
         Returns:
             ``hard`` and, for rungs that distil, ``distillation``, each B×K. The loss is the sum
             over terms and subtasks, averaged over the batch.
+
+        Raises:
+            KdxError: the distiller gives terms that it does not declare.
         """
         batch = _widened(Batch(margins, labels, teacher_logits, generator))
         terms = self._weighted(self.distiller.on_outputs(batch))
@@ -115,7 +118,11 @@ class Objective:
         return _averaged(terms)
 
     def of_batch(self, batch: Batch) -> Tensor:
-        """The whole loss of a batch, terms from features among them."""
+        """The whole loss of a ``batch``, terms from features among them.
+
+        Raises:
+            KdxError: a term is neither by sample nor by subtask, or its name is another term's.
+        """
         batch = _widened(batch)
         terms = self.terms(batch.outputs, batch.labels, batch.teacher_outputs, batch.generator)
         on_features = self.distiller.on_features(batch)

@@ -131,8 +131,8 @@ def figure(
 ) -> Callable[[Callable[..., Drawn]], Figure]:
     """Declare a figure on the function that draws it, whose name it takes.
 
-    The function gets the table and the width and is run in the package's style. Arguments are the
-    attributes of :class:`Figure`.
+    The function gets the table and the width and is run in the package's style. ``title``,
+    ``caption``, ``table``, ``wants`` and ``follows`` are attributes of :class:`Figure`.
     """
 
     def declare(draw: Callable[..., Drawn]) -> Figure:

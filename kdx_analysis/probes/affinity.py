@@ -368,7 +368,7 @@ class AffinityProbe(Probe):
 
     @classmethod
     def cost(cls, setting: Setting, images: Tensor) -> Cost:
-        """Of the steps of all subtasks and draws."""
+        """The steps of all subtasks and draws in the ``setting``, each over the images."""
         return affinity_cost(
             setting.model,
             images,

@@ -226,12 +226,15 @@ def agreement_table(
     permutations: int,
     seed: int,
 ) -> pd.DataFrame:
-    """Routing distance against each reference: level, attention, reference, method, Mantel's test.
+    """Routing distance against each reference, by Mantel's test.
+
+    Columns are level, attention, reference, method, and the test's value, p and null.
 
     Args:
         paths: attention (alpha, effective) → P^l, K×N_l for levels from 1; those with one expert
             are left out.
         references: name → K×K distances between classes.
+        permutations: of Mantel's null, drawn anew from the seed for each test.
     """
     rows = []
     for attention, levels in paths.items():
@@ -311,7 +314,8 @@ def routing_paths(moment: Moment) -> dict[str, list[Tensor]]:
 def routing_table(paths: Mapping[str, Sequence[Tensor]], classes: Sequence[str]) -> pd.DataFrame:
     """Routing distances of all pairs of subtasks, on levels of several experts.
 
-    Columns: level, attention, a, b, a_index, b_index, distance, undefined.
+    Columns are level, attention, a, b, a_index, b_index, distance and undefined; ``paths`` are as
+    in :func:`agreement_table`.
     """
     frames = []
     for attention, levels in paths.items():

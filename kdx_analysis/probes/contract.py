@@ -297,7 +297,7 @@ class Probe(ABC):
         """Kind → table, without the columns ``epoch`` and ``split``, which are added."""
 
     def merge(self, kind: str, frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
-        """One table of a ``kind``, from those of all epochs and splits, in their order."""
+        """One table of a ``kind``, from the ``frames`` of all epochs and splits, in their order."""
         return pd.concat(frames, ignore_index=True)
 
 

@@ -289,11 +289,12 @@ class RunSet:
     ) -> Paired:
         """Difference a − b of ``metric`` over the seeds that both have, with its t-interval.
 
-        A figure of several epochs is compared epoch by epoch, over those at which both are defined,
-        and then averaged; ``coverage`` of the result says over how many. ``which`` is as for
-        :meth:`values`. Where a seed has several pairs, one for each objective, its difference is
-        their mean: n counts seeds, of which those that lack an objective are left out. Raises
-        KdxError if all do, or if no seed has both.
+        The interval covers with a probability of ``confidence``. A figure of several epochs is
+        compared epoch by epoch, over those at which both are defined, and then averaged;
+        ``coverage`` of the result says over how many. ``which`` is as for :meth:`values`. Where a
+        seed has several pairs, one for each objective, its difference is their mean: n counts
+        seeds, of which those that lack an objective are left out. Raises KdxError if all do, or if
+        no seed has both.
         """
         by = which.get("by", "objective")
         _check_values((a, b), by, self.by_epoch(metric, **which).columns)

@@ -1,4 +1,8 @@
-"""Training: the loop, its schedules, checkpoints."""
+"""Training: the one loop, its schedules and checkpoints, and the loggers that it tells.
+
+``fit`` trains a model under an objective and calls ``callbacks`` after every epoch, probes among
+them. A logger is declared in ``loggers``, on its class.
+"""
 
 from kdx_analysis.training.loop import (
     Callback,

@@ -28,9 +28,13 @@ LOGS = "logs"
 class Logger(Protocol):
     """What each of them is reduced to; the methods are those of Lightning Fabric's loggers."""
 
-    def log_hyperparams(self, params: Mapping[str, Any]) -> None: ...
+    def log_hyperparams(self, params: Mapping[str, Any]) -> None:
+        """What the training is: its keys and their values, once, before all metrics."""
+        ...
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None: ...
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """The ``metrics`` of an epoch by name; ``step`` is that epoch."""
+        ...
 
     def finalize(self, status: str) -> None:
         """``status`` is success or failed."""
@@ -64,7 +68,10 @@ LOGGERS: Registry[LoggerRow] = Registry("logger", rooms=("kdx_analysis.training.
 
 
 def logger(name: str, *, package: str = "", extra: str = "") -> Callable[[L], L]:
-    """Declare a logger on its class; ``package`` and ``extra`` as in :class:`LoggerRow`."""
+    """Declare a logger on its class.
+
+    ``name``, ``package`` and ``extra`` are as in :class:`LoggerRow`.
+    """
 
     def declare(make: L) -> L:
         LOGGERS.register(name)(LoggerRow(name, make, home(make), package, extra))

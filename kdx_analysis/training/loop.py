@@ -65,7 +65,10 @@ class Epoch:
 
     @classmethod
     def before(cls, epochs: int, done: int, total: int) -> Epoch:
-        """Where a training stands in a distiller's phase before the first of its ``epochs``."""
+        """Where a training stands in a distiller's phase before the first of its ``epochs``.
+
+        ``done`` and ``total`` are steps of that phase.
+        """
         return cls(0, epochs, math.nan, math.nan, None, None, preparing=f"{done}/{total}")
 
 

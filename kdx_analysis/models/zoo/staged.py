@@ -92,7 +92,14 @@ class Conv(nn.Conv2d):
 def plain_stage(
     in_channels: int, out_channels: int, *, stride: int = 1, bias: bool = False, pool: bool = False
 ) -> nn.Sequential:
-    """conv3×3, BatchNorm, ReLU and, with ``pool``, 2×2 max-pooling."""
+    """conv3×3, BatchNorm, ReLU and, with ``pool``, 2×2 max-pooling.
+
+    Args:
+        in_channels, out_channels: of the convolution, B×C×H×W to B×C'×H/stride×W/stride.
+        stride: of the convolution, in both directions.
+        bias: whether the convolution has one, which BatchNorm takes out again.
+        pool: whether height and width are halved once more, at the end.
+    """
     layers = [
         Conv(in_channels, out_channels, 3, stride=stride, bias=bias),
         nn.BatchNorm2d(out_channels),

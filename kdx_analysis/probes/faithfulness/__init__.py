@@ -1,4 +1,6 @@
-"""Faithfulness: does attention say what an ablation confirms, and what do experts look at?
+"""Faithfulness: does attention say what an ablation confirms?
 
-And is what an attribution shows the model's doing, or that of the images alone?
+``ablation`` takes every expert away and sets what that costs beside the pathways; ``attribution``
+shows what experts look at, ``explanation`` a whole path, and ``sanity`` whether that is the model's
+doing or the images'.
 """

@@ -140,9 +140,9 @@ class GateRecord(Record):
         ``top_k``, of experts whose features spread alike, so that its A is its α: random logits
         beside trained spreads would give another null where experts are rescaled at equal outputs
         and equal A, and what the spreads were before training is not known here
-        (:class:`ExplainerProbe` takes them from the initial model). Below 39 draws it has no range.
+        (:class:`TrainingProbe` takes them from the initial model). Below 39 draws it has no range.
         Gates that read the input have none here, which is what null_draws = 0 says: their random
-        gates take the images (:class:`ExplainerProbe` draws them). Their specialisation has its
+        gates take the images (:class:`TrainingProbe` draws them). Their specialisation has its
         shuffled null subtracted.
         """
         generator = torch.Generator().manual_seed(seed)

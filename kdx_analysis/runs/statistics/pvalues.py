@@ -37,7 +37,7 @@ def paired_t_test(differences: Values) -> float:
     which t is infinite; 1 where all are 0. NaN are left out.
 
     >>> round(paired_t_test([0.02, 0.05, -0.01, 0.04, 0.03, 0.015]), 3)
-    0.033
+    0.038
 
     Raises:
         KdxError: n < 6.

@@ -256,7 +256,10 @@ def affinity_cost(
     groups: Sequence[Sequence[str]] | None = None,
     max_memory: int = 2**30,
 ) -> Cost:
-    """Passes and memory that :func:`affinity_of` will take; nothing is computed here."""
+    """Passes and memory that :func:`affinity_of` will take; nothing is computed here.
+
+    ``null_draws``, ``max_memory`` and all others are its arguments.
+    """
     actual = margins or (lambda outputs: outputs)  # steps go along gradients with the gates' factor
     sets, at_once = 1 + null_draws, _sets_at_once(model, num_classes, max_memory)
     cost = Cost(3 + num_classes * sets, 0, len(images), 0, 0)

@@ -193,7 +193,7 @@ class Metric:
         if not self.recorded:
             object.__setattr__(self, "recorded", self.name)
 
-    def __call__(self, *inputs: Tensor, **options: Any) -> Tensor:
+    def __call__(self, *inputs: Tensor, **options: Any) -> Any:
         """The formula's value, of those ``options`` that it takes."""
         takes = inspect.signature(self.formula).parameters
         return self.formula(

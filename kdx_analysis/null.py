@@ -154,7 +154,8 @@ def _at(ordered: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Of each column the entry in its row; NaN where there are no rows."""
     if not len(ordered):
         return np.full(ordered.shape[1:], np.nan)
-    return np.take_along_axis(ordered, np.maximum(rows, 0)[np.newaxis], axis=0)[0]
+    taken: np.ndarray = np.take_along_axis(ordered, np.maximum(rows, 0)[np.newaxis], axis=0)
+    return np.asarray(taken[0])
 
 
 def _scale(value: np.ndarray, draws: np.ndarray) -> np.ndarray:
@@ -168,7 +169,7 @@ def _scale(value: np.ndarray, draws: np.ndarray) -> np.ndarray:
     sizes = np.where(np.isfinite(sizes), sizes, 0)
     size = np.where(np.isfinite(value), np.abs(value), 0)
     typical = np.median(sizes, axis=0) if len(sizes) else size
-    return np.maximum(np.maximum(sizes, size), typical)
+    return np.asarray(np.maximum(np.maximum(sizes, size), typical))
 
 
 def _array(values: ArrayLike | Tensor) -> np.ndarray:

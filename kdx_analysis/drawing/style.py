@@ -177,7 +177,9 @@ def panels(figure: Figure, count: int, columns: int, **options: Any) -> np.ndarr
     ``options`` are those of ``Figure.subplots``.
     """
     columns = min(columns, count)
-    grid = figure.subplots(-(-count // columns), columns, squeeze=False, **options).ravel()
+    grid: np.ndarray = figure.subplots(
+        -(-count // columns), columns, squeeze=False, **options
+    ).ravel()
     for ax in grid[count:]:
         ax.remove()
     return grid[:count]

@@ -58,7 +58,8 @@ def _nans(path: Path, renamed: Mapping[str, str]) -> pd.DataFrame:
     cells = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True).rename(
         columns=renamed
     )
-    return cells.apply(lambda column: column.str.fullmatch(_NAN))
+    undefined: pd.DataFrame = cells.apply(lambda column: column.str.fullmatch(_NAN))
+    return undefined
 
 
 def read_table(path: Path, names: Names) -> list[SourceRun]:

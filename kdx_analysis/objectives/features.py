@@ -65,7 +65,7 @@ def middle_stage(model: nn.Module) -> str:
         return "trunk"
     paths = [path for path, _ in inside.named_modules()]
     for pattern in _STAGES:
-        stages = [path for path in paths if re.fullmatch(pattern, path)]
+        stages: list[str] = [path for path in paths if re.fullmatch(pattern, path)]
         if stages:
             return stages[(len(stages) - 1) // 2]
     raise KdxError(

@@ -158,7 +158,9 @@ def scale_to(reference: Tensor, loss: Tensor, parameters: Sequence[Tensor]) -> f
 
     def norm(of_loss: Tensor) -> Tensor:
         gradients = torch.autograd.grad(of_loss, parameters, retain_graph=True, allow_unused=True)
-        return torch.stack([g.norm() for g in gradients if g is not None]).norm()
+        norms: list[Tensor] = [g.norm() for g in gradients if g is not None]
+        norm_of_all: Tensor = torch.stack(norms).norm()
+        return norm_of_all
 
     return float(norm(reference) / norm(loss))
 

@@ -186,7 +186,8 @@ def _is_alive(process: Mapping[str, Any]) -> bool:
         return True
     try:
         # A number is given again when its process is gone; times of creation are rounded.
-        return abs(psutil.Process(process["pid"]).create_time() - process["created"]) < 1
+        created: float = psutil.Process(process["pid"]).create_time()
+        return abs(created - float(process["created"])) < 1
     except psutil.Error:
         return False
 

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 from lightning_fabric import Fabric
 from torch import nn
-from torch.multiprocessing import ProcessRaisedException
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from kdx_analysis.config import ObjectiveConfig, TrainingConfig, flatten
 from kdx_analysis.data import Dataset

@@ -91,7 +91,7 @@ class _TensorBoard:
     """
 
     def __init__(self, folder: Path, study: str, run: str) -> None:
-        from lightning_fabric.loggers import TensorBoardLogger
+        from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
         shutil.rmtree(folder / "tensorboard" / run, ignore_errors=True)
         self._logger = TensorBoardLogger(

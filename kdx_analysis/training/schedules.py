@@ -18,7 +18,8 @@ def temperature_at(config: TemperatureConfig, epoch: int, epochs: int) -> float:
         case "reciprocal":
             return config.start / epoch
         case "exponential":
-            return config.start * (config.end / config.start) ** fraction
+            ratio: float = (config.end / config.start) ** fraction
+            return config.start * ratio
         case "cosine":
             return config.end + (config.start - config.end) * (1 + math.cos(math.pi * fraction)) / 2
         case "constant":

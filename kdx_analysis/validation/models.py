@@ -176,7 +176,8 @@ class OwnFunction(Net):
         self.c = nn.Linear(_C, _C)
 
     def features(self, x: Tensor) -> Tensor:
-        return _Square.apply(self.c(super().features(x).movedim(1, -1))).movedim(-1, 1)
+        squared = _Square.apply(self.c(super().features(x).movedim(1, -1)))  # type: ignore[no-untyped-call]
+        return squared.movedim(-1, 1)
 
 
 class AttentionPooling(Net):

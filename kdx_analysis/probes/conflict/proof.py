@@ -164,7 +164,7 @@ class _Dtypes(TorchDispatchMode):
     """Collects the dtypes that operations inside the body give, autocast's among them."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.dtypes: set[torch.dtype] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -19,8 +19,9 @@ from torch import Tensor
 from kdx_analysis import null
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models.gates import pathways, spread
+from kdx_analysis.models.modes import undisturbed
 from kdx_analysis.probes.conflict.formulas import contention, cosine, modulation, upper
-from kdx_analysis.probes.conflict.grams import Grams, subtask_grams, undisturbed, with_null
+from kdx_analysis.probes.conflict.grams import Grams, subtask_grams, with_null
 from kdx_analysis.probes.gates.formulas import effective, routing_distance
 from kdx_analysis.probes.planted.truth import Conflict, Planted, auroc, plant, routes, together
 from kdx_analysis.probes.record import TableRecord

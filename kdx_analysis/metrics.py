@@ -22,7 +22,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -292,7 +292,8 @@ def asked_about() -> tuple[str, ...]:
     return (*speaking_of_conflict(), *others)
 
 
-class Evaluated(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Evaluated:
     """What a formula gives: the value of every draw and its p-value.
 
     The latter is None of a formula that tests nothing.

@@ -258,7 +258,7 @@ def affinity_cost(
 ) -> Cost:
     """Passes and memory that :func:`affinity_of` will take; nothing is computed here.
 
-    That is with so many ``null_draws`` and ``max_memory`` bytes.
+    ``null_draws``, ``max_memory`` and all others are its arguments.
     """
     actual = margins or (lambda outputs: outputs)  # steps go along gradients with the gates' factor
     sets, at_once = 1 + null_draws, _sets_at_once(model, num_classes, max_memory)

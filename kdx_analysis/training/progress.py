@@ -128,15 +128,17 @@ def relayed(show: Progress) -> Iterator[Progress]:
         queue = manager.Queue()
 
         def listen() -> None:
-            for title, epoch in iter(queue.get, None):
-                show(title, epoch)
+            with suppress(OSError, EOFError):  # where the manager is killed
+                for title, epoch in iter(queue.get, None):
+                    show(title, epoch)
 
         listener = threading.Thread(target=listen, daemon=True)
         listener.start()
         try:
             yield partial(_put, queue)
         finally:
-            queue.put(None)
+            with suppress(OSError, EOFError):  # else it would hide what the body raised
+                queue.put(None)
             listener.join()
 
 

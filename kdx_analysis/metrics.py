@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from kdx_analysis.errors import KdxError
-from kdx_analysis.registry import Registry, home
+from kdx_analysis.registry import Registry, home, is_foreign
 
 F = TypeVar("F", bound=Callable[..., Any])
 Reduction = Literal["mean", "median"]
@@ -54,6 +54,8 @@ class Input:
             not read pairs.
         pair_kind: of the records that hold that column.
         pair_rows: as ``rows``, in these records.
+        axes: of the first argument, behind those of draws.
+        taken: names that the probe itself writes into the same rows.
     """
 
     arguments: Mapping[str, str]
@@ -68,17 +70,23 @@ class Input:
     pairs: str = ""
     pair_kind: str = ""
     pair_rows: Mapping[str, str] = field(default_factory=dict)
+    axes: int = 2
+    taken: tuple[str, ...] = ()
 
 
 _PERMUTED = "residuals permuted over samples"
+_LOSSES = ("loss", "hard_loss")
 _OUTPUTS = {"outputs": "logits or margins, B×K", "labels": "classes, int64, B"}
 INPUTS: dict[str, Input] = {
-    "outputs": Input(_OUTPUTS, "metrics", rows={"split": "test"}, counts="test images"),
+    "outputs": Input(
+        _OUTPUTS, "metrics", rows={"split": "test"}, counts="test images", taken=_LOSSES
+    ),
     "outputs of both": Input(
         {**_OUTPUTS, "teacher_outputs": "the teacher's logits, B×K"},
         "metrics",
         rows={"split": "test"},
         counts="test images",
+        taken=_LOSSES,
     ),
     "gates": Input(
         {"gates": "attention into a level or into the heads, draws×rows×N"},
@@ -89,6 +97,7 @@ INPUTS: dict[str, Input] = {
         null="the run's initial gates at the same τ",
         null_column="initial",
         counts="gates",
+        taken=("entropy", "effective_experts"),
     ),
     "pathways": Input(
         {"pathways": "attention composed from the heads down to a level, draws×K×N"},
@@ -99,6 +108,14 @@ INPUTS: dict[str, Input] = {
         null="initial gates at the same τ",
         null_column="initial",
         counts="subtasks",
+        taken=(
+            "use_cv2",
+            "dead_share",
+            "routing_distance",
+            "specialisation_shuffled",
+            "class_specialisation",
+            "class_specialisation_shuffled",
+        ),
     ),
     "cosines": Input(
         {"cosines": "between the gradients of subtasks, draws×K×K; NaN where one is zero"},
@@ -111,6 +128,7 @@ INPUTS: dict[str, Input] = {
         pairs="cosine",
         pair_kind="conflict",
         pair_rows={"level": "all", "term": "hard"},
+        taken=("mean_cosine", "magnitude_similarity", "contention"),
     ),
     "grams and gates": Input(
         {
@@ -123,6 +141,8 @@ INPUTS: dict[str, Input] = {
         null=_PERMUTED,
         null_column="null_mean",
         counts="probe images",
+        axes=3,
+        taken=("contention_uniform",),
     ),
     "affinities": Input(
         {"affinities": "Z of a step for a on the loss of b, draws×K×K; the diagonal is left out"},
@@ -134,6 +154,7 @@ INPUTS: dict[str, Input] = {
         pairs="value",
         pair_kind="affinity",
         pair_rows={"metric": "affinity"},
+        taken=("affinity", "hurt_share"),
     ),
 }
 
@@ -192,6 +213,11 @@ class Metric:
             )
         if not self.recorded:
             object.__setattr__(self, "recorded", self.name)
+        if self.recorded in self.input.taken:
+            raise KdxError(
+                f"metric {self.name!r} would be recorded as {self.recorded!r}, where records of "
+                f"{self.input.kind!r} hold another figure; choose another name"
+            )
 
     def __call__(self, *inputs: Tensor, **options: Any) -> Any:
         """The formula's value, of those ``options`` that it takes."""
@@ -275,10 +301,25 @@ def metric(name: str, *, reads: str, **declared: Any) -> Callable[[F], F]:
     """
 
     def declare(formula: F) -> F:
-        METRICS.register(name)(Metric(name=name, formula=formula, reads=reads, **declared))
+        declared_here = Metric(name=name, formula=formula, reads=reads, **declared)
+        if is_foreign(declared_here):
+            _check_recorded(declared_here)
+        METRICS.register(name)(declared_here)
         return formula
 
     return declare
+
+
+def _check_recorded(metric: Metric) -> None:
+    """Raise KdxError for a metric whose rows could not be told from those of another one."""
+    for other in METRICS.values():
+        rows = metric.input.kind, metric.input.rows, metric.recorded
+        there = other.input.kind, other.input.rows, other.recorded
+        if rows == there and other.name != metric.name:
+            raise KdxError(
+                f"metric {metric.name!r} would be recorded as {metric.recorded!r}, as metric "
+                f"{other.name!r} is; give it another name in recorded="
+            )
 
 
 def speaking_of_conflict() -> tuple[str, ...]:
@@ -312,22 +353,31 @@ def evaluated(reads: str, *inputs: Tensor, **options: Any) -> dict[str, Evaluate
         options: further arguments, for formulas that take them.
 
     Raises:
-        KdxError: a formula that does not give floating-point numbers, or values and their p-values.
+        KdxError: a formula that does not give floating-point numbers, or values and their p-values,
+            one for each draw.
     """
     values = {}
+    draws = inputs[0].shape[: -INPUTS[reads].axes]
     for each in METRICS.values():
         if each.reads == reads:
-            values[each.recorded] = _checked(each, each(*inputs, **options))
+            values[each.recorded] = _checked(each, each(*inputs, **options), draws)
     return values
 
 
-def _checked(metric: Metric, result: Any) -> Evaluated:
-    value, p = result if isinstance(result, tuple) else (result, None)
-    if isinstance(value, Tensor) and value.is_floating_point():
-        return Evaluated(value, p)
-    given = value.dtype if isinstance(value, Tensor) else type(value).__name__
-    raise KdxError(
-        f"metric {metric.name!r} ({metric.home}) gives {given}; its formula should give a tensor "
-        "of floating-point "
-        "numbers, one for each of the leading axes"
-    )
+def _checked(metric: Metric, result: Any, draws: torch.Size) -> Evaluated:
+    value, p = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
+    for given in (value,) if p is None else (value, p):
+        if not _is_of(given, draws):
+            shown = type(given).__name__
+            if isinstance(given, Tensor):
+                shown = f"{given.dtype} of shape {tuple(given.shape)}"
+            raise KdxError(
+                f"metric {metric.name!r} ({metric.home}) gives {shown}; its formula should give a "
+                "tensor of floating-point numbers, one for each of the leading axes, here of shape "
+                f"{tuple(draws)}"
+            )
+    return Evaluated(value, p)
+
+
+def _is_of(given: Any, draws: torch.Size) -> bool:
+    return isinstance(given, Tensor) and given.is_floating_point() and given.shape == draws

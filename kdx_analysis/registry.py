@@ -22,6 +22,8 @@ T = TypeVar("T")
 
 ENTRY_POINTS = "kdx_analysis.extensions"
 
+_PACKAGE = "kdx_analysis."
+
 _SHOWN = 20
 
 
@@ -79,6 +81,10 @@ class Registry(Mapping[str, T]):
         """
 
         def add(thing: T) -> T:
+            if is_foreign(thing):
+                # The rooms come first, or one that declares this name would fail in its place and
+                # leave the registry without all that comes after it.
+                _ = self._declared
             there = home(self._things[name]) if name in self._things else ""
             if name in self._things and (not there or there != home(thing)):
                 by = f", by {there}" if there else ""
@@ -116,14 +122,22 @@ class Registry(Mapping[str, T]):
             self._open = (
                 True  # first, since a room that is imported may ask for what is there so far
             )
-            for room in self.rooms:
-                _enter(room)
-            load_installed()
+            try:
+                for room in self.rooms:
+                    _enter(room)
+                load_installed()
+            except BaseException:
+                self._open = False  # or it would be without the rest from then on, in silence
+                raise
         return self._things
 
     def _in_order(self) -> list[str]:
         """Names as their rooms declare them, those that follow another one right behind it."""
         things = dict(sorted(self._declared.items(), key=lambda item: self._room_of(item[1])))
+        for name, thing in things.items():
+            if (before := self.follows(thing)) is not None and before not in things:
+                wrong = unknown(self.kind, before, things)
+                raise KdxError(f"{self.kind} {name!r} follows one that is not there: {wrong}")
         order: list[str] = []
         waiting = list(things)
         while waiting:
@@ -157,6 +171,11 @@ def home(thing: Any) -> str:
     if isinstance(stated, str) and stated:
         return stated
     return f"{thing.__module__}.{thing.__qualname__}" if hasattr(thing, "__qualname__") else ""
+
+
+def is_foreign(thing: Any) -> bool:
+    """Whether a thing is defined outside of this package, as in a user's own file."""
+    return not home(thing).startswith(_PACKAGE)
 
 
 def load_installed() -> None:

@@ -45,3 +45,37 @@ def test_many_names_are_not_all_printed():
         "models'"
     )
     assert str(unknown("model", "zzz", names[:20])).endswith("model19")
+
+
+def test_rooms_come_before_what_is_registered_from_outside(tmp_path, monkeypatch):
+    (tmp_path / "declaring_room.py").write_text(
+        "class Red: pass\nfrom tests.test_registry import ROOMY\nROOMY[0].register('red')(Red)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    registry = Registry("colour", rooms=("declaring_room",))
+    ROOMY.append(registry)
+    try:
+        with pytest.raises(KdxError, match="registered already, by declaring_room"):
+            registry.register("red")(type("Red", (), {}))
+        assert list(registry) == ["red"]
+    finally:
+        ROOMY.clear()
+
+
+def test_a_room_that_fails_is_tried_again(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    registry = Registry("colour", rooms=("missing_room",))
+    for _ in range(2):
+        with pytest.raises(ModuleNotFoundError):
+            list(registry)
+
+
+def test_what_follows_nothing_that_is_there_is_refused():
+    registry = Registry("colour", follows={"red": None, "blue": "rde"}.get)
+    registry.register("red")("red")
+    registry.register("blue")("blue")
+    with pytest.raises(KdxError, match="colour 'blue' follows one that is not there: unknown"):
+        list(registry)
+
+
+ROOMY: list[Registry] = []

@@ -176,8 +176,8 @@ class OwnFunction(Net):
         self.c = nn.Linear(_C, _C)
 
     def features(self, x: Tensor) -> Tensor:
-        squared = _Square.apply(self.c(super().features(x).movedim(1, -1)))  # type: ignore[no-untyped-call]
-        return squared.movedim(-1, 1)
+        last = self.c(super().features(x).movedim(1, -1))
+        return _Square.apply(last).movedim(-1, 1)  # type: ignore[no-untyped-call]
 
 
 class AttentionPooling(Net):

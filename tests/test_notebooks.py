@@ -39,6 +39,8 @@ def test_shortened_copies_run(
     tests of their own.
     """
     monkeypatch.chdir(tmp_path)
+    for name, figure in plots.FIGURES.items():
+        monkeypatch.setitem(vars(plots), name, figure)
     monkeypatch.setattr(plots, "FIGURES", quick_figures())
     for name in names:
         shell = InteractiveShell(config=Config({"HistoryManager": {"enabled": False}}))

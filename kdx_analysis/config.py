@@ -357,7 +357,8 @@ class StudyConfig(_Config):
             ("objective", labels),
             ("role", self.roles),
             ("logger", self.loggers),
-            ("extension", self.extensions),
+            # Runs say by its name what file they were made with.
+            ("extension", [Path(extension).name for extension in self.extensions]),
         )
         for what, values in named:
             twice = sorted({str(v) for v in values if list(values).count(v) > 1})

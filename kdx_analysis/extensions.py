@@ -56,9 +56,7 @@ def load(path: str | Path) -> Extension:
         )
     content = file.read_bytes()
     sha256 = hashlib.sha256(content).hexdigest()
-    # Named for its path, so that worker processes find its classes, and one that was changed takes
-    # its own place.
-    name = f"{_PREFIX}_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+    name = _module_name(file)
     if name in _LOADED and _LOADED[name].sha256 == sha256:
         return _LOADED[name]
     spec = spec_from_file_location(name, file)
@@ -77,6 +75,30 @@ def load(path: str | Path) -> Extension:
         raise KdxError(f"{str(path)!r} can't be loaded: {_where(error, file)}{error!r}") from error
     _LOADED[name] = Extension(file, sha256, name)
     return _LOADED[name]
+
+
+def loaded(paths: Iterable[str | Path]) -> tuple[Extension, ...]:
+    """Files that were loaded, as they were then: they are not looked at again.
+
+    A file that is edited while a study trains would else be run again in the middle of it, and runs
+    would name what they were not made with.
+    """
+    return tuple(_LOADED[_module_name(Path(path).resolve())] for path in paths)
+
+
+def load_same(extensions: Iterable[Extension]) -> None:
+    """Load what another process has loaded; what is the same here already is not looked at again.
+
+    Raises KdxError for a file that was edited meanwhile.
+    """
+    for extension in extensions:
+        if extension in _LOADED.values():
+            continue
+        if load(extension.path).sha256 != extension.sha256:
+            raise KdxError(
+                f"{str(extension.path)!r} was edited while the study was running, so what it "
+                "trains would not be of one making; run the study again"
+            )
 
 
 def load_all(paths: Iterable[str | Path]) -> tuple[Extension, ...]:
@@ -104,6 +126,15 @@ def extension_of(thing: Any) -> Extension | None:
     """The file that declares a thing of a registry; None of what is built in or installed."""
     module = home(thing).partition(".")[0]
     return _LOADED.get(module)
+
+
+def _module_name(file: Path) -> str:
+    """The name that a file, by its resolved path, is imported under.
+
+    It is named for its path, so that worker processes find its classes, and one that was changed
+    takes its own place.
+    """
+    return f"{_PREFIX}_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
 
 
 def _where(error: Exception, file: Path) -> str:

@@ -15,9 +15,10 @@ import torch
 
 from kdx_analysis.config import StudyConfig
 from kdx_analysis.errors import KdxError
-from kdx_analysis.extensions import extension_of, load, need
+from kdx_analysis.extensions import Extension, extension_of, load, load_same, loaded, need
 from kdx_analysis.metrics import METRICS
 from kdx_analysis.runs import RunSet
+from kdx_analysis.study.study import Study
 from tests import toys
 
 README = Path(__file__).parents[1] / "README.md"
@@ -204,3 +205,41 @@ def test_paths_of_a_yaml_are_from_its_own_folder(tmp_path: Path) -> None:
     assert config.extensions == (str(tmp_path / "sub" / "mine.py"),)
     with pytest.raises(KdxError, match=r"mine\.py, which is not loaded by itself"):
         need(config.extensions)
+
+
+def test_an_edit_while_a_study_trains_is_not_run_in_the_middle_of_it(tmp_path: Path) -> None:
+    file = tmp_path / "edited.py"
+    file.write_text("ran = 1\n")
+    first = load(file)
+    file.write_text("1 / 0\n")
+    assert loaded([file]) == (first,)
+    load_same([first])  # nor in a worker that has it
+    other = tmp_path / "other.py"
+    other.write_text("ran = 2\n")
+    with pytest.raises(KdxError, match="was edited while the study was running"):
+        load_same([Extension(other, first.sha256, "unused")])
+
+
+def test_files_of_one_name_can_not_be_told_apart_by_a_run(tmp_path: Path) -> None:
+    study = {"name": "x", "data": {"name": "digits"}, "teacher": {"model": "digits_teacher"}}
+    study |= {"student": "digits_student", "objectives": ["hard"]}
+    with pytest.raises(KdxError, match=r"extension mine\.py is given more than once"):
+        StudyConfig.parse({**study, "extensions": ["a/mine.py", "b/mine.py"]})
+
+
+def test_the_yaml_of_a_folder_of_results_names_no_code_to_run(tmp_path: Path) -> None:
+    (tmp_path / "hostile.py").write_text(
+        "import pathlib\npathlib.Path(__file__ + '.ran').touch()\n"
+    )
+    (tmp_path / "study.yaml").write_text(
+        "name: x\ndata: {name: digits}\nteacher: {model: digits_teacher}\nstudent: digits_student\n"
+        "objectives: [hard]\nextensions: [hostile.py]\n"
+    )
+    run = tmp_path / "runs" / "student-hard-seed0-1"
+    run.mkdir(parents=True)
+    (run / "run.json").write_text("{}")
+    with pytest.raises(KdxError, match=r"hostile\.py, which is not loaded by itself"):
+        Study.load(tmp_path / "study.yaml")
+    assert not (tmp_path / "hostile.py.ran").exists()
+    load(tmp_path / "hostile.py")  # as the user names it
+    assert Study.load(tmp_path / "study.yaml").config.name == "x"

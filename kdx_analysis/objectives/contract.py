@@ -203,6 +203,13 @@ class Row:
     definition: str = ""
     source: str = ""
 
+    def __post_init__(self) -> None:
+        if isinstance(self.adds, str):
+            raise KdxError(
+                f"objective {self.name!r} adds {self.adds!r}, which is text; give a tuple, as "
+                f"adds=({self.adds!r},)"
+            )
+
     @property
     def summary(self) -> str:
         """What it matches and, of a rung, what it adds, in a line."""

@@ -37,6 +37,7 @@ from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, Trace
 from kdx_analysis.models.modes import undisturbed
 from kdx_analysis.probes.subtasks import margins_under
+from kdx_analysis.records import RECORDS
 from kdx_analysis.registry import Registry, unknown
 
 P = TypeVar("P", bound="type[Probe]")
@@ -342,6 +343,8 @@ def probe_of(
     Raises:
         KdxError: an unknown role, or the name of a key that all probes share.
     """
+    if isinstance(kinds, str):
+        raise KdxError(f"kinds of probe {name!r} are text; give a tuple, as ({kinds!r},)")
     for role in (*roles, *afterwards):
         if role not in ROLES:
             raise unknown("role", role, ROLES)
@@ -399,16 +402,36 @@ def configured(config: ProbeConfig, probe: type[Probe]) -> tuple[ProbeConfig, An
 
 
 def check_sections(config: ProbeConfig) -> None:
-    """Hold all sections of a study against the probes that there are.
+    """Hold all sections of a study against the probes that there are, and these with one another.
 
     Raises:
-        KdxError: an unknown probe, option or value, with the nearest valid names.
+        KdxError: an unknown probe, option or value, with the nearest valid names; a probe whose
+            kinds of records are not declared or are given by something else.
     """
+    _check_kinds()
     for name, section in config.sections.items():
         if name not in PROBES:
             raise unknown("key or probe of probes", name, [*ProbeConfig.shared(), *PROBES])
         if section is not False:
             configured(config, PROBES[name])
+
+
+def _check_kinds() -> None:
+    """Raise KdxError for a probe whose kinds nobody declares, or something else gives."""
+    givers = {"metrics": "the training", "tree": "the training"}
+    for name, probe in PROBES.items():
+        for kind in probe.kinds:
+            if kind not in RECORDS:
+                raise KdxError(
+                    f"probe {name!r} gives records of a kind that is not declared: "
+                    f"{unknown(RECORDS.kind, kind, RECORDS)}"
+                )
+            if kind in givers:
+                raise KdxError(
+                    f"probe {name!r} gives records of the kind {kind!r}, which {givers[kind]} "
+                    "gives; declare a kind of its own"
+                )
+            givers[kind] = f"probe {name!r}"
 
 
 def checkpoints(epochs: int, count: int) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ from kdx_analysis import plots
 from kdx_analysis.errors import AbsentError, KdxError
 from kdx_analysis.io import staged_file, write_text
 from kdx_analysis.metrics import METRICS
-from kdx_analysis.registry import home
+from kdx_analysis.registry import home, is_foreign
 from kdx_analysis.report import formats, methods, provenance
 from kdx_analysis.report.answers import Answer, Claim, by_chance, claims
 from kdx_analysis.report.arm_answers import ArmAnswer, arm_answer
@@ -126,12 +126,18 @@ class Report:
         for figure in plots.FIGURES.values():
             try:
                 data = figure.data(self.runs)
+                drawing, _ = figure.draw(data)
             except AbsentError:
                 continue
             except KdxError as error:
                 left_out.append((figure.title, str(error)))
                 continue
-            drawing, _ = figure.draw(data)
+            except Exception as error:
+                if not is_foreign(figure):
+                    raise
+                # A mistake in a user's own figure does not cost the report of a whole study.
+                left_out.append((figure.title, f"{figure.home} raised {error!r}"))
+                continue
             with tempfile.TemporaryDirectory() as folder:
                 written = plots.save(drawing, Path(folder) / figure.name)
                 files = {path.name: path.read_bytes() for path in written}

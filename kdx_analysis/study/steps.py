@@ -19,7 +19,7 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 from kdx_analysis.config import ObjectiveConfig, TrainingConfig, flatten
 from kdx_analysis.data import Dataset
 from kdx_analysis.errors import KdxError
-from kdx_analysis.extensions import load_all
+from kdx_analysis.extensions import loaded
 from kdx_analysis.models import HME
 from kdx_analysis.probes.training_probe import TrainingProbe
 from kdx_analysis.runs import Run, environment, run_id, write_run
@@ -208,7 +208,7 @@ def _train_on(
         "probe_sets": trained.probe_sets,
         "experts": list(trained.model.experts) if isinstance(trained.model, HME) else None,
         "grown_from": trained.grown_from,
-        "extensions": [extension.provenance for extension in load_all(study.config.extensions)],
+        "extensions": [extension.provenance for extension in loaded(study.config.extensions)],
         "environment": environment(),
     }
     write_run(step.path, info, trained.records, trained.model)

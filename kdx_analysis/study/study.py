@@ -30,7 +30,7 @@ from kdx_analysis.config import (
 )
 from kdx_analysis.data import Dataset, load_dataset
 from kdx_analysis.errors import KdxError
-from kdx_analysis.extensions import load_all
+from kdx_analysis.extensions import Extension, load_all, load_same, loaded, need
 from kdx_analysis.models import check_fits
 from kdx_analysis.objectives import OBJECTIVES, Objective, check_objectives
 from kdx_analysis.probes.conflict.probe import terms_of
@@ -166,8 +166,9 @@ class Study:
             data_dir: where data sets lie; by default $KDX_DATA, else ./data.
 
         Raises:
-            KdxError: an unknown name, a file that can't be read, or a key or value that no study
-                has.
+            KdxError: an unknown name, a file that can't be read, a key or value that no study has,
+                or the YAML of a folder of results that names extensions which are not loaded: what
+                stands there is not taken as code to run.
         """
         ready = ready_studies()
         if Path(name_or_path).suffix not in (".yaml", ".yml") and str(name_or_path) not in ready:
@@ -175,7 +176,12 @@ class Study:
                 f"{unknown('study', str(name_or_path), ready)} or give the path of a .yaml file"
             )
         path = ready.get(str(name_or_path), Path(name_or_path))
-        return cls.from_config(StudyConfig.load(path, overrides), data_dir)
+        config = StudyConfig.load(path, overrides)
+        if path.name == STUDY_FILE and any(path.parent.glob(f"*/*/{INFO}")):
+            # Those that are loaded lie where the user says, not where the folder does.
+            named = tuple(str(extension.path) for extension in need(config.extensions))
+            config = config.model_copy(update={"extensions": named})
+        return cls.from_config(config, data_dir)
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -330,7 +336,7 @@ class Study:
         that they define.
         """
         state = {key: self.__dict__[key] for key in ("config", "data_dir", "_given")}
-        return _restored, (self.config.extensions, pickle.dumps(state))
+        return _restored, (loaded(self.config.extensions), pickle.dumps(state))
 
 
 @dataclass(frozen=True)
@@ -362,9 +368,9 @@ class _Given:
         )
 
 
-def _restored(extensions: tuple[str, ...], state: bytes) -> Study:
+def _restored(extensions: tuple[Extension, ...], state: bytes) -> Study:
     """A study in another process."""
-    load_all(extensions)
+    load_same(extensions)
     study = Study.__new__(Study)
     study.__dict__.update(pickle.loads(state))
     return study

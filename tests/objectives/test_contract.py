@@ -82,3 +82,8 @@ def test_a_users_own_rung_and_distiller_go_through_a_study(tmp_path):
     finally:
         for name in ("mine_top2", "mine_margins"):
             OBJECTIVES.forget(name)
+
+
+def test_what_a_rung_adds_is_a_tuple():
+    with pytest.raises(KdxError, match="objective 'x' adds 'ranking', which is text"):
+        target("x", title="x", adds="ranking")(lambda cut, labels, generator: cut)

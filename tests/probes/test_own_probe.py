@@ -8,7 +8,7 @@ from kdx_analysis.config import ObjectiveConfig, ProbeConfig
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, build_model
 from kdx_analysis.probes import PROBES, TrainingProbe
-from kdx_analysis.probes.contract import configured, probe_of
+from kdx_analysis.probes.contract import Probe, check_sections, configured, probe_of
 from kdx_analysis.records import RECORDS
 from kdx_analysis.training import Epoch
 from tests import toys
@@ -155,3 +155,29 @@ def test_declarations_that_cannot_be_are_refused() -> None:
         probe_of("x", title="", roles=("pupil",), kinds=())
     with pytest.raises(KdxError, match="a key that all probes share"):
         probe_of("seed", title="", roles=("student",), kinds=())
+
+
+@pytest.mark.parametrize(
+    ("kinds", "message"),
+    [
+        (("conflct",), "not declared: unknown kind of record 'conflct'; did you mean 'conflict'"),
+        (("conflict",), "kind 'conflict', which probe 'conflict' gives"),
+        (("metrics",), "kind 'metrics', which the training gives"),
+    ],
+)
+def test_kinds_of_a_probe_are_its_own_before_anything_trains(kinds, message):
+    @probe_of("mine", title="", roles=("student",), kinds=kinds)
+    class Mine(Probe):
+        def __call__(self, moment):
+            return {}
+
+    try:
+        with pytest.raises(KdxError, match=message):
+            check_sections(ProbeConfig.model_validate(CONFIG))
+    finally:
+        PROBES.forget("mine")
+
+
+def test_a_kind_that_is_text_is_refused():
+    with pytest.raises(KdxError, match="give a tuple"):
+        probe_of("x", title="", roles=("student",), kinds="sureness")

@@ -241,3 +241,17 @@ def test_svg_is_embedded_as_far_as_the_page_may_grow(write, monkeypatch):
         kinds.append([source.split(";")[0] for source in _embedded(figures).values()])
     png, svg = "data:image/png", "data:image/svg+xml"
     assert kinds == [[png, png], [png, svg], [svg, svg]]
+
+
+def test_a_mistake_in_a_users_own_figure_does_not_cost_the_report(write, monkeypatch, tmp_path):
+    figures = quick_figures()
+
+    def draw(data):
+        return data.iloc[len(data)]
+
+    plain = figures["plain"]
+    figures.register("mine")(replace(plain, name="mine", title="A figure of mine", draw=draw))
+    monkeypatch.setattr(plots, "FIGURES", figures)
+    text = Report(write(("hard", "kd"), seeds=1)).save_html(tmp_path / "out").read_text()
+    assert "A figure of mine: " in text
+    assert "draw raised IndexError" in text

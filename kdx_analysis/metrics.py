@@ -359,8 +359,14 @@ def evaluated(reads: str, *inputs: Tensor, **options: Any) -> dict[str, Evaluate
     values = {}
     draws = inputs[0].shape[: -INPUTS[reads].axes]
     for each in METRICS.values():
-        if each.reads == reads:
-            values[each.recorded] = _checked(each, each(*inputs, **options), draws)
+        if each.reads != reads:
+            continue
+        try:
+            result = each(*inputs, **options)
+        except Exception as error:
+            error.add_note(f"in the formula of metric {each.name!r}, {each.home}")
+            raise
+        values[each.recorded] = _checked(each, result, draws)
     return values
 
 

@@ -199,11 +199,11 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path, content: str, message
 def test_paths_of_a_yaml_are_from_its_own_folder(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(
         "name: x\ndata: {name: digits}\nteacher: {model: digits_teacher}\nstudent: digits_student\n"
-        "objectives: [hard]\nextensions: [sub/mine.py]\n"
+        "objectives: [hard]\nextensions: [sub/never_loaded.py]\n"
     )
     config = StudyConfig.load(tmp_path / "study.yaml")
-    assert config.extensions == (str(tmp_path / "sub" / "mine.py"),)
-    with pytest.raises(KdxError, match=r"mine\.py, which is not loaded by itself"):
+    assert config.extensions == (str(tmp_path / "sub" / "never_loaded.py"),)
+    with pytest.raises(KdxError, match=r"never_loaded\.py, which is not loaded by itself"):
         need(config.extensions)
 
 

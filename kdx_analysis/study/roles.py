@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,7 +63,7 @@ class Start:
     grown_from: Mapping[str, Any] | None = None
 
 
-class Role:
+class Role(ABC):
     """One role of a study's models.
 
     Building draws weights anew from torch's random state, and raises KdxError for a model whose
@@ -71,11 +72,11 @@ class Role:
 
     name: ClassVar[str]
 
+    @abstractmethod
     def build(
         self, study: Ingredients, setting: VAMConfig | None = None, decomposition: str = "binary"
     ) -> nn.Module:
         """The role's model; ``setting`` is VAM's, which is a student's alone."""
-        raise NotImplementedError
 
     def start(
         self,
@@ -91,8 +92,8 @@ class Role:
         """Arguments of :func:`kdx_analysis.training.fit` for what moves beside the rate."""
         return {}
 
-    def finish(self, model: nn.Module) -> None:
-        """Make the trained model what any reader can load."""
+    def finish(self, model: nn.Module) -> None:  # noqa: B027
+        """Make the trained model what any reader can load, which most are already."""
 
 
 class TeacherRole(Role):

@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from kdx_analysis.intervals import joint_confidence
 from kdx_analysis.metrics import METRICS, asked_about
 from kdx_analysis.objectives import ladder_names, rungs
 from kdx_analysis.runs import Paired, bonferroni
-from kdx_analysis.runs.statistics.intervals import joint_confidence
 from kdx_analysis.runs.statistics.paired import by_seed, paired
 from kdx_analysis.runs.tables.numbers import listed
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from kdx_analysis.metrics import METRICS, asked_about
-from kdx_analysis.probes.vam import row_entropies
-from kdx_analysis.registry import home
-from kdx_analysis.report.answers import by_chance
-from kdx_analysis.report.health import health, summary
-from kdx_analysis.runs.statistics.intervals import (
+from kdx_analysis.intervals import (
     bonferroni,
     joint_confidence,
     paired_difference,
     t_interval,
 )
+from kdx_analysis.metrics import METRICS, asked_about
+from kdx_analysis.probes.vam import row_entropies
+from kdx_analysis.registry import home
+from kdx_analysis.report.answers import by_chance
+from kdx_analysis.report.health import health, summary
 from kdx_analysis.runs.trees import objective_mark, tree_pairs
 
 

@@ -1,5 +1,12 @@
 """Runs on disk, many of them as one frame, and statistics over paired seeds."""
 
+from kdx_analysis.intervals import (
+    Interval,
+    Paired,
+    bonferroni,
+    paired_difference,
+    t_interval,
+)
 from kdx_analysis.runs.comparable import (
     ArmContrast,
     arm_contrasts,
@@ -10,13 +17,6 @@ from kdx_analysis.runs.comparable import (
 )
 from kdx_analysis.runs.run import ROLES, Run, environment, run_id, write_run
 from kdx_analysis.runs.runset import RunSet
-from kdx_analysis.runs.statistics.intervals import (
-    Interval,
-    Paired,
-    bonferroni,
-    paired_difference,
-    t_interval,
-)
 from kdx_analysis.runs.statistics.paired import Effect, effects
 from kdx_analysis.runs.statistics.pvalues import LEAST_SEEDS, holm, paired_t_test
 from kdx_analysis.runs.tables.comparison import Comparison

@@ -12,13 +12,13 @@ import numpy as np
 import pandas as pd
 
 from kdx_analysis.errors import KdxError
+from kdx_analysis.intervals import Paired
 from kdx_analysis.metrics import METRICS
 from kdx_analysis.objectives import OBJECTIVES
 from kdx_analysis.registry import unknown
 from kdx_analysis.runs.headlines import per_epoch, per_pair, preferred
 from kdx_analysis.runs.keys import canonical, check_key, differing, in_order, places, value_of
 from kdx_analysis.runs.run import INFO, ROLES, Run
-from kdx_analysis.runs.statistics.intervals import Paired
 from kdx_analysis.runs.statistics.paired import over_epochs, paired, side_by_side
 from kdx_analysis.runs.tables.comparison import Comparison, compare
 from kdx_analysis.runs.tables.table import Table, make_table

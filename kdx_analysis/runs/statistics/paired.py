@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from kdx_analysis.errors import KdxError
+from kdx_analysis.intervals import Coverage, Paired, bonferroni, paired_difference
 from kdx_analysis.pairing import shared
-from kdx_analysis.runs.statistics.intervals import Coverage, Paired, bonferroni, paired_difference
 from kdx_analysis.runs.statistics.pvalues import LEAST_SEEDS, holm, paired_t_test
 
 Reduction = Literal["mean", "median"]

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from kdx_analysis.errors import KdxError
+from kdx_analysis.intervals import Interval, Paired
 from kdx_analysis.metrics import METRICS
 from kdx_analysis.runs.keys import canonical, check_key, in_order, value_of
-from kdx_analysis.runs.statistics.intervals import Interval, Paired
 from kdx_analysis.runs.statistics.paired import Effect, effects_together
 from kdx_analysis.runs.statistics.pvalues import LEAST_SEEDS
 from kdx_analysis.runs.tables.grid import Cell, Grid

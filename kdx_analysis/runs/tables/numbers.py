@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from kdx_analysis.runs.statistics.intervals import Interval
+from kdx_analysis.intervals import Interval
 
 MISSING = "–"
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 
 from kdx_analysis.errors import KdxError
+from kdx_analysis.intervals import Interval, t_interval
 from kdx_analysis.metrics import METRICS, Metric
 from kdx_analysis.registry import unknown
 from kdx_analysis.runs.headlines import preferred
 from kdx_analysis.runs.keys import NOT_SET, check_key, in_order, known_keys, value_of
-from kdx_analysis.runs.statistics.intervals import Interval, t_interval
 from kdx_analysis.runs.statistics.paired import (
     by_seed,
     comparisons,

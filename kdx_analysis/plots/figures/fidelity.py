@@ -25,13 +25,13 @@ def _table(runs: RunSet) -> pd.DataFrame:
 
 @figure(
     title="Fidelity: what students share with their teacher, and whose it is",
-    caption="Above: likeness of students to their own teacher on test images, in four ways, as task "
-    "(that of students on hard labels), kind (how much nearer the objective brings them to siblings "
-    "of the teacher, which they never saw) and own (what is left, from this teacher alone). Below: "
-    "own alone, with its 95 % intervals over seeds (thick) and over teachers of the recipe (thin), "
-    "the own part of the teacher itself as the ceiling, and the band of the negative controls, "
-    "which see no teacher. Own is called decided where both intervals leave out 0 and it is above "
-    "the band.",
+    caption="Above: likeness of students to their own teacher on test images, in four ways, taken "
+    "apart into task (that of students on hard labels), kind (by how much the objective brings them "
+    "nearer to the teacher's siblings, which they never saw) and own (from this teacher alone). "
+    "Below: own alone, with its 95 % intervals over seeds (thick) and over teachers of the recipe "
+    "(thin), the own part of the teacher itself as the ceiling, and the band of the negative "
+    "controls, which see no teacher. Own is called decided where both intervals leave out 0 and it "
+    "lies above the band.",
     table=_table,
 )
 def fidelity(data: pd.DataFrame, width: Width = "page") -> Drawn:

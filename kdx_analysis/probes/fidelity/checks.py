@@ -16,9 +16,8 @@ from torch import Tensor
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.probes.fidelity.recognise import Scores
+from kdx_analysis.probes.fidelity.whose import BASELINE, CONTROLS, FEWEST_SIBLINGS
 
-CONTROLS = ("hard_T", "label_smoothing")
-LEAST_SIBLINGS = 3
 # As of a teacher's check before training: points of accuracy that another order has to give.
 _MARGIN = 0.1
 # Standard errors: among thirty tables chance goes beyond three in fewer than one study of ten.
@@ -223,21 +222,21 @@ def compared_design(siblings: int, seeds: Mapping[str, Sequence[int]]) -> list[s
             "there are no siblings (teachers of the same recipe with other seeds): likeness can be "
             "told, kind and own can't"
         )
-    elif siblings < LEAST_SIBLINGS:
+    elif siblings < FEWEST_SIBLINGS:
         notes.append(
             f"there {'is 1 sibling' if siblings == 1 else f'are {siblings} siblings'}: from "
-            f"{LEAST_SIBLINGS} on it can be decided whether what is own is beyond what other "
+            f"{FEWEST_SIBLINGS} on it can be decided whether what is own is beyond what other "
             "teachers give; until then it is not decidable"
         )
-    if "hard" not in seeds:
+    if BASELINE not in seeds:
         notes.append(
             "no student is of the objective hard (trained as the others, on labels alone): "
             "likeness can be told, task, kind and own can't"
         )
         return notes
-    for objective in (name for name in seeds if name != "hard"):
-        alone = sorted(set(seeds[objective]) ^ set(seeds["hard"]))
-        if set(seeds[objective]).isdisjoint(seeds["hard"]):
+    for objective in (name for name in seeds if name != BASELINE):
+        alone = sorted(set(seeds[objective]) ^ set(seeds[BASELINE]))
+        if set(seeds[objective]).isdisjoint(seeds[BASELINE]):
             notes.append(
                 f"hard and {objective} have no seed in common: task, kind and own of {objective} "
                 "can't be told"

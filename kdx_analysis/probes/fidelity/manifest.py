@@ -38,8 +38,8 @@ from kdx_analysis.probes.fidelity.checks import (
 from kdx_analysis.probes.fidelity.files import IDS, LABELS, Table, column, located, read_file, table
 from kdx_analysis.probes.fidelity.outputs import Outputs
 from kdx_analysis.probes.fidelity.recognise import Form, Scores, recognised
+from kdx_analysis.probes.fidelity.result import OWN, Fidelity
 
-TEACHER = "own"  # what tables call the student's own teacher
 _FORMS: Mapping[Form, str] = {
     "logits": "logits",
     "probabilities": "probabilities",
@@ -198,7 +198,7 @@ def _sibling_names(entries: Sequence[_Entry]) -> list[str]:
         path, key = located(entry.logits, Path())
         stem = name = key or path.stem
         number = 2
-        while name in (*names, TEACHER):
+        while name in (*names, OWN):
             name, number = f"{stem}-{number}", number + 1
         names.append(name)
     return names
@@ -572,3 +572,15 @@ def _remarked(scores: Sequence[Scores]) -> list[str]:
         filled = text.replace("{rows}", f"{counted} of {scores[0].num_images}")
         notes.append(f"{listed(where)}: {filled}")
     return notes
+
+
+def fidelity_of(tables: Tables) -> Fidelity:
+    """What students got from their teachers, of ``tables`` that fit together."""
+    return Fidelity.of(
+        tables.outputs(tables.teacher),
+        {name: tables.outputs(scores) for name, scores in tables.siblings.items()},
+        {(each.objective, each.seed): tables.outputs(each.scores) for each in tables.students},
+        classes=tables.classes,
+        ids=tables.ids,
+        notes=tables.notes,
+    )

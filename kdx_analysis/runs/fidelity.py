@@ -1,0 +1,51 @@
+"""Fidelity by whatever way outputs come in: a manifest, runs, or arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kdx_analysis.errors import KdxError
+from kdx_analysis.probes.fidelity.manifest import fidelity_of, read, tables_of
+from kdx_analysis.probes.fidelity.result import Fidelity
+
+
+def fidelity(
+    source: str | Path | None = None,
+    *,
+    labels: Any = None,
+    teacher: Any = None,
+    siblings: Any = (),
+    students: Any = (),
+    ids: Any = None,
+    classes: Sequence[str] | None = None,
+) -> Fidelity:
+    """What the student got, and from whom, from outputs alone.
+
+    Either of a ``source``, or of arrays, tensors or frames of logits or probabilities, N×K each.
+
+    Args:
+        source: the path of a manifest (:func:`kdx_analysis.probes.fidelity.manifest.read`).
+        labels: true classes, N.
+        teacher: the own teacher's table.
+        siblings: tables of teachers of the same recipe with other seeds, or ``{name: table}``.
+        students: ``{(objective, seed): table}``; ``hard`` among the objectives is what task, kind
+            and own are told from, ``hard_T`` and ``label_smoothing`` are the negative controls.
+        ids: of the images, N; a table given as ``{"logits": …, "ids": …}`` is matched by them.
+
+    Returns:
+        The result, with ``pairs``, ``whose``, ``to_frame()`` and ``plot()``; its ``notes`` say what
+        tables were taken as, and what can't be told.
+
+    Raises:
+        KdxError: for files that can't be read, tables that do not fit together, and where rows or
+            columns seem to stand in another order.
+    """
+    if source is not None:
+        if any(given is not None for given in (labels, teacher)):
+            raise KdxError("give either a source, or labels, teacher and students")
+        return fidelity_of(read(source))
+    if labels is None or teacher is None:
+        raise KdxError("give a manifest, or labels, teacher and students as arrays")
+    return fidelity_of(tables_of(labels, teacher, students, siblings, ids, classes))

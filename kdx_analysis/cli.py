@@ -197,7 +197,7 @@ def fidelity(
     if form not in (forms := ("text", "markdown", "latex", "csv")):
         raise unknown("format", form, forms)
     from kdx_analysis.report.fidelity_page import FidelityPage
-    from kdx_analysis.runs.fidelity import fidelity
+    from kdx_analysis.runs.ways_in import fidelity
 
     page = FidelityPage(fidelity(manifest), manifest.stem)
     path = page.save(out)

@@ -158,12 +158,11 @@ def _counted(fidelity: Fidelity) -> str:
 
 
 def _parts(fidelity: Fidelity) -> Grid:
-    table = fidelity.whose.set_index(["objective", "metric", "part"])
     titles = ("objective", "likeness", "task", "kind", "own", "own, 95 % over seeds")
     head = (*titles, "own, 95 % over teachers", "ceiling", "own")
     labels, rows = [], []
-    for objective, metric in dict.fromkeys(index[:2] for index in table.index):
-        part = table.loc[objective, metric]
+    for (objective, metric), of_one in fidelity.whose.groupby(["objective", "metric"], sort=False):
+        part = of_one.set_index("part")
         own_part = part.loc["own"]
         cells = [
             Cell(number(part.loc[name, "value"], signed=name != "task"))
@@ -278,16 +277,12 @@ def _classes(fidelity: Fidelity) -> list[tuple[Any, ...]]:
 
 
 def _images(fidelity: Fidelity) -> list[tuple[Any, ...]]:
-    return [
-        (
-            row["id"],
-            row["class"],
-            row["teacher_second"],
-            number(row["value"], 2, signed=True),
-            *(number(row[name], 2) for name in ("students", "hard", "siblings")),
-        )
-        for _, row in fidelity.images.iterrows()
-    ]
+    rows = []
+    for _, row in fidelity.images.iterrows():
+        shares = [number(row[name], 2) for name in ("students", "hard", "siblings")]
+        value = number(row["value"], 2, signed=True)
+        rows.append((row["id"], row["class"], row["teacher_second"], value, *shares))
+    return rows
 
 
 def _defined() -> Sequence[str]:

@@ -581,6 +581,6 @@ def fidelity_of(tables: Tables) -> Fidelity:
         {name: tables.outputs(scores) for name, scores in tables.siblings.items()},
         {(each.objective, each.seed): tables.outputs(each.scores) for each in tables.students},
         classes=tables.classes,
-        ids=tables.ids,
+        ids=None if tables.ids is None else tables.ids.tolist(),
         notes=tables.notes,
     )

@@ -423,14 +423,8 @@ class StudyConfig(_Config):
         YAML, and as :meth:`parse` does.
         """
         path = Path(path)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
-            raise KdxError(
-                f"cannot read study {str(path)!r}: {reason}; give the path of a YAML file"
-            ) from None
-        config = cls.parse(_apply(_yaml(text, str(path)), overrides), source=str(path))
+        value = read_yaml(path, "study", "name, data, teacher, ...")
+        config = cls.parse(_apply(value, overrides), source=str(path))
         beside = tuple(str((path.parent / name).resolve()) for name in config.extensions)
         return config.model_copy(update={"extensions": beside})
 
@@ -483,6 +477,30 @@ def parsed(model: type[C], value: Mapping[str, Any], source: str) -> C:
         raise _one_line(error, model, source) from None
 
 
+def read_yaml(path: Path, what: str, keys: str) -> dict[str, Any]:
+    """The keys and values of a YAML file, in which nothing is executed.
+
+    Args:
+        what: the file is called in errors.
+        keys: that it should hold, as errors name them.
+
+    Raises:
+        KdxError: if the file can't be read, is no YAML or holds no keys.
+    """
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+        raise KdxError(
+            f"cannot read {what} {str(path)!r}: {reason}; give the path of a YAML file"
+        ) from None
+    except yaml.YAMLError as error:
+        raise KdxError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(value, dict):
+        raise KdxError(f"{path} should hold keys and values ({keys}), not {value!r}")
+    return value
+
+
 def digest(value: Mapping[str, Any], length: int = 8) -> str:
     """The first ``length`` hexadecimal digits of the SHA-256 of a JSON-able ``value``.
 
@@ -500,18 +518,6 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = item
     return flat
-
-
-def _yaml(text: str, source: str) -> dict[str, Any]:
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise KdxError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(value, dict):
-        raise KdxError(
-            f"{source} should hold keys and values (name, data, teacher, ...), not {value!r}"
-        )
-    return value
 
 
 def _apply(value: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from math import isinf
@@ -124,6 +124,11 @@ def definitions(runs: RunSet) -> list[Definition]:
     if len(runs.filter(role="explainer")):
         shown |= {metric.name for metric in together()}
     return [_definition(metric) for metric in METRICS.values() if metric.name in shown]
+
+
+def definitions_named(names: Iterable[str]) -> list[Definition]:
+    """The metrics of these ``names``, as they are declared."""
+    return [_definition(METRICS[name]) for name in names]
 
 
 def objectives_defined(runs: RunSet) -> list[Definition]:

@@ -26,7 +26,7 @@ def _table(runs: RunSet) -> pd.DataFrame:
 @figure(
     title="Fidelity: what students share with their teacher, and whose it is",
     caption="Above: likeness of students to their own teacher on test images, in four ways, taken "
-    "apart into task (that of students on hard labels), kind (by how much the objective brings them "
+    "apart into task (that of students on hard labels), kind (how much the objective brings them "
     "nearer to the teacher's siblings, which they never saw) and own (from this teacher alone). "
     "Below: own alone, with its 95 % intervals over seeds (thick) and over teachers of the recipe "
     "(thin), the own part of the teacher itself as the ceiling, and the band of the negative "

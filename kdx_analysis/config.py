@@ -94,11 +94,22 @@ class TeacherConfig(_Config):
     """A model by name and how it is trained.
 
     Instead it is loaded from ``path``, a run's directory or weights, where that is given.
+    ``siblings`` are teachers that differ from it in the seed alone and that no student ever sees: a
+    number of them to train, or the paths of some that are trained already. With ``seeds`` there are
+    so many teachers, each with students of its own; objectives that need no teacher are trained
+    once.
     """
 
     model: str
     path: str | None = None
     training: TrainingConfig = TrainingConfig()
+    siblings: Annotated[int, Field(ge=0)] | tuple[str, ...] = 0
+    seeds: Count = 1
+
+    @property
+    def sibling_count(self) -> int:
+        """The number of siblings, trained or given."""
+        return self.siblings if isinstance(self.siblings, int) else len(self.siblings)
 
 
 class TemperatureConfig(_Config):
@@ -384,6 +395,13 @@ class StudyConfig(_Config):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _trained_here(self) -> Self:
+        teacher = self.teacher
+        if teacher.path is not None:
+            check_given_teacher(teacher.siblings, teacher.seeds)
+        return self
+
     @property
     def arms(self) -> dict[str, VAMConfig | None]:
         """VAM's settings by label; the label is empty where the study does not vary them."""
@@ -432,6 +450,20 @@ class StudyConfig(_Config):
     def save(self, path: Path) -> None:
         """Write :meth:`to_yaml` to ``path``, whole or not at all."""
         write_text(path, self.to_yaml())
+
+
+def check_given_teacher(siblings: object, seeds: int) -> None:
+    """Raise ValueError for siblings or seeds that nothing can train beside a given teacher."""
+    if isinstance(siblings, int) and siblings:
+        raise ValueError(
+            f"teacher.siblings is {siblings}, but the teacher is given, and how it was trained is "
+            "not known here; give the paths of siblings that were trained as it was"
+        )
+    if seeds > 1:
+        raise ValueError(
+            f"teacher.seeds is {seeds}, but the teacher is given, so no other is trained as it "
+            "was; leave teacher.seeds out, or leave the path out to have teachers trained"
+        )
 
 
 def parsed(model: type[C], value: Mapping[str, Any], source: str) -> C:

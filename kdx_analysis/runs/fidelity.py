@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
-from kdx_analysis.errors import AbsentError
 from kdx_analysis.metrics import METRICS
 from kdx_analysis.objectives import OBJECTIVES, one_vs_rest_margins
 from kdx_analysis.probes.fidelity.outputs import Outputs
 from kdx_analysis.probes.fidelity.result import OWN, Fidelity, Student, Teaching
 from kdx_analysis.probes.fidelity.teachers import first_difference
-from kdx_analysis.probes.fidelity.whose import BASELINE, LIKENESSES, kind, own
+from kdx_analysis.probes.fidelity.whose import LIKENESSES, kind, own
 from kdx_analysis.runs.run import Run
 
 _COLUMNS = ["metric", "attention", "split", "epoch", "value", "null", "undefined", "n"]
@@ -70,20 +69,6 @@ def fidelities(runs: Iterable[Run]) -> list[RunsFidelity]:
         if (computed := _fidelity(group, groups[group], teachers)) is not None:
             results.append(computed)
     return results
-
-
-def the_fidelity(runs: Iterable[Run], role: str | None = None) -> Fidelity:
-    """That of the students among runs, or of another role; of several groups the first.
-
-    Raises AbsentError where there is none.
-    """
-    chosen = [each for each in fidelities(runs) if role in (None, each.group.role)]
-    if not chosen:
-        raise AbsentError(
-            f"there is no {role or 'student'} whose outputs are kept beside its teacher's; train "
-            "the study again with this version, or give logits to kdx fidelity"
-        )
-    return chosen[0].fidelity
 
 
 def _group(run: Run) -> Group:
@@ -163,54 +148,46 @@ def _outputs(run: Run, decomposition: str) -> Outputs:
     return Outputs(kept.scores, kept.labels, binary)
 
 
-def rows(computed: RunsFidelity) -> dict[str, pd.DataFrame]:
-    """By id of its run, the headline figures of every student, as of :func:`per_epoch`.
+def rows_of_runs(computed: RunsFidelity) -> dict[Path, pd.DataFrame]:
+    """By path of its run, the headline figures of every student, as of :func:`per_epoch`.
 
     own and kind of ``hard`` are 0, as they are differences from it.
     """
-    tables: dict[str, list[dict[str, object]]] = {}
-    several = len(computed.fidelity.teachings) > 1
-    for teaching, runs in zip(computed.fidelity.teachings, computed.runs, strict=True):
-        pairs = computed.fidelity.pairs
-        pairs = pairs[pairs["taught_by"] == teaching.name] if several else pairs
-        pairs = pairs[pairs["teacher"].isin([OWN, ""])]
-        for (objective, seed), chosen in pairs.groupby(["objective", "seed"], sort=False):
-            run = runs[str(objective), int(seed)]
-            for row in chosen.to_dict("records"):
-                name = _RENAMED.get(str(row["metric"]), str(row["metric"]))
-                if name in METRICS:
-                    figures = (row["value"], row["chance"], row["undefined"], row["n"])
-                    tables.setdefault(run.id, []).append(_row(run, name, *figures))
-    for i, runs in enumerate(computed.runs):
+    fidelity = computed.fidelity
+    pairs = fidelity.pairs[fidelity.pairs["teacher"].isin([OWN, ""])]
+    if "taught_by" not in pairs:
+        pairs = pairs.assign(taught_by=fidelity.teachings[0].name)
+    by_student = dict(list(pairs.groupby(["taught_by", "objective", "seed"])))
+    tables: dict[Path, pd.DataFrame] = {}
+    for i, (teaching, runs) in enumerate(zip(fidelity.teachings, computed.runs, strict=True)):
         for (objective, seed), run in runs.items():
-            tables[run.id] += _parts(computed.fidelity, i, run, objective, seed)
-    return {
-        name: pd.DataFrame(table, columns=_COLUMNS).drop_duplicates("metric")
-        for name, table in tables.items()
-    }
+            # A student that no teacher taught stands beside all of them: the first one counts.
+            if run.path not in tables:
+                figures = by_student[teaching.name, objective, seed]
+                parts = _parts(fidelity, i, objective, seed)
+                tables[run.path] = _table(run, figures, parts, fidelity.num_images)
+    return tables
 
 
-def _parts(
-    fidelity: Fidelity, teaching: int, run: Run, objective: str, seed: int
-) -> list[dict[str, object]]:
-    table = []
+def _table(
+    run: Run, figures: pd.DataFrame, parts: Mapping[str, float], images: int
+) -> pd.DataFrame:
+    pairs = figures.assign(metric=figures["metric"].replace(_RENAMED))
+    pairs = pairs[pairs["metric"].isin(list(METRICS))].rename(columns={"chance": "null"})
+    taken_apart = pd.DataFrame({"metric": list(parts), "value": list(parts.values())})
+    taken_apart = taken_apart.assign(null=float("nan"), undefined=0, n=images)
+    table = pd.concat([pairs, taken_apart] if len(parts) else [pairs], ignore_index=True)
+    table = table.assign(attention="", split="test", epoch=run.selected_epoch)
+    return table[_COLUMNS]
+
+
+def _parts(fidelity: Fidelity, teaching: int, objective: str, seed: int) -> dict[str, float]:
+    """own and kind of one student in every likeness; {} without siblings, or its ``hard``."""
+    if not fidelity.siblings:
+        return {}
+    values: dict[str, float] = {}
     for metric in LIKENESSES:
         changes = fidelity.changes(metric, objective, seed, teaching)
-        if changes is None or objective == BASELINE:
-            values = {"own": 0.0, "kind": 0.0} if objective == BASELINE else {}
-        else:
-            values = {"own": float(own(changes)), "kind": float(kind(changes))}
-        for part, value in values.items():
-            table.append(_row(run, f"{part}_{metric}", value, float("nan"), 0, fidelity.num_images))
-    return table
-
-
-def _row(run: Run, *figures: object) -> dict[str, object]:
-    metric, value, null, undefined, n = figures
-    return dict(
-        zip(
-            _COLUMNS,
-            (metric, "", "test", run.selected_epoch, value, null, undefined, n),
-            strict=True,
-        )
-    )
+        if changes is not None:
+            values |= {f"own_{metric}": float(own(changes)), f"kind_{metric}": float(kind(changes))}
+    return values

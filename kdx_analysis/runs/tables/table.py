@@ -237,12 +237,29 @@ def over_seeds(table: pd.DataFrame, column: Hashable, confidence: float) -> Inte
 
 
 def conditions(runs: RunSet) -> str:
-    """What all runs share that a conclusion is given: ', given one teacher and one split …'."""
+    """What all runs share that a conclusion is given: ', given one teacher and one split …'.
+
+    Teachers that have students of their own in one study count together: ', given these 3
+    teachers'.
+    """
+    teachers, splits = (_in_configurations(runs, key) for key in ("teacher", "split"))
     given = []
-    for key, title in (("teacher", "one teacher"), ("split", "one split of the data")):
-        values = {value_of(run, key) for run in runs}
-        given += [title] if len(values) == 1 and NOT_SET not in values else []
+    if NOT_SET not in teachers and not _strangers(runs, teachers):
+        several = len(teachers) > 1
+        given.append(f"these {len(teachers)} teachers" if several else "one teacher")
+    if len(splits) == 1 and NOT_SET not in splits:
+        given.append("one split of the data")
     return f", given {listed(given)}" if given else ""
+
+
+def _in_configurations(runs: RunSet, key: str) -> set[Any]:
+    return {run.info["config"].get(key, NOT_SET) for run in runs}
+
+
+def _strangers(runs: RunSet, teachers: set[Any]) -> bool:
+    """Whether several teachers go under one number, so that no study set them beside each other."""
+    numbers = {(run.teacher, run.info["config"].get("teacher")) for run in runs}
+    return len(numbers) > len({number for number, _ in numbers}) or not teachers
 
 
 def apart(runs: RunSet) -> str:
@@ -250,8 +267,9 @@ def apart(runs: RunSet) -> str:
 
     Their differences may be due to that.
     """
+    teachers = _in_configurations(runs, "teacher") - {NOT_SET}
     known = {
-        "teacher": {value_of(run, "teacher") for run in runs} - {NOT_SET},
+        "teacher": teachers if _strangers(runs, teachers) else set(),
         "split": {run.info["data"]["fingerprint"] for run in runs} - {None},
         "data": {run.info["data"]["name"] for run in runs} - {"unknown"},
     }

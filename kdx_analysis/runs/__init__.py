@@ -14,6 +14,7 @@ from kdx_analysis.runs.comparable import (
     comparable_explainers,
     explainers,
     ladders,
+    own_teachers,
 )
 from kdx_analysis.runs.outputs import RunOutputs
 from kdx_analysis.runs.run import ROLES, Run, environment, run_id, write_run
@@ -48,6 +49,7 @@ __all__ = [
     "explainers",
     "holm",
     "ladders",
+    "own_teachers",
     "paired_difference",
     "paired_t_test",
     "run_id",

@@ -144,7 +144,9 @@ class RunSet:
         Where several teachers taught the runs, ``teacher`` is one of the keys. Raises KdxError if
         none holds any.
         """
-        frames = [run.record(kind).assign(**self._keys(run)) for run in self.runs if kind in run.kinds]
+        frames = [
+            run.record(kind).assign(**self._keys(run)) for run in self.runs if kind in run.kinds
+        ]
         if not frames:
             raise KdxError(f"none of the {len(self)} runs has {kind!r} records")
         return self._keyed(frames)

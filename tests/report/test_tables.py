@@ -6,7 +6,13 @@ from scipy import stats
 
 from kdx_analysis.report.health import Health, health, summary
 from kdx_analysis.report.provenance import differing, provenance
-from kdx_analysis.report.tables import TeacherScore, accuracy, answers, headline_tables, teacher_scores
+from kdx_analysis.report.tables import (
+    TeacherScore,
+    accuracy,
+    answers,
+    headline_tables,
+    teacher_scores,
+)
 from kdx_analysis.runs import ladders
 
 

@@ -14,6 +14,7 @@ from kdx_analysis.runs.comparable import (
     comparable_explainers,
     explainers,
     ladders,
+    of_one_teacher,
     own_teachers,
 )
 from kdx_analysis.runs.outputs import RunOutputs
@@ -49,6 +50,7 @@ __all__ = [
     "explainers",
     "holm",
     "ladders",
+    "of_one_teacher",
     "own_teachers",
     "paired_difference",
     "paired_t_test",

@@ -51,6 +51,16 @@ def own_teachers(runs: RunSet) -> RunSet:
     return RunSet(tuple(run for run in teachers if run in own or run.info["study"] not in known))
 
 
+def of_one_teacher(runs: RunSet) -> RunSet:
+    """The students of the first teacher that taught any, and those whose objective needs none.
+
+    So what shows single runs has one for each objective and seed.
+    """
+    students = [run for run in runs if run.role != "teacher"]
+    first = min((run.teacher for run in students if run.taught), default=0)
+    return RunSet(tuple(run for run in students if not run.taught or run.teacher == first))
+
+
 def comparable_explainers(runs: RunSet) -> RunSet:
     """The :func:`explainers` among ``runs``, of one decomposition only.
 

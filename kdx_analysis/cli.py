@@ -13,6 +13,7 @@ from kdx_analysis import __version__
 from kdx_analysis.errors import KdxError
 
 if TYPE_CHECKING:
+    from kdx_analysis.config import TeacherConfig
     from kdx_analysis.runs import Run
     from kdx_analysis.study.study import Study
 
@@ -369,6 +370,7 @@ def probe(
         probe_run,
         side_by_side,
         study_of,
+        teacher_of,
         write_probe,
     )
 
@@ -378,8 +380,7 @@ def probe(
     chosen = Run.load(run)
     study, folder = study_of(chosen, data_dir)
     typer.echo(announce(chosen, study, splits[split]))
-    teacher = study.plan(folder)[0].path
-    probed = probe_run(chosen, study, teacher, splits[split])
+    probed = probe_run(chosen, study, teacher_of(chosen, study, folder), splits[split])
     out = out or folder / "probes" / chosen.id
     write_probe(probed, out, chosen.classes)
     typer.echo(side_by_side(probed.tables).to_string(index=False))
@@ -655,6 +656,18 @@ def _print_splits() -> None:
         typer.echo(form.format(row["model"], row["levels"], *sizes, *errors, *ends))
 
 
+def _teachers(teacher: TeacherConfig) -> str:
+    """What is trained, or asked for outputs, beside one teacher; '' if nothing."""
+    parts = []
+    if teacher.seeds > 1:
+        parts.append(f"{teacher.seeds} teachers, each with students of its own")
+    if n := teacher.sibling_count:
+        are = "trained before any student" if isinstance(teacher.siblings, int) else "given"
+        which = "the teacher" if teacher.seeds == 1 else "the teachers"
+        parts.append(f"{n} sibling{'' if n == 1 else 's'} of {which}, {are}")
+    return "; ".join(parts)
+
+
 def _announce(study: Study, out: Path, jobs: int) -> None:
     from kdx_analysis.probes.contract import checkpoints, switched_on
 
@@ -674,6 +687,8 @@ def _announce(study: Study, out: Path, jobs: int) -> None:
         f"  {len(steps)} runs of {config.training.epochs} epochs, {done} done already, {jobs} at a "
         f"time → {out}"
     )
+    if line := _teachers(config.teacher):
+        typer.echo(f"  {line}")
     if (phase2 := config.explainer.phase2) is not None:
         typer.echo(
             f"  a tree of every explainer: gates hardened by {phase2.by}, weights "

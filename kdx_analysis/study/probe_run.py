@@ -92,6 +92,20 @@ def _check_extensions(run: Run, loaded: Sequence[Extension]) -> None:
             )
 
 
+def teacher_of(run: Run, study: Study, folder: Path) -> Path:
+    """The directory of the teacher that a run of the study in ``folder`` had.
+
+    Raises KdxError if the study names too few teachers for that.
+    """
+    number = 0 if run.role == "teacher" else run.teacher
+    if number >= (seeds := study.config.teacher.seeds):
+        raise KdxError(
+            f"run {run.id!r} had teacher {number}, but {STUDY_FILE} has {seeds} of them; set "
+            f"teacher.seeds to {number + 1} or more there"
+        )
+    return study.plan(folder)[number].path
+
+
 def model_of(run: Run, study: Study) -> tuple[nn.Module, nn.Module]:
     """A run's model with its weights, and as it was before training.
 

@@ -75,7 +75,7 @@ def given_siblings(
             name = f"sibling {i + 1} ({type(sibling).__name__})"
             loaded.append(GivenSibling(name, sibling, declared=True))
             continue
-        name, path = f"sibling {sibling!r}", Path(sibling)
+        name, path = f"sibling {i + 1} ({sibling})", Path(sibling)
         info = info_of(path)
         if info is not None:
             _check_recipe(name, info, own)

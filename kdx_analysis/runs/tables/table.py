@@ -15,7 +15,15 @@ from kdx_analysis.intervals import Interval, t_interval
 from kdx_analysis.metrics import METRICS, Metric, together
 from kdx_analysis.registry import unknown
 from kdx_analysis.runs.headlines import preferred
-from kdx_analysis.runs.keys import NOT_SET, check_key, in_order, known_keys, value_of
+from kdx_analysis.runs.keys import (
+    NOT_SET,
+    check_key,
+    count_teachers,
+    in_order,
+    known_keys,
+    known_teachers,
+    value_of,
+)
 from kdx_analysis.runs.statistics.paired import (
     by_seed,
     comparisons,
@@ -211,7 +219,7 @@ def measured(runs: RunSet, metric: str | Sequence[str] | None) -> list[str]:
     return (
         list(dict.fromkeys(asked))
         if asked
-        else [each.name for each in together() if each.name in there]
+        else [each.name for each in METRICS.values() if each.name in there]
     )
 
 
@@ -237,29 +245,13 @@ def over_seeds(table: pd.DataFrame, column: Hashable, confidence: float) -> Inte
 
 
 def conditions(runs: RunSet) -> str:
-    """What all runs share that a conclusion is given: ', given one teacher and one split …'.
-
-    Teachers that have students of their own in one study count together: ', given these 3
-    teachers'.
-    """
-    teachers, splits = (_in_configurations(runs, key) for key in ("teacher", "split"))
+    """What all runs share that a conclusion is given: ', given one teacher and one split …'."""
     given = []
-    if NOT_SET not in teachers and not _strangers(runs, teachers):
-        several = len(teachers) > 1
-        given.append(f"these {len(teachers)} teachers" if several else "one teacher")
-    if len(splits) == 1 and NOT_SET not in splits:
-        given.append("one split of the data")
+    if teachers := count_teachers(runs):
+        given.append("one teacher" if teachers == 1 else f"these {teachers} teachers")
+    splits = {value_of(run, "split") for run in runs}
+    given += ["one split of the data"] if len(splits) == 1 and NOT_SET not in splits else []
     return f", given {listed(given)}" if given else ""
-
-
-def _in_configurations(runs: RunSet, key: str) -> set[Any]:
-    return {run.info["config"].get(key, NOT_SET) for run in runs}
-
-
-def _strangers(runs: RunSet, teachers: set[Any]) -> bool:
-    """Whether several teachers go under one number, so that no study set them beside each other."""
-    numbers = {(run.teacher, run.info["config"].get("teacher")) for run in runs}
-    return len(numbers) > len({number for number, _ in numbers}) or not teachers
 
 
 def apart(runs: RunSet) -> str:
@@ -267,9 +259,8 @@ def apart(runs: RunSet) -> str:
 
     Their differences may be due to that.
     """
-    teachers = _in_configurations(runs, "teacher") - {NOT_SET}
     known = {
-        "teacher": teachers if _strangers(runs, teachers) else set(),
+        "teacher": max(known_teachers(runs), key=len, default=set()),
         "split": {run.info["data"]["fingerprint"] for run in runs} - {None},
         "data": {run.info["data"]["name"] for run in runs} - {"unknown"},
     }

@@ -324,11 +324,14 @@ def confidences(rows: Rows, binary: bool = False) -> list[float]:
 
 
 def ece(rows: Rows, y: Sequence[int], binary: bool = False) -> float:
-    """Σ over 15 bins ((b − 1)/15, b/15] of their share of images times |accuracy − confidence|."""
+    """Σ over 15 bins ((b − 1)/15, b/15] of their share of images times |accuracy − confidence|.
+
+    A confidence that underflows to 0, as of margins far below 0, belongs to the first bin.
+    """
     confidence, s = confidences(rows, binary), answers(rows)
     total = 0.0
     for b in range(1, 16):
-        inside = [n for n in range(len(y)) if (b - 1) / 15 < confidence[n] <= b / 15]
+        inside = [n for n in range(len(y)) if max(1, math.ceil(confidence[n] * 15)) == b]
         if inside:
             right = mean([float(s[n] == y[n]) for n in inside])
             sure = mean([confidence[n] for n in inside])

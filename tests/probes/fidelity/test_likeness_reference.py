@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from kdx_analysis.errors import KdxError
+from kdx_analysis.objectives import one_vs_rest_margins
 from kdx_analysis.probes.fidelity import calibration
 from kdx_analysis.probes.fidelity.likeness import Likeness, Measured
 from kdx_analysis.probes.fidelity.outputs import Outputs
@@ -321,7 +322,7 @@ def test_permuting_a_teachers_images_within_their_class_gives_the_chances_on_ave
     y = np.arange(40) % 5
     chance = pair(s, t, y).values()
     draws: dict[str, list[float]] = {"dark": [], "second_choice_share": [], "agreement_share": []}
-    for _ in range(400):
+    for _ in range(100):
         order = np.arange(40)
         for k in range(5):
             # A cyclic shift of a random order never leaves an image at its own place.
@@ -444,3 +445,10 @@ def test_one_thread_and_two_give_the_same(case: Case) -> None:
         torch.set_num_threads(threads)
     for name, value in results[0].items():
         np.testing.assert_allclose(results[1][name], value, rtol=1e-12, atol=1e-14, err_msg=name)
+
+
+@pytest.mark.parametrize("scale", [1, 50, 1e4])
+def test_a_teachers_margins_are_the_references(scale: float) -> None:
+    logits = scale * np.random.default_rng(10).standard_normal((20, 6))
+    margins = one_vs_rest_margins(torch.tensor(logits)).numpy()
+    np.testing.assert_allclose(margins, ref.one_vs_rest(logits), rtol=1e-10, atol=1e-10)

@@ -513,10 +513,16 @@ def objectives(load: Load = None) -> None:
 def probes(load: Load = None) -> None:
     """Probes, each a section under probes: in a study, with the kinds of records that it writes."""
     from kdx_analysis.probes import PROBES
+    from kdx_analysis.probes.contract import STUDY_PROBES
 
     for name, probe in PROBES.items():
         roles = ", ".join([*probe.roles, *(f"finished {role}" for role in probe.afterwards)])
         typer.echo(f"{name}: {probe.title}, of {roles}; writes {', '.join(probe.kinds)}")
+    for name, after in STUDY_PROBES.items():
+        typer.echo(
+            f"{name}: {after.title}, of a study's finished models where it is asked for; writes "
+            f"{', '.join(after.kinds)}"
+        )
 
 
 @lists.command()

@@ -501,7 +501,8 @@ def _check_kinds() -> None:
         raise KdxError(
             f"{twice[0]!r} is a probe of whole studies already; choose another name for yours"
         )
-    for name, probe in [*PROBES.items(), *STUDY_PROBES.items()]:
+    probes: dict[str, type[Probe] | StudyProbe] = {**PROBES, **STUDY_PROBES}
+    for name, probe in probes.items():
         for kind in probe.kinds:
             if kind not in RECORDS:
                 raise KdxError(

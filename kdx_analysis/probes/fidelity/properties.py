@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -231,45 +232,56 @@ def _scored(model: nn.Module, to_margins: Margins | None) -> Callable[[Tensor], 
     return model if to_margins is None else lambda images: to_margins(model(images))
 
 
-def _last_maps(model: nn.Module, images: Tensor) -> str:
-    """The path of the module that gives the last maps made by a convolution."""
-    last, behind = "", ""
+class _LastMaps:
+    """Looks for the last maps that a convolution makes, and for what comes behind them.
 
-    def hook(path: str, module: nn.Module) -> Callable[..., None]:
+    Attributes:
+        last: path of the module that gives these maps; '' where there is none.
+        behind: path of a module that gives tokens, or is an attention, behind them.
+    """
+
+    def __init__(self) -> None:
+        self.last, self.behind = "", ""
+
+    def hook(self, path: str, module: nn.Module) -> Callable[..., None]:
+        """A forward hook for the module at a path."""
         convolves = any(isinstance(inner, nn.Conv2d) for inner in module.modules())
+        attends = "attention" in type(module).__name__.lower()
 
         def look(_: nn.Module, __: Any, features: Any) -> None:
-            nonlocal last, behind
-            if not isinstance(features, Tensor):
-                behind = path if "attention" in type(module).__name__.lower() else behind
-            elif features.ndim == 4 and convolves and min(features.shape[-2:]) > 1:
-                last, behind = path, ""
-            elif features.ndim == 3 or "attention" in type(module).__name__.lower():
-                behind = path
+            axes = features.ndim if isinstance(features, Tensor) else 0
+            if axes == 4 and convolves and min(features.shape[-2:]) > 1:
+                self.last, self.behind = path, ""
+            elif axes == 3 or attends:
+                self.behind = path
 
         return look
 
+
+def _last_maps(model: nn.Module, images: Tensor) -> str:
+    """The path of the module that gives the last maps made by a convolution."""
+    seen = _LastMaps()
     handles = []
     try:
         for path, module in model.named_modules():
             if path:
-                handles.append(module.register_forward_hook(hook(path, module)))
+                handles.append(module.register_forward_hook(seen.hook(path, module)))
         asked(model, images)
     finally:
         for handle in handles:
             handle.remove()
-    if not last:
+    if not seen.last:
         raise KdxError(
             f"{type(model).__name__} makes no maps B×C×H×W by a convolution, which Grad-CAM reads; "
             "name a layer that gives some"
         )
-    if behind:
+    if seen.behind:
         raise KdxError(
-            f"{type(model).__name__} goes on with tokens behind its last maps ({behind!r} behind "
-            f"{last!r}), as a transformer does, so these are not what it looks at in the end; name "
-            "a layer whose features are maps B×C×H×W"
+            f"{type(model).__name__} goes on with tokens behind its last maps ({seen.behind!r} "
+            f"behind {seen.last!r}), as a transformer does, so these are not what it looks at in "
+            "the end; name a layer whose features are maps B×C×H×W"
         )
-    return last
+    return seen.last
 
 
 class _OnPixels(nn.Module):
@@ -316,15 +328,15 @@ def adversarial(
     loss = nn.CrossEntropyLoss(reduction="none")
     kinds = {"fgsm": robust.FGSM, "pgd": robust.PGD}
     attack = kinds[attacked.attack](Asked(working), loss, lower_bound=0.0, upper_bound=1.0)
+    # Madry's step, with which the ball's edge is reached
+    pgd = (2.5 * attacked.epsilon / attacked.steps, attacked.steps)
+    further = pgd if attacked.attack == "pgd" else ()
     made = []
-    for i in _chunks(pixels):
-        start = pixels[i].clone().requires_grad_()  # or Captum warns that it does so itself
-        if attacked.attack == "fgsm":
-            changed = attack.perturb(start, attacked.epsilon, labels[i])
-        else:
-            step = 2.5 * attacked.epsilon / attacked.steps  # Madry's: the ball's edge is reached
-            changed = attack.perturb(start, attacked.epsilon, step, attacked.steps, labels[i])
-        made.append(changed.detach().cpu())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that pixels are given gradients, as is meant
+        for i in _chunks(pixels):
+            changed = attack.perturb(pixels[i], attacked.epsilon, *further, labels[i])
+            made.append(changed.detach().cpu())
     return torch.cat(made)
 
 

@@ -1,4 +1,1 @@
-"""Fidelity: what the student got from its teacher, and whether another teacher would have given it.
-
-(method, §8)
-"""
+"""What a student got from its teacher, from outputs alone: the task's, the kind's, its own."""

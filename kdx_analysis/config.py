@@ -48,7 +48,8 @@ class _Config(BaseModel):
 class DataConfig(_Config):
     """Which images, and how they are split.
 
-    ``per_class`` takes that many training images of every class before validation is held out.
+    ``per_class`` takes that many training images of every class before validation is held out;
+    ``size`` resizes all images to so many pixels a side.
     """
 
     name: str

@@ -27,6 +27,7 @@ from kdx_analysis.models.tree import Tree
 from kdx_analysis.records import RECORDS, check
 from kdx_analysis.registry import home
 from kdx_analysis.runs.headlines import headlines
+from kdx_analysis.runs.outputs import OUTPUTS, RunOutputs, read_outputs, write_outputs
 from kdx_analysis.training.checkpoints import save_weights
 
 FORMAT = 1
@@ -163,6 +164,14 @@ class Run:
         table = self.record(kind)
         return table[table["epoch"] == self.selected_epoch]
 
+    def outputs(self, split: str) -> RunOutputs | None:
+        """What its model gives on ``val`` or ``test``, at the selected epoch.
+
+        None where the run holds none: it is older than they are, or only its figures were imported.
+        Raises KdxError for another split, or a file that can't be read.
+        """
+        return read_outputs(self.path / OUTPUTS, split)
+
     def once(self, function: Callable[[Run], pd.DataFrame]) -> pd.DataFrame:
         """What a function makes of this run's records, which never change, made once."""
         name = home(function)
@@ -215,6 +224,7 @@ def write_run(
     info: Mapping[str, Any],
     records: Mapping[str, pd.DataFrame],
     model: nn.Module | None = None,
+    outputs: Mapping[str, RunOutputs] | None = None,
 ) -> Run:
     """Write a run to ``path``, which gets its name when everything is in it.
 
@@ -225,6 +235,7 @@ def write_run(
         info: what stands in ``run.json``; see :class:`Run`.
         records: kind → tidy table, each a Parquet file.
         model: whose weights are written; None: none.
+        outputs: split → what the model gives there; None: they are not known.
 
     Raises KdxError for a table of a kind that nobody has declared, or whose columns are not those
     of its kind.
@@ -237,6 +248,8 @@ def write_run(
                 write_parquet(partial / FOLDER / f"{kind}.parquet", frame)
             if model is not None:
                 save_weights(partial / WEIGHTS, model)
+            if outputs is not None:
+                write_outputs(partial / OUTPUTS, outputs)
             write_json(partial / INFO, {"format": FORMAT, **info})
     except FileExistsError:
         pass  # another process finished the same run meanwhile

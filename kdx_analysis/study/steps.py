@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from kdx_analysis.config import ObjectiveConfig, TrainingConfig, flatten
@@ -23,8 +23,9 @@ from kdx_analysis.extensions import loaded
 from kdx_analysis.models import HME
 from kdx_analysis.probes.training_probe import TrainingProbe
 from kdx_analysis.runs import Run, environment, run_id, write_run
+from kdx_analysis.runs.outputs import outputs_of
 from kdx_analysis.study.roles import BUILDERS, Ingredients
-from kdx_analysis.training import Callback, Epoch, fabric_for, fit, reproducible, score
+from kdx_analysis.training import Callback, Epoch, fabric_for, fit, predict, reproducible, score
 from kdx_analysis.training.loggers import logged
 from kdx_analysis.training.loop import by_name
 from kdx_analysis.training.progress import PROGRESS, Progress, ProgressFile, relayed
@@ -170,6 +171,7 @@ class Trained:
         model: with the weights of the selected epoch.
         epoch: the selected one; 0 of a model that was given.
         records: by kind.
+        outputs: on ``val`` and ``test``, N×K, at the selected epoch.
         probe_sets: ids of the images that probes looked at, by split; None where none did.
         grown_from: as of :class:`Start`.
     """
@@ -177,6 +179,7 @@ class Trained:
     model: nn.Module
     epoch: int
     records: Mapping[str, pd.DataFrame]
+    outputs: Mapping[str, Tensor]
     probe_sets: Mapping[str, list[int]] | None = None
     grown_from: Mapping[str, Any] | None = None
 
@@ -211,15 +214,16 @@ def _train_on(
         "extensions": [extension.provenance for extension in loaded(study.config.extensions)],
         "environment": environment(),
     }
-    write_run(step.path, info, trained.records, trained.model)
+    outputs = outputs_of(trained.outputs, study.dataset, step.objective.decomposition)
+    write_run(step.path, info, trained.records, trained.model, outputs)
 
 
 def _as_given(teacher: nn.Module, data: Dataset) -> Trained:
     """A teacher that was trained elsewhere: its scores."""
-    rows = []
-    for split in (data.val, data.test):
-        rows += score(teacher, split, data, "multiclass")
-    return Trained(teacher, 0, {"metrics": pd.DataFrame(rows).assign(epoch=0)})
+    splits = {"val": data.val, "test": data.test}
+    outputs = {name: predict(teacher, split, data) for name, split in splits.items()}
+    rows = [row for name in splits for row in score(outputs[name], splits[name], "multiclass")]
+    return Trained(teacher, 0, {"metrics": pd.DataFrame(rows).assign(epoch=0)}, outputs)
 
 
 def _trained(
@@ -270,7 +274,9 @@ def _trained(
         log(by_name(tested.to_dict("records")), result.epoch)
     role.finish(start.model)
     records = {**start.records, "metrics": result.history, **probe.tables()}
-    return Trained(start.model, result.epoch, records, probe.ids or None, start.grown_from)
+    return Trained(
+        start.model, result.epoch, records, result.outputs, probe.ids or None, start.grown_from
+    )
 
 
 def _points(epoch: Epoch) -> dict[str, float]:

@@ -12,7 +12,7 @@ from kdx_analysis.models.zoo import plain_stage
 from kdx_analysis.runs import Run, RunSet
 from kdx_analysis.study.steps import Step, train_steps
 from kdx_analysis.study.study import Study, ready_studies
-from kdx_analysis.training import fit, score
+from kdx_analysis.training import fit, predict, score
 from kdx_analysis.training.checkpoints import fingerprint, load_weights
 from tests import toys
 from tests.conftest import toy_study
@@ -353,7 +353,7 @@ def test_vam_is_on_students_alone_and_folded_into_the_weights_on_disk(finished, 
     load_weights(run.path / "model.safetensors", student)
     (accuracy,) = run.record("metrics").query("split == 'test' and metric == 'accuracy'")["value"]
     data = toys.dataset()
-    assert score(student, data.test, data, "binary")[0]["value"] == accuracy
+    assert score(predict(student, data.test, data), data.test, "binary")[0]["value"] == accuracy
 
 
 ARMS = {"plain": None, "vam": {"blocks": 4}, "vam γ .1": {"blocks": 4, "gamma": 0.1}}

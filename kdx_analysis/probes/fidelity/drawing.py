@@ -14,7 +14,6 @@ from kdx_analysis.drawing.style import (
     GREY,
     Width,
     drawing,
-    heading,
     in_order,
     legend,
     n_equals,
@@ -66,8 +65,7 @@ def along_ladder(data: pd.DataFrame, width: Width = "page") -> tuple[Figure, np.
         Line2D([], [], color=GREY, linestyle="--", label="ceiling: the teacher as a student"),
         _square(_BAND, "within own of the negative controls"),
     ]
-    legend(canvas, handles)
-    heading(canvas, _counts(data))
+    legend(canvas, handles, heading=_counts(data))
     return canvas, axes
 
 
@@ -143,15 +141,9 @@ def _points(ax: Axes, place: int, values: np.ndarray, objective: str) -> None:
 
 
 def _counts(data: pd.DataFrame) -> str:
-    seeds = data.groupby("objective")["seed"].nunique()
-    n = (
-        f"n = {seeds.max()}"
-        if seeds.min() == seeds.max()
-        else f"n = {seeds.min()} to {seeds.max()}"
-    )
     siblings = data["siblings"].dropna()
     beside = f"{int(siblings.min())} siblings" if len(siblings) else "no siblings"
     return (
-        f"{n}, {beside} · points: seeds · upright: mean · thick: 95 % over seeds · "
-        "thin: 95 % over teachers"
+        f"{n_equals(data.groupby('objective')['seed'].nunique())}, {beside} · points: seeds · "
+        "upright: mean · thick: 95 % over seeds · thin: 95 % over teachers"
     )

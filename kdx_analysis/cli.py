@@ -664,6 +664,10 @@ def _announce(study: Study, out: Path, jobs: int) -> None:
         typer.echo(f"  a student under every arm of VAM: {', '.join(config.arms)}")
     if config.extensions:
         typer.echo(f"  files of your own: {', '.join(config.extensions)}")
+    from kdx_analysis.study.shift_run import announced
+
+    if shift := announced(study, out):
+        typer.echo(f"  {shift}")
     if "explainer" not in config.roles:
         return
     for role in ("explainer", "tree") if config.explainer.phase2 is not None else ("explainer",):

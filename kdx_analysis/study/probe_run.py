@@ -30,10 +30,9 @@ from kdx_analysis.probes.faithfulness.explanation import Explanation, explain
 from kdx_analysis.probes.training_probe import SPLITS, TrainingProbe, training_cost
 from kdx_analysis.records import check
 from kdx_analysis.runs import Run
-from kdx_analysis.runs.run import WEIGHTS
+from kdx_analysis.study.finished import model_of
 from kdx_analysis.study.study import STUDY_FILE, Study
 from kdx_analysis.training import Epoch, reproducible
-from kdx_analysis.training.checkpoints import load_weights
 
 # Kinds that only a finished model has; all others are checked by the probes that give them.
 _NOT_OF_TRAINING = {"faithfulness", "faithfulness_agreement", THROUGH_TRAINING}
@@ -90,29 +89,6 @@ def _check_extensions(run: Run, loaded: Sequence[Extension]) -> None:
                 f"{str(extension.path)!r} is not the file that run {run.id!r} was made with; give "
                 "that one, whose SHA-256 is " + recorded[extension.path.name]
             )
-
-
-def model_of(run: Run, study: Study) -> tuple[nn.Module, nn.Module]:
-    """A run's model with its weights, and as it was before training.
-
-    An explainer's null rests on the latter.
-    """
-    with reproducible(run.seed, study.config.training.threads):
-        initial = study.build(
-            "explainer" if run.role == "tree" else run.role, decomposition=run.info["decomposition"]
-        )
-    if run.role == "tree":
-        assert isinstance(initial, HME)
-        initial = initial.harden(_parents(run, initial)).pruned()
-    with reproducible(run.seed, study.config.training.threads):
-        decomposition = run.info["decomposition"]
-        model = (
-            initial if run.role == "tree" else study.build(run.role, decomposition=decomposition)
-        )
-    load_weights(run.path / WEIGHTS, model)
-    if study.config.training_of(run.role).channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model.eval(), initial
 
 
 def probe_run(run: Run, study: Study, teacher: Path, splits: Sequence[str] = SPLITS) -> Probed:
@@ -308,16 +284,3 @@ class _ScoresAgainstRest(nn.Module):
 
     def forward(self, logits: Tensor) -> Tensor:
         return one_vs_rest_margins(scores_of(logits))
-
-
-def _parents(run: Run, explainer: HME) -> list[Tensor]:
-    """A tree's gates by its own record, as attention of an explainer with all experts.
-
-    Those that are not in the tree are reached by none.
-    """
-    children = (*explainer.experts[1:], explainer.num_classes)
-    attention = [torch.zeros(n, m) for n, m in zip(children, explainer.experts, strict=True)]
-    for row in run.record("tree").itertuples():
-        level, child, parent = row.child_level, row.child, row.parent
-        attention[int(level) - 2][int(child), int(parent)] = 1  # type: ignore[arg-type]
-    return attention

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import product
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -77,30 +80,40 @@ def shift(data: pd.DataFrame, width: Width = "page") -> Drawn:
     teachers = data[data["role"] == "teacher"]
     names = [name for name in CORRUPTIONS if name in set(data["corruption"])]
     leading = next(metric for metric in _LEADING if metric in set(students["metric"]))
-    metrics, roles = (leading, "accuracy"), in_order(students["role"])
-    across = width == "page"
-    rows = len(roles) * (2 if across else len(names))
+    roles = in_order(students["role"])
+    places = _places(roles, (leading, "accuracy"), names, width)
+    rows, columns = (1 + max(place[i] for place in places.values()) for i in (0, 1))
     canvas = drawing(width, 1.2 + _HEIGHT[width] * rows)
-    shape = (len(roles), 2, len(names)) if across else (len(roles), len(names), 2)
-    flat = canvas.subplots(
-        rows, shape[2], squeeze=False, sharex=True, sharey="row" if across else "col"
-    )
-    by_role = flat.reshape(shape) if across else flat.reshape(shape).swapaxes(1, 2)
-    for role, panels in zip(roles, by_role, strict=True):
-        of_role = students[students["role"] == role]
-        for metric, row in zip(metrics, panels, strict=True):
-            for name, ax in zip(names, row, strict=True):
-                chosen = (name, metric)
-                _panel(ax, _of(of_role, *chosen), _of(teachers, *chosen))
-                said = f"{role}: " if len(roles) > 1 else ""
-                if ax.get_subplotspec().is_first_col() or not across:
-                    ax.set_ylabel(_TITLES[metric])
-                if metric == leading or not across:
-                    ax.set_title(f"{said}{name}", loc="left")
-    for ax in flat[-1]:
+    shared = "row" if width == "page" else "col"
+    axes = canvas.subplots(rows, columns, squeeze=False, sharex=True, sharey=shared)
+    for (role, metric, name), place in places.items():
+        ax = axes[place]
+        _panel(
+            ax, _of(students[students["role"] == role], name, metric), _of(teachers, name, metric)
+        )
+        if width == "column" or place[1] == 0:
+            ax.set_ylabel(_TITLES[metric])
+        if width == "column" or metric == leading:
+            ax.set_title(f"{role}: {name}" if len(roles) > 1 else name, loc="left")
+    for ax in axes[-1]:
         ax.set_xlabel("severity")
     _explain(canvas, students, bool(len(teachers)))
-    return canvas, flat
+    return canvas, axes
+
+
+def _places(
+    roles: Sequence[str], metrics: Sequence[str], names: Sequence[str], width: Width
+) -> dict[tuple[str, str, str], tuple[int, int]]:
+    """Row and column of every panel, by role, metric and corruption.
+
+    Corruptions stand side by side on a page and below each other in a column.
+    """
+    places = {}
+    for r, role in enumerate(roles):
+        for (m, metric), (c, name) in product(enumerate(metrics), enumerate(names)):
+            page, column = (len(metrics) * r + m, c), (len(names) * r + c, m)
+            places[role, metric, name] = page if width == "page" else column
+    return places
 
 
 def _of(data: pd.DataFrame, corruption: str, metric: str) -> pd.DataFrame:

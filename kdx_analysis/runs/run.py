@@ -24,6 +24,7 @@ from kdx_analysis.config import digest
 from kdx_analysis.errors import KdxError
 from kdx_analysis.io import read_json, read_parquet, staged_directory, write_json, write_parquet
 from kdx_analysis.models.tree import Tree
+from kdx_analysis.objectives import OBJECTIVES
 from kdx_analysis.records import RECORDS, check
 from kdx_analysis.registry import home
 from kdx_analysis.runs.headlines import headlines
@@ -52,8 +53,10 @@ class Run:
     Attributes:
         path: its directory.
         info: what ``run.json`` holds: id, study, role (one of ROLES), objective, decomposition, vam
-            (label of a student's arm, '' where the study does not vary VAM), seed, config, data,
-            environment, selection, probe_sets, experts (N_l of each level, trunk first), grown_from
+            (label of a student's arm, '' where the study does not vary VAM), teacher (the number of
+            the one that taught it, where there are several), seed, config, data, environment,
+            selection, declared (true of a sibling that is one by the user's word alone),
+            probe_sets, experts (N_l of each level, trunk first), grown_from
             (a tree's explainer: the id of its run, and its experts before pruning), source (only of
             a run that was not made here: kind, name, run, sha256, left_out and what is unknown of
             it).
@@ -95,6 +98,23 @@ class Run:
     def seed(self) -> int:
         """What weights, order and augmentation were drawn with."""
         return int(self.info["seed"])
+
+    @property
+    def teacher(self) -> int:
+        """The number of its teacher: that teacher's seed; of a teacher its own.
+
+        It is 0 for runs of before there were several, and, nominally, where the objective needs no
+        teacher.
+        """
+        return self.seed if self.role == "teacher" else int(self.info.get("teacher", 0))
+
+    @property
+    def taught(self) -> bool:
+        """Whether a teacher entered its training, as one did unless its objective needs none."""
+        objective = self.info["config"].get("objective", {})
+        name = objective.get("name")
+        needs_none = name in OBJECTIVES and not OBJECTIVES[name].needs_teacher
+        return not needs_none or objective.get("scale_to") is not None
 
     @property
     def vam(self) -> str:

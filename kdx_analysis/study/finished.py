@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Protocol
 
@@ -27,6 +28,10 @@ class Models(Protocol):
         """A model of this role, its weights drawn anew."""
         ...
 
+    def given(self, number: int) -> nn.Module | None:
+        """The teacher or sibling with this number, if it is not trained here."""
+        ...
+
     def teacher(self, path: Path) -> nn.Module:
         """A copy of the teacher whose run lies at a path."""
         ...
@@ -35,7 +40,8 @@ class Models(Protocol):
 def finished_model(run: Run, study: Models) -> nn.Module:
     """A run's model with its weights, in eval mode; a teacher may be one that was handed over."""
     if run.role == "teacher":
-        return study.teacher(run.path).eval()
+        given = study.given(run.seed)
+        return (study.teacher(run.path) if given is None else copy.deepcopy(given)).eval()
     return model_of(run, study)[0]
 
 

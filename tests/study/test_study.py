@@ -344,7 +344,7 @@ def test_vam_is_on_students_alone_and_folded_into_the_weights_on_disk(finished, 
     assert [role for role in plain if plain[role] != planned[role]] == ["student"]
 
     teacher, attended, _ = study.plan(tmp_path)
-    train_steps(study, [teacher, attended], teacher.path, 1, lambda *_: None)
+    train_steps(study, [teacher, attended], 1, lambda *_: None)
     run = Run.load(attended.path)
     assert set(run.kinds) == {"metrics", "vam_gates", "vam_entropy"}
     assert run.record("vam_gates")["epoch"].unique().tolist() == [1, 2]
@@ -563,7 +563,7 @@ def test_a_teacher_that_other_processes_cannot_import_is_refused_in_words(tmp_pa
     )
     steps = [Step.of(tmp_path, "student", study.config.objectives[0], seed, {}) for seed in (0, 1)]
     with pytest.raises(KdxError, match="use jobs=1"):
-        train_steps(study, steps, tmp_path, 2, lambda title, epoch: None)
+        train_steps(study, steps, 2, lambda title, epoch: None)
 
 
 def test_the_released_network_is_a_preset(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -82,10 +83,10 @@ def shift(data: pd.DataFrame, width: Width = "page") -> Drawn:
     leading = next(metric for metric in _LEADING if metric in set(students["metric"]))
     roles = in_order(students["role"])
     places = _places(roles, (leading, "accuracy"), names, width)
-    rows, columns = (1 + max(place[i] for place in places.values()) for i in (0, 1))
-    canvas = drawing(width, 1.2 + _HEIGHT[width] * rows)
-    shared = "row" if width == "page" else "col"
-    axes = canvas.subplots(rows, columns, squeeze=False, sharex=True, sharey=shared)
+    last_row, last_column = np.max(list(places.values()), axis=0)
+    canvas = drawing(width, 1.2 + _HEIGHT[width] * (last_row + 1))
+    shared: Literal["row", "col"] = "row" if width == "page" else "col"
+    axes = canvas.subplots(last_row + 1, last_column + 1, squeeze=False, sharex=True, sharey=shared)
     for (role, metric, name), place in places.items():
         ax = axes[place]
         _panel(

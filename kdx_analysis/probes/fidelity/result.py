@@ -206,6 +206,17 @@ class Fidelity:
                 several.append(Likenesses(a[defined], b[defined], teacher, chosen))
         return tuple(several)
 
+    def changes(self, metric: str, objective: str, seed: int, teaching: int = 0) -> Tensor | None:
+        """c_j of one student, J + 1, the own teacher first; None without its ``hard``.
+
+        ``teaching`` is the number of the own teacher, where there are several.
+        """
+        students = self._likened[teaching]
+        if not {(objective, seed), (BASELINE, seed)} <= set(students):
+            return None
+        a, b = (_numbers(students[name, seed], metric) for name in (objective, BASELINE))
+        return _tensor(np.array(a) - np.array(b))
+
     def parts(self, metric: str, objective: str) -> dict[str, Part]:
         """task, kind, own, ceiling and share of one of :data:`LIKENESSES`; {} without ``hard``."""
         several = self.likenesses(metric, objective)

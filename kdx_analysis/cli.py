@@ -355,6 +355,24 @@ def probe(
         Path, typer.Argument(help="The directory of a finished run, inside its study's.")
     ],
     split: Annotated[str, typer.Option(help="train, val or both.")] = "both",
+    name: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--probe",
+            help="Chosen probes alone: of kdx list probes, faithfulness, or properties (where it "
+            "looks, what fools it, what it ignores, beside teacher and siblings, on test images).",
+        ),
+    ] = None,
+    layer: Annotated[
+        str | None,
+        typer.Option(help="Of properties: module whose features Grad-CAM reads; the last maps."),
+    ] = None,
+    teacher_layer: Annotated[
+        str | None, typer.Option(help="Of properties: that of the teachers.")
+    ] = None,
+    epsilon: Annotated[
+        float, typer.Option(help="Of properties: the most that an attack moves a pixel, in [0, 1].")
+    ] = 8 / 255,
     out: Annotated[
         Path | None, typer.Option(help="By default probes/RUN beside the study's runs.")
     ] = None,
@@ -362,28 +380,60 @@ def probe(
     load: Load = None,
 ) -> None:
     """Probe a finished run anew, train beside validation: gates, conflict, claims, faithfulness."""
+    from kdx_analysis.probes import PROBES
     from kdx_analysis.registry import unknown
     from kdx_analysis.runs import Run
-    from kdx_analysis.study.probe_run import (
-        announce,
-        probe_run,
-        side_by_side,
-        study_of,
-        write_probe,
-    )
+    from kdx_analysis.study.probe_run import FAITHFULNESS, only, study_of
+    from kdx_analysis.study.properties_run import PROPERTIES
 
     splits = {"both": ("train", "val"), "train": ("train",), "val": ("val",)}
     if split not in splits:
         raise unknown("split", split, splits)
+    for each in name or ():
+        if each not in (valid := (*PROBES, FAITHFULNESS, PROPERTIES)):
+            raise unknown("probe", each, valid)
     chosen = Run.load(run)
     study, folder = study_of(chosen, data_dir)
-    typer.echo(announce(chosen, study, splits[split]))
-    teacher = study.plan(folder)[0].path
-    probed = probe_run(chosen, study, teacher, splits[split])
     out = out or folder / "probes" / chosen.id
-    write_probe(probed, out, chosen.classes)
-    typer.echo(side_by_side(probed.tables).to_string(index=False))
+    asked = [each for each in name or () if each != PROPERTIES]
+    if name is None or asked:
+        faithfulness = name is None or FAITHFULNESS in asked
+        narrowed = study if name is None else only(study, asked)
+        _probe_splits(chosen, narrowed, folder, splits[split], out, faithfulness)
+    if name and PROPERTIES in name:
+        _probe_properties(chosen, study, folder, (layer, teacher_layer, epsilon), out)
     typer.echo(out)
+
+
+def _probe_splits(
+    run: Run, study: Study, folder: Path, splits: tuple[str, ...], out: Path, faithfulness: bool
+) -> None:
+    from kdx_analysis.study.probe_run import announce, probe_run, side_by_side, write_probe
+
+    typer.echo(announce(run, study, splits, faithfulness=faithfulness))
+    number = run.info.get("teacher", 0)  # runs of before there were several do not say it
+    teachers = [step for step in study.plan(folder) if step.role == "teacher"]
+    teacher = next(step.path for step in teachers if step.seed == number)
+    probed = probe_run(run, study, teacher, splits, faithfulness=faithfulness)
+    write_probe(probed, out, run.classes)
+    typer.echo(side_by_side(probed.tables).to_string(index=False))
+
+
+def _probe_properties(
+    run: Run,
+    study: Study,
+    folder: Path,
+    options: tuple[str | None, str | None, float],
+    out: Path,
+) -> None:
+    from kdx_analysis.probes.fidelity.properties import Attacked
+    from kdx_analysis.study.properties_run import Asked, probe_properties, shown, write_properties
+
+    layer, teacher_layer, epsilon = options
+    asked = Asked(Attacked(epsilon=epsilon), layer, teacher_layer)
+    properties = probe_properties(run, study, folder, asked)
+    write_properties(properties, out)
+    typer.echo(shown(properties, study))
 
 
 @app.command()

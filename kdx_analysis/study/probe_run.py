@@ -25,7 +25,7 @@ from kdx_analysis.plots import save
 from kdx_analysis.plots.probed import THROUGH_TRAINING, probed_figures
 from kdx_analysis.probes.affinity import NULL_DRAWS, mean_over_epochs
 from kdx_analysis.probes.conflict.probe import terms_of
-from kdx_analysis.probes.contract import configured, switched_on
+from kdx_analysis.probes.contract import PROBES, configured, switched_on
 from kdx_analysis.probes.faithfulness.explanation import Explanation, explain
 from kdx_analysis.probes.training_probe import SPLITS, TrainingProbe, training_cost
 from kdx_analysis.records import check
@@ -34,6 +34,7 @@ from kdx_analysis.study.finished import model_of
 from kdx_analysis.study.study import STUDY_FILE, Study
 from kdx_analysis.training import Epoch, reproducible
 
+FAITHFULNESS = "faithfulness"
 # Kinds that only a finished model has; all others are checked by the probes that give them.
 _NOT_OF_TRAINING = {"faithfulness", "faithfulness_agreement", THROUGH_TRAINING}
 
@@ -91,7 +92,28 @@ def _check_extensions(run: Run, loaded: Sequence[Extension]) -> None:
             )
 
 
-def probe_run(run: Run, study: Study, teacher: Path, splits: Sequence[str] = SPLITS) -> Probed:
+def only(study: Study, names: Sequence[str]) -> Study:
+    """The study with no probes of trainings but those among ``names``, whatever it says of them."""
+    sections = dict(study.config.probes.sections)
+    for name in PROBES:
+        if name not in names:
+            sections[name] = False
+        elif sections.get(name) is False:
+            del sections[name]
+    probes = study.config.probes.model_copy(update={"sections": sections})
+    chosen = copy.copy(study)
+    chosen.config = study.config.model_copy(update={"probes": probes})
+    return chosen
+
+
+def probe_run(
+    run: Run,
+    study: Study,
+    teacher: Path,
+    splits: Sequence[str] = SPLITS,
+    *,
+    faithfulness: bool = True,
+) -> Probed:
     """Every probe that applies to the run's model.
 
     Of an explainer all that is recorded through training, of its tree all but gates, and of both
@@ -104,6 +126,7 @@ def probe_run(run: Run, study: Study, teacher: Path, splits: Sequence[str] = SPL
         study: the study that it belongs to.
         teacher: directory of the study's teacher's run.
         splits: train, val or both.
+        faithfulness: whether an explainer or a tree is asked for it.
     """
     model, initial = model_of(run, study)
     frames: defaultdict[str, list[pd.DataFrame]] = defaultdict(list)
@@ -111,7 +134,7 @@ def probe_run(run: Run, study: Study, teacher: Path, splits: Sequence[str] = SPL
     with reproducible(run.seed, torch.get_num_threads()):  # one run at a time may have all cores
         for split in splits:
             tables = _probe_split(run, study, teacher, split, model, initial)
-            if isinstance(model, HME):
+            if isinstance(model, HME) and faithfulness:
                 explained = next(iter(explanations.values()), None)
                 subtask = _in_conflict(tables) if explained is None else explained.subtask
                 images, labels = _probe_images(study, split)
@@ -123,7 +146,7 @@ def probe_run(run: Run, study: Study, teacher: Path, splits: Sequence[str] = SPL
                 tables["faithfulness_agreement"] = ablation.agreement
             for kind, table in tables.items():
                 frames[kind].append(table.assign(split=split))
-    if "affinity" in run.kinds:
+    if "affinity" in run.kinds and study.config.probes.sections.get("affinity") is not False:
         recorded = run.record("affinity")
         frames[THROUGH_TRAINING].append(mean_over_epochs(recorded[recorded["split"].isin(splits)]))
     tables = {kind: pd.concat(parts, ignore_index=True) for kind, parts in frames.items()}
@@ -156,8 +179,8 @@ def _probes(study: Study) -> ProbeConfig:
     return study.config.probes.with_options("affinity", null_draws=NULL_DRAWS)
 
 
-def announce(run: Run, study: Study, splits: Sequence[str]) -> str:
-    """What probing the run will take, in a sentence."""
+def announce(run: Run, study: Study, splits: Sequence[str], *, faithfulness: bool = True) -> str:
+    """What probing the run will take, in a sentence; ``faithfulness`` as for :func:`probe_run`."""
     model, _ = model_of(run, study)
     config, objective = _probes(study), _objective(run)
     images, _ = _probe_images(study, splits[0])
@@ -174,11 +197,14 @@ def announce(run: Run, study: Study, splits: Sequence[str]) -> str:
     if "affinity" in asked:
         parts.append(f"for affinity with {configured(config, asked['affinity'])[1].null_draws}")
     purpose = f", {' and '.join(parts)}" if parts else ""
-    ablated = f"; {sum(model.experts[1:])} experts are ablated" if isinstance(model, HME) else ""
+    ablated = ""
+    if isinstance(model, HME) and faithfulness:
+        ablated = f"; {sum(model.experts[1:])} experts are ablated"
     recorded = ", beside its mean over the run's probed epochs" if "affinity" in run.kinds else ""
+    affinity = f" Affinity is that of the final weights alone{recorded}."
     return (
         f"{run.role} {run.id} on {' and '.join(splits)}, {len(images)} images; on each {cost}"
-        f"{purpose}{ablated}. Affinity is that of the final weights alone{recorded}."
+        f"{purpose}{ablated}.{affinity if 'affinity' in asked else ''}"
     )
 
 
@@ -214,6 +240,9 @@ def side_by_side(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
                 of="faithfulness", level=table["level"].astype(str), metric=table["measure"]
             )
         )
+    keys = ["of", "level", "metric"]
+    if not parts:  # of the chosen probes none has a figure of its whole
+        return pd.DataFrame(columns=keys)
     table = pd.concat(parts, ignore_index=True)
     table["shown"] = [
         _beside_range(*row) for row in table[["value", "null_low", "null_high"]].to_numpy()
@@ -227,7 +256,6 @@ def side_by_side(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
         table = pd.concat(
             [table, mean.assign(of=THROUGH_TRAINING, level="", shown=shown)], ignore_index=True
         )
-    keys = ["of", "level", "metric"]
     return table.pivot_table(
         index=keys, columns="split", values="shown", aggfunc="first", sort=False
     ).reset_index()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from kdx_analysis.io import staged_file, write_text
 from kdx_analysis.metrics import METRICS
 from kdx_analysis.probes.fidelity.drawing import along_ladder
 from kdx_analysis.probes.fidelity.result import OWN, Fidelity
-from kdx_analysis.probes.fidelity.whose import LIKENESSES
+from kdx_analysis.probes.fidelity.whose import BASELINE, LIKENESSES, Part
 from kdx_analysis.registry import home
 from kdx_analysis.report.fidelity_answers import said
 from kdx_analysis.report.methods import definitions_named
@@ -161,18 +161,12 @@ def _parts(fidelity: Fidelity) -> Grid:
     titles = ("objective", "likeness", "task", "kind", "own", "own, 95 % over seeds")
     head = (*titles, "own, 95 % over teachers", "ceiling", "own")
     labels, rows = [], []
-    for (objective, metric), of_one in fidelity.whose.groupby(["objective", "metric"], sort=False):
-        part = of_one.set_index("part")
-        own_part = part.loc["own"]
-        cells = [
-            Cell(number(part.loc[name, "value"], signed=name != "task"))
-            for name in ("task", "kind", "own")
-        ]
-        cells[-1] = Cell(cells[-1].main, bold=bool(own_part["decided"]))
-        cells += [Cell(_ends(own_part, side)) for side in ("seed", "teacher")]
-        cells += [Cell(number(part.loc["ceiling", "value"])), Cell(_verdict(fidelity, own_part))]
-        labels.append((str(objective), LIKENESSES[metric][0]))
-        rows.append(tuple(cells))
+    for objective in fidelity.objectives:
+        for metric, (title, _) in LIKENESSES.items():
+            parts = fidelity.parts(metric, objective) if objective != BASELINE else {}
+            if parts:
+                labels.append((objective, title))
+                rows.append(_cells(parts, fidelity.decided(metric, objective)))
     caption = (
         f"Likeness to the own teacher is task + kind + own ({_counted(fidelity)}). Own is decided, "
         "and set in bold, where both intervals leave out 0 and it is beyond own of the negative "
@@ -181,16 +175,24 @@ def _parts(fidelity: Fidelity) -> Grid:
     return Grid(tuple(map(Cell, head)), tuple(labels), tuple(rows), caption)
 
 
-def _verdict(fidelity: Fidelity, own_part: pd.Series) -> str:
-    if own_part["decided"]:
-        return "decided"
-    few = math.isnan(own_part["teacher_low"])
-    return "not decidable" if few else "undecided"
+def _cells(parts: Mapping[str, Part], decided: bool) -> tuple[Cell, ...]:
+    part = parts["own"]
+    few = math.isnan(part.over_teachers.low)
+    return (
+        Cell(number(parts["task"].value)),
+        Cell(number(parts["kind"].value, signed=True)),
+        Cell(number(part.value, signed=True), bold=decided),
+        Cell(_ends(part.over_seeds)),
+        Cell(_ends(part.over_teachers)),
+        Cell(number(parts["ceiling"].value)),
+        Cell("decided" if decided else "not decidable" if few else "undecided"),
+    )
 
 
-def _ends(row: pd.Series, side: str) -> str:
-    low, high = row[f"{side}_low"], row[f"{side}_high"]
-    return MISSING if math.isnan(low) else f"[{number(low)}, {number(high)}]"
+def _ends(interval: Interval) -> str:
+    if math.isnan(interval.low):
+        return MISSING
+    return f"[{number(interval.low)}, {number(interval.high)}]"
 
 
 def _likenesses(fidelity: Fidelity) -> Grid:
@@ -267,7 +269,7 @@ def _classes(fidelity: Fidelity) -> list[tuple[Any, ...]]:
             row["class"],
             int(row["n"]),
             number(row["own"], signed=True),
-            _ends(row, "seed"),
+            _ends(Interval(int(row["seeds"]), row["own"], row["seed_low"], row["seed_high"])),
             number(row["kind"], signed=True),
             number(row["accuracy"]),
             number(row["hard_accuracy"]),

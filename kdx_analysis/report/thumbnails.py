@@ -29,7 +29,7 @@ def thumbnails(run: Run, ids: Iterable[int]) -> dict[int, str]:
     images = data.test.images.take(
         torch.tensor([places[number] for number in known], dtype=torch.int64)
     )
-    return {number: _address(image) for number, image in zip(known, images, strict=True)}
+    return dict(zip(known, map(_address, images), strict=True))
 
 
 def _data(run: Run) -> Dataset | None:

@@ -8,12 +8,10 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from kdx_analysis.config import ObjectiveConfig, TemperatureConfig, TrainingConfig, VAMConfig
@@ -29,6 +27,9 @@ from kdx_analysis.objectives import Batch, Objective, scale_to
 from kdx_analysis.objectives.features import captured
 from kdx_analysis.records import EPOCH, SPLIT, kind, number, text
 from kdx_analysis.training.schedules import learning_rate_factor, penalty_at, temperature_at
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 kind(
     "metrics",
@@ -114,6 +115,10 @@ def fabric_for(config: TrainingConfig) -> Fabric:
 
     Several devices with strategy ``auto`` are spawned processes, which also work from a notebook.
     """
+    # Its import takes seconds, which what trains nothing need not wait for.
+    from lightning_fabric import Fabric
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
+
     logger = logging.getLogger("lightning_fabric")
     level = logger.level
     logger.setLevel(logging.WARNING)

@@ -330,11 +330,12 @@ def _checked(given: _Given, declared: Form | None) -> Tables:
     given, classes = _columns_in_order(given, notes)
     given, ids = _rows_in_order(given, notes)
     labels, classes = _numbered(given.labels, given.teacher.values.shape[1], classes, notes)
-    for each in given.tables:
-        _compare_labels(each, labels, classes)
+    for given_table in given.tables:
+        _compare_labels(given_table, labels, classes)
     scores = [recognised(each, declared) for each in given.tables]
-    orders = [check_order(each, labels, classes) for each in scores]
-    notes += [*_taken_as(scores), *_remarked(scores), *(note for note in orders if note)]
+    for each in scores:
+        check_order(each, labels, classes)
+    notes += [*_taken_as(scores), *_remarked(scores)]
     notes += check_rows(scores, labels, len(classes))
     siblings = dict(zip(given.siblings, scores[1:], strict=False))
     students = [

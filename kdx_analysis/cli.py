@@ -349,20 +349,26 @@ def convert(
     typer.echo(out)
 
 
+ProbeOut = Annotated[
+    Path | None, typer.Option("--out", help="By default probes/RUN beside the study's runs.")
+]
+Probes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--probe",
+        help="Chosen probes alone: of kdx list probes, faithfulness, or properties (where it "
+        "looks, what fools it, what it ignores, beside teacher and siblings, on test images).",
+    ),
+]
+
+
 @app.command()
 def probe(
     run: Annotated[
         Path, typer.Argument(help="The directory of a finished run, inside its study's.")
     ],
     split: Annotated[str, typer.Option(help="train, val or both.")] = "both",
-    name: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--probe",
-            help="Chosen probes alone: of kdx list probes, faithfulness, or properties (where it "
-            "looks, what fools it, what it ignores, beside teacher and siblings, on test images).",
-        ),
-    ] = None,
+    name: Probes = None,
     layer: Annotated[
         str | None,
         typer.Option(help="Of properties: module whose features Grad-CAM reads; the last maps."),
@@ -373,9 +379,7 @@ def probe(
     epsilon: Annotated[
         float, typer.Option(help="Of properties: the most that an attack moves a pixel, in [0, 1].")
     ] = 8 / 255,
-    out: Annotated[
-        Path | None, typer.Option(help="By default probes/RUN beside the study's runs.")
-    ] = None,
+    out: ProbeOut = None,
     data_dir: DataDir = None,
     load: Load = None,
 ) -> None:
@@ -389,17 +393,18 @@ def probe(
     splits = {"both": ("train", "val"), "train": ("train",), "val": ("val",)}
     if split not in splits:
         raise unknown("split", split, splits)
+    valid = (*PROBES, FAITHFULNESS, PROPERTIES)
     for each in name or ():
-        if each not in (valid := (*PROBES, FAITHFULNESS, PROPERTIES)):
+        if each not in valid:
             raise unknown("probe", each, valid)
     chosen = Run.load(run)
     study, folder = study_of(chosen, data_dir)
     out = out or folder / "probes" / chosen.id
-    asked = [each for each in name or () if each != PROPERTIES]
-    if name is None or asked:
-        faithfulness = name is None or FAITHFULNESS in asked
-        narrowed = study if name is None else only(study, asked)
-        _probe_splits(chosen, narrowed, folder, splits[split], out, faithfulness)
+    if name is None:
+        _probe_splits(chosen, study, folder, splits[split], out, True)
+    elif asked := [each for each in name if each != PROPERTIES]:
+        narrowed = only(study, asked)
+        _probe_splits(chosen, narrowed, folder, splits[split], out, FAITHFULNESS in asked)
     if name and PROPERTIES in name:
         _probe_properties(chosen, study, folder, (layer, teacher_layer, epsilon), out)
     typer.echo(out)

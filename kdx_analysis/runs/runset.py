@@ -166,11 +166,10 @@ class RunSet:
         taken over common ones: see :meth:`values` and :meth:`paired`.
         """
         self._some()
-<<<<<<< HEAD
-        tables = [run.headlines.assign(**run.keys) for run in self.runs]
+        tables = [run.headlines.assign(**self._keys(run)) for run in self.runs]
         for number, rows in self._apart.groupby(level=0, sort=False):
             run = self.runs[int(str(number))]
-            tables.append(rows.drop(columns="epoch").assign(epochs=1, probed=1, **run.keys))
+            tables.append(rows.drop(columns="epoch").assign(epochs=1, probed=1, **self._keys(run)))
         return self._keyed(tables)
 
     def fidelity(self, role: str | None = None) -> Fidelity:
@@ -215,9 +214,6 @@ class RunSet:
             return self._per_epoch.iloc[:0]
         numbers = np.repeat([i for i, _ in there], [len(table) for _, table in there])
         return pd.concat([table for _, table in there], ignore_index=True).set_axis(numbers)
-=======
-        return self._keyed([run.headlines.assign(**self._keys(run)) for run in self.runs])
->>>>>>> f14study
 
     @cached_property
     def _per_epoch(self) -> pd.DataFrame:

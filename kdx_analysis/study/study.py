@@ -35,7 +35,8 @@ from kdx_analysis.extensions import Extension, load_all, load_same, loaded, need
 from kdx_analysis.models import check_fits
 from kdx_analysis.objectives import OBJECTIVES, Objective, check_objectives
 from kdx_analysis.probes.conflict.probe import terms_of
-from kdx_analysis.probes.contract import Cost, check_sections
+from kdx_analysis.probes.contract import Cost, asked_for, check_sections, configured
+from kdx_analysis.probes.fidelity.shift import SHIFT, check_shift
 from kdx_analysis.probes.fidelity.teachers import first_difference, recipe_known
 from kdx_analysis.probes.training_probe import SPLITS, training_cost
 from kdx_analysis.registry import home, unknown
@@ -44,6 +45,7 @@ from kdx_analysis.runs import ROLES, Run, RunSet
 from kdx_analysis.runs.run import INFO, WEIGHTS
 from kdx_analysis.study.plan import plan, teacher_config
 from kdx_analysis.study.roles import BUILDERS
+from kdx_analysis.study.shift_run import run_shift
 from kdx_analysis.study.steps import Step, train_steps
 from kdx_analysis.study.teachers import (
     OWN_TEACHER,
@@ -279,6 +281,8 @@ class Study:
         """Raise KdxError for anything that can't work, before any training."""
         check_loggers(self.config.loggers)
         check_sections(self.config.probes)
+        if asked_for(self.config.probes, SHIFT):
+            check_shift(configured(self.config.probes, SHIFT)[1], self.dataset)
         shape, K = self.dataset.shape, self.dataset.num_classes
         with torch.random.fork_rng():
             students = []
@@ -354,6 +358,7 @@ class Study:
             self._check_apart(teachers)
             train_steps(self, steps, jobs, show)
         runs = RunSet.of(Run.load(step.path) for step in steps)
+        run_shift(self, runs)
         if report:
             Report(runs).save_html(out / "report")
         return runs

@@ -219,7 +219,7 @@ def measured(runs: RunSet, metric: str | Sequence[str] | None) -> list[str]:
     return (
         list(dict.fromkeys(asked))
         if asked
-        else [each.name for each in METRICS.values() if each.name in there]
+        else [each.name for each in together() if each.name in there]
     )
 
 
@@ -311,7 +311,7 @@ def _part(
     bold = _bold(table, METRICS[metric], against, confidence, family)
     frame = runs.to_frame().query("metric == @metric")
     looked = {column: preferred(set(frame[column])) for column in ("split", "attention")}
-    together = side_by_side(table)
+    defined = side_by_side(table)
     rows = []
     for value in values.columns:
         interval = over_seeds(values, value, confidence)
@@ -327,7 +327,7 @@ def _part(
                 "n": interval.n,
                 "null": null,
                 "bold": value in bold,
-                "over": str(coverage(table, [value], together)),
+                "over": str(coverage(table, [value], defined)),
             }
         )
     return pd.DataFrame(rows, columns=[by, *_FIGURES])

@@ -56,6 +56,8 @@ class Input:
         pair_rows: as ``rows``, in these records.
         axes: of the first argument, behind those of draws.
         taken: names that the probe itself writes into the same rows.
+        apart: whether its metrics have figures and tables of their own, so that those of all
+            metrics leave them out.
     """
 
     arguments: Mapping[str, str]
@@ -72,6 +74,7 @@ class Input:
     pair_rows: Mapping[str, str] = field(default_factory=dict)
     axes: int = 2
     taken: tuple[str, ...] = ()
+    apart: bool = False
 
 
 _PERMUTED = "residuals permuted over samples"
@@ -155,6 +158,35 @@ INPUTS: dict[str, Input] = {
         pair_kind="affinity",
         pair_rows={"metric": "affinity"},
         taken=("affinity", "hurt_share"),
+    ),
+    "outputs beside the teacher's": Input(
+        {
+            "scores": "logits or margins, N×K",
+            "labels": "classes, int64, N",
+            "teacher_scores": "the teacher's, N×K; beside margins its one-vs-rest margins",
+        },
+        "fidelity",
+        split="test",
+        null="images of one class set beside each other at random",
+        null_column="chance",
+        counts="test images",
+        apart=True,
+    ),
+    "outputs by themselves": Input(
+        {"scores": "logits or margins, N×K", "labels": "classes, int64, N"},
+        "fidelity",
+        split="test",
+        null_column="chance",
+        counts="test images",
+        apart=True,
+    ),
+    "likeness to every teacher": Input(
+        {"changes": "c_j = L(o, t_j) − L(hard, t_j), the own teacher first, …×(J + 1)"},
+        "fidelity",
+        split="test",
+        counts="test images",
+        axes=1,
+        apart=True,
     ),
 }
 
@@ -287,6 +319,9 @@ METRICS: Registry[Metric] = Registry(
         "kdx_analysis.probes.gates.formulas",
         "kdx_analysis.probes.conflict.formulas",
         "kdx_analysis.probes.affinity",
+        "kdx_analysis.probes.fidelity.likeness",
+        "kdx_analysis.probes.fidelity.calibration",
+        "kdx_analysis.probes.fidelity.whose",
         "kdx_analysis.probes",
     ),
 )

@@ -12,10 +12,7 @@ from beartype import beartype
 from jaxtyping import Float, Int, Num, Shaped, UInt8, jaxtyped
 from torch import Tensor
 
-from kdx_analysis import _compat  # noqa: F401  # isort: split
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional
-
+from kdx_analysis import _compat  # noqa: F401
 from kdx_analysis.errors import KdxError
 
 
@@ -95,8 +92,10 @@ def rotate(
     >>> rotate(images, torch.tensor([90.0]))[0, 0].tolist()
     [[200, 0], [0, 0]]
     """
+    from torchvision.transforms import v2
+
     turned = [
-        functional.rotate(image, angle, interpolation=v2.InterpolationMode.BILINEAR)
+        v2.functional.rotate(image, angle, interpolation=v2.InterpolationMode.BILINEAR)
         for image, angle in zip(images, angles.tolist(), strict=True)
     ]
     return torch.stack(turned)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import product
@@ -96,9 +96,9 @@ class Plan:
     clean: int = 6
     planted: int = 2
     seeds: int = 3
-    groups: int = 4
-    epochs: int = 20
-    teacher_epochs: int = 15
+    groups: int = 3
+    epochs: int = 15
+    teacher_epochs: int = 12
     draws: int = DRAWS
 
     def teachers(self) -> list[Teacher]:
@@ -166,20 +166,24 @@ def validate(plan: Plan | None = None) -> Outcome:
         mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
     ) as pool:
         simulated = [pool.submit(job) for job in _simulations(plan.draws)]
-        teachers = plan.teachers()
-        learnt = pool.map(partial(_teacher, epochs=plan.teacher_epochs), teachers)
-        taught = dict(zip(teachers, learnt, strict=True))
-        students = plan.students()
-        states = [taught[Teacher(s.secret, s.teacher)][0] if s.secret else None for s in students]
-        answered = pool.map(partial(_student, epochs=plan.epochs), students, states)
-        trained: dict[Network, Answers] = {name: answers for name, (_, answers) in taught.items()}
-        trained |= dict(zip(students, answered, strict=True))
+        trained = train(plan, pool)
         drawn = [row for job in simulated for row in job.result()]
     direct = [each.row(trained, labels) for each in DIRECT]
     return Outcome(
         "teachers",
         [*direct, *own_confusion(trained, labels, plan), *rates(trained, labels, plan), *drawn],
     )
+
+
+def train(plan: Plan, pool: Executor) -> dict[Network, Answers]:
+    """All networks of a plan: the teachers, then their students."""
+    teachers, students = plan.teachers(), plan.students()
+    learnt = pool.map(partial(_teacher, epochs=plan.teacher_epochs), teachers)
+    taught = dict(zip(teachers, learnt, strict=True))
+    states = [taught[Teacher(s.secret, s.teacher)][0] if s.secret else None for s in students]
+    answered = pool.map(partial(_student, epochs=plan.epochs), students, states)
+    trained: dict[Network, Answers] = {name: answers for name, (_, answers) in taught.items()}
+    return trained | dict(zip(students, answered, strict=True))
 
 
 @cache
@@ -258,13 +262,18 @@ def _built(name: str, seed: int) -> nn.Module:
 
 
 def _answers(model: nn.Module) -> Answers:
-    data = digits()
-    images = _all_images(data.test)
-    seen = [images, planted.stamp(images, PATCH)]
-    for angle in (DEGREES, -DEGREES):
-        seen.append(planted.rotate(images, torch.full((len(images),), angle)))
-    splits = [replace(data.test, images=TensorImages(each)) for each in seen]
-    return Answers(*(predict(model, split, data).numpy() for split in splits))
+    return Answers(*(predict(model, split, digits()).numpy() for split in _asked()))
+
+
+@cache
+def _asked() -> tuple[Split, ...]:
+    """The test images in the four ways of :class:`Answers`."""
+    test = digits().test
+    images = _all_images(test)
+    angles = (torch.full((len(images),), angle) for angle in (DEGREES, -DEGREES))
+    turned = (planted.rotate(images, each) for each in angles)
+    ways = (images, planted.stamp(images, PATCH), *turned)
+    return tuple(replace(test, images=TensorImages(each)) for each in ways)
 
 
 @dataclass(frozen=True)

@@ -142,10 +142,12 @@ def second_guess(scores: Float[Tensor, "N K"], labels: Int[Tensor, " N"], a: int
             f"whether class {b} is the second guess for images of class {a} can't be told: name "
             "two classes, the first of which has images"
         )
-    # Shares are counts over counts, which float32 would round.
-    wrong = scores[labels == a].double()
+    wrong = scores[labels == a]
     wrong[:, a] = -torch.inf
     strongest = wrong == wrong.max(dim=1, keepdim=True).values
+    # The true class is no wrong one, even where all of these have a probability of 0.
+    strongest[:, a] = False
+    # Shares of counts are rounded less in float64.
     return float((strongest[:, b].double() / strongest.sum(dim=1)).mean())
 
 

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from kdx_analysis.probes import probe
     from kdx_analysis.report import Report
     from kdx_analysis.runs import Run, RunSet
+    from kdx_analysis.runs.ways_in import fidelity
     from kdx_analysis.study.study import Study, ready_studies
     from kdx_analysis.training.checkpoints import load_learn_to_branch
 
@@ -62,6 +63,7 @@ _HOMES = {
     "Study": "study",
     "StudyConfig": "config",
     "Tree": "models",
+    "fidelity": "runs.ways_in",
     "import_runs": "imports",
     "import_weights": "imports.weights",
     "learn_to_branch": "models.learn_to_branch",
@@ -84,6 +86,7 @@ __all__ = [
     "Study",
     "StudyConfig",
     "Tree",
+    "fidelity",
     "import_runs",
     "import_weights",
     "learn_to_branch",

@@ -180,6 +180,31 @@ def compare(
         typer.echo(out)
 
 
+@app.command()
+def fidelity(
+    manifest: Annotated[
+        Path,
+        typer.Argument(help="A YAML file that names tables of logits: labels, teacher, students."),
+    ],
+    out: Annotated[Path, typer.Option(help="Directory for report.html, tables and figure.")],
+    form: Annotated[
+        str, typer.Option("--format", help="text, markdown, latex (booktabs) or csv.")
+    ] = "text",
+) -> None:
+    """Tell what students got from their teacher, and from whom, from tables of logits alone."""
+    from kdx_analysis.registry import unknown
+
+    if form not in (forms := ("text", "markdown", "latex", "csv")):
+        raise unknown("format", form, forms)
+    from kdx_analysis.report.fidelity_page import FidelityPage
+    from kdx_analysis.runs.ways_in import fidelity
+
+    page = FidelityPage(fidelity(manifest), manifest.stem)
+    path = page.save(out)
+    typer.echo(page.printed(form), nl=False)
+    typer.echo(path, err=form != "text")
+
+
 Keys = Annotated[
     list[str] | None,
     typer.Option(help="A key of every run: objective, seed, role, study.", metavar="KEY=VALUE"),

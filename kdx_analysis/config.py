@@ -48,7 +48,8 @@ class _Config(BaseModel):
 class DataConfig(_Config):
     """Which images, and how they are split.
 
-    ``per_class`` takes that many training images of every class before validation is held out.
+    ``per_class`` takes that many training images of every class before validation is held out;
+    ``size`` resizes all images to so many pixels a side.
     """
 
     name: str
@@ -93,11 +94,22 @@ class TeacherConfig(_Config):
     """A model by name and how it is trained.
 
     Instead it is loaded from ``path``, a run's directory or weights, where that is given.
+    ``siblings`` are teachers that differ from it in the seed alone and that no student ever sees: a
+    number of them to train, or the paths of some that are trained already. With ``seeds`` there are
+    so many teachers, each with students of its own; objectives that need no teacher are trained
+    once.
     """
 
     model: str
     path: str | None = None
     training: TrainingConfig = TrainingConfig()
+    siblings: Annotated[int, Field(ge=0)] | tuple[str, ...] = 0
+    seeds: Count = 1
+
+    @property
+    def sibling_count(self) -> int:
+        """The number of siblings, trained or given."""
+        return self.siblings if isinstance(self.siblings, int) else len(self.siblings)
 
 
 class TemperatureConfig(_Config):
@@ -383,6 +395,13 @@ class StudyConfig(_Config):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _trained_here(self) -> Self:
+        teacher = self.teacher
+        if teacher.path is not None:
+            check_given_teacher(teacher.siblings, teacher.seeds)
+        return self
+
     @property
     def arms(self) -> dict[str, VAMConfig | None]:
         """VAM's settings by label; the label is empty where the study does not vary them."""
@@ -404,14 +423,8 @@ class StudyConfig(_Config):
         YAML, and as :meth:`parse` does.
         """
         path = Path(path)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
-            raise KdxError(
-                f"cannot read study {str(path)!r}: {reason}; give the path of a YAML file"
-            ) from None
-        config = cls.parse(_apply(_yaml(text, str(path)), overrides), source=str(path))
+        value = read_yaml(path, "study", "name, data, teacher, ...")
+        config = cls.parse(_apply(value, overrides), source=str(path))
         beside = tuple(str((path.parent / name).resolve()) for name in config.extensions)
         return config.model_copy(update={"extensions": beside})
 
@@ -439,6 +452,20 @@ class StudyConfig(_Config):
         write_text(path, self.to_yaml())
 
 
+def check_given_teacher(siblings: object, seeds: int) -> None:
+    """Raise ValueError for siblings or seeds that nothing can train beside a given teacher."""
+    if isinstance(siblings, int) and siblings:
+        raise ValueError(
+            f"teacher.siblings is {siblings}, but the teacher is given, and how it was trained is "
+            "not known here; give the paths of siblings that were trained as it was"
+        )
+    if seeds > 1:
+        raise ValueError(
+            f"teacher.seeds is {seeds}, but the teacher is given, so no other is trained as it "
+            "was; leave teacher.seeds out, or leave the path out to have teachers trained"
+        )
+
+
 def parsed(model: type[C], value: Mapping[str, Any], source: str) -> C:
     """A section's ``value`` as its ``model``; ``source`` names it in errors.
 
@@ -448,6 +475,30 @@ def parsed(model: type[C], value: Mapping[str, Any], source: str) -> C:
         return model.model_validate(value)
     except ValidationError as error:
         raise _one_line(error, model, source) from None
+
+
+def read_yaml(path: Path, what: str, keys: str) -> dict[str, Any]:
+    """The keys and values of a YAML file, in which nothing is executed.
+
+    Args:
+        what: the file is called in errors.
+        keys: that it should hold, as errors name them.
+
+    Raises:
+        KdxError: if the file can't be read, is no YAML or holds no keys.
+    """
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+        raise KdxError(
+            f"cannot read {what} {str(path)!r}: {reason}; give the path of a YAML file"
+        ) from None
+    except yaml.YAMLError as error:
+        raise KdxError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(value, dict):
+        raise KdxError(f"{path} should hold keys and values ({keys}), not {value!r}")
+    return value
 
 
 def digest(value: Mapping[str, Any], length: int = 8) -> str:
@@ -467,18 +518,6 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = item
     return flat
-
-
-def _yaml(text: str, source: str) -> dict[str, Any]:
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise KdxError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(value, dict):
-        raise KdxError(
-            f"{source} should hold keys and values (name, data, teacher, ...), not {value!r}"
-        )
-    return value
 
 
 def _apply(value: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:

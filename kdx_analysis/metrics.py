@@ -357,6 +357,11 @@ def _check_recorded(metric: Metric) -> None:
             )
 
 
+def together() -> tuple[Metric, ...]:
+    """The metrics that figures and tables of all metrics show; others have some of their own."""
+    return tuple(each for each in METRICS.values() if not each.input.apart)
+
+
 def speaking_of_conflict() -> tuple[str, ...]:
     """The names of the metrics that speak of conflict between subtasks."""
     return tuple(name for name, each in METRICS.items() if each.conflict)

@@ -9,6 +9,7 @@ from pathlib import Path
 from kdx_analysis.data.augmentation import augment
 from kdx_analysis.data.dataset import Dataset, Split, TensorImages, channel_statistics
 from kdx_analysis.data.folder import decoded_within, read_folder
+from kdx_analysis.data.resizing import check_size, resized
 from kdx_analysis.data.sources import DATASETS, Source, hold_out_test
 from kdx_analysis.data.splits import stratified_indices, take_per_class
 from kdx_analysis.errors import KdxError
@@ -46,7 +47,10 @@ def load_dataset(
     - ``val_fraction``: the share of each class's training images for validation, in (0, 1); a
       folder with a val of its own keeps that.
     - ``split_seed``: what both are drawn with.
-    - ``size``: resize and centre-crop the images of a folder to this many pixels a side.
+    - ``size``: resize and centre-crop the images to this many pixels a side, larger or smaller than
+      they are. Those of a named set are resized once, antialiased; its mean and std are then those
+      of the training images as they have become, since averaging pixels takes contrast away, and a
+      folder's always are.
     - ``max_memory``: a folder whose decoded images would take more bytes is decoded as images are
       taken.
 
@@ -57,17 +61,16 @@ def load_dataset(
         raise KdxError(
             f"val_fraction is {val_fraction}: it must lie between 0 and 1, both excluded"
         )
+    if size is not None:
+        check_size(size)
     from_folder = _is_folder(name)
     if from_folder:
         source = read_folder(Path(name).expanduser(), size)
-    elif size is not None:
-        raise KdxError(
-            f"size is for image folders, and {str(name)!r} has a size of its own: leave size out"
-        )
     else:
         source = DATASETS[str(name)](
             Path(data_dir or os.environ.get("KDX_DATA") or "data").expanduser()
         )
+        source = source if size is None else resized(source, size)
     train = source.train if per_class is None else _take(source, per_class, split_seed)
     val = source.val
     if val is None:

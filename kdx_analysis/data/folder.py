@@ -99,8 +99,6 @@ def read_folder(root: Path, size: int | None) -> Source:
     a superclass.
     """
     parts, classes = _layout(root)
-    if size is not None and size < 1:
-        raise KdxError(f"size is {size} pixels: it must be at least 1")
     listings = {part: _listing(root / part, classes) for part in parts}
     height, width, channels = _common_shape(
         [path for paths, _ in listings.values() for path in paths], size

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdx_analysis.config import ObjectiveConfig, ProbeConfig
 from kdx_analysis.data import Dataset
@@ -23,7 +25,8 @@ from kdx_analysis.imports.write import UNKNOWN, foreign_info, refuse_taken, run_
 from kdx_analysis.models import build_model, check_fits
 from kdx_analysis.probes.training_probe import TrainingProbe
 from kdx_analysis.runs import Run, environment, write_run
-from kdx_analysis.runs.run import WEIGHTS
+from kdx_analysis.runs.outputs import outputs_of
+from kdx_analysis.runs.run import INFO, WEIGHTS
 from kdx_analysis.training import Epoch, predict, reproducible, score
 from kdx_analysis.training.checkpoints import fingerprint, load_weights
 from kdx_analysis.training.teacher import check_teacher
@@ -41,10 +44,10 @@ def import_weights(
 ) -> Run:
     """Score and probe a ``state_dict`` and write it as a run below ``out``.
 
-    Its records: ``metrics`` on validation and test, ``conflict``, ``conflict_summary`` and
-    ``output_conflict`` on both probe sets, at epoch 0, which stands for one that is not known.
-    Which images the weights were trained on is not known either, so those of validation may be
-    among them; the run says so.
+    It keeps the model's outputs on validation and test. Its records: ``metrics`` on both,
+    ``conflict``, ``conflict_summary`` and ``output_conflict`` on both probe sets, at epoch 0, which
+    stands for one that is not known. Which images the weights were trained on is not known either,
+    so those of validation may be among them; the run says so.
 
     Args:
         weights: safetensors, or what ``torch.load(weights_only=True)`` reads.
@@ -56,41 +59,111 @@ def import_weights(
             role (student, or teacher) and decomposition (multiclass: K logits of one softmax;
             binary: K margins).
         teacher: for agreement with it: a trained module, the directory of a run, or ``NAME@PATH``.
+            It is written as a run of its own below ``out``, unless one with its weights is there;
+            the student's configuration names it by the fingerprint of its weights.
         probes: sizes, null draws, seed and memory.
 
     Raises:
         KdxError: before anything is written, for weights that don't fit the model or the data.
     """
-    weights, config = Path(weights), probes or ProbeConfig()
+    weights, out, config = Path(weights), Path(out), probes or ProbeConfig()
     stated = _stated(keys, weights, data)
     with reproducible(config.seed, torch.get_num_threads()):
-        net = _with_weights(model, weights, data)
-        taught = None if teacher is None else _teacher(teacher, data)
+        name = model if isinstance(model, str) else type(model).__name__
+        trained = _Trained(_with_weights(model, weights, data), name, weights.name)
+        if teacher is None:
+            return _written(trained, trained.info(stated, data, config), data, config, out)
+        taught = _teacher(teacher, data)
+        there = _run_of(taught, stated["study"], data, out)
+        number = _free_number(stated["study"], out) if there is None else there.seed
+        info = trained.info(stated, data, config, {"teacher": fingerprint(taught.net)})
+        info["teacher"] = number
+        refuse_taken([(weights.name, info)], out)
+        if there is None:
+            as_teacher = {"role": "teacher", "objective": "", "decomposition": "multiclass"}
+            of_teacher = taught.info({**stated, **as_teacher, "seed": number}, data, config)
+            _written(taught, of_teacher, data, config, out)
+        return _written(trained, info, data, config, out, _outputs(taught.net, data))
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """A model that was trained elsewhere, with the names of its architecture and its source."""
+
+    net: nn.Module
+    model: str
+    source: str
+
+    def info(
+        self,
+        keys: Mapping[str, Any],
+        data: Dataset,
+        probes: ProbeConfig,
+        settings: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """What ``run.json`` says of it; ``settings`` are further ones of its configuration."""
         source = {
             "kind": "state_dict",
-            "name": weights.name,
-            "run": weights.name,
-            "sha256": fingerprint(net),
+            "name": self.source,
+            "run": self.source,
+            "sha256": fingerprint(self.net),
             "left_out": [],
             "unknown": ["images trained on", "training", "epoch of the figures", "selection"],
         }
-        settings = {
-            "model": model if isinstance(model, str) else type(model).__name__,
+        config = {
+            "model": self.model,
             "data": {"name": data.name},
-            "probes": config.model_dump(mode="json"),
+            "probes": probes.model_dump(mode="json"),
+            **(settings or {}),
         }
-        info = foreign_info(stated, settings, source, data.describe())
-        refuse_taken([(weights.name, info)], Path(out))
-        scores = _scores(net, taught, stated["decomposition"], data)
-        probe = _probe(net, data, stated, config)
-        probe(Epoch(0, 0, 0.0, 0.0, None, None), net)
-    info |= {
+        return foreign_info(keys, config, source, data.describe())
+
+
+def _written(
+    trained: _Trained,
+    info: Mapping[str, Any],
+    data: Dataset,
+    config: ProbeConfig,
+    out: Path,
+    teacher_outputs: Mapping[str, Tensor] | None = None,
+) -> Run:
+    """Score and probe the model and write its run, whose place must be free."""
+    refuse_taken([(trained.source, info)], out)
+    decomposition = info["decomposition"]
+    outputs = _outputs(trained.net, data)
+    scores = _scores(outputs, data, decomposition, teacher_outputs)
+    probe = _probe(trained.net, data, info, config)
+    probe(Epoch(0, 0, 0.0, 0.0, None, None), trained.net)
+    whole = {
+        **info,
         "selection": {"rule": UNKNOWN, "split": None, "epoch": 0},
         "probe_sets": probe.ids,
         "environment": environment(),
     }
-    records = {"metrics": scores.assign(epoch=0), **probe.tables()}
-    return write_run(Path(out) / info["id"], info, records, net)
+    records = {"metrics": scores, **probe.tables()}
+    kept = outputs_of(outputs, data, decomposition)
+    return write_run(out / info["id"], whole, records, trained.net, kept)
+
+
+def _run_of(taught: _Trained, study: str, data: Dataset, out: Path) -> Run | None:
+    """The run in ``out`` of a teacher with these weights on these images, if there is one."""
+    wanted = fingerprint(taught.net), data.describe()["fingerprint"]
+    for run in _teachers(study, out):
+        sha256 = run.info.get("source", {}).get("sha256")
+        if (sha256, run.info["data"]["fingerprint"]) == wanted:
+            return run
+    return None
+
+
+def _free_number(study: str, out: Path) -> int:
+    """A teacher's seed, which nobody tells: the first that no other teacher of the study has."""
+    taken = {run.seed for run in _teachers(study, out)}
+    return next(number for number in count() if number not in taken)
+
+
+def _teachers(study: str, out: Path) -> list[Run]:
+    runs = [Run.load(file.parent) for file in sorted(out.glob(f"[!.]*/{INFO}"))]
+    return [run for run in runs if run.role == "teacher" and run.info["study"] == study]
 
 
 def _probe(
@@ -119,15 +192,22 @@ def _stated(keys: Mapping[str, Any], weights: Path, data: Dataset) -> dict[str, 
     return stated
 
 
+def _outputs(net: nn.Module, data: Dataset) -> dict[str, Tensor]:
+    return {"val": predict(net, data.val, data), "test": predict(net, data.test, data)}
+
+
 def _scores(
-    net: nn.Module, taught: nn.Module | None, decomposition: str, data: Dataset
+    outputs: Mapping[str, Tensor],
+    data: Dataset,
+    decomposition: str,
+    beside: Mapping[str, Tensor] | None = None,
 ) -> pd.DataFrame:
     """The record ``metrics`` on validation and test, beside the teacher's outputs there."""
     rows = []
-    for split in (data.val, data.test):
-        outputs = None if taught is None else predict(taught, split, data)
-        rows += score(net, split, data, decomposition, outputs)
-    return pd.DataFrame(rows)
+    for name, split in (("val", data.val), ("test", data.test)):
+        taught = None if beside is None else beside[name]
+        rows += score(outputs[name], split, decomposition, taught)
+    return pd.DataFrame(rows).assign(epoch=0)
 
 
 def _with_weights(model: str | nn.Module, weights: Path, data: Dataset) -> nn.Module:
@@ -146,13 +226,14 @@ def _built(model: str | nn.Module, data: Dataset) -> nn.Module:
     )
 
 
-def _teacher(teacher: str | Path | nn.Module, data: Dataset) -> nn.Module:
+def _teacher(teacher: str | Path | nn.Module, data: Dataset) -> _Trained:
     if isinstance(teacher, nn.Module):
         check_fits(teacher, data.shape, data.num_classes)
         check_teacher(teacher, data)
-        return teacher
+        name = type(teacher).__name__
+        return _Trained(teacher, name, name)
     name, at, path = str(teacher).partition("@")
     if not at:
         run = Run.load(teacher)
         name, path = run.info["config"]["model"], str(run.path / WEIGHTS)
-    return _with_weights(name, Path(path), data)
+    return _Trained(_with_weights(name, Path(path), data), name, Path(path).name)

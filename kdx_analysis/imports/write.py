@@ -60,7 +60,7 @@ def refuse_taken(runs: Sequence[tuple[str, Mapping[str, Any]]], out: Path) -> No
         key, here = _identity(info), (f"run {name!r} of the source", info["id"])
         where, identity = taken.setdefault(key, here)
         if identity != info["id"]:
-            study, role, objective, _, seed = key
+            study, role, objective, _, seed, _ = key
             raise KdxError(
                 f"{here[0]} and {where} are both {role} {objective!r} with seed {seed} of study "
                 f"{study!r}: name the "
@@ -280,4 +280,5 @@ def _json(value: Any) -> Any:
 
 
 def _identity(info: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(info[key] for key in KEYS)
+    """The keys that no two runs share; students of several teachers may share all others."""
+    return *(info[key] for key in KEYS), info.get("teacher", 0)

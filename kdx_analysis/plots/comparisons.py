@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from kdx_analysis.drawing.marks import estimate
 from kdx_analysis.drawing.style import plain
 from kdx_analysis.errors import KdxError
-from kdx_analysis.metrics import Metric
+from kdx_analysis.metrics import Metric, together
 from kdx_analysis.objectives import OBJECTIVES, rungs
 from kdx_analysis.plots.looks import look
 from kdx_analysis.runs import RunSet, ladders, t_interval
@@ -31,6 +31,7 @@ def headlines_of(explainers: RunSet) -> pd.DataFrame:
     """
     headlines = explainers.to_frame()
     headlines = headlines[headlines["attention"].isin(["", "effective"])]
+    headlines = headlines[headlines["metric"].isin([metric.name for metric in together()])]
     tables = []
     for (metric, split), rows in headlines.groupby(["metric", "split"], sort=False):
         name, where = str(metric), str(split)

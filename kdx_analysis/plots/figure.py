@@ -145,7 +145,7 @@ def figure(
 
 def with_vam(runs: RunSet) -> RunSet:
     """The runs that hold gates of VAM. Raises AbsentError if there is none."""
-    chosen = RunSet(tuple(run for run in runs if "vam_gates" in run.kinds))
+    chosen = runs.only(run for run in runs if "vam_gates" in run.kinds)
     if not len(chosen):
         raise AbsentError(
             f"none of the {len(runs)} runs has VAM; give runs of students with a vam section"

@@ -143,7 +143,7 @@ def first_arm(runs: RunSet) -> RunSet:
         reference = arm_contrasts(runs)[0].b
     except AbsentError:
         return runs
-    return RunSet(tuple(run for run in runs if run.vam in ("", reference)))
+    return runs.only(run for run in runs if run.vam in ("", reference))
 
 
 class _Group(NamedTuple):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from math import isinf
 
-from kdx_analysis.metrics import METRICS, Metric
+from kdx_analysis.metrics import METRICS, Metric, together
 from kdx_analysis.objectives import OBJECTIVES, Row, ladder_names
 from kdx_analysis.report.provenance import selection
 from kdx_analysis.report.tables import model_name
@@ -117,13 +117,18 @@ class Definition:
 def definitions(runs: RunSet) -> list[Definition]:
     """The metrics that the report shows, as they are declared.
 
-    All of them where there are explainers, since contrasts list those that were not measured too;
-    else those of which the runs hold a value.
+    Those of which the runs hold a value; where there are explainers also those of conflict that
+    were not measured, since contrasts list these too.
     """
+    shown = set(runs.to_frame().dropna(subset="value")["metric"])
     if len(runs.filter(role="explainer")):
-        return [_definition(metric) for metric in METRICS.values()]
-    measured = set(runs.to_frame().dropna(subset="value")["metric"])
-    return [_definition(metric) for metric in METRICS.values() if metric.name in measured]
+        shown |= {metric.name for metric in together()}
+    return [_definition(metric) for metric in METRICS.values() if metric.name in shown]
+
+
+def definitions_named(names: Iterable[str]) -> list[Definition]:
+    """The metrics of these ``names``, as they are declared."""
+    return [_definition(METRICS[name]) for name in names]
 
 
 def objectives_defined(runs: RunSet) -> list[Definition]:

@@ -251,9 +251,8 @@ class Report:
         drawn, left_out = self._figures
         titles = {figure.name: re.split("[:,]", figure.title)[0] for figure in drawn}
         linked = {name: f"{FIGURES}/{name}.svg" for name in titles}
-        script = _resource("report.js")
         return (
-            _environment()
+            environment()
             .get_template(template)
             .render(
                 answers=self._answered(titles),
@@ -271,9 +270,7 @@ class Report:
                 files_at=files_at,
                 **self._sources(),
                 formulas=formulas(),
-                style=Markup(_resource("style.css")),
-                script=Markup(script),
-                script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+                **assets(),
             )
         )
 
@@ -339,6 +336,16 @@ def _embedded(figures: Sequence[Picture]) -> dict[str, str]:
     return {figure.name: figure.source(chosen[figure.name]) for figure in figures}
 
 
+def assets() -> dict[str, Any]:
+    """Style and script that a page holds, and the script's hash, which alone may run in it."""
+    script = _resource("report.js")
+    return {
+        "style": Markup(_resource("style.css")),
+        "script": Markup(script),
+        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    }
+
+
 def _resource(name: str) -> str:
     return (resources.files("kdx_analysis.report") / "templates" / name).read_text(encoding="utf-8")
 
@@ -358,15 +365,16 @@ def _decided(finding: Finding | Decision | Claim | ArmFinding) -> bool:
     return finding.verdict in (LOWERS, RAISES)
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Templates, in which every name is escaped, with the filters that they use."""
+    templates = Environment(
         loader=PackageLoader("kdx_analysis.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    templates.filters |= {
         "number": number,
         "estimate": estimate,
         "percent": percent,
@@ -374,6 +382,6 @@ def _environment() -> Environment:
         "tied": tied,
         "listed": lambda items: listed(list(map(str, items))),
     }
-    environment.globals |= {"by_chance": by_chance, "named": named}
-    environment.tests["decided"] = _decided
-    return environment
+    templates.globals |= {"by_chance": by_chance, "named": named}
+    templates.tests["decided"] = _decided
+    return templates

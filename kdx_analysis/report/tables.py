@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from kdx_analysis.metrics import METRICS, Metric
+from kdx_analysis.metrics import Metric, together
 from kdx_analysis.report.answers import Answer, answer
 from kdx_analysis.runs import Interval, Run, RunSet, ladders, t_interval
 from kdx_analysis.runs.statistics.paired import coverage, side_by_side
@@ -20,8 +20,8 @@ def answers(runs: RunSet) -> list[Answer]:
     """One answer per KD objective that explainers were trained under, over all headline metrics."""
     if not len(runs.filter(role="explainer")):
         return []
-    tables = {metric.name: runs.by_epoch(metric.name) for metric in METRICS.values()}
-    with_null = [metric for metric in METRICS.values() if metric.has_null]
+    tables = {metric.name: runs.by_epoch(metric.name) for metric in together()}
+    with_null = [metric for metric in together() if metric.has_null]
     nulls = {metric.name: runs.by_epoch(metric.name, column="null") for metric in with_null}
     answered = []
     for labels in ladders(runs):
@@ -153,7 +153,7 @@ def headline_tables(runs: RunSet) -> list[HeadlineTable]:
     shown = explainers if len(explainers) else others
     frame = shown.to_frame().dropna(subset="value")
     tables = []
-    for metric in METRICS.values():
+    for metric in together():
         of_metric = frame[frame["metric"] == metric.name]
         kinds = sorted(of_metric["attention"].unique(), reverse=True) if metric.has_null else []
         for attention in kinds:

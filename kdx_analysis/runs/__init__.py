@@ -15,6 +15,7 @@ from kdx_analysis.runs.comparable import (
     explainers,
     ladders,
 )
+from kdx_analysis.runs.outputs import RunOutputs
 from kdx_analysis.runs.run import ROLES, Run, environment, run_id, write_run
 from kdx_analysis.runs.runset import RunSet
 from kdx_analysis.runs.statistics.paired import Effect, effects
@@ -33,6 +34,7 @@ __all__ = [
     "Interval",
     "Paired",
     "Run",
+    "RunOutputs",
     "RunSet",
     "Table",
     "TreePairs",

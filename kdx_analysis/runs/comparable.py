@@ -104,7 +104,7 @@ def arms(runs: RunSet) -> RunSet:
 
     Raises AbsentError if there are not two arms.
     """
-    chosen = RunSet(tuple(run for run in runs if run.role == "student" and run.vam))
+    chosen = runs.only(run for run in runs if run.role == "student" and run.vam)
     if len({run.vam for run in chosen}) < 2:
         raise AbsentError(
             f"the {len(runs)} runs hold no two arms of VAM; give runs of a study that maps vam to "

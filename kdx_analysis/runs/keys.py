@@ -12,15 +12,18 @@ from kdx_analysis.registry import unknown
 from kdx_analysis.runs.run import Run
 
 NOT_SET = "not set"
+TEACHER = "teacher"
 _LABELS = ("objective", "objective.name", "objective.label")
 
 
 def value_of(run: Run, key: str) -> Hashable:
     """The value of a run's key (objective, seed, …) or of a dotted one, ``training.lr``.
 
-    A dotted key is of its configuration. Numbers, texts and truth values are themselves, lists are
-    as JSON has them, what is not there is 'not set'.
+    A dotted key is of its configuration; ``teacher`` is the teacher's number. Numbers, texts and
+    truth values are themselves, lists are as JSON has them, what is not there is 'not set'.
     """
+    if key == TEACHER:
+        return run.teacher
     return canonical(run.keys[key] if key in run.keys else flatten(run.info["config"]).get(key))
 
 
@@ -39,7 +42,7 @@ def known_keys(runs: Iterable[Run]) -> list[str]:
     """Keys of runs, then dotted keys of their configurations."""
     names: dict[str, None] = {}
     for run in runs:
-        names |= dict.fromkeys((*run.keys, *flatten(run.info["config"])))
+        names |= dict.fromkeys((*run.keys, TEACHER, *flatten(run.info["config"])))
     return list(names)
 
 
@@ -74,14 +77,16 @@ class Shared(NamedTuple):
     role: str
     objective: str
     seed: int
+    teacher: int | str
 
 
 def places(runs: Sequence[Run], by: str) -> dict[Shared, dict[Hashable, int]]:
     """Where every run stands: what a row shares → value of ``by`` → number of the run.
 
-    Where ``by`` is a setting of the objective (``decomposition``, ``objective.T``), pairs share its
-    name and whichever of its other settings vary among the runs. Raises KdxError for ``by='seed'``,
-    for a key that no run has, and if two runs stand in one place.
+    A run whose objective needs no teacher stands in the row of every teacher that taught any of the
+    others. Where ``by`` is a setting of the objective (``decomposition``, ``objective.T``), pairs
+    share its name and whichever of its other settings vary among the runs. Raises KdxError for
+    ``by='seed'``, for a key that no run has, and if two runs stand in one place.
     """
     check_key(runs, by)
     if by == "seed":
@@ -89,14 +94,30 @@ def places(runs: Sequence[Run], by: str) -> dict[Shared, dict[Hashable, int]]:
             "runs are paired by their seeds, so seeds can't be compared; choose another key"
         )
     table: dict[Shared, dict[Hashable, list[int]]] = {}
+    taught_by = _teachers(runs, by)
     for number, (run, objective) in enumerate(zip(runs, _objectives(runs, by), strict=True)):
-        row = table.setdefault(Shared("" if by == "role" else run.role, objective, run.seed), {})
-        row.setdefault(value_of(run, by), []).append(number)
+        for teacher in taught_by[number]:
+            role = "" if by == "role" else run.role
+            row = table.setdefault(Shared(role, objective, run.seed, teacher), {})
+            row.setdefault(value_of(run, by), []).append(number)
     for row in table.values():
         for column, numbers in row.items():
             if len(numbers) > 1:
                 raise _in_one_place([runs[number] for number in numbers], by, column)
     return {shared: _first(row) for shared, row in table.items()}
+
+
+def _teachers(runs: Sequence[Run], by: str) -> list[list[int | str]]:
+    """The teachers in whose rows each run stands."""
+    if by == TEACHER:
+        return [[""]] * len(runs)
+    students = [run for run in runs if run.role != "teacher"]
+    several = in_order(run.teacher for run in students if run.taught) or [0]
+    rows = []
+    for run in runs:
+        alone = 0 if run.role == "teacher" else run.teacher  # siblings have rows by their seeds
+        rows.append([alone] if run.taught else several)
+    return rows
 
 
 def _first(row: Mapping[Hashable, Sequence[int]]) -> dict[Hashable, int]:

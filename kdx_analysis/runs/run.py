@@ -24,9 +24,11 @@ from kdx_analysis.config import digest
 from kdx_analysis.errors import KdxError
 from kdx_analysis.io import read_json, read_parquet, staged_directory, write_json, write_parquet
 from kdx_analysis.models.tree import Tree
+from kdx_analysis.objectives import OBJECTIVES
 from kdx_analysis.records import RECORDS, check
 from kdx_analysis.registry import home
 from kdx_analysis.runs.headlines import headlines
+from kdx_analysis.runs.outputs import OUTPUTS, RunOutputs, read_outputs, write_outputs
 from kdx_analysis.training.checkpoints import save_weights
 
 FORMAT = 1
@@ -51,8 +53,10 @@ class Run:
     Attributes:
         path: its directory.
         info: what ``run.json`` holds: id, study, role (one of ROLES), objective, decomposition, vam
-            (label of a student's arm, '' where the study does not vary VAM), seed, config, data,
-            environment, selection, probe_sets, experts (N_l of each level, trunk first), grown_from
+            (label of a student's arm, '' where the study does not vary VAM), teacher (the number of
+            the one that taught it, where there are several), seed, config, data, environment,
+            selection, declared (true of a sibling that is one by the user's word alone),
+            probe_sets, experts (N_l of each level, trunk first), grown_from
             (a tree's explainer: the id of its run, and its experts before pruning), source (only of
             a run that was not made here: kind, name, run, sha256, left_out and what is unknown of
             it).
@@ -94,6 +98,23 @@ class Run:
     def seed(self) -> int:
         """What weights, order and augmentation were drawn with."""
         return int(self.info["seed"])
+
+    @property
+    def teacher(self) -> int:
+        """The number of its teacher: that teacher's seed; of a teacher its own.
+
+        It is 0 for runs of before there were several, and, nominally, where the objective needs no
+        teacher.
+        """
+        return self.seed if self.role == "teacher" else int(self.info.get("teacher", 0))
+
+    @property
+    def taught(self) -> bool:
+        """Whether a teacher entered its training, as one did unless its objective needs none."""
+        objective = self.info["config"].get("objective", {})
+        name = objective.get("name")
+        needs_none = name in OBJECTIVES and not OBJECTIVES[name].needs_teacher
+        return not needs_none or objective.get("scale_to") is not None
 
     @property
     def vam(self) -> str:
@@ -163,6 +184,14 @@ class Run:
         table = self.record(kind)
         return table[table["epoch"] == self.selected_epoch]
 
+    def outputs(self, split: str) -> RunOutputs | None:
+        """What its model gives on ``val`` or ``test``, at the selected epoch.
+
+        None where the run holds none: it is older than they are, or only its figures were imported.
+        Raises KdxError for another split, or a file that can't be read.
+        """
+        return read_outputs(self.path / OUTPUTS, split)
+
     def once(self, function: Callable[[Run], pd.DataFrame]) -> pd.DataFrame:
         """What a function makes of this run's records, which never change, made once."""
         name = home(function)
@@ -215,6 +244,7 @@ def write_run(
     info: Mapping[str, Any],
     records: Mapping[str, pd.DataFrame],
     model: nn.Module | None = None,
+    outputs: Mapping[str, RunOutputs] | None = None,
 ) -> Run:
     """Write a run to ``path``, which gets its name when everything is in it.
 
@@ -225,6 +255,7 @@ def write_run(
         info: what stands in ``run.json``; see :class:`Run`.
         records: kind → tidy table, each a Parquet file.
         model: whose weights are written; None: none.
+        outputs: split → what the model gives there; None: they are not known.
 
     Raises KdxError for a table of a kind that nobody has declared, or whose columns are not those
     of its kind.
@@ -237,6 +268,8 @@ def write_run(
                 write_parquet(partial / FOLDER / f"{kind}.parquet", frame)
             if model is not None:
                 save_weights(partial / WEIGHTS, model)
+            if outputs is not None:
+                write_outputs(partial / OUTPUTS, outputs)
             write_json(partial / INFO, {"format": FORMAT, **info})
     except FileExistsError:
         pass  # another process finished the same run meanwhile

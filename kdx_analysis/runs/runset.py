@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -11,11 +11,13 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from kdx_analysis.errors import KdxError
+from kdx_analysis.errors import AbsentError, KdxError
 from kdx_analysis.intervals import Paired
 from kdx_analysis.metrics import METRICS
 from kdx_analysis.objectives import OBJECTIVES
+from kdx_analysis.probes.fidelity.result import Fidelity
 from kdx_analysis.registry import unknown
+from kdx_analysis.runs.fidelity import RunsFidelity, fidelities, rows_of_runs
 from kdx_analysis.runs.headlines import per_epoch, per_pair, preferred
 from kdx_analysis.runs.keys import canonical, check_key, differing, in_order, places, value_of
 from kdx_analysis.runs.run import INFO, ROLES, Run
@@ -29,6 +31,8 @@ class RunSet:
     """Finished runs: the teacher, then objective by objective, arm by arm (VAM's), seed by seed."""
 
     runs: tuple[Run, ...]
+    # What they were chosen from: a student is set beside teachers that a filter has left out.
+    among: RunSet | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def load(cls, *paths: str | Path) -> RunSet:
@@ -49,6 +53,10 @@ class RunSet:
         """These runs, in order."""
         return cls(tuple(sorted(runs, key=_order)))
 
+    def only(self, runs: Iterable[Run]) -> RunSet:
+        """These ``runs`` of the set; fidelity still knows the others that they stand beside."""
+        return RunSet(tuple(runs), self.among or self)
+
     def __len__(self) -> int:
         return len(self.runs)
 
@@ -68,7 +76,7 @@ class RunSet:
             several = wanted if isinstance(wanted, list | tuple | set) else ()
             allowed = {canonical(value) for value in (wanted, *several)}
             runs = tuple(run for run in runs if value_of(run, key) in allowed)
-        return RunSet(runs)
+        return self.only(runs)
 
     def group(self, by: str) -> dict[Any, RunSet]:
         """The runs under each value of a key of runs or of the configuration.
@@ -80,7 +88,7 @@ class RunSet:
         groups: dict[Any, list[Run]] = {}
         for run in self.runs:
             groups.setdefault(value_of(run, by), []).append(run)
-        return {value: RunSet(tuple(groups[value])) for value in in_order(groups)}
+        return {value: self.only(groups[value]) for value in in_order(groups)}
 
     def pair(self, a: Any, b: Any, *, by: str = "objective") -> tuple[tuple[Run, Run], ...]:
         """The pairs of runs in which ``by`` is a and b.
@@ -141,7 +149,54 @@ class RunSet:
         taken over common ones: see :meth:`values` and :meth:`paired`.
         """
         self._some()
-        return self._keyed([run.headlines.assign(**run.keys) for run in self.runs])
+        tables = [run.headlines.assign(**run.keys) for run in self.runs]
+        for number, rows in self._apart.groupby(level=0, sort=False):
+            run = self.runs[int(str(number))]
+            tables.append(rows.drop(columns="epoch").assign(epochs=1, probed=1, **run.keys))
+        return self._keyed(tables)
+
+    def fidelity(self, role: str | None = None) -> Fidelity:
+        """What students got from their teachers, from the outputs that their runs keep.
+
+        Args:
+            role: student, explainer or tree; by default the first of them that there is. They are
+                never pooled.
+
+        Raises AbsentError where no outputs are kept beside a teacher's.
+        """
+        chosen = [each for each in self.fidelities if role in (None, each.group.role)]
+        if not chosen:
+            raise AbsentError(
+                f"no {role or 'student'} has its outputs kept beside its teacher's; run the study "
+                "anew with this version, or give logits to kdx fidelity"
+            )
+        return chosen[0].fidelity
+
+    @property
+    def fidelities(self) -> list[RunsFidelity]:
+        """The fidelity of every group of students among all runs that these were chosen from."""
+        return (self.among or self)._fidelities
+
+    @cached_property
+    def _fidelities(self) -> list[RunsFidelity]:
+        return fidelities(self.runs)
+
+    @cached_property
+    def _rows_of_fidelity(self) -> dict[Path, pd.DataFrame]:
+        tables: dict[Path, pd.DataFrame] = {}
+        for computed in self._fidelities:
+            tables |= rows_of_runs(computed)
+        return tables
+
+    @cached_property
+    def _apart(self) -> pd.DataFrame:
+        """The figures of fidelity, indexed by the number of each row's run."""
+        by_path = (self.among or self)._rows_of_fidelity
+        there = [(i, by_path[run.path]) for i, run in enumerate(self.runs) if run.path in by_path]
+        if not there:
+            return self._per_epoch.iloc[:0]
+        numbers = np.repeat([i for i, _ in there], [len(table) for _, table in there])
+        return pd.concat([table for _, table in there], ignore_index=True).set_axis(numbers)
 
     @cached_property
     def _per_epoch(self) -> pd.DataFrame:
@@ -225,7 +280,7 @@ class RunSet:
         if metric not in METRICS:
             raise unknown("headline figure", metric, METRICS)
         check_key(self.runs, by)
-        frame = self._per_epoch
+        frame = self._apart if METRICS[metric].input.apart else self._per_epoch
         roles = np.array([run.role for run in self.runs], dtype=object)[frame.index]
         of_role = roles != "teacher" if by == "role" else roles == role
         chosen = frame[of_role & (frame["metric"] == metric)]
@@ -298,9 +353,8 @@ class RunSet:
         """
         by = which.get("by", "objective")
         _check_values((a, b), by, self.by_epoch(metric, **which).columns)
-        two = RunSet(
-            tuple(run for run in self.runs if value_of(run, by) in (a, b))
-        )  # no other run's epochs count
+        # no other run's epochs count
+        two = self.only(run for run in self.runs if value_of(run, by) in (a, b))
         table = two.by_epoch(metric, **which)
         difference = paired(table, a, b, confidence, METRICS[metric].pairs_make)
         if difference is None:

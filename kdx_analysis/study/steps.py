@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from kdx_analysis.config import ObjectiveConfig, TrainingConfig, flatten
@@ -23,8 +23,9 @@ from kdx_analysis.extensions import loaded
 from kdx_analysis.models import HME
 from kdx_analysis.probes.training_probe import TrainingProbe
 from kdx_analysis.runs import Run, environment, run_id, write_run
+from kdx_analysis.runs.outputs import outputs_of
 from kdx_analysis.study.roles import BUILDERS, Ingredients
-from kdx_analysis.training import Callback, Epoch, fabric_for, fit, reproducible, score
+from kdx_analysis.training import Callback, Epoch, fabric_for, fit, predict, reproducible, score
 from kdx_analysis.training.loggers import logged
 from kdx_analysis.training.loop import by_name
 from kdx_analysis.training.progress import PROGRESS, Progress, ProgressFile, relayed
@@ -43,6 +44,9 @@ class Step:
         path: that directory.
         vam: label of a student's arm in ``StudyConfig.arms``.
         explainer: the directory of the run that a tree grows from; None for other roles.
+        teacher: the step of its teacher, nominally the first where its objective needs none; None
+            for a teacher.
+        called: what its title says beside, of a teacher among several.
     """
 
     role: str
@@ -52,6 +56,8 @@ class Step:
     path: Path
     vam: str = ""
     explainer: Path | None = None
+    teacher: Step | None = None
+    called: str = ""
 
     @property
     def study(self) -> Path:
@@ -66,6 +72,7 @@ class Step:
             "objective": self.objective.label if self.role != "teacher" else "",
             "decomposition": self.objective.decomposition,
             "vam": self.vam,
+            **({} if self.teacher is None else {"teacher": self.teacher.seed}),
             "seed": self.seed,
         }
 
@@ -81,10 +88,9 @@ class Step:
     @property
     def title(self) -> str:
         if self.role == "teacher":
-            return self.role
-        return " ".join(
-            filter(None, (self.role, self.objective.label, self.vam, f"seed {self.seed}"))
-        )
+            return " ".join(filter(None, (self.role, self.called)))
+        parts = (self.role, self.objective.label, self.vam, f"seed {self.seed}", self.called)
+        return " ".join(filter(None, parts))
 
     @classmethod
     def of(
@@ -97,26 +103,26 @@ class Step:
         *,
         vam: str = "",
         explainer: Path | None = None,
+        teacher: Step | None = None,
+        called: str = "",
     ) -> Step:
         """The step whose directory below ``parent`` is named for its configuration."""
         config = {"role": role, **config}
         label = "" if role == "teacher" else objective.label
         path = parent / run_id(role, label, seed, config, vam=vam)
-        return cls(role, objective, seed, config, path, vam, explainer)
+        return cls(role, objective, seed, config, path, vam, explainer, teacher, called)
 
 
-def train_steps(
-    study: Ingredients, steps: Sequence[Step], teacher: Path, jobs: int, show: Progress
-) -> None:
+def train_steps(study: Ingredients, steps: Sequence[Step], jobs: int, show: Progress) -> None:
     """Train the ``steps`` that are not done, in order, ``jobs`` at a time.
 
     The first error stops those that wait. A tree comes after its explainer, which stands before it
-    among the ``steps`` or is done.
+    among the ``steps`` or is done; teachers of all are done, or stand before in order.
     """
     steps = [step for step in steps if not step.done]
     if jobs == 1 or len(steps) < 2:
         for step in steps:
-            train_step(study, step, teacher, show)
+            train_step(study, step, show)
         return
     try:
         pickle.dumps(study)
@@ -136,7 +142,7 @@ def train_steps(
             while steps or running:
                 for step in [step for step in steps if step.ready][: jobs - len(running)]:
                     steps.remove(step)
-                    running.add(pool.submit(train_step, study, step, teacher, relay))
+                    running.add(pool.submit(train_step, study, step, relay))
                 finished, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in finished:
                     future.result()
@@ -145,11 +151,11 @@ def train_steps(
             raise
 
 
-def train_step(study: Ingredients, step: Step, teacher: Path, show: Progress) -> Run:
-    """Train and probe one run and write it; ``teacher`` is the directory of the teacher's run."""
+def train_step(study: Ingredients, step: Step, show: Progress) -> Run:
+    """Train and probe one run and write it."""
     config = study.config.training_of(step.role)
     fabric = fabric_for(config)
-    train = partial(_train_on, study=study, step=step, config=config, teacher_run=teacher)
+    train = partial(_train_on, study=study, step=step, config=config)
     if fabric.strategy.launcher is None:
         fabric.launch(partial(train, show=show))
         return Run.load(step.path)
@@ -170,6 +176,7 @@ class Trained:
         model: with the weights of the selected epoch.
         epoch: the selected one; 0 of a model that was given.
         records: by kind.
+        outputs: on ``val`` and ``test``, N×K, at the selected epoch.
         probe_sets: ids of the images that probes looked at, by split; None where none did.
         grown_from: as of :class:`Start`.
     """
@@ -177,6 +184,7 @@ class Trained:
     model: nn.Module
     epoch: int
     records: Mapping[str, pd.DataFrame]
+    outputs: Mapping[str, Tensor]
     probe_sets: Mapping[str, list[int]] | None = None
     grown_from: Mapping[str, Any] | None = None
 
@@ -186,15 +194,15 @@ def _train_on(
     study: Ingredients,
     step: Step,
     config: TrainingConfig,
-    teacher_run: Path,
     show: Progress,
 ) -> None:
     """Train a step's model on the processes of ``fabric``; the first of them writes its run."""
+    given = study.given(step.seed) if step.role == "teacher" else None
     with reproducible(step.seed, config.threads):
-        if step.role == "teacher" and study.given_teacher is not None:
-            trained = _as_given(study.given_teacher, study.dataset)
+        if given is not None:
+            trained = _as_given(given, study.dataset)
         else:
-            teacher = None if step.role == "teacher" else study.teacher(teacher_run)
+            teacher = None if step.teacher is None else study.teacher(step.teacher.path)
             trained = _trained(fabric, study, step, config, teacher, show)
     if not fabric.is_global_zero:
         return
@@ -211,15 +219,18 @@ def _train_on(
         "extensions": [extension.provenance for extension in loaded(study.config.extensions)],
         "environment": environment(),
     }
-    write_run(step.path, info, trained.records, trained.model)
+    if step.role == "teacher" and study.is_declared(step.seed):
+        info["declared"] = True
+    outputs = outputs_of(trained.outputs, study.dataset, step.objective.decomposition)
+    write_run(step.path, info, trained.records, trained.model, outputs)
 
 
 def _as_given(teacher: nn.Module, data: Dataset) -> Trained:
     """A teacher that was trained elsewhere: its scores."""
-    rows = []
-    for split in (data.val, data.test):
-        rows += score(teacher, split, data, "multiclass")
-    return Trained(teacher, 0, {"metrics": pd.DataFrame(rows).assign(epoch=0)})
+    splits = {"val": data.val, "test": data.test}
+    outputs = {name: predict(teacher, split, data) for name, split in splits.items()}
+    rows = [row for name in splits for row in score(outputs[name], splits[name], "multiclass")]
+    return Trained(teacher, 0, {"metrics": pd.DataFrame(rows).assign(epoch=0)}, outputs)
 
 
 def _trained(
@@ -270,7 +281,9 @@ def _trained(
         log(by_name(tested.to_dict("records")), result.epoch)
     role.finish(start.model)
     records = {**start.records, "metrics": result.history, **probe.tables()}
-    return Trained(start.model, result.epoch, records, probe.ids or None, start.grown_from)
+    return Trained(
+        start.model, result.epoch, records, result.outputs, probe.ids or None, start.grown_from
+    )
 
 
 def _points(epoch: Epoch) -> dict[str, float]:

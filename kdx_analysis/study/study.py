@@ -26,6 +26,7 @@ from kdx_analysis.config import (
     StudyConfig,
     TrainingConfig,
     VAMConfig,
+    check_given_teacher,
     flatten,
 )
 from kdx_analysis.data import Dataset, load_dataset
@@ -35,14 +36,24 @@ from kdx_analysis.models import check_fits
 from kdx_analysis.objectives import OBJECTIVES, Objective, check_objectives
 from kdx_analysis.probes.conflict.probe import terms_of
 from kdx_analysis.probes.contract import Cost, check_sections
+from kdx_analysis.probes.fidelity.teachers import first_difference, recipe_known
 from kdx_analysis.probes.training_probe import SPLITS, training_cost
 from kdx_analysis.registry import home, unknown
 from kdx_analysis.report import Report
 from kdx_analysis.runs import ROLES, Run, RunSet
 from kdx_analysis.runs.run import INFO, WEIGHTS
-from kdx_analysis.study.plan import plan
+from kdx_analysis.study.plan import plan, teacher_config
 from kdx_analysis.study.roles import BUILDERS
 from kdx_analysis.study.steps import Step, train_steps
+from kdx_analysis.study.teachers import (
+    OWN_TEACHER,
+    GivenSibling,
+    Own,
+    check_apart,
+    check_siblings,
+    given_siblings,
+    info_of,
+)
 from kdx_analysis.training import Callback, fabric_for
 from kdx_analysis.training.checkpoints import load_weights
 from kdx_analysis.training.loggers import LOGGERS, check_loggers
@@ -52,7 +63,7 @@ from kdx_analysis.training.teacher import check_teacher
 STUDY_FILE = "study.yaml"
 _STRUCTURE = ("experts", "budget", "stages", "gates", "top_k", "gumbel")
 _ATTACHED = ("blocks", "channels", "where", "scale")
-_TEACHER_OBJECTIVE = ObjectiveConfig(name="hard", decomposition="multiclass")
+_ADDED = ("teacher.siblings", "teacher.seeds")
 
 
 class Study:
@@ -73,6 +84,11 @@ class Study:
         vam: a setting for all students, or arms: label → setting, or None for students without VAM.
         explainer, training, probes, teacher_training: sections of the configuration, as objects or
             mappings.
+        siblings: teachers that differ from the own one in the seed alone and that no student sees:
+            a number of them to train, or ones that are trained already: directories of runs, whose
+            configuration is held against the own teacher's, or weights or modules, which you
+            declare to be siblings.
+        teacher_seeds: so many teachers, each with students of its own.
         loggers: tensorboard, mlflow, wandb: what is told of every training.
         extensions: Python files of your own metrics, objectives, probes, figures, models or data
             sets, which are run first, here and in worker processes.
@@ -104,6 +120,8 @@ class Study:
         training: TrainingConfig | Mapping[str, Any] | None = None,
         teacher_training: TrainingConfig | Mapping[str, Any] | None = None,
         probes: ProbeConfig | Mapping[str, Any] | None = None,
+        siblings: int | Sequence[str | Path | nn.Module] = 0,
+        teacher_seeds: int = 1,
         loggers: Sequence[str] = (),
         extensions: Sequence[str | Path] = (),
         callbacks: Sequence[Callback] = (),
@@ -114,7 +132,10 @@ class Study:
         sections = {
             "name": name or Path(data_name).name,
             "data": {"name": data_name, **(data_options or {})},
-            "teacher": _teacher_section(teacher, teacher_training or training),
+            "teacher": {
+                **_teacher_section(teacher, teacher_training or training),
+                **_siblings_section(teacher, siblings, teacher_seeds),
+            },
             "student": _name_of(student),
             "roles": roles,
             "vam": _plain(vam),
@@ -131,7 +152,8 @@ class Study:
         )
         check_names(self.config)
         self.data_dir = None if data_dir is None else str(data_dir)
-        self._given = _Given.of(data, teacher, student, callbacks, objectives)
+        modules = () if isinstance(siblings, int) else tuple(siblings)
+        self._given = _Given.of(data, teacher, student, callbacks, objectives, modules)
 
     @classmethod
     def from_config(cls, config: StudyConfig, data_dir: str | Path | None = None) -> Study:
@@ -195,6 +217,35 @@ class Study:
         path = Path(self.config.teacher.path)
         return self._teacher_with(path / WEIGHTS if path.is_dir() else path)
 
+    @cached_property
+    def given_siblings(self) -> tuple[GivenSibling, ...]:
+        """Siblings that are trained already, held against the own teacher; none if it trains them.
+
+        Raises KdxError for one that is none.
+        """
+        siblings = self.config.teacher.siblings
+        if isinstance(siblings, int):
+            return ()
+        modules = self._given.siblings or (None,) * len(siblings)
+        both = zip(siblings, modules, strict=True)
+        given = [path if module is None else module for path, module in both]
+        return given_siblings(given, self._own_teacher(), self._teacher_with)
+
+    def given(self, number: int) -> nn.Module | None:
+        """The teacher or sibling with this number, if it is not trained here.
+
+        Teachers are counted from 0, and their siblings after them.
+        """
+        if number < self.config.teacher.seeds:
+            return self.given_teacher
+        siblings = self.given_siblings
+        return siblings[number - self.config.teacher.seeds].model if siblings else None
+
+    def is_declared(self, number: int) -> bool:
+        """Whether the user's word alone makes a sibling of the teacher with this number."""
+        place = number - self.config.teacher.seeds
+        return place >= 0 and bool(self.given_siblings) and self.given_siblings[place].declared
+
     def teacher(self, path: Path) -> nn.Module:
         """A copy of the study's teacher; ``path`` is its run's directory, if it was trained."""
         if self.given_teacher is None:
@@ -241,6 +292,11 @@ class Study:
             check_fits(teacher, shape, K)
             if self.given_teacher is not None:
                 check_teacher(self.given_teacher, self.dataset)
+            check_siblings(self.given_siblings, self.dataset)
+            given = [(sibling.name, sibling.model) for sibling in self.given_siblings]
+            if self.given_teacher is not None:
+                given.insert(0, (OWN_TEACHER, self.given_teacher))
+            check_apart(given)
             for objective, model in product(self.config.objectives, students):
                 Objective(objective).paths(model, teacher)
         for split in SPLITS:
@@ -257,7 +313,7 @@ class Study:
         return training_cost(role, model, self.dataset, most, self.config.probes, epochs)
 
     def plan(self, out: str | Path) -> list[Step]:
-        """Every run of the study below ``out``, the teacher first."""
+        """Every run of the study below ``out``, teachers and siblings first."""
         return plan(self, Path(out))
 
     def run(
@@ -272,13 +328,14 @@ class Study:
 
         Args:
             out: the study's directory; runs that are finished there are kept.
-            jobs: runs trained side by side, in processes of their own.
+            jobs: runs trained side by side, in processes of their own; teachers and their siblings
+                before all others.
             progress: makes, from the number of runs, a context manager that shows their epochs;
                 none by default.
             report: whether to write the report, most of whose time goes into its figures.
 
         Returns:
-            All runs of the study, the teacher's among them.
+            All runs of the study, those of the teacher and its siblings among them.
 
         Raises:
             KdxError: something can't work, or ``out`` holds another study or files that are no
@@ -287,12 +344,15 @@ class Study:
         out = Path(out)
         self.check()
         steps = self.plan(out)
-        teacher, *others = steps
-        self._claim(out, teacher)
+        teachers = [step for step in steps if step.role == "teacher"]
+        given = [step for step in teachers if self.given(step.seed) is not None]
+        self._claim(out, teachers)
         write_plan(out, [(step.path, step.title) for step in steps])
         with progress(sum(not step.done for step in steps)) as show:
-            train_steps(self, [teacher], teacher.path, 1, show)
-            train_steps(self, others, teacher.path, jobs, show)
+            train_steps(self, given, 1, show)  # they are only asked for outputs
+            train_steps(self, teachers, jobs, show)
+            self._check_apart(teachers)
+            train_steps(self, steps, jobs, show)
         runs = RunSet.of(Run.load(step.path) for step in steps)
         if report:
             Report(runs).save_html(out / "report")
@@ -300,11 +360,29 @@ class Study:
 
     def _teacher_with(self, weights: Path) -> nn.Module:
         with torch.random.fork_rng():
-            teacher = self.build("teacher")
+            given = self._given.teacher
+            teacher = self.build("teacher") if given is None else copy.deepcopy(given)
         load_weights(weights, teacher)
         return teacher
 
-    def _claim(self, out: Path, teacher: Step) -> None:
+    def _own_teacher(self) -> Own:
+        """The teacher that siblings are held against: by its run's directory, or as planned."""
+        path = self.config.teacher.path
+        if path is not None and (info := info_of(path)) is not None:
+            return Own(info, (info["seed"],) if recipe_known(info) else ())
+        decides = teacher_config(self, 0)
+        keys = {"objective": "", "decomposition": "multiclass", "data": self.dataset.describe()}
+        seeds = () if self.given_teacher is not None else range(self.config.teacher.seeds)
+        return Own({**keys, "config": decides}, tuple(seeds))
+
+    def _check_apart(self, teachers: Sequence[Step]) -> None:
+        """Refuse given siblings that turn out to be a teacher which was trained here."""
+        if self.given_teacher is None and self.given_siblings:
+            trained = [step for step in teachers if self.given(step.seed) is None]
+            own = [(OWN_TEACHER, self.teacher(step.path)) for step in trained]
+            check_apart([*own, *((each.name, each.model) for each in self.given_siblings)])
+
+    def _claim(self, out: Path, teachers: Sequence[Step]) -> None:
         """Make ``out`` this study's directory; refuse one that holds something else."""
         file = out / STUDY_FILE
         if file.exists():
@@ -315,7 +393,7 @@ class Study:
                         f"{str(out)!r} holds another study: {key} is {there.get(key)!r} there and "
                         f"{value!r} here; choose another output directory"
                     )
-            if not teacher.done and any(teacher.path.parent.glob(f"[!.]*/{INFO}")):
+            if not teachers[0].done and self._other_teachers(teachers):
                 raise KdxError(
                     f"{str(out)!r} holds another study: its images or its teacher's weights are "
                     "others; choose "
@@ -328,6 +406,15 @@ class Study:
         elif out.exists() and not out.is_dir():
             raise KdxError(f"{str(out)!r} is a file; choose a directory for the output")
         self.config.save(file)
+
+    def _other_teachers(self, teachers: Sequence[Step]) -> bool:
+        """Whether there are runs of teachers that no study with the same teacher would leave."""
+        planned = {step.path.name for step in teachers}
+        files = teachers[0].path.parent.glob(f"[!.]*/{INFO}")
+        runs = [Run.load(file.parent) for file in files if file.parent.name not in planned]
+        own = self._own_teacher().info
+        given = self.given_teacher is not None
+        return any(given or first_difference(own, run.info) for run in runs)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """What another process makes the study anew from.
@@ -348,6 +435,7 @@ class _Given:
     student: nn.Module | None = None
     callbacks: tuple[Callback, ...] = ()
     objectives: tuple[Callable[..., Any], ...] = ()  # what imports them registers them
+    siblings: tuple[nn.Module | None, ...] = ()  # None where one is a path
 
     @classmethod
     def of(
@@ -357,6 +445,7 @@ class _Given:
         student: Any,
         callbacks: Sequence[Callback],
         objectives: Sequence[Any],
+        siblings: Sequence[Any],
     ) -> _Given:
         """What of the arguments of :class:`Study` are objects."""
         return cls(
@@ -365,6 +454,7 @@ class _Given:
             None if isinstance(student, str) else student,
             tuple(callbacks),
             tuple(objective for objective in objectives if callable(objective)),
+            tuple(each if isinstance(each, nn.Module) else None for each in siblings),
         )
 
 
@@ -409,6 +499,25 @@ def _teacher_section(
     return {**section, "model": str(teacher)}
 
 
+def _siblings_section(
+    teacher: str | Path | nn.Module, siblings: int | Sequence[str | Path | nn.Module], seeds: int
+) -> dict[str, Any]:
+    """What the teacher's section says of siblings and seeds; modules stand by their class's name.
+
+    Raises KdxError for some to be trained beside a teacher that is a module; other given ones are
+    refused as in YAML.
+    """
+    if isinstance(teacher, nn.Module):
+        try:
+            check_given_teacher(siblings, seeds)
+        except ValueError as error:
+            raise KdxError(str(error)) from None
+    if isinstance(siblings, int):
+        return {"siblings": siblings, "seeds": seeds}
+    named = [type(each).__name__ if isinstance(each, nn.Module) else str(each) for each in siblings]
+    return {"siblings": named, "seeds": seeds}
+
+
 def ready_studies() -> dict[str, Path]:
     """The studies that come with the package: name → YAML file."""
     folder = Path(str(resources.files("kdx_analysis") / "studies"))
@@ -441,9 +550,13 @@ def check_names(config: StudyConfig) -> None:
 
 
 def _identity(config: StudyConfig) -> dict[str, Any]:
-    """What the runs of a study share, as dotted keys."""
+    """What the runs of a study share, as dotted keys.
+
+    Siblings, and teachers beside the first, can be added to a study that is finished.
+    """
     section = config.to_dict()
-    return flatten({key: section[key] for key in ("name", "data", "teacher", "student")})
+    keys = flatten({key: section[key] for key in ("name", "data", "teacher", "student")})
+    return {key: value for key, value in keys.items() if key not in _ADDED}
 
 
 def _plain(section: Any) -> Any:

@@ -8,12 +8,10 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from kdx_analysis.config import ObjectiveConfig, TemperatureConfig, TrainingConfig, VAMConfig
@@ -29,6 +27,9 @@ from kdx_analysis.objectives import Batch, Objective, scale_to
 from kdx_analysis.objectives.features import captured
 from kdx_analysis.records import EPOCH, SPLIT, kind, number, text
 from kdx_analysis.training.schedules import learning_rate_factor, penalty_at, temperature_at
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 kind(
     "metrics",
@@ -82,10 +83,13 @@ class Fit:
     Attributes:
         history: tidy frame with columns epoch, split, metric, value, n.
         epoch: the selected epoch: the last, or the best on validation (``selection: best``).
+        outputs: on ``val`` and ``test``, N×K float32 each, at the selected epoch: what that epoch's
+            rows of the history are computed from.
     """
 
     history: pd.DataFrame
     epoch: int
+    outputs: Mapping[str, Tensor]
 
 
 @contextmanager
@@ -111,6 +115,10 @@ def fabric_for(config: TrainingConfig) -> Fabric:
 
     Several devices with strategy ``auto`` are spawned processes, which also work from a notebook.
     """
+    # Its import takes seconds, which what trains nothing need not wait for.
+    from lightning_fabric import Fabric
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
+
     logger = logging.getLogger("lightning_fabric")
     level = logger.level
     logger.setLevel(logging.WARNING)
@@ -177,25 +185,27 @@ def fit(
     run.prepare(preparing)
     gates = _gate_parameters(model)
     rows: list[dict[str, Any]] = []
-    best: tuple[float, int, dict[str, Tensor]] | None = None
+    best: tuple[float, int, dict[str, Tensor], Tensor] | None = None
     for epoch in range(1, config.epochs + 1):
         tau, gamma = _set_schedules(model, temperature, vam, epoch, config.epochs)
         loss = run.train_epoch(epoch, gates if epoch <= gate_warmup else (), gamma)
         train = {"split": "train", "metric": "loss", "value": loss, "n": run.samples}
-        scores = [train, *run.score(run.data.val)]
+        validated, val_outputs = run.score(run.data.val)
+        scores = [train, *validated]
         rows += [{"epoch": epoch, **row} for row in scores]
         accuracy = next(row["value"] for row in scores if row["metric"] == "accuracy")
         if config.selection == "best" and (best is None or accuracy > best[0]):
-            best = (accuracy, epoch, copy.deepcopy(model.state_dict()))
+            best = (accuracy, epoch, copy.deepcopy(model.state_dict()), val_outputs)
         gate_entropy = _gate_entropy(model)
         named = by_name(scores)
         run.tell(callbacks, Epoch(epoch, config.epochs, loss, accuracy, tau, gate_entropy, named))
     selected = config.epochs
     if best is not None:
-        selected = best[1]
-        model.load_state_dict(best[2])
-    rows += [{"epoch": selected, **row} for row in run.score(run.data.test)]
-    return Fit(pd.DataFrame(rows), selected)
+        _, selected, weights, val_outputs = best
+        model.load_state_dict(weights)
+    tested, test_outputs = run.score(run.data.test)
+    rows += [{"epoch": selected, **row} for row in tested]
+    return Fit(pd.DataFrame(rows), selected, {"val": val_outputs, "test": test_outputs})
 
 
 def by_name(rows: Iterable[Mapping[Any, Any]]) -> dict[str, float]:
@@ -230,18 +240,18 @@ def predict(model: nn.Module, split: Split, data: Dataset, batch_size: int = 512
 
 
 def score(
-    model: nn.Module,
-    split: Split,
-    data: Dataset,
-    decomposition: str,
-    teacher_outputs: Tensor | None = None,
+    outputs: Tensor, split: Split, decomposition: str, teacher_outputs: Tensor | None = None
 ) -> list[dict[str, Any]]:
     """Every metric of outputs, and the hard loss, on ``split``: rows of split, metric, value, n.
 
-    The loss is that of the ``decomposition``, binary or multiclass. ``teacher_outputs`` are the
-    teacher's logits for every sample, N×K; without them there is no metric of both.
+    Args:
+        outputs: of :func:`predict` for every sample of ``split``, N×K.
+        split: whose labels they are held against.
+        decomposition: binary or multiclass, which the loss is of.
+        teacher_outputs: the teacher's logits for every sample, N×K; without them there is no metric
+            of both.
     """
-    outputs, labels = predict(model, split, data), split.labels.cpu()
+    labels = split.labels.cpu()
     config = ObjectiveConfig.model_validate({"name": "hard", "decomposition": decomposition})
     loss = Objective(config).loss(outputs, labels, None, torch.Generator())
     values = {name: each.value for name, each in evaluated("outputs", outputs, labels).items()}
@@ -334,14 +344,18 @@ class _Training:
             )
         return mean
 
-    def score(self, split: Split) -> list[dict[str, Any]]:
-        """Rows of the history on a split; the teacher is asked once for each."""
+    def score(self, split: Split) -> tuple[list[dict[str, Any]], Tensor]:
+        """Rows of the history on a split, and the outputs that they are computed from.
+
+        The teacher is asked once for each split.
+        """
         with self.fabric.autocast():
             if self.teacher is not None and split.name not in self.teacher_outputs:
                 self.teacher_outputs[split.name] = predict(self.teacher, split, self.data)
             decomposition = self.objective.config.decomposition
-            outputs = self.teacher_outputs.get(split.name)
-            return score(self.wrapped, split, self.data, decomposition, outputs)
+            outputs = predict(self.wrapped, split, self.data)
+            taught = self.teacher_outputs.get(split.name)
+            return score(outputs, split, decomposition, taught), outputs
 
     def tell(self, callbacks: Sequence[Callback], epoch: Epoch) -> None:
         """Call them where the first process is; the others wait."""

@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from kdx_analysis.data import DATASETS, load_dataset
+from kdx_analysis.data import DATASETS, Source, Split, TensorImages, load_dataset
 from kdx_analysis.data.dataset import channel_statistics
+from kdx_analysis.data.resizing import resized
 from kdx_analysis.data.sources import CIFAR100_SUPERCLASSES
 from kdx_analysis.errors import KdxError
 
@@ -92,13 +94,51 @@ def test_per_class_counts_validation_and_leaves_test_whole(digits):
         ("digits", {"val_fraction": 0.0}, "val_fraction is 0.0"),
         ("digits", {"val_fraction": 1.0}, "val_fraction is 1.0"),
         ("digits", {"val_fraction": float("nan")}, "val_fraction is nan"),
-        ("digits", {"size": 16}, "size is for image folders"),
+        ("digits", {"size": 0}, "size is 0 pixels: it must be at least 1"),
         ("no/such/folder", {}, "is no folder"),
     ],
 )
 def test_what_load_dataset_refuses(name, options, message):
     with pytest.raises(KdxError, match=message):
         load_dataset(name, **options)
+
+
+@pytest.mark.parametrize("size", [4, 5, 12])
+def test_a_named_set_is_resized_as_pillow_resizes(digits, size):
+    """Antialiased, rounded; Pillow counts in fixed point, so it may be one level off."""
+    data = load_dataset("digits", size=size)
+    assert data.shape == (1, size, size)
+    for split in ("train", "val", "test"):
+        old, new = getattr(digits, split), getattr(data, split)
+        assert new.ids.equal(old.ids)
+        assert new.labels.equal(old.labels)
+        first = Image.fromarray(old.images.take(torch.arange(1))[0, 0].numpy())
+        expected = np.asarray(first.resize((size, size), Image.Resampling.BILINEAR)).astype(int)
+        given = new.images.take(torch.arange(1))[0, 0].numpy().astype(int)
+        assert np.abs(given - expected).max() <= 1
+
+
+def test_a_resized_set_is_normalised_by_what_its_images_have_become(digits):
+    data = load_dataset("digits", size=4)
+    pixels = data.train.images.take(torch.arange(len(data.train))).double() / 255
+    assert data.mean == pytest.approx((float(pixels.mean()),))
+    assert data.std == pytest.approx((float(pixels.std(correction=0)),))
+    assert data.std < digits.std
+    assert (data.pad, load_dataset("digits", size=16).pad) == (1, 2)
+
+
+def test_the_size_that_a_named_set_has_changes_nothing(digits):
+    assert load_dataset("digits", size=8).describe() == digits.describe()
+
+
+def test_a_resized_image_that_is_no_square_is_cropped_in_its_middle():
+    wide = torch.zeros(2, 1, 4, 8, dtype=torch.uint8)
+    wide[..., 2:6] = 200
+    split = Split("train", TensorImages(wide), torch.arange(2), torch.arange(2))
+    source = Source("wide", split, split, ("a", "b"), (0.5,), (0.2,), 0, False, "made up")
+    square = resized(source, 4)
+    assert square.train.images.take(torch.arange(2)).unique().tolist() == [200]
+    assert (square.mean, square.std, square.pad) == (None, None, 0)
 
 
 @pytest.mark.parametrize(

@@ -195,3 +195,40 @@ def test_the_report_on_imported_runs_says_what_is_unknown(given, tmp_path):
     assert "<b>crd" not in page
     assert "test data never used to select" not in page
     assert isinstance(pd.read_csv(tmp_path / "report" / "figures" / "training.csv"), pd.DataFrame)
+
+
+def test_a_student_s_teacher_becomes_a_run_that_a_second_student_shares(given, finished, tmp_path):
+    teacher = finished.runs.filter(role="teacher").runs[0]
+    _, student = given(teacher=teacher.path)
+    _, second = given(teacher=teacher.path, keys={"seed": 1})
+    loaded = RunSet.load(tmp_path / "out")
+    assert [run.role for run in loaded] == ["teacher", "student", "student"]
+    (own,) = loaded.filter(role="teacher")
+    assert own.info["study"] == student.info["study"]
+    assert own.seed == student.info["teacher"] == second.info["teacher"] == 0
+    assert student.info["config"]["teacher"] == own.info["source"]["sha256"]
+    given_outputs, kept = own.outputs("test"), teacher.outputs("test")
+    assert given_outputs.scores.equal(kept.scores)
+    assert given_outputs.fingerprint == student.outputs("test").fingerprint == kept.fingerprint
+    assert given_outputs.kind == "logits"
+    assert student.outputs("test").kind == "margins"
+
+
+def test_teachers_of_other_weights_are_told_apart_by_number(given, finished, tmp_path):
+    _, sibling = given("teacher", keys={"seed": 0})
+    _, student = given(teacher=toys.RowTeacher())
+    _, other = given(teacher=toys.RowTeacher(2.0))
+    assert [run.info.get("teacher") for run in (sibling, student, other)] == [None, 1, 2]
+    assert len(RunSet.load(tmp_path / "out")) == 5
+    another = finished.runs.filter(role="student", objective="hard", seed=1).runs[0]
+    with pytest.raises(KdxError, match=r"both student 'kd' with seed 0"):
+        given(teacher=toys.RowTeacher(2.0), weights=another.path / "model.safetensors")
+
+
+def test_outputs_of_an_imported_run_are_those_of_its_figures(given):
+    _, run = given()
+    for split in ("val", "test"):
+        kept = run.outputs(split)
+        right = (kept.scores.argmax(dim=1) == kept.labels).double().mean().item()
+        metrics = run.record("metrics").query("split == @split and metric == 'accuracy'")
+        assert metrics["value"].item() == right

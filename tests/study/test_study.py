@@ -12,7 +12,7 @@ from kdx_analysis.models.zoo import plain_stage
 from kdx_analysis.runs import Run, RunSet
 from kdx_analysis.study.steps import Step, train_steps
 from kdx_analysis.study.study import Study, ready_studies
-from kdx_analysis.training import fit, score
+from kdx_analysis.training import fit, predict, score
 from kdx_analysis.training.checkpoints import fingerprint, load_weights
 from tests import toys
 from tests.conftest import toy_study
@@ -344,7 +344,7 @@ def test_vam_is_on_students_alone_and_folded_into_the_weights_on_disk(finished, 
     assert [role for role in plain if plain[role] != planned[role]] == ["student"]
 
     teacher, attended, _ = study.plan(tmp_path)
-    train_steps(study, [teacher, attended], teacher.path, 1, lambda *_: None)
+    train_steps(study, [teacher, attended], 1, lambda *_: None)
     run = Run.load(attended.path)
     assert set(run.kinds) == {"metrics", "vam_gates", "vam_entropy"}
     assert run.record("vam_gates")["epoch"].unique().tolist() == [1, 2]
@@ -353,7 +353,7 @@ def test_vam_is_on_students_alone_and_folded_into_the_weights_on_disk(finished, 
     load_weights(run.path / "model.safetensors", student)
     (accuracy,) = run.record("metrics").query("split == 'test' and metric == 'accuracy'")["value"]
     data = toys.dataset()
-    assert score(student, data.test, data, "binary")[0]["value"] == accuracy
+    assert score(predict(student, data.test, data), data.test, "binary")[0]["value"] == accuracy
 
 
 ARMS = {"plain": None, "vam": {"blocks": 4}, "vam γ .1": {"blocks": 4, "gamma": 0.1}}
@@ -563,7 +563,7 @@ def test_a_teacher_that_other_processes_cannot_import_is_refused_in_words(tmp_pa
     )
     steps = [Step.of(tmp_path, "student", study.config.objectives[0], seed, {}) for seed in (0, 1)]
     with pytest.raises(KdxError, match="use jobs=1"):
-        train_steps(study, steps, tmp_path, 2, lambda title, epoch: None)
+        train_steps(study, steps, 2, lambda title, epoch: None)
 
 
 def test_the_released_network_is_a_preset(tmp_path):

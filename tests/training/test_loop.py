@@ -371,7 +371,7 @@ def test_score_by_hand():
     data = dataset()
     outputs = predict(RowTeacher(), data.val, data)
     other = F.one_hot((data.val.labels + 1) % 3, 3).float()
-    rows = score(RowTeacher(), data.val, data, "multiclass", other)
+    rows = score(predict(RowTeacher(), data.val, data), data.val, "multiclass", other)
     values = {row["metric"]: row["value"] for row in rows}
     assert values["accuracy"] == pytest.approx(
         float((outputs.argmax(1) == data.val.labels).float().mean())

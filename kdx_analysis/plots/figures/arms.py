@@ -47,6 +47,7 @@ def _table(students: RunSet) -> pd.DataFrame:
     "not corrected for several comparisons; they hold for the runs' own teacher and split.",
     table=_table,
     wants=students_of_arms,
+    follows="fidelity",
 )
 def arms(data: pd.DataFrame, width: Width = "page") -> Drawn:
     panels = list(data.groupby(["student", "objective"], sort=False))

@@ -21,7 +21,7 @@ from kdx_analysis.drawing.style import (
     wrapped,
 )
 from kdx_analysis.errors import KdxError
-from kdx_analysis.metrics import METRICS, Metric
+from kdx_analysis.metrics import METRICS, Metric, together
 from kdx_analysis.plots.comparisons import against_kd, fewer_epochs, outside_ladder, without
 from kdx_analysis.plots.figure import Drawn, comparable_explainers, figure
 from kdx_analysis.plots.looks import look
@@ -40,7 +40,7 @@ def _table(explainers: RunSet) -> pd.DataFrame:
     """
     kd, others = against_kd(explainers)
     rows = []
-    for metric in METRICS.values():
+    for metric in together():
         table = explainers.by_epoch(metric.name)
         for other, includes in others.items():
             if {kd, other} <= set(table.columns):

@@ -16,8 +16,9 @@ from beartype import beartype
 from jaxtyping import Float, Int, jaxtyped
 from torch import Tensor
 
-from kdx_analysis.metrics import metric
+from kdx_analysis.metrics import METRICS, metric
 from kdx_analysis.probes.fidelity.outputs import Choices, Outputs
+from kdx_analysis.registry import is_foreign
 
 Scores = Float[Tensor, "N K"]
 Labels = Int[Tensor, " N"]
@@ -125,7 +126,7 @@ class Likeness:
         return self.student.num_classes
 
     def values(self) -> dict[str, Measured]:
-        """Every figure by its name."""
+        """Every figure by its name, those of metrics that the user has declared among them."""
         return {
             "dark": self.dark,
             "class_part": self.class_part,
@@ -139,7 +140,18 @@ class Likeness:
             "copied_errors": self.copied_errors,
             **{f"kl_T{T}": Measured(self.divergence(T), n=self.num_images) for T in TEMPERATURES},
             "js": Measured(self.jensen_shannon, n=self.num_images),
+            **self._declared(),
         }
+
+    def _declared(self) -> dict[str, Measured]:
+        """Metrics of the user's own that read two networks' outputs."""
+        student, teacher = self.student, self.teacher
+        inputs, values = (student.scores, student.labels, teacher.scores), {}
+        for each in METRICS.values():
+            if each.reads == _BESIDE and is_foreign(each):
+                value = each(*inputs, binary=student.binary)
+                values[each.name] = Measured(float(value), n=self.num_images)
+        return values
 
     @property
     def _directions(self) -> tuple[ByClass, ByClass, ByClass]:

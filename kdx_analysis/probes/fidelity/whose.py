@@ -197,16 +197,22 @@ def _mean(values: Sequence[np.ndarray]) -> float:
     return float(np.mean([each.mean() for each in values]))
 
 
+def _interval(values: Sequence[float] | np.ndarray) -> Interval:
+    """Their t-interval, as far as there is one: without siblings there is no kind and no own."""
+    known = np.asarray(values, dtype=float)
+    if not len(known) or np.isnan(known).any():
+        return Interval(len(known), _NAN, _NAN, _NAN)
+    return t_interval(known)
+
+
 def _over_seeds(values: Sequence[np.ndarray], several: Sequence[Likenesses]) -> Interval:
     """Over the seeds that all own teachers have, each seed's the mean over them."""
     common = [seed for seed in several[0].seeds if all(seed in each.seeds for each in several[1:])]
-    if not common:
-        return Interval(0, _NAN, _NAN, _NAN)
     by_seed = [
         [each[source.seeds.index(seed)] for seed in common]
         for each, source in zip(values, several, strict=True)
     ]
-    return t_interval(np.mean(by_seed, axis=0))
+    return _interval(np.mean(by_seed, axis=0))
 
 
 def _over_siblings(values: Likenesses) -> dict[str, Interval]:
@@ -236,7 +242,7 @@ def _over_teachers(values: Mapping[str, Sequence[np.ndarray]]) -> dict[str, Inte
     """t-intervals over own teachers, each the mean over its students."""
     intervals = {}
     for name, several in values.items():
-        interval = t_interval([float(each.mean()) for each in several])
+        interval = _interval([float(each.mean()) for each in several])
         few = interval.n < FEWEST_TEACHERS
         intervals[name] = Interval(interval.n, interval.mean, _NAN, _NAN) if few else interval
     return intervals

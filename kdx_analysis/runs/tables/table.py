@@ -12,7 +12,7 @@ import pandas as pd
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.intervals import Interval, t_interval
-from kdx_analysis.metrics import METRICS, Metric
+from kdx_analysis.metrics import METRICS, Metric, together
 from kdx_analysis.registry import unknown
 from kdx_analysis.runs.headlines import preferred
 from kdx_analysis.runs.keys import NOT_SET, check_key, in_order, known_keys, value_of
@@ -211,7 +211,7 @@ def measured(runs: RunSet, metric: str | Sequence[str] | None) -> list[str]:
     return (
         list(dict.fromkeys(asked))
         if asked
-        else [each.name for each in METRICS.values() if each.name in there]
+        else [each.name for each in together() if each.name in there]
     )
 
 

@@ -1,0 +1,149 @@
+"""Fidelity along the ladder: what is the task's, the kind's and the own teacher's."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from kdx_analysis.drawing.style import (
+    GREY,
+    Width,
+    drawing,
+    in_order,
+    legend,
+    n_equals,
+    plain,
+    styled,
+)
+from kdx_analysis.objectives import OBJECTIVES
+from kdx_analysis.probes.fidelity.whose import LIKENESSES
+
+_TASK, _KIND, _OWN, _BAND = "#CFCFCF", "#9DB7D5", "#D55E00", "#EDEDED"
+_OFFSETS = 0.16  # how far the seeds of an objective stand apart
+
+
+@styled
+def along_ladder(data: pd.DataFrame, width: Width = "page") -> tuple[Figure, np.ndarray]:
+    """Two panels a likeness, as (figure, axes).
+
+    Above, task, kind and own as a bar each objective, every seed's likeness to its own teacher a
+    point. Below, own alone: every seed's point, both intervals, the ceiling, and the band of the
+    negative controls.
+
+    Args:
+        data: of :meth:`Fidelity.drawn`.
+        width: ``column`` shows instance knowledge alone.
+    """
+    shown = [name for name in LIKENESSES if data.loc[data["metric"] == name, "own"].notna().any()]
+    shown = shown or ["instance"]
+    # What leads stands first.
+    metrics = in_order(name for name in ("instance", *shown) if name in shown)
+    metrics = metrics[: 1 if width == "column" else None]
+    objectives = in_order(data["objective"])
+    canvas = drawing(width, 4.8)
+    axes = canvas.subplots(2, len(metrics), sharex=True, squeeze=False)
+    for (above, below), name in zip(axes.T, metrics, strict=True):
+        rows = data[data["metric"] == name]
+        _bars(above, rows, objectives)
+        _owns(below, rows, objectives)
+        title, unit = LIKENESSES[name]
+        above.set_title(f"{title}\n({unit})", loc="left")
+        below.set_xticks(
+            range(len(objectives)), [plain(each) for each in objectives], rotation=60, ha="right"
+        )
+    axes[0, 0].set_ylabel("shared with the teacher")
+    axes[1, 0].set_ylabel("own part")
+    handles = [
+        _square(_TASK, "task: every good model of the task shares it"),
+        _square(_KIND, "kind: nearer to every teacher of the recipe"),
+        _square(_OWN, "own: from this teacher alone"),
+        Line2D([], [], color=GREY, linestyle="--", label="ceiling: the teacher as a student"),
+        _square(_BAND, "within own of the negative controls"),
+    ]
+    legend(canvas, handles, heading=_counts(data))
+    return canvas, axes
+
+
+@styled
+def instance_into(data: pd.DataFrame, ax: Axes) -> tuple[Figure, np.ndarray]:
+    """own in instance knowledge alone, drawn into Axes; ``data`` as for :func:`along_ladder`."""
+    objectives = in_order(data["objective"])
+    _owns(ax, data[data["metric"] == "instance"], objectives)
+    ax.set_xticks(range(len(objectives)), [plain(each) for each in objectives])
+    ax.set_ylabel("own in instance knowledge")
+    figure = ax.get_figure()
+    assert isinstance(figure, Figure)
+    return figure, np.array([ax])
+
+
+def _bars(ax: Axes, rows: pd.DataFrame, objectives: list[str]) -> None:
+    for place, objective in enumerate(objectives):
+        chosen = rows[rows["objective"] == objective]
+        if chosen.empty:
+            continue
+        task, kind, own_part = (chosen[name].mean() for name in ("task", "kind", "own"))
+        ax.bar(place, task, width=0.7, color=_TASK, zorder=1)
+        bottom = task
+        for value, colour in ((kind, _KIND), (own_part, _OWN)):
+            if math.isnan(value):
+                continue
+            ax.bar(place, value, bottom=bottom, width=0.7, color=colour, zorder=2)
+            bottom += value
+        total = chosen["task"] + chosen["kind"].fillna(0) + chosen["own"].fillna(0)
+        _points(ax, place, total.to_numpy(), objective)
+    ax.axhline(0, color=GREY, linewidth=0.7)
+
+
+def _owns(ax: Axes, rows: pd.DataFrame, objectives: list[str]) -> None:
+    controls = rows[rows["control"]].groupby("objective")["own"].mean().abs()
+    if len(controls) and not math.isnan(highest := float(controls.max())):
+        ax.axhspan(-highest, highest, color=_BAND, zorder=0)
+    ceiling = rows["ceiling"].mean()
+    for place, objective in enumerate(objectives):
+        chosen = rows[rows["objective"] == objective]
+        # own of hard is 0 by its definition, which is no finding.
+        if chosen["siblings"].isna().all():
+            continue
+        first, mean = chosen.iloc[0], chosen["own"].mean()
+        ax.vlines(place, first["teacher_low"], first["teacher_high"], color=_OWN, linewidth=0.9)
+        ax.vlines(place, first["seed_low"], first["seed_high"], color=_OWN, linewidth=3, alpha=0.45)
+        ax.hlines(mean, place - 0.3, place + 0.3, color=_OWN, linewidth=2)
+        _points(ax, place, chosen["own"].to_numpy(), objective)
+        if first["decided"]:
+            ax.annotate(
+                "decided",
+                (place, mean),
+                xytext=(0, 14),
+                textcoords="offset points",
+                ha="center",
+                fontsize=7,
+            )
+    ax.axhline(0, color=GREY, linewidth=0.7)
+    if not math.isnan(ceiling):
+        ax.axhline(ceiling, color=GREY, linestyle="--", linewidth=0.9)
+
+
+def _square(colour: str, label: str) -> Line2D:
+    return Line2D([], [], color=colour, marker="s", linestyle="", markersize=6, label=label)
+
+
+def _points(ax: Axes, place: int, values: np.ndarray, objective: str) -> None:
+    at = place + np.linspace(-_OFFSETS, _OFFSETS, len(values)) * (len(values) > 1)
+    marker = OBJECTIVES[objective].marker if objective in OBJECTIVES else ""
+    ax.plot(
+        at, values, marker or "o", color="black", markersize=3.5, markerfacecolor="white", zorder=3
+    )
+
+
+def _counts(data: pd.DataFrame) -> str:
+    siblings = data["siblings"].dropna()
+    beside = f"{int(siblings.min())} siblings" if len(siblings) else "no siblings"
+    return (
+        f"{n_equals(data.groupby('objective')['seed'].nunique())}, {beside} · points: seeds · "
+        "upright: mean · thick: 95 % over seeds · thin: 95 % over teachers"
+    )

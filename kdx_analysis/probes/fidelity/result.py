@@ -1,0 +1,540 @@
+"""What students got from their teachers: every likeness, its parts, classes and images.
+
+Made of outputs alone. Axes: N images, K classes, J siblings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from kdx_analysis.errors import KdxError
+from kdx_analysis.intervals import t_interval
+from kdx_analysis.io import write_text
+from kdx_analysis.probes.fidelity.calibration import levels
+from kdx_analysis.probes.fidelity.likeness import Likeness, Measured
+from kdx_analysis.probes.fidelity.outputs import Outputs
+from kdx_analysis.probes.fidelity.whose import (
+    BASELINE,
+    CONTROLS,
+    LIKENESSES,
+    Likenesses,
+    Part,
+    decided,
+    kind,
+    own,
+    parts,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+OWN = "own"  # the name of the own teacher beside siblings
+LOUDEST = 12  # images that are shown of an objective
+
+Student = tuple[str, int]  # objective and seed
+
+
+@dataclass(frozen=True, eq=False)
+class Teaching:
+    """One own teacher, its siblings and the students that are set beside them, on the same images.
+
+    Attributes:
+        teacher: t₀, whose students those of objectives with a teacher are.
+        siblings: t_1 … t_J by name, which no student saw.
+        students: by objective and seed, ``hard`` and the negative controls among them.
+        name: of the own teacher, where there are several.
+    """
+
+    teacher: Outputs
+    siblings: Mapping[str, Outputs]
+    students: Mapping[Student, Outputs]
+    name: str = ""
+
+    @property
+    def teachers(self) -> dict[str, Outputs]:
+        """The own teacher, then its siblings."""
+        return {OWN: self.teacher, **self.siblings}
+
+
+class _Likened(NamedTuple):
+    """What one network and every teacher share.
+
+    Attributes:
+        values: by teacher, every figure by its name.
+        of_classes: by teacher, every likeness within the classes, K each.
+    """
+
+    values: dict[str, dict[str, Measured]]
+    of_classes: dict[str, dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True, eq=False)
+class Fidelity:
+    """What students got from their teachers.
+
+    Attributes:
+        teachings: one for every own teacher that has students.
+        classes: names of the K classes.
+        ids: of the images, N; by default their numbers.
+        notes: what is to be said of how the outputs were read.
+
+    Raises KdxError for outputs of several kinds or sizes, or two of a name.
+    """
+
+    teachings: tuple[Teaching, ...]
+    classes: tuple[str, ...]
+    ids: Sequence[Any] | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        first = self.teachings[0].teacher
+        for teaching in self.teachings:
+            if OWN in teaching.siblings:
+                raise KdxError(f"a sibling can't be called {OWN!r}; give it another name")
+            for outputs in (*teaching.teachers.values(), *teaching.students.values()):
+                if outputs.scores.shape != first.scores.shape or outputs.binary != first.binary:
+                    raise KdxError(
+                        f"outputs of {tuple(outputs.scores.shape)} and of "
+                        f"{tuple(first.scores.shape)}, or logits and margins, can't be set beside "
+                        "each other; give those of the same images and the same kind"
+                    )
+
+    @classmethod
+    def of(
+        cls,
+        teacher: Outputs,
+        siblings: Mapping[str, Outputs],
+        students: Mapping[Student, Outputs],
+        *,
+        classes: Sequence[str] | None = None,
+        ids: Sequence[Any] | None = None,
+        notes: Sequence[str] = (),
+    ) -> Fidelity:
+        """That of the students of one teacher; the arguments are as in :class:`Teaching`."""
+        names = map(str, range(teacher.num_classes)) if classes is None else classes
+        return cls((Teaching(teacher, siblings, students),), tuple(names), ids, tuple(notes))
+
+    @property
+    def num_images(self) -> int:
+        """N."""
+        return self.teachings[0].teacher.num_images
+
+    @property
+    def siblings(self) -> int:
+        """J, the fewest that any own teacher has."""
+        return min(len(teaching.siblings) for teaching in self.teachings)
+
+    @cached_property
+    def objectives(self) -> tuple[str, ...]:
+        """Labels, as they come."""
+        labels = [objective for each in self.teachings for objective, _ in each.students]
+        return tuple(dict.fromkeys(labels))
+
+    @property
+    def taught(self) -> tuple[str, ...]:
+        """The objectives that are neither ``hard`` nor a negative control."""
+        return tuple(name for name in self.objectives if name not in (BASELINE, *CONTROLS))
+
+    def seeds(self, objective: str) -> tuple[int, ...]:
+        """Of an objective's students, in order."""
+        every = [s for each in self.teachings for name, s in each.students if name == objective]
+        return tuple(sorted(set(every)))
+
+    @cached_property
+    def _likened(self) -> tuple[dict[Student, _Likened], ...]:
+        """Of every teaching its students beside its teachers."""
+        return tuple(_beside_teachers(teaching) for teaching in self.teachings)
+
+    @cached_property
+    def _of_teachers(self) -> tuple[_Likened, ...]:
+        """Of every teaching the own teacher beside all teachers, as if it were a student."""
+        return tuple(_likened(each.teacher, each.teachers) for each in self.teachings)
+
+    @cached_property
+    def _levels(self) -> tuple[dict[Student, dict[str, Measured]], ...]:
+        alone = []
+        for teaching in self.teachings:
+            alone.append({key: levels(outputs) for key, outputs in teaching.students.items()})
+        return tuple(alone)
+
+    @cached_property
+    def pairs(self) -> pd.DataFrame:
+        """One row a student, teacher and figure: value, chance, n and undefined.
+
+        Columns objective, seed, teacher (``own``, or a sibling's name; '' of a figure that is of
+        the student alone), metric, value, chance, n, undefined; where several own teachers have
+        students, ``taught_by`` names that of the row.
+        """
+        rows = []
+        for teaching, students, alone in zip(
+            self.teachings, self._likened, self._levels, strict=True
+        ):
+            for (objective, seed), likened in students.items():
+                keys = {"taught_by": teaching.name, "objective": objective, "seed": seed}
+                for teacher, values in (*likened.values.items(), ("", alone[objective, seed])):
+                    rows += _rows(keys | {"teacher": teacher}, values)
+        table = pd.DataFrame(rows)
+        return table if len(self.teachings) > 1 else table.drop(columns="taught_by")
+
+    def likenesses(self, metric: str, objective: str) -> tuple[Likenesses, ...]:
+        """One likeness of an objective's students and of ``hard``, for every own teacher.
+
+        Of the seeds that both have, and at which it is defined for every teacher.
+        """
+        several = []
+        for i, students in enumerate(self._likened):
+            seeds = [s for s in self.seeds(BASELINE) if (objective, s) in students]
+            a, b = (
+                np.array([_numbers(students[name, seed], metric) for seed in seeds])
+                for name in (objective, BASELINE)
+            )
+            defined = [j for j in range(len(seeds)) if not np.isnan(a[j] + b[j]).any()]
+            if defined:
+                teacher = np.array(_numbers(self._of_teachers[i], metric))
+                chosen = tuple(seeds[j] for j in defined)
+                several.append(Likenesses(a[defined], b[defined], teacher, chosen))
+        return tuple(several)
+
+    def changes(self, metric: str, objective: str, seed: int, teaching: int = 0) -> Tensor | None:
+        """c_j of one student, J + 1, the own teacher first; None without its ``hard``.
+
+        ``teaching`` is the number of the own teacher, where there are several.
+        """
+        students = self._likened[teaching]
+        if not {(objective, seed), (BASELINE, seed)} <= set(students):
+            return None
+        a, b = (_numbers(students[name, seed], metric) for name in (objective, BASELINE))
+        return _tensor(np.array(a) - np.array(b))
+
+    def parts(self, metric: str, objective: str) -> dict[str, Part]:
+        """task, kind, own, ceiling and share of one of :data:`LIKENESSES`; {} without ``hard``."""
+        several = self.likenesses(metric, objective)
+        return parts(several) if several else {}
+
+    def difference(self, metric: str, a: str, b: str) -> dict[str, Part]:
+        """kind and own of the difference of two objectives, over the seeds that both have."""
+        both = zip(self.likenesses(metric, a), self.likenesses(metric, b), strict=True)
+        several = [first.minus(second) for first, second in both]
+        if not several or not all(each.seeds for each in several):
+            return {}
+        computed = parts(several)
+        return {name: computed[name] for name in ("kind", "own")}
+
+    def controls(self, metric: str) -> dict[str, float]:
+        """own of every negative control among the students, in one likeness."""
+        values = {}
+        for name in CONTROLS:
+            if name in self.objectives and (each := self.parts(metric, name)):
+                values[name] = each["own"].value
+        return values
+
+    def decided(self, metric: str, objective: str, over: str = "") -> bool:
+        """Whether own is there, by both intervals and above that of the negative controls.
+
+        Args:
+            metric: one of :data:`LIKENESSES`.
+            objective: of the students.
+            over: the objective whose own is taken off, for a difference of two.
+        """
+        each = self.difference(metric, objective, over) if over else self.parts(metric, objective)
+        beside = {k: v for k, v in self.controls(metric).items() if k != objective}
+        return bool(each) and decided(each, tuple(beside.values()))
+
+    @cached_property
+    def whose(self) -> pd.DataFrame:
+        """One row an objective, likeness and part, with both intervals.
+
+        Columns objective, metric, part (task, kind, own, ceiling or share), value, seed_low,
+        seed_high, teacher_low, teacher_high, decided, seeds, siblings. An end is NaN where there is
+        no interval; ``decided`` is of own and kind alone.
+        """
+        rows = []
+        for objective in self.objectives:
+            for metric in LIKENESSES if objective != BASELINE else ():
+                several = self.likenesses(metric, objective)
+                for name, part in (parts(several) if several else {}).items():
+                    keys = {"objective": objective, "metric": metric, "part": name}
+                    rows.append(
+                        keys
+                        | _of_part(part)
+                        | {
+                            "decided": self._decided(metric, objective, name, part),
+                            "seeds": len({s for each in several for s in each.seeds}),
+                            "siblings": min(each.siblings for each in several),
+                        }
+                    )
+        columns = ["objective", "metric", "part", *_of_part(_NO_PART)]
+        return pd.DataFrame(rows, columns=[*columns, "decided", "seeds", "siblings"])
+
+    def _decided(self, metric: str, objective: str, name: str, part: Part) -> bool:
+        if name == "own":
+            return self.decided(metric, objective)
+        return name == "kind" and part.excludes_zero
+
+    @cached_property
+    def points(self) -> pd.DataFrame:
+        """task, kind and own of every seed, over own teachers where there are several.
+
+        Columns metric, objective, seed, task, kind, own.
+        """
+        rows = []
+        for metric in LIKENESSES:
+            for objective in self.objectives:
+                by_seed: dict[int, list[tuple[float, float, float]]] = {}
+                for each in self.likenesses(metric, objective):
+                    for i, seed in enumerate(each.seeds):
+                        changes = _tensor(each.changes[i])
+                        three = (float(each.hard[i, 0]), float(kind(changes)), float(own(changes)))
+                        by_seed.setdefault(seed, []).append(three)
+                for seed, values in by_seed.items():
+                    keys = {"metric": metric, "objective": objective, "seed": seed}
+                    means = np.mean(values, axis=0)
+                    rows.append(keys | dict(zip(("task", "kind", "own"), means, strict=True)))
+        return pd.DataFrame(rows, columns=["metric", "objective", "seed", "task", "kind", "own"])
+
+    @cached_property
+    def accuracy(self) -> pd.DataFrame:
+        """Share of images right, students (by objective and seed), then the own teachers.
+
+        Columns objective ('' of a teacher), seed, taught_by, value, n.
+        """
+        rows = []
+        for teaching in self.teachings:
+            for (objective, seed), outputs in teaching.students.items():
+                rows.append((objective, seed, teaching.name, _accuracy(outputs)))
+            rows.append(("", -1, teaching.name, _accuracy(teaching.teacher)))
+        table = pd.DataFrame(rows, columns=["objective", "seed", "taught_by", "value"])
+        return table.assign(n=self.num_images)
+
+    @cached_property
+    def of_classes(self) -> pd.DataFrame:
+        """What was got class by class, exploratory: own and kind of every likeness, and accuracy.
+
+        Columns objective, class, metric, kind, own, seed_low, seed_high (of own, over seeds), and
+        accuracy, hard_accuracy, n (images of the class), seeds. A part is NaN where it is undefined
+        in some seed.
+        """
+        rows = []
+        for objective in self.taught:
+            for metric in LIKENESSES:
+                changes = self._changes_of_classes(metric, objective)
+                if changes is None:
+                    continue
+                kinds, owns = (f(_tensor(changes)).numpy() for f in (kind, own))
+                for k, name in enumerate(self.classes):
+                    interval = _over(owns[:, k])
+                    keys = {"objective": objective, "class": name, "metric": metric}
+                    values = {"kind": kinds[:, k].mean(), "own": owns[:, k].mean()}
+                    ends = {"seed_low": interval[0], "seed_high": interval[1]}
+                    rows.append(keys | values | ends | self._right_of_class(objective, k))
+        return pd.DataFrame(rows)
+
+    def _changes_of_classes(self, metric: str, objective: str) -> np.ndarray | None:
+        """c_j within every class, seeds×K×(J + 1), means over own teachers; None without any."""
+        several = []
+        for students in self._likened:
+            seeds = [s for s in self.seeds(BASELINE) if (objective, s) in students]
+            rows = []
+            for seed in seeds:
+                a, b = (students[name, seed].of_classes for name in (objective, BASELINE))
+                rows.append([a[teacher][metric] - b[teacher][metric] for teacher in a])
+            if rows:
+                several.append(np.array(rows).swapaxes(1, 2))
+        same = {each.shape for each in several}
+        return np.mean(several, axis=0) if len(same) == 1 else None
+
+    def _right_of_class(self, objective: str, k: int) -> dict[str, float]:
+        labels = self.teachings[0].teacher.labels
+        chosen = labels == k
+        shares = {}
+        for column, name in (("accuracy", objective), ("hard_accuracy", BASELINE)):
+            right = [
+                float(outputs.right[chosen].double().mean())
+                for each in self.teachings
+                for (label, _), outputs in each.students.items()
+                if label == name
+            ]
+            shares[column] = float(np.mean(right)) if right else math.nan
+        return {**shares, "n": int(chosen.sum()), "seeds": len(self.seeds(objective))}
+
+    @cached_property
+    def leading(self) -> str:
+        """The objective that is looked at image by image: ``kd``, or that with the largest own."""
+        if "kd" in self.taught or not self.taught:
+            return "kd"
+        table = self.whose.query("metric == 'instance' and part == 'own'").set_index("objective")
+        known = table["value"].reindex(self.taught).dropna()
+        return str(known.idxmax()) if len(known) else self.taught[-1]
+
+    @cached_property
+    def images(self) -> pd.DataFrame:
+        """The images that speak loudest for own in instance knowledge, under the leading objective.
+
+        Columns objective, id, class, value (what the image adds to own, whose mean over images it
+        makes), teacher_second (the teacher's strongest wrong class), and the shares of students, of
+        ``hard`` students and of siblings with the same: students, hard, siblings.
+        """
+        objective, contributions = self.leading, []
+        for teaching in self.teachings:
+            pairs = [s for s in self.seeds(BASELINE) if (objective, s) in teaching.students]
+            for seed in pairs:
+                a, b = (teaching.students[name, seed] for name in (objective, BASELINE))
+                changes = [
+                    Likeness(a, teacher).of_images() - Likeness(b, teacher).of_images()
+                    for teacher in teaching.teachers.values()
+                ]
+                contributions.append(changes[0] - np.mean(changes[1:], axis=0))
+                a.forget()
+                b.forget()
+        columns = ["objective", "id", "class", "value", "teacher_second"]
+        shares = ["students", "hard", "siblings"]
+        if not contributions or not self.siblings:
+            return pd.DataFrame(columns=[*columns, *shares])
+        values = np.mean(contributions, axis=0)
+        order = np.argsort(-np.nan_to_num(values, nan=-np.inf), kind="stable")[:LOUDEST]
+        rows = [self._image(objective, int(i), float(values[i])) for i in order]
+        return pd.DataFrame([row for row in rows if not math.isnan(row["value"])])
+
+    def _image(self, objective: str, i: int, value: float) -> dict[str, Any]:
+        teaching = self.teachings[0]
+
+        def second(outputs: Outputs) -> int:
+            scores = outputs.scores[i].double().clone()
+            scores[outputs.labels[i]] = -math.inf
+            return int(scores.argmax())
+
+        at = second(teaching.teacher)
+        groups = {
+            "students": [o for (name, _), o in teaching.students.items() if name == objective],
+            "hard": [o for (name, _), o in teaching.students.items() if name == BASELINE],
+            "siblings": list(teaching.siblings.values()),
+        }
+        shares = {
+            name: float(np.mean([second(each) == at for each in group]))
+            for name, group in groups.items()
+        }
+        return {
+            "objective": objective,
+            "id": i if self.ids is None else self.ids[i],
+            "class": self.classes[int(teaching.teacher.labels[i])],
+            "value": value,
+            "teacher_second": self.classes[at],
+            **shares,
+        }
+
+    def to_frame(self) -> pd.DataFrame:
+        """:attr:`whose`."""
+        return self.whose
+
+    def plot(self, ax: Axes | None = None) -> tuple[Figure, np.ndarray]:
+        """task, kind and own along the ladder, as (figure, axes); into an ``ax`` own instance."""
+        from kdx_analysis.probes.fidelity.drawing import along_ladder, instance_into
+
+        return along_ladder(self.drawn()) if ax is None else instance_into(self.drawn(), ax)
+
+    def drawn(self) -> pd.DataFrame:
+        """What is drawn: :attr:`points`, each beside the parts of its objective.
+
+        Columns metric, objective, seed, task, kind, own, then own's seed_low, seed_high,
+        teacher_low, teacher_high and decided, and ceiling, control (whether it is one), siblings.
+        """
+        keys = ["metric", "objective"]
+        ends = ["seed_low", "seed_high", "teacher_low", "teacher_high", "decided", "siblings"]
+        owns, ceilings = (self.whose[self.whose["part"] == name] for name in ("own", "ceiling"))
+        table = self.points.merge(owns[[*keys, *ends]], on=keys, how="left")
+        highest = ceilings.rename(columns={"value": "ceiling"})[[*keys, "ceiling"]]
+        table = table.merge(highest, on=keys, how="left")
+        # hard is what the others are set beside: nothing is asked of its own.
+        decided = table["decided"].map({True: True}).fillna(False).astype(bool)
+        return table.assign(decided=decided, control=table["objective"].isin(CONTROLS))
+
+    def save(self, folder: str | Path) -> tuple[Path, ...]:
+        """Write ``pairs.csv``, ``whose.csv``, ``classes.csv`` and ``images.csv`` into a folder."""
+        tables = {
+            "pairs": self.pairs,
+            "whose": self.whose,
+            "classes": self.of_classes,
+            "images": self.images,
+        }
+        for name, table in tables.items():
+            write_text(Path(folder) / f"{name}.csv", table.to_csv(index=False))
+        return tuple(Path(folder) / f"{name}.csv" for name in tables)
+
+    def _repr_html_(self) -> str:
+        shown = self.whose.style.hide(axis="index").format(precision=3, na_rep="", escape="html")
+        return str(shown.set_caption(f"{self.num_images} images").to_html())
+
+
+_NO_PART = Part(math.nan, *(t_interval([0.0]),) * 2)
+
+
+def _beside_teachers(teaching: Teaching) -> dict[Student, _Likened]:
+    likened = {}
+    for key, outputs in teaching.students.items():
+        likened[key] = _likened(outputs, teaching.teachers)
+        # What many students' outputs are made into would not fit into memory side by side.
+        outputs.forget()
+    return likened
+
+
+def _likened(student: Outputs, teachers: Mapping[str, Outputs]) -> _Likened:
+    values, of_classes = {}, {}
+    for name, teacher in teachers.items():
+        likeness = Likeness(student, teacher)
+        values[name] = likeness.values()
+        of_classes[name] = likeness.of_classes()
+    return _Likened(values, of_classes)
+
+
+def _numbers(likened: _Likened, metric: str) -> list[float]:
+    return [values[metric].value for values in likened.values.values()]
+
+
+def _rows(keys: Mapping[str, Any], values: Mapping[str, Measured]) -> list[dict[str, Any]]:
+    return [
+        {
+            **keys,
+            "metric": name,
+            "value": each.value,
+            "chance": each.chance,
+            "n": each.n,
+            "undefined": each.undefined,
+        }
+        for name, each in values.items()
+    ]
+
+
+def _of_part(part: Part) -> dict[str, float]:
+    return {
+        "value": part.value,
+        "seed_low": part.over_seeds.low,
+        "seed_high": part.over_seeds.high,
+        "teacher_low": part.over_teachers.low,
+        "teacher_high": part.over_teachers.high,
+    }
+
+
+def _over(values: np.ndarray) -> tuple[float, float]:
+    if np.isnan(values).any():
+        return math.nan, math.nan
+    interval = t_interval(values)
+    return interval.low, interval.high
+
+
+def _accuracy(outputs: Outputs) -> float:
+    return float(outputs.right.double().mean())
+
+
+def _tensor(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values))

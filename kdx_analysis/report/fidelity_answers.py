@@ -1,0 +1,247 @@
+"""What the student got from its teacher, in sentences that follow the numbers."""
+
+from __future__ import annotations
+
+import math
+
+from kdx_analysis.intervals import Interval, paired_difference, t_interval
+from kdx_analysis.probes.fidelity.result import Fidelity
+from kdx_analysis.probes.fidelity.whose import (
+    BASELINE,
+    FEWEST_SIBLINGS,
+    FEWEST_TEACHERS,
+    LIKENESSES,
+    Part,
+)
+from kdx_analysis.runs.tables.numbers import listed, number
+
+LEADS = "instance"
+_SHUFFLED = "kd_shuffled"
+_MEANT = {
+    "instance": "in what it thinks of single images beyond their class (instance knowledge)",
+    "dark": "in how it ranks the wrong classes (dark knowledge)",
+    "second_choice": "in its strongest wrong class (second choices, beyond chance)",
+    "hardness": "in which images it finds hard (hardness)",
+}
+
+
+def said(fidelity: Fidelity) -> list[str]:
+    """Three plain sentences or more: what was got, whether that is decided, and what it is not.
+
+    About the leading objective, ``kd`` where there is one, in instance knowledge, or where the
+    classes are too few for that in the first likeness that is defined.
+    """
+    if not fidelity.taught:
+        return [
+            "No student here was taught by a teacher, so there is nothing that it could have got: "
+            f"the objectives are {listed(fidelity.objectives)}."
+        ]
+    objective = fidelity.leading
+    metric = _metric(fidelity, objective)
+    if metric is None:
+        return _without_parts(fidelity, objective)
+    parts = fidelity.parts(metric, objective)
+    sentences = [_got(fidelity, metric, objective, parts), _decision(fidelity, metric, objective)]
+    for sentence in (_of_order(fidelity, metric, objective), _accuracy(fidelity, objective)):
+        if sentence:
+            sentences.append(sentence)
+    return sentences
+
+
+def _metric(fidelity: Fidelity, objective: str) -> str | None:
+    """The likeness that is spoken of; None where none can be taken apart."""
+    for name in (LEADS, *LIKENESSES):
+        if fidelity.parts(name, objective):
+            return name
+    return None
+
+
+def _without_parts(fidelity: Fidelity, objective: str) -> list[str]:
+    """What can still be told without ``hard`` of the same seeds, or where nothing is defined."""
+    if BASELINE not in fidelity.objectives:
+        reason = f"there are no students under {BASELINE!r}, which the others are set beside"
+    else:
+        reason = f"no seed has both {objective!r} and {BASELINE!r} with a figure that is defined"
+    sentences = [
+        f"What students got under {objective!r} can't be taken apart into task, kind and own: "
+        f"{reason}."
+    ]
+    pairs = fidelity.pairs
+    own = pairs[(pairs["teacher"] == "own") & (pairs["objective"] == objective)]
+    known = []
+    for name in LIKENESSES:
+        values = own.loc[own["metric"] == name, "value"].dropna()
+        if len(values):
+            known.append(f"{number(values.mean(), 2)} in {LIKENESSES[name][0]}")
+    if known:
+        sentences.append(
+            f"What can be told is how alike they are to their teacher: {listed(known)}, means over "
+            f"{len(fidelity.seeds(objective))} seeds."
+        )
+    return sentences
+
+
+def _got(fidelity: Fidelity, metric: str, objective: str, parts: dict[str, Part]) -> str:
+    total = sum(parts[name].value for name in ("task", "kind", "own"))
+    task = _bounded(parts["task"], seeds_alone=True)
+    shared = (
+        f"Under {objective}, students share {{}} with their teacher {_MEANT[metric]}: {task} is "
+        "the task's, which students trained on labels alone share too"
+    )
+    if math.isnan(parts["own"].value):
+        change = _total_change(fidelity, metric, objective)
+        return (
+            shared.format(number(parts["task"].value + change, 2))
+            + f", and {number(change, 2, signed=True)} comes with the objective; without siblings "
+            "of the teacher nobody can tell how much of that is this teacher's own."
+        )
+    return shared.format(number(total, 2)) + (
+        f"; {_bounded(parts['kind'])} is the kind's, shared with every teacher of the recipe; and "
+        f"{_bounded(parts['own'])} is this teacher's own."
+    )
+
+
+def _total_change(fidelity: Fidelity, metric: str, objective: str) -> float:
+    several = fidelity.likenesses(metric, objective)
+    return sum(float(each.changes[:, 0].mean()) for each in several) / len(several)
+
+
+def _bounded(part: Part, *, seeds_alone: bool = False) -> str:
+    """A part with its intervals, as ``0.08 [0.05, 0.10; teachers 0.06, 0.10]``."""
+    ends = []
+    for word, interval in (("", part.over_seeds), ("teachers ", part.over_teachers)):
+        if not math.isnan(interval.low) and not (word and seeds_alone):
+            low, high = number(interval.low, 2), number(interval.high, 2)
+            ends.append(f"{word}{low} to {high}")
+    return number(part.value, 2) + (f" [{'; '.join(ends)}]" if ends else "")
+
+
+def _decision(fidelity: Fidelity, metric: str, objective: str) -> str:
+    """Whether own is decided, and why or why not."""
+    parts = fidelity.parts(metric, objective)
+    controls = {
+        name: value for name, value in fidelity.controls(metric).items() if name != objective
+    }
+    beside = listed(
+        [f"{number(value, 2, signed=True)} under {name}" for name, value in controls.items()]
+    )
+    if fidelity.decided(metric, objective):
+        share = parts["share"]
+        through = ""
+        if not math.isnan(share.over_teachers.low):
+            low, high = map(_percent, (share.over_teachers.low, share.over_teachers.high))
+            through = (
+                f" {_percent(share.value)} [{low} to {high}] of what this teacher has of its own "
+                "came through."
+            )
+        return (
+            f"That own part is decided: its 95 % intervals over {_seeds(fidelity, objective)} and "
+            f"over teachers ({_teachers(fidelity)}) leave out 0, and it is above the own part of "
+            f"students that saw no teacher ({beside}).{through}"
+        )
+    why = _why_not(fidelity, parts["own"], beside)
+    return f"Whether there is such an own part is not decided: {why}."
+
+
+def _why_not(fidelity: Fidelity, part: Part, beside: str) -> str:
+    several = len(fidelity.teachings)
+    if several > 1 and several < FEWEST_TEACHERS:
+        return f"{several} teachers with students of their own give no interval; it takes 3"
+    if several == 1 and fidelity.siblings < FEWEST_SIBLINGS:
+        one = fidelity.siblings == 1
+        return (
+            f"the teacher has {fidelity.siblings or 'no'} sibling{'' if one else 's'} here, and it "
+            f"takes {FEWEST_SIBLINGS} to know how much teachers of one recipe differ"
+        )
+    if math.isnan(part.over_seeds.low):
+        return "one seed has no interval; train more seeds"
+    open_ones = [
+        word
+        for word, interval in (("seeds", part.over_seeds), ("teachers", part.over_teachers))
+        if not interval.excludes_zero
+    ]
+    if open_ones:
+        return f"its 95 % interval over {' and that over '.join(open_ones)} holds 0"
+    if not beside:
+        return (
+            "both intervals leave out 0, but no student of a negative control (hard_T, "
+            "label_smoothing) stands beside it to show that the siblings are ones"
+        )
+    return f"it is no larger than the own part of students that saw no teacher ({beside})"
+
+
+def _of_order(fidelity: Fidelity, metric: str, objective: str) -> str:
+    """What the order of the wrong classes gave, beyond their unevenness."""
+    if objective == _SHUFFLED or _SHUFFLED not in fidelity.taught:
+        return ""
+    difference = fidelity.difference(metric, objective, _SHUFFLED)
+    if not difference or math.isnan(difference["own"].value):
+        return ""
+    verdict = "decided" if fidelity.decided(metric, objective, _SHUFFLED) else "not decided"
+    return (
+        f"Of its own part {_bounded(difference['own'])} is the order of the wrong classes, which "
+        f"{_SHUFFLED} takes away ({objective} − {_SHUFFLED}; {verdict})."
+    )
+
+
+def _accuracy(fidelity: Fidelity, objective: str) -> str:
+    """How accurate its students are beside those on hard labels: fidelity is not accuracy."""
+    table = fidelity.accuracy.groupby(["objective", "seed"])["value"].mean()
+    seeds = [s for s in fidelity.seeds(objective) if (BASELINE, s) in table.index]
+    if not seeds:
+        return ""
+    a, b = ([table[name, seed] for seed in seeds] for name in (objective, BASELINE))
+    difference = paired_difference(a, b)
+    interval = ""
+    if difference.n > 1:
+        low, high = (number(100 * end, 1, signed=True) for end in (difference.low, difference.high))
+        interval = f", 95 % interval {low} to {high} over {difference.n} seeds"
+    points = number(100 * difference.mean, 1, signed=True)
+    return (
+        f"Fidelity is not accuracy: of {fidelity.num_images} test images {objective}'s students "
+        f"have {_percent(t_interval(a).mean, 1)} right and {BASELINE}'s "
+        f"{_percent(t_interval(b).mean, 1)} ({points} points{interval})."
+    )
+
+
+def _percent(share: float, decimals: int = 0) -> str:
+    return f"{number(100 * share, decimals)} %"
+
+
+def _seeds(fidelity: Fidelity, objective: str) -> str:
+    n = len(fidelity.seeds(objective))
+    return f"{n} seed{'' if n == 1 else 's'}"
+
+
+def _teachers(fidelity: Fidelity) -> str:
+    R = len(fidelity.teachings)
+    if R > 1:
+        return f"{R} with students of their own"
+    return f"{fidelity.siblings} siblings"
+
+
+def table_rows(fidelity: Fidelity) -> list[dict[str, object]]:
+    """The table beside the sentences: a row an objective and likeness, with its parts."""
+    rows: list[dict[str, object]] = []
+    for metric, (title, _) in LIKENESSES.items():
+        for objective in fidelity.objectives:
+            parts = fidelity.parts(metric, objective) if objective != BASELINE else {}
+            if parts:
+                rows.append(
+                    {
+                        "metric": metric,
+                        "title": title,
+                        "objective": objective,
+                        "parts": parts,
+                        "decided": fidelity.decided(metric, objective),
+                        "seeds": len(fidelity.seeds(objective)),
+                    }
+                )
+    return rows
+
+
+def shown(interval: Interval) -> str:
+    """``[0.05, 0.10]``; '' where there is none."""
+    if math.isnan(interval.low):
+        return ""
+    return f"[{number(interval.low, 3)}, {number(interval.high, 3)}]"

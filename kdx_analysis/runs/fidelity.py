@@ -1,0 +1,193 @@
+"""Fidelity of runs: which students' outputs are set beside which teachers'."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from kdx_analysis.metrics import METRICS
+from kdx_analysis.objectives import OBJECTIVES, one_vs_rest_margins
+from kdx_analysis.probes.fidelity.outputs import Outputs
+from kdx_analysis.probes.fidelity.result import OWN, Fidelity, Student, Teaching
+from kdx_analysis.probes.fidelity.teachers import first_difference
+from kdx_analysis.probes.fidelity.whose import LIKENESSES, kind, own
+from kdx_analysis.runs.run import Run
+
+_COLUMNS = ["metric", "attention", "split", "epoch", "value", "null", "undefined", "n"]
+# Under which name a figure of pairs stands among the metrics, where it is another.
+_RENAMED = {"agreement": "agreement_excess"}
+_ORDER = ("student", "explainer", "tree")
+
+
+class Group(NamedTuple):
+    """What students that are set beside each other share."""
+
+    study: str
+    folder: Path
+    role: str
+    decomposition: str
+    vam: str
+
+
+@dataclass(frozen=True, eq=False)
+class RunsFidelity:
+    """The fidelity of the students of one group.
+
+    Attributes:
+        group: what they share.
+        fidelity: theirs, on test images.
+        runs: of every teaching, the run of each of its students.
+        left_out: why teachers of the study are no siblings, in sentences.
+    """
+
+    group: Group
+    fidelity: Fidelity
+    runs: tuple[dict[Student, Run], ...]
+    left_out: tuple[str, ...]
+
+
+def fidelities(runs: Iterable[Run]) -> list[RunsFidelity]:
+    """That of every group of students whose outputs, and whose teacher's, are kept.
+
+    Students are of one study, role, decomposition and arm of VAM; undivided students and explainers
+    are never pooled. Siblings of a teacher are the other teachers of its study, of the same
+    configuration but for the seed.
+    """
+    groups: dict[Group, list[Run]] = {}
+    teachers: list[Run] = []
+    for run in runs:
+        if run.role == "teacher":
+            teachers.append(run)
+        elif run.role in _ORDER and run.outputs("test") is not None:
+            groups.setdefault(_group(run), []).append(run)
+    results = []
+    for group in sorted(groups, key=lambda group: _ORDER.index(group.role)):
+        if (computed := _fidelity(group, groups[group], teachers)) is not None:
+            results.append(computed)
+    return results
+
+
+def _group(run: Run) -> Group:
+    return Group(
+        str(run.info["study"]), _folder(run), run.role, str(run.info["decomposition"]), run.vam
+    )
+
+
+def _folder(run: Run) -> Path:
+    return run.path.resolve().parents[1]
+
+
+def _fidelity(
+    group: Group, students: Sequence[Run], teachers: Sequence[Run]
+) -> RunsFidelity | None:
+    beside = {
+        run.seed: run
+        for run in teachers
+        if (run.info["study"], _folder(run)) == group[:2] and run.outputs("test") is not None
+    }
+    numbers = sorted({run.teacher for run in students if taught(run)} & set(beside))
+    numbers = numbers or sorted({run.teacher for run in students} & set(beside))
+    teachings, sources, left_out = [], [], []
+    outputs = {number: _outputs(run, group.decomposition) for number, run in beside.items()}
+    for number in numbers:
+        siblings = {}
+        for other, run in beside.items():
+            if other == number:
+                continue
+            if difference := first_difference(beside[number].info, run.info):
+                left_out.append(
+                    f"The teacher with seed {other} is no sibling of that with seed {number}: "
+                    f"{difference.field} is {difference.b!r} there and {difference.a!r} here."
+                )
+            else:
+                siblings[f"seed {other}"] = outputs[other]
+        members = {
+            (_label(run), run.seed): run
+            for run in students
+            if run.teacher == number or not taught(run)
+        }
+        kept = {key: _outputs(run, group.decomposition) for key, run in members.items()}
+        teachings.append(Teaching(outputs[number], siblings, kept, str(number)))
+        sources.append(members)
+    if not teachings:
+        return None
+    first = students[0].outputs("test")
+    assert first is not None
+    fidelity = Fidelity(
+        tuple(teachings), students[0].classes, first.ids.tolist(), tuple(dict.fromkeys(left_out))
+    )
+    return RunsFidelity(group, fidelity, tuple(sources), tuple(left_out))
+
+
+def taught(run: Run) -> bool:
+    """Whether a teacher enters its objective; one that nobody declares here may be of any kind."""
+    config = run.info["config"].get("objective", {})
+    name = config.get("name", run.objective)
+    if config.get("scale_to") is not None:
+        return True
+    return name not in OBJECTIVES or OBJECTIVES[name].needs_teacher
+
+
+def _label(run: Run) -> str:
+    """An objective's label without the decomposition, which all students of a group share."""
+    return run.objective.replace(" multiclass", "", 1)
+
+
+def _outputs(run: Run, decomposition: str) -> Outputs:
+    """What is compared: logits, or margins, of a teacher its one-vs-rest margins."""
+    kept = run.outputs("test")
+    assert kept is not None
+    binary = decomposition == "binary"
+    if binary and kept.decomposition != "binary":
+        # In float64, in which the margins of sure answers are not yet cancelled.
+        return Outputs(one_vs_rest_margins(kept.scores.double()), kept.labels, True)
+    return Outputs(kept.scores, kept.labels, binary)
+
+
+def rows_of_runs(computed: RunsFidelity) -> dict[Path, pd.DataFrame]:
+    """By path of its run, the headline figures of every student, as of :func:`per_epoch`.
+
+    own and kind of ``hard`` are 0, as they are differences from it.
+    """
+    fidelity = computed.fidelity
+    pairs = fidelity.pairs[fidelity.pairs["teacher"].isin([OWN, ""])]
+    if "taught_by" not in pairs:
+        pairs = pairs.assign(taught_by=fidelity.teachings[0].name)
+    by_student = dict(list(pairs.groupby(["taught_by", "objective", "seed"])))
+    tables: dict[Path, pd.DataFrame] = {}
+    for i, (teaching, runs) in enumerate(zip(fidelity.teachings, computed.runs, strict=True)):
+        for (objective, seed), run in runs.items():
+            # A student that no teacher taught stands beside all of them: the first one counts.
+            if run.path not in tables:
+                figures = by_student[teaching.name, objective, seed]
+                parts = _parts(fidelity, i, objective, seed)
+                tables[run.path] = _table(run, figures, parts, fidelity.num_images)
+    return tables
+
+
+def _table(
+    run: Run, figures: pd.DataFrame, parts: Mapping[str, float], images: int
+) -> pd.DataFrame:
+    pairs = figures.assign(metric=figures["metric"].replace(_RENAMED))
+    pairs = pairs[pairs["metric"].isin(list(METRICS))].rename(columns={"chance": "null"})
+    taken_apart = pd.DataFrame({"metric": list(parts), "value": list(parts.values())})
+    taken_apart = taken_apart.assign(null=float("nan"), undefined=0, n=images)
+    table = pd.concat([pairs, taken_apart] if len(parts) else [pairs], ignore_index=True)
+    table = table.assign(attention="", split="test", epoch=run.selected_epoch)
+    return table[_COLUMNS]
+
+
+def _parts(fidelity: Fidelity, teaching: int, objective: str, seed: int) -> dict[str, float]:
+    """own and kind of one student in every likeness; {} without siblings, or its ``hard``."""
+    if not fidelity.siblings:
+        return {}
+    values: dict[str, float] = {}
+    for metric in LIKENESSES:
+        changes = fidelity.changes(metric, objective, seed, teaching)
+        if changes is not None:
+            values |= {f"own_{metric}": float(own(changes)), f"kind_{metric}": float(kind(changes))}
+    return values

@@ -44,6 +44,7 @@ CLEAN, WITH_PATCHES, WITH_TURNS = "clean", "patches", "turned"
 RARE = 0.05
 SURE = 0.999  # that a rate of 5 % passes, though trials are few
 DRAWS = 4000
+APART = 1000  # so that a student's images are drawn apart from its teacher's
 SPREAD = 0.01  # of what teachers and seeds add to a likeness; rates don't depend on its size
 
 
@@ -216,7 +217,7 @@ def learnt_on(student: Student) -> Dataset:
     """The digits as a student sees them, always with their true labels."""
     data = digits()
     images, labels = _all_images(data.train), data.train.labels
-    generator = torch.Generator().manual_seed(student.seed)
+    generator = torch.Generator().manual_seed(APART + student.seed)
     if student.images == WITH_PATCHES:
         images, _ = planted.stamp_some(images, PATCH, PATCHED, generator)
     elif student.images == WITH_TURNS:

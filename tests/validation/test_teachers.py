@@ -100,7 +100,7 @@ def test_unrelated_networks_have_nothing_of_any_teacher_s_own():
     for student in PLAN.students():
         if student.objective == whose.CONTROLS[0]:
             noise = np.random.default_rng(student.seed).normal(0, 0.1, (N, K))
-            own = networks[Teacher(teachers.NOTHING, 0)].plain
+            copied = networks[Teacher(teachers.NOTHING, 0)].plain
             networks[student] = networks[student]._replace(plain=copied + noise)
     (copying,) = teachers.rates(networks, LABELS, PLAN)
     assert copying.value > row.value

@@ -59,7 +59,7 @@ def _of_source(source: str | Path | RunSet) -> Fidelity:
     if isinstance(source, str | Path) and not Path(source).is_dir():
         return fidelity_of(read(source))
     # A manifest is read without what runs are read by, whose imports take seconds.
-    from kdx_analysis.runs.fidelity import the_fidelity
     from kdx_analysis.runs.runset import RunSet
 
-    return the_fidelity(RunSet.load(source) if isinstance(source, str | Path) else source)
+    runs = RunSet.load(source) if isinstance(source, str | Path) else source
+    return runs.fidelity()

@@ -487,7 +487,7 @@ def explain_model(
 def validate(
     parts: Annotated[
         list[str] | None,
-        typer.Argument(help="planted, nothing, models; by default one after the other."),
+        typer.Argument(help="planted, nothing, models, teachers; by default one after another."),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of planted truth.")] = 10,
     out: Annotated[
@@ -497,7 +497,8 @@ def validate(
     """Hold the toolkit against what is known; exit code 1 if a yardstick fails.
 
     planted: do the probes find what was planted? nothing: what is said where nothing is there?
-    models: is conflict that of plain autograd, however a network is built?
+    models: is conflict that of plain autograd, however a network is built? teachers: does KD pass
+    planted secrets on, and is nothing called the teacher's own where it isn't?
     """
     import pandas as pd
 

@@ -132,8 +132,7 @@ class Study:
         sections = {
             "name": name or Path(data_name).name,
             "data": {"name": data_name, **(data_options or {})},
-            "teacher": _teacher_section(teacher, teacher_training or training)
-            | _siblings_section(teacher, siblings, teacher_seeds),
+            "teacher": _teachers(teacher, teacher_training or training, siblings, teacher_seeds),
             "student": _name_of(student),
             "roles": roles,
             "vam": _plain(vam),
@@ -495,6 +494,17 @@ def _teacher_section(
         run = Run.load(teacher)
         return {**section, "model": run.info["config"]["model"], "path": str(run.path)}
     return {**section, "model": str(teacher)}
+
+
+def _teachers(
+    teacher: str | Path | nn.Module,
+    training: TrainingConfig | Mapping[str, Any] | None,
+    siblings: int | Sequence[str | Path | nn.Module],
+    seeds: int,
+) -> dict[str, Any]:
+    """The teacher's section, with its siblings and seeds."""
+    section = _teacher_section(teacher, training)
+    return section | _siblings_section(teacher, siblings, seeds)
 
 
 def _siblings_section(

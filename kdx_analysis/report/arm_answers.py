@@ -182,8 +182,8 @@ def _cautions(runs: RunSet, of_arms: RunSet, first: ArmTable) -> tuple[str, ...]
     images = listed(list(map(str, sorted(sizes))))
     means = sorted(interval.mean for interval in first.means.values())
     reached = " to ".join(dict.fromkeys(number(mean, 1) for mean in (means[0], means[-1])))
-    own = teacher_scores(own_teachers(runs))
-    teachers = [f"{each.name} {number(100 * each.accuracy, 1)} %" for each in own]
+    scores = teacher_scores(own_teachers(runs))
+    teachers = [f"{each.name} {number(100 * each.accuracy, 1)} %" for each in scores]
     taught = f" (teacher {listed(teachers)})" if teachers else ""
     cautions = [
         f"The students were trained for {epochs} epochs of {images} images and reach {reached} % "

@@ -100,13 +100,13 @@ class TeacherScore:
 
 def teacher_scores(runs: RunSet) -> list[TeacherScore]:
     """Each teacher among the runs, then each sibling."""
-    own = own_teachers(runs)
-    siblings = [run for run in runs if run.role == "teacher" and run not in own.runs]
+    teachers = own_teachers(runs)
+    siblings = [run for run in runs if run.role == "teacher" and run not in teachers.runs]
     scores = []
-    for run in (*own, *siblings):
+    for run in (*teachers, *siblings):
         table = run.at_selected("metrics")
         right = table[(table["split"] == "test") & (table["metric"] == "accuracy")]
-        seed = f", seed {run.seed}" if run in siblings or len(own) > 1 else ""
+        seed = f", seed {run.seed}" if run in siblings or len(teachers) > 1 else ""
         place = f"{'sibling' if run in siblings else 'teacher'}{seed}"
         scores += [
             TeacherScore(place, model_name(run), float(value)) for value in right["value"].tail(1)

@@ -46,9 +46,11 @@ def own_teachers(runs: RunSet) -> RunSet:
     students = [run for run in runs if run.role != "teacher"]
     taught = {(run.info["study"], run.teacher) for run in students}
     teachers = [run for run in runs if run.role == "teacher"]
-    own = [run for run in teachers if (run.info["study"], run.seed) in taught]
-    known = {run.info["study"] for run in own}
-    return RunSet(tuple(run for run in teachers if run in own or run.info["study"] not in known))
+    teaching = [run for run in teachers if (run.info["study"], run.seed) in taught]
+    known = {run.info["study"] for run in teaching}
+    return RunSet(
+        tuple(run for run in teachers if run in teaching or run.info["study"] not in known)
+    )
 
 
 def of_one_teacher(runs: RunSet) -> RunSet:

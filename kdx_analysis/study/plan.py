@@ -27,12 +27,12 @@ def plan(study: Ingredients, out: Path) -> list[Step]:
     So a study that is cut short holds whole ladders.
     """
     teachers = _teachers(study, out / "teacher")
-    own = teachers[: study.config.teacher.seeds]
+    teaching = teachers[: study.config.teacher.seeds]
     steps = list(teachers)
     for seed in study.config.seeds:
         for objective in study.config.objectives:
-            for teacher in own if is_taught(objective) else own[:1]:
-                called = f"of teacher {teacher.seed}" if len(own) > 1 else ""
+            for teacher in teaching if is_taught(objective) else teaching[:1]:
+                called = f"of teacher {teacher.seed}" if len(teaching) > 1 else ""
                 of_teacher = _Taught(teacher, called if is_taught(objective) else "")
                 steps += _of_objective(study, out / "runs", objective, seed, of_teacher)
     return steps

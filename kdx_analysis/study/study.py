@@ -134,10 +134,7 @@ class Study:
         sections = {
             "name": name or Path(data_name).name,
             "data": {"name": data_name, **(data_options or {})},
-            "teacher": {
-                **_teacher_section(teacher, teacher_training or training),
-                **_siblings_section(teacher, siblings, teacher_seeds),
-            },
+            "teacher": _teachers(teacher, teacher_training or training, siblings, teacher_seeds),
             "student": _name_of(student),
             "roles": roles,
             "vam": _plain(vam),
@@ -149,13 +146,11 @@ class Study:
             "extensions": [str(extension.path) for extension in loaded],
             "seeds": list(range(seeds)) if isinstance(seeds, int) else list(seeds),
         }
-        self.config = StudyConfig.parse(
-            {key: value for key, value in sections.items() if value is not None}
-        )
+        given = {key: value for key, value in sections.items() if value is not None}
+        self.config = StudyConfig.parse(given)
         check_names(self.config)
         self.data_dir = None if data_dir is None else str(data_dir)
-        modules = () if isinstance(siblings, int) else tuple(siblings)
-        self._given = _Given.of(data, teacher, student, callbacks, objectives, modules)
+        self._given = _Given.of(data, teacher, student, callbacks, objectives, siblings)
 
     @classmethod
     def from_config(cls, config: StudyConfig, data_dir: str | Path | None = None) -> Study:
@@ -384,8 +379,8 @@ class Study:
         """Refuse given siblings that turn out to be a teacher which was trained here."""
         if self.given_teacher is None and self.given_siblings:
             trained = [step for step in teachers if self.given(step.seed) is None]
-            own = [(OWN_TEACHER, self.teacher(step.path)) for step in trained]
-            check_apart([*own, *((each.name, each.model) for each in self.given_siblings)])
+            models = [(OWN_TEACHER, self.teacher(step.path)) for step in trained]
+            check_apart([*models, *((each.name, each.model) for each in self.given_siblings)])
 
     def _claim(self, out: Path, teachers: Sequence[Step]) -> None:
         """Make ``out`` this study's directory; refuse one that holds something else."""
@@ -417,9 +412,9 @@ class Study:
         planned = {step.path.name for step in teachers}
         files = teachers[0].path.parent.glob(f"[!.]*/{INFO}")
         runs = [Run.load(file.parent) for file in files if file.parent.name not in planned]
-        own = self._own_teacher().info
+        teacher = self._own_teacher().info
         given = self.given_teacher is not None
-        return any(given or first_difference(own, run.info) for run in runs)
+        return any(given or first_difference(teacher, run.info) for run in runs)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """What another process makes the study anew from.
@@ -450,7 +445,7 @@ class _Given:
         student: Any,
         callbacks: Sequence[Callback],
         objectives: Sequence[Any],
-        siblings: Sequence[Any],
+        siblings: int | Sequence[Any],
     ) -> _Given:
         """What of the arguments of :class:`Study` are objects."""
         return cls(
@@ -459,7 +454,9 @@ class _Given:
             None if isinstance(student, str) else student,
             tuple(callbacks),
             tuple(objective for objective in objectives if callable(objective)),
-            tuple(each if isinstance(each, nn.Module) else None for each in siblings),
+            ()
+            if isinstance(siblings, int)
+            else tuple(each if isinstance(each, nn.Module) else None for each in siblings),
         )
 
 
@@ -502,6 +499,17 @@ def _teacher_section(
         run = Run.load(teacher)
         return {**section, "model": run.info["config"]["model"], "path": str(run.path)}
     return {**section, "model": str(teacher)}
+
+
+def _teachers(
+    teacher: str | Path | nn.Module,
+    training: TrainingConfig | Mapping[str, Any] | None,
+    siblings: int | Sequence[str | Path | nn.Module],
+    seeds: int,
+) -> dict[str, Any]:
+    """The teacher's section, with its siblings and seeds."""
+    section = _teacher_section(teacher, training)
+    return section | _siblings_section(teacher, siblings, seeds)
 
 
 def _siblings_section(

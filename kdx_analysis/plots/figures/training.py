@@ -39,8 +39,8 @@ def _table(runs: RunSet) -> pd.DataFrame:
     Columns role, vam, objective, run, seed, epoch, split, metric, value, n, selected (the epoch is
     the one selected).
     """
-    own = own_teachers(runs).runs
-    runs = RunSet(tuple(run for run in runs if run.role != "teacher" or run in own))
+    teachers = own_teachers(runs).runs
+    runs = RunSet(tuple(run for run in runs if run.role != "teacher" or run in teachers))
     frame = runs.frame("metrics")
     frame = frame[[pair in _PANELS for pair in zip(frame["split"], frame["metric"], strict=True)]]
     if not (frame["role"] != "teacher").any():

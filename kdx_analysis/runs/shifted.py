@@ -129,7 +129,6 @@ def shifted(runs: RunSet) -> pd.DataFrame:
 def is_own(run: Run, teacher: Run) -> bool:
     """Whether a run's student learnt from this teacher of its study, rather than a sibling of it.
 
-    Runs say by its seed whose student they are; those of before there were several had the only
-    one, of seed 0.
+    Students of objectives that need no teacher nominally have the first.
     """
-    return int(run.info.get("teacher", 0)) == teacher.seed
+    return run.teacher == teacher.seed

@@ -124,8 +124,10 @@ def test_the_command_runs_chosen_probes_alone(digits):
     assert asked.exit_code == 0, asked.output
     assert "experts are ablated" not in asked.output
     assert {path.stem for path in out.glob("*.parquet")} == {"output_conflict"}
-    both = ["--probe", "properties", "--probe", "claims", "--epsilon", "0.1"]
-    asked = CliRunner().invoke(app, ["probe", str(run.path), *both])
+    run = digits.filter(role="student", objective="hard").runs[0]
+    out = run.path.parents[1] / "probes" / run.id
+    options = ["--probe", "properties", "--epsilon", "0.1"]
+    asked = CliRunner().invoke(app, ["probe", str(run.path), *options])
     assert asked.exit_code == 0, asked.output
     assert "PGD, ε = 25.5/255" in asked.output
     assert (out / "properties_own.csv").is_file()

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from kdx_analysis.metrics import METRICS
-from kdx_analysis.objectives import OBJECTIVES, one_vs_rest_margins
+from kdx_analysis.objectives import one_vs_rest_margins
 from kdx_analysis.probes.fidelity.outputs import Outputs
 from kdx_analysis.probes.fidelity.result import OWN, Fidelity, Student, Teaching
 from kdx_analysis.probes.fidelity.teachers import first_difference
@@ -89,7 +89,7 @@ def _fidelity(
         for run in teachers
         if (run.info["study"], _folder(run)) == group[:2] and run.outputs("test") is not None
     }
-    numbers = sorted({run.teacher for run in students if taught(run)} & set(beside))
+    numbers = sorted({run.teacher for run in students if run.taught} & set(beside))
     numbers = numbers or sorted({run.teacher for run in students} & set(beside))
     teachings, sources, left_out = [], [], []
     outputs = {number: _outputs(run, group.decomposition) for number, run in beside.items()}
@@ -108,7 +108,7 @@ def _fidelity(
         members = {
             (_label(run), run.seed): run
             for run in students
-            if run.teacher == number or not taught(run)
+            if run.teacher == number or not run.taught
         }
         kept = {key: _outputs(run, group.decomposition) for key, run in members.items()}
         teachings.append(Teaching(outputs[number], siblings, kept, str(number)))
@@ -121,15 +121,6 @@ def _fidelity(
         tuple(teachings), students[0].classes, first.ids.tolist(), tuple(dict.fromkeys(left_out))
     )
     return RunsFidelity(group, fidelity, tuple(sources), tuple(left_out))
-
-
-def taught(run: Run) -> bool:
-    """Whether a teacher enters its objective; one that nobody declares here may be of any kind."""
-    config = run.info["config"].get("objective", {})
-    name = config.get("name", run.objective)
-    if config.get("scale_to") is not None:
-        return True
-    return name not in OBJECTIVES or OBJECTIVES[name].needs_teacher
 
 
 def _label(run: Run) -> str:

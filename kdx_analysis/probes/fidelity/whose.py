@@ -170,14 +170,16 @@ def parts(several: Sequence[Likenesses]) -> dict[str, Part]:
     share = _share_of_one(several[0]) if single else _share_of_several(owns, ceilings)
     none = Interval(len(several), _NAN, _NAN, _NAN)
     ceiling = float(np.mean([each.mean() for each in ceilings]))
-    if not over["ceiling"].excludes_zero:
-        share = none
+    ratio = _mean(owns) / ceiling if ceiling else _NAN
+    if over["ceiling"].low <= 0 <= over["ceiling"].high:
+        # A share of what may be nothing says nothing.
+        ratio, share = _NAN, none
     return {
         "task": Part(_mean(tasks), _over_seeds(tasks, several), none),
         "kind": Part(_mean(kinds), _over_seeds(kinds, several), over["kind"]),
         "own": Part(_mean(owns), _over_seeds(owns, several), over["own"], not single),
         "ceiling": Part(ceiling, none, over["ceiling"]),
-        "share": Part(_mean(owns) / ceiling if ceiling else _NAN, none, share),
+        "share": Part(ratio, none, share),
     }
 
 

@@ -44,14 +44,20 @@ def made(objective: np.ndarray, hard: np.ndarray, teacher: np.ndarray) -> Likene
     return Likenesses(objective, hard, teacher, tuple(range(len(hard))))
 
 
+def share_of(wanted: ref.Whose) -> float:
+    """own/ceiling, which is left empty where the ceiling may be nothing."""
+    return math.nan if wanted.ceiling.low <= 0 <= wanted.ceiling.high else wanted.share.mean
+
+
 @pytest.mark.parametrize("gift", [0.3, 0.05, 0.0, -0.1])
 @pytest.mark.parametrize(("n", "J"), [(2, 3), (3, 3), (3, 5), (6, 4)])
 def test_parts_and_intervals_are_the_references(n: int, J: int, gift: float) -> None:
     objective, hard, teacher = drawn(np.random.default_rng(n + J), n, J, gift)
     computed = parts([made(objective, hard, teacher)])
     wanted = ref.whose(objective.tolist(), hard.tolist(), teacher.tolist())
-    for name in ("task", "kind", "own", "ceiling", "share"):
+    for name in ("task", "kind", "own", "ceiling"):
         same(computed[name].value, getattr(wanted, name).mean, name)
+    same(computed["share"].value, share_of(wanted))
     for name in ("task", "kind", "own"):
         same_interval(computed[name].over_seeds, getattr(wanted, name), name)
     same_interval(computed["kind"].over_teachers, wanted.kind_over_teachers)
@@ -65,6 +71,7 @@ def test_the_share_has_no_interval_where_the_ceilings_holds_0() -> None:
     objective, hard, _ = drawn(np.random.default_rng(0), 3, 3)
     computed = parts([made(objective, hard, np.array([0.6, 0.9, 0.2, 0.5]))])
     assert not computed["ceiling"].over_teachers.excludes_zero
+    assert math.isnan(computed["share"].value)
     assert math.isnan(computed["share"].over_teachers.low)
     assert math.isnan(computed["share"].over_teachers.high)
 
@@ -250,8 +257,9 @@ def test_a_students_parts_are_the_references_from_the_outputs_on() -> None:
         }
         controls = [rows["hard_T"], rows["label_smoothing"]]
         wanted = ref.whose(rows["kd"], rows["hard"], likeness["t0"], controls)
-        for part in ("task", "kind", "own", "ceiling", "share"):
+        for part in ("task", "kind", "own", "ceiling"):
             same(table.loc["kd", metric, part]["value"], getattr(wanted, part).mean, part)
+        same(table.loc["kd", metric, "share"]["value"], share_of(wanted))
         actual = table.loc["kd", metric, "own"]
         same(actual["seed_low"], wanted.own.low)
         same(actual["teacher_high"], wanted.own_over_teachers.high)

@@ -204,7 +204,13 @@ def _likenesses(fidelity: Fidelity) -> Grid:
                 for own_teacher in (True, False)
             )
             labels.append((objective, title))
-            rows.append((Cell(estimate(to_own)), Cell(estimate(to_siblings)), Cell(str(to_own.n))))
+            rows.append(
+                (
+                    Cell(estimate(to_own)),
+                    Cell(estimate(to_siblings)),
+                    Cell(str(len(fidelity.seeds(objective)))),
+                )
+            )
     head = ("objective", "likeness", "to its own teacher", "to siblings", "seeds")
     caption = (
         f"Likeness with 95 % t-intervals over seeds ({_counted(fidelity)}). Without students of "
@@ -215,15 +221,13 @@ def _likenesses(fidelity: Fidelity) -> Grid:
 
 def _over_seeds(
     pairs: pd.DataFrame, objective: str, metric: str, own_teacher: bool = True
-) -> Interval:
-    """Mean over seeds, of siblings each seed's mean over them; of what is defined."""
+) -> Interval | None:
+    """Mean over seeds, of siblings each seed's mean over them; None where it is undefined."""
     chosen = pairs[(pairs["objective"] == objective) & (pairs["metric"] == metric)]
     beside = chosen["teacher"].isin([OWN, ""])
     chosen = chosen[beside if own_teacher else ~beside]
     by_seed = chosen.groupby("seed")["value"].mean().dropna()
-    if by_seed.empty:
-        return Interval(0, math.nan, math.nan, math.nan)
-    return t_interval(by_seed.to_numpy())
+    return None if by_seed.empty else t_interval(by_seed.to_numpy())
 
 
 def _with_formulas(grid: Grid) -> dict[str, Any]:

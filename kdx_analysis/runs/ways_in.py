@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdx_analysis.errors import KdxError
+from kdx_analysis.errors import AbsentError, KdxError
 from kdx_analysis.probes.fidelity.manifest import fidelity_of, read, tables_of
 from kdx_analysis.probes.fidelity.result import Fidelity
 
@@ -30,7 +30,8 @@ def fidelity(
 
     Args:
         source: the path of a manifest (:func:`kdx_analysis.probes.fidelity.manifest.read`), the
-            runs of one study, or a directory that holds them.
+            runs of one study, or a directory that holds them; of these the undivided students, or
+            where there are none the explainers (``runs.filter(role=["explainer", "teacher"])`` leaves no other).
         labels: true classes, N.
         teacher: the own teacher's table.
         siblings: tables of teachers of the same recipe with other seeds, or ``{name: table}``.
@@ -59,7 +60,13 @@ def _of_source(source: str | Path | RunSet) -> Fidelity:
     if isinstance(source, str | Path) and not Path(source).is_dir():
         return fidelity_of(read(source))
     # A manifest is read without what runs are read by, whose imports take seconds.
-    from kdx_analysis.runs.fidelity import the_fidelity
+    from kdx_analysis.runs.fidelity import fidelities
     from kdx_analysis.runs.runset import RunSet
 
-    return the_fidelity(RunSet.load(source) if isinstance(source, str | Path) else source)
+    computed = fidelities(RunSet.load(source) if isinstance(source, str | Path) else source)
+    if not computed:
+        raise AbsentError(
+            "there is no student among the runs whose outputs are kept beside its teacher's; train "
+            "the study again with this version, or give tables of logits"
+        )
+    return computed[0].fidelity

@@ -558,7 +558,9 @@ def test_csv_with_ids_labels_and_names_of_classes(tmp_path, nets):
     assert any("put into the order of the classes" in note for note in tables.notes)
     shuffled = pd.read_csv(tmp_path / "s.csv").drop(columns="id")
     shuffled.to_csv(tmp_path / "s.csv", index=False)
-    with pytest.raises(KdxError, match=r"column of labels in kd, seed 0 .* differs from the labels"):
+    with pytest.raises(
+        KdxError, match=r"column of labels in kd, seed 0 .* differs from the labels"
+    ):
         read(path)
 
 

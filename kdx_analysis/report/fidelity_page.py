@@ -159,7 +159,7 @@ def _counted(fidelity: Fidelity) -> str:
 
 def _parts(fidelity: Fidelity) -> Grid:
     titles = ("objective", "likeness", "task", "kind", "own", "own, 95 % over seeds")
-    head = (*titles, "own, 95 % over teachers", "ceiling", "own")
+    head = (*titles, "own, 95 % over teachers", "ceiling", "verdict")
     labels, rows = [], []
     for objective in fidelity.objectives:
         for metric, (title, _) in LIKENESSES.items():

@@ -30,8 +30,8 @@ def fidelity(
 
     Args:
         source: the path of a manifest (:func:`kdx_analysis.probes.fidelity.manifest.read`), the
-            runs of one study, or a directory that holds them; of these the undivided students, or
-            where there are none the explainers (``runs.filter(role=["explainer", "teacher"])`` leaves no other).
+            runs of one study, or a directory that holds them. Of runs it takes the undivided
+            students; ``runs.filter(role=["explainer", "teacher"])`` leaves the explainers.
         labels: true classes, N.
         teacher: the own teacher's table.
         siblings: tables of teachers of the same recipe with other seeds, or ``{name: table}``.

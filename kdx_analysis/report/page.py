@@ -28,6 +28,8 @@ from kdx_analysis.report import formats, methods, provenance
 from kdx_analysis.report.answers import Answer, Claim, by_chance, claims
 from kdx_analysis.report.arm_answers import ArmAnswer, arm_answer
 from kdx_analysis.report.arm_findings import MARGIN, ArmFinding, first_arm
+from kdx_analysis.report.fidelity_answers import said
+from kdx_analysis.report.fidelity_sections import answer_formulas, sections
 from kdx_analysis.report.findings import LOWERS, RAISES, Decision, Finding
 from kdx_analysis.report.formulas import formulas, named
 from kdx_analysis.report.health import health, summary
@@ -38,8 +40,10 @@ from kdx_analysis.report.tables import (
     teacher_accuracy,
     tested_images,
 )
+from kdx_analysis.report.thumbnails import thumbnails
 from kdx_analysis.report.trees import newicks, trees_sentence
 from kdx_analysis.runs import RunSet, ladders
+from kdx_analysis.runs.fidelity import RunsFidelity
 from kdx_analysis.runs.tables.numbers import (
     estimate,
     latex_escaped,
@@ -50,6 +54,8 @@ from kdx_analysis.runs.tables.numbers import (
 )
 
 PAGE, FIGURES, ANSWER, ARMS, TREES = "report.html", "figures", "answer.csv", "arms.csv", "trees.csv"
+FIDELITY = "fidelity"  # the figure, and the folder of its tables
+_ROLES = {"student": "undivided students", "explainer": "explainers", "tree": "trees"}
 EMBEDDED = 3_000_000  # bytes of figures in a page, as long as their PNGs allow
 # Figures are saved with 150 dots an inch. At 134 CSS pixels an inch their letters of 7 points,
 # small enough for print, are 13 pixels high on a screen.
@@ -118,6 +124,31 @@ class Report:
             return arm_answer(self.runs)
         except AbsentError:
             return None
+
+    @cached_property
+    def fidelities(self) -> list[RunsFidelity]:
+        """What students got from their teachers: undivided ones, then explainers, then trees."""
+        return self.runs.fidelities
+
+    @cached_property
+    def _fidelity(self) -> dict[str, Any]:
+        """What is shown of it: the first group in full, of others the answer."""
+        if not self.fidelities:
+            return {"groups": []}
+        groups = []
+        for each in self.fidelities:
+            arm = f" with VAM {each.group.vam}" if each.group.vam else ""
+            role = f"{_ROLES[each.group.role]}{arm}"
+            groups.append({"role": role, "sentences": said(each.fidelity)})
+        first = self.fidelities[0]
+        ids = first.fidelity.images["id"].tolist()
+        pictures = thumbnails(next(iter(first.runs[0].values())), ids)
+        return {
+            "groups": groups,
+            "notes": first.fidelity.notes,
+            "said_by": answer_formulas(),
+            **sections(first.fidelity, pictures),
+        }
 
     @cached_property
     def _figures(self) -> tuple[list[Picture], list[tuple[str, str]]]:
@@ -214,6 +245,8 @@ class Report:
                     partial.write_bytes(content)
         if self.answers:
             write_text(path.parent / ANSWER, self._answer_csv())
+        for i, each in enumerate(self.fidelities):
+            each.fidelity.save(path.parent / (FIDELITY if not i else f"{FIDELITY}/{i}"))
         if self.arms is not None:
             write_text(path.parent / ARMS, self.arms.to_frame().to_csv(index=False))
         if self._trees[1] is not None:
@@ -256,6 +289,9 @@ class Report:
             .get_template(template)
             .render(
                 answers=self._answered(titles),
+                fidelity=self._fidelity,
+                tables_at=f"{FIDELITY}/",
+                first_figure=next((each for each in drawn if each.name == FIDELITY), None),
                 answer_file=ANSWER,
                 arms=self.arms,
                 arms_file=ARMS,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdx_analysis.errors import AbsentError, KdxError
+from kdx_analysis.errors import KdxError
 from kdx_analysis.probes.fidelity.manifest import fidelity_of, read, tables_of
 from kdx_analysis.probes.fidelity.result import Fidelity
 
@@ -31,7 +31,7 @@ def fidelity(
     Args:
         source: the path of a manifest (:func:`kdx_analysis.probes.fidelity.manifest.read`), the
             runs of one study, or a directory that holds them. Of runs it takes the undivided
-            students; ``runs.filter(role=["explainer", "teacher"])`` leaves the explainers.
+            students, where there are some; :meth:`RunSet.fidelity` takes others.
         labels: true classes, N.
         teacher: the own teacher's table.
         siblings: tables of teachers of the same recipe with other seeds, or ``{name: table}``.
@@ -60,13 +60,7 @@ def _of_source(source: str | Path | RunSet) -> Fidelity:
     if isinstance(source, str | Path) and not Path(source).is_dir():
         return fidelity_of(read(source))
     # A manifest is read without what runs are read by, whose imports take seconds.
-    from kdx_analysis.runs.fidelity import fidelities
     from kdx_analysis.runs.runset import RunSet
 
-    computed = fidelities(RunSet.load(source) if isinstance(source, str | Path) else source)
-    if not computed:
-        raise AbsentError(
-            "there is no student among the runs whose outputs are kept beside its teacher's; train "
-            "the study again with this version, or give tables of logits"
-        )
-    return computed[0].fidelity
+    runs = RunSet.load(source) if isinstance(source, str | Path) else source
+    return runs.fidelity()

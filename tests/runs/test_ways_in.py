@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
 import kdx_analysis as kdx
 from kdx_analysis.errors import AbsentError, KdxError
-from kdx_analysis.runs import fidelity
 from tests.probes.fidelity.test_manifest import Nets, written
 
 
@@ -35,11 +32,9 @@ def test_calls_that_say_too_little_or_too_much(tmp_path):
         kdx.fidelity(tmp_path)
 
 
-def test_of_runs_the_first_group_that_there_is(monkeypatch):
-    runs = kdx.RunSet(())
+def test_runs_are_asked_for_theirs(monkeypatch):
     computed = kdx.fidelity(**Nets().given())
-    groups = [SimpleNamespace(fidelity=computed), SimpleNamespace(fidelity=None)]
-    monkeypatch.setattr(fidelity, "fidelities", lambda given: groups if given is runs else [])
-    assert kdx.fidelity(runs) is computed
-    with pytest.raises(AbsentError, match="no student among the runs whose outputs are kept"):
+    with pytest.raises(AbsentError, match="has its outputs kept"):
         kdx.fidelity(kdx.RunSet(()))
+    monkeypatch.setattr(kdx.RunSet, "fidelity", lambda self: computed)
+    assert kdx.fidelity(kdx.RunSet(())) is computed

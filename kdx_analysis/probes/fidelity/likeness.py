@@ -303,7 +303,7 @@ class Likeness:
         for rows in self.student.chunks():
             teacher = self.teacher.probabilities(rows, T)
             log_q = self.student.probabilities(rows, T).log_p
-            cross = torch.einsum("nk,nk->", teacher.p, log_q)
+            cross = teacher.p.flatten().dot(log_q.flatten())
             if cross.isnan():  # 0 · log 0, which is 0
                 cross = torch.where(teacher.p > 0, teacher.p * log_q, 0).sum()
             total -= float(teacher.entropy + cross)
@@ -319,7 +319,7 @@ class Likeness:
                 each.probabilities(rows, 1.0) for each in (self.student, self.teacher)
             )
             midway = (student.p + teacher.p).div_(2)
-            of_midway = -torch.xlogy(midway, midway).sum()
+            of_midway = torch.special.entr(midway).sum()
             total += float(of_midway - (student.entropy + teacher.entropy) / 2)
         count = self.num_images * (self.num_classes if self.student.binary else 1)
         return min(1.0, max(0.0, total / count / math.log(2)))

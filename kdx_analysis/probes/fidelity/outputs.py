@@ -247,7 +247,7 @@ class Outputs:
         else:
             log_p = torch.log_softmax(scores, dim=1)
         p = log_p.exp()
-        return Probabilities(log_p, p, -torch.xlogy(p, p).sum())
+        return Probabilities(log_p, p, torch.special.entr(p).sum())
 
     def _choices(self, *, among_wrong: bool) -> Choices:
         keys, credit, ties = [], [], 0

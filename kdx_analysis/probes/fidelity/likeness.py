@@ -17,7 +17,7 @@ from jaxtyping import Float, Int, jaxtyped
 from torch import Tensor
 
 from kdx_analysis.metrics import METRICS, metric
-from kdx_analysis.probes.fidelity.outputs import Choices, Outputs
+from kdx_analysis.probes.fidelity.outputs import Choices, Outputs, entropy_of
 from kdx_analysis.registry import is_foreign
 
 Scores = Float[Tensor, "N K"]
@@ -319,7 +319,7 @@ class Likeness:
                 each.probabilities(rows, 1.0) for each in (self.student, self.teacher)
             )
             midway = (student.p + teacher.p).div_(2)
-            of_midway = torch.special.entr(midway).sum()
+            of_midway = entropy_of(midway, midway.log())
             total += float(of_midway - (student.entropy + teacher.entropy) / 2)
         count = self.num_images * (self.num_classes if self.student.binary else 1)
         return min(1.0, max(0.0, total / count / math.log(2)))

@@ -13,6 +13,7 @@ from kdx_analysis import __version__
 from kdx_analysis.errors import KdxError
 
 if TYPE_CHECKING:
+    from kdx_analysis.config import TeacherConfig
     from kdx_analysis.runs import Run
     from kdx_analysis.study.study import Study
 
@@ -351,41 +352,100 @@ def convert(
     typer.echo(out)
 
 
+ProbeOut = Annotated[
+    Path | None, typer.Option("--out", help="By default probes/RUN beside the study's runs.")
+]
+Probes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--probe",
+        help="Chosen probes alone: of kdx list probes, faithfulness, or properties (where it "
+        "looks, what fools it, what it ignores, beside teacher and siblings, on test images).",
+    ),
+]
+
+
 @app.command()
 def probe(
     run: Annotated[
         Path, typer.Argument(help="The directory of a finished run, inside its study's.")
     ],
     split: Annotated[str, typer.Option(help="train, val or both.")] = "both",
-    out: Annotated[
-        Path | None, typer.Option(help="By default probes/RUN beside the study's runs.")
+    name: Probes = None,
+    layer: Annotated[
+        str | None,
+        typer.Option(help="Of properties: module whose features Grad-CAM reads; the last maps."),
     ] = None,
+    teacher_layer: Annotated[
+        str | None, typer.Option(help="Of properties: that of the teachers.")
+    ] = None,
+    epsilon: Annotated[
+        float, typer.Option(help="Of properties: the most that an attack moves a pixel, in [0, 1].")
+    ] = 8 / 255,
+    out: ProbeOut = None,
     data_dir: DataDir = None,
     load: Load = None,
 ) -> None:
     """Probe a finished run anew, train beside validation: gates, conflict, claims, faithfulness."""
+    from kdx_analysis.probes import PROBES
     from kdx_analysis.registry import unknown
     from kdx_analysis.runs import Run
-    from kdx_analysis.study.probe_run import (
-        announce,
-        probe_run,
-        side_by_side,
-        study_of,
-        write_probe,
-    )
+    from kdx_analysis.study.probe_run import FAITHFULNESS, only, study_of
+    from kdx_analysis.study.properties_run import PROPERTIES
 
     splits = {"both": ("train", "val"), "train": ("train",), "val": ("val",)}
     if split not in splits:
         raise unknown("split", split, splits)
+    valid = (*PROBES, FAITHFULNESS, PROPERTIES)
+    for each in name or ():
+        if each not in valid:
+            raise unknown("probe", each, valid)
     chosen = Run.load(run)
     study, folder = study_of(chosen, data_dir)
-    typer.echo(announce(chosen, study, splits[split]))
-    teacher = study.plan(folder)[0].path
-    probed = probe_run(chosen, study, teacher, splits[split])
     out = out or folder / "probes" / chosen.id
-    write_probe(probed, out, chosen.classes)
-    typer.echo(side_by_side(probed.tables).to_string(index=False))
+    if name is None:
+        _probe_splits(chosen, study, folder, splits[split], out, True)
+    elif asked := [each for each in name if each != PROPERTIES]:
+        narrowed = only(study, asked)
+        _probe_splits(chosen, narrowed, folder, splits[split], out, FAITHFULNESS in asked)
+    if name and PROPERTIES in name:
+        _probe_properties(chosen, study, folder, (layer, teacher_layer, epsilon), out)
     typer.echo(out)
+
+
+def _probe_splits(
+    run: Run, study: Study, folder: Path, splits: tuple[str, ...], out: Path, faithfulness: bool
+) -> None:
+    from kdx_analysis.study.probe_run import (
+        announce,
+        probe_run,
+        side_by_side,
+        teacher_of,
+        write_probe,
+    )
+
+    typer.echo(announce(run, study, splits, faithfulness=faithfulness))
+    teacher = teacher_of(run, study, folder)
+    probed = probe_run(run, study, teacher, splits, faithfulness=faithfulness)
+    write_probe(probed, out, run.classes)
+    typer.echo(side_by_side(probed.tables).to_string(index=False))
+
+
+def _probe_properties(
+    run: Run,
+    study: Study,
+    folder: Path,
+    options: tuple[str | None, str | None, float],
+    out: Path,
+) -> None:
+    from kdx_analysis.probes.fidelity.properties import Attacked
+    from kdx_analysis.study.properties_run import Asked, probe_properties, shown, write_properties
+
+    layer, teacher_layer, epsilon = options
+    asked = Asked(Attacked(epsilon=epsilon), layer, teacher_layer)
+    properties = probe_properties(run, study, folder, asked)
+    write_properties(properties, out)
+    typer.echo(shown(properties, study))
 
 
 @app.command()
@@ -429,7 +489,7 @@ def explain_model(
 def validate(
     parts: Annotated[
         list[str] | None,
-        typer.Argument(help="planted, nothing, models; by default one after the other."),
+        typer.Argument(help="planted, nothing, models, teachers; by default one after another."),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of planted truth.")] = 10,
     out: Annotated[
@@ -439,7 +499,8 @@ def validate(
     """Hold the toolkit against what is known; exit code 1 if a yardstick fails.
 
     planted: do the probes find what was planted? nothing: what is said where nothing is there?
-    models: is conflict that of plain autograd, however a network is built?
+    models: is conflict that of plain autograd, however a network is built? teachers: does KD pass
+    planted secrets on, and is nothing called the teacher's own where it isn't?
     """
     import pandas as pd
 
@@ -540,10 +601,16 @@ def objectives(load: Load = None) -> None:
 def probes(load: Load = None) -> None:
     """Probes, each a section under probes: in a study, with the kinds of records that it writes."""
     from kdx_analysis.probes import PROBES
+    from kdx_analysis.probes.contract import STUDY_PROBES
 
     for name, probe in PROBES.items():
         roles = ", ".join([*probe.roles, *(f"finished {role}" for role in probe.afterwards)])
         typer.echo(f"{name}: {probe.title}, of {roles}; writes {', '.join(probe.kinds)}")
+    for name, after in STUDY_PROBES.items():
+        typer.echo(
+            f"{name}: {after.title}, of a study's finished models where it is asked for; writes "
+            f"{', '.join(after.kinds)}"
+        )
 
 
 @lists.command()
@@ -657,6 +724,18 @@ def _print_splits() -> None:
         typer.echo(form.format(row["model"], row["levels"], *sizes, *errors, *ends))
 
 
+def _teachers(teacher: TeacherConfig) -> str:
+    """What is trained, or asked for outputs, beside one teacher; '' if nothing."""
+    parts = []
+    if teacher.seeds > 1:
+        parts.append(f"{teacher.seeds} teachers, each with students of its own")
+    if n := teacher.sibling_count:
+        are = "trained before any student" if isinstance(teacher.siblings, int) else "given"
+        which = "the teacher" if teacher.seeds == 1 else "the teachers"
+        parts.append(f"{n} sibling{'' if n == 1 else 's'} of {which}, {are}")
+    return "; ".join(parts)
+
+
 def _announce(study: Study, out: Path, jobs: int) -> None:
     from kdx_analysis.probes.contract import checkpoints, switched_on
 
@@ -676,6 +755,8 @@ def _announce(study: Study, out: Path, jobs: int) -> None:
         f"  {len(steps)} runs of {config.training.epochs} epochs, {done} done already, {jobs} at a "
         f"time → {out}"
     )
+    if line := _teachers(config.teacher):
+        typer.echo(f"  {line}")
     if (phase2 := config.explainer.phase2) is not None:
         typer.echo(
             f"  a tree of every explainer: gates hardened by {phase2.by}, weights "
@@ -685,6 +766,10 @@ def _announce(study: Study, out: Path, jobs: int) -> None:
         typer.echo(f"  a student under every arm of VAM: {', '.join(config.arms)}")
     if config.extensions:
         typer.echo(f"  files of your own: {', '.join(config.extensions)}")
+    from kdx_analysis.study.shift_run import announced
+
+    if shift := announced(study, out):
+        typer.echo(f"  {shift}")
     if "explainer" not in config.roles:
         return
     for role in ("explainer", "tree") if config.explainer.phase2 is not None else ("explainer",):

@@ -275,11 +275,13 @@ class ProbeConfig(_Config):
     for the gradients that are held at once.
 
     A section under the name of a probe holds its own options, or keys of these that are others for
-    it; ``affinity: off`` switches the probe off. Names and options are checked by the probes' room.
+    it; ``affinity: off`` switches the probe off, ``shift: on`` switches one on that is off without
+    it, and ``shift: [noise, blur]`` gives it the list that it takes. Names and options are checked
+    by the probes' room.
 
     Attributes:
-        sections: what the study says of single probes: a mapping, or False where one is off. In a
-            study they stand beside the other keys, each under its name.
+        sections: what the study says of single probes: a mapping or a list, True where one is on,
+            False where it is off. In a study they stand beside the other keys, each under its name.
     """
 
     per_class: Count = 20
@@ -288,7 +290,7 @@ class ProbeConfig(_Config):
     null_draws: Annotated[int, Field(ge=19)] = 99
     permutations: Annotated[int, Field(ge=19)] = 999
     max_memory: Count = 2**30
-    sections: dict[str, dict[str, Any] | Literal[False]] = Field(default={}, exclude=True)
+    sections: dict[str, dict[str, Any] | list[Any] | bool] = Field(default={}, exclude=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -299,19 +301,14 @@ class ProbeConfig(_Config):
         """
         if not isinstance(value, Mapping):
             return value
-        keys = [
-            name
-            for name, item in value.items()
-            if name not in cls.shared() and (item is None or isinstance(item, bool | Mapping))
-        ]
-        # What is on without a word of its own is left out: it is the same study as without it.
-        sections = {name: dict(value[name]) for name in keys if isinstance(value[name], Mapping)}
-        sections |= {name: False for name in keys if value[name] is None or value[name] is False}
-        rest = {name: item for name, item in value.items() if name not in keys}
-        return {
-            **rest,
-            "sections": {name: sections[name] for name in keys if sections.get(name, {}) != {}},
-        }
+        sections: dict[str, Any] = {}
+        rest: dict[str, Any] = {}
+        for name, item in value.items():
+            if name in cls.shared() or not _is_section(item):
+                rest[name] = item
+            elif item != {}:  # which says nothing: it is the same study as without it
+                sections[name] = _section(item)
+        return {**rest, "sections": sections}
 
     @model_serializer(mode="wrap")
     def _spread_sections(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -330,7 +327,20 @@ class ProbeConfig(_Config):
         section = self.sections.get(probe, {})
         if section is False:
             return self
-        return self.model_copy(update={"sections": {**self.sections, probe: options | section}})
+        given = section if isinstance(section, dict) else {}
+        return self.model_copy(update={"sections": {**self.sections, probe: options | given}})
+
+
+def _is_section(value: Any) -> bool:
+    """Whether a value under ``probes:`` can be a probe's own."""
+    return value is None or isinstance(value, bool | Mapping | list | tuple)
+
+
+def _section(value: Any) -> dict[str, Any] | list[Any] | bool:
+    """A probe's section in its plain form; nothing behind its name is as good as ``off``."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    return list(value) if isinstance(value, list | tuple) else bool(value)
 
 
 class StudyConfig(_Config):

@@ -42,6 +42,7 @@ LADDER = (
     "training.epochs=10",
     "teacher.training.epochs=10",
     "probes.null_draws=39",
+    "probes.shift=on",
 )
 VAM = (
     "objectives=[{name: hard, decomposition: multiclass}, {name: kd, decomposition: multiclass}]",

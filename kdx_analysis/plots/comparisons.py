@@ -44,7 +44,8 @@ def headlines_of(explainers: RunSet) -> pd.DataFrame:
         long = pd.DataFrame(
             {name: table.stack(future_stack=True) for name, table in columns.items()}
         ).reset_index()
-        counts = rows[["objective", "seed", "n", "probed"]]
+        # Runs of several teachers are one value, their mean, and were probed alike.
+        counts = rows[["objective", "seed", "n", "probed"]].drop_duplicates(["objective", "seed"])
         joined = counts.merge(long, on=["objective", "seed"], how="left")
         tables.append(joined.assign(metric=name, split=where))
     return pd.concat(tables, ignore_index=True)

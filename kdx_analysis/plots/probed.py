@@ -22,31 +22,24 @@ def probed_figures(
 ) -> dict[str, matplotlib.figure.Figure]:
     """Name → figure of everything in ``tables`` that has one."""
     K = len(classes)
-    conflict = tables["conflict"]
-    conflict = conflict[(conflict["term"] == "hard") & (conflict["level"] == "all")]
-    both = tables["output_conflict"].query("metric == 'claimed_by_both'")
-    eta = tables["affinity"].query("metric == 'affinity'")["eta"].iloc[0]
-    figures = {
-        "conflict": pair_matrices(
-            _by_split(conflict, K, "cosine"),
-            classes,
-            "gradient cosine of the hard loss; its null above the diagonal",
-            1.0,
-        )[0],
-        "affinity": pair_matrices(
-            _steps(tables, K),
-            classes,
-            f"affinity Z of a step of {eta:g} for the row's subtask; red: it hurts",
-            None,
-        )[0],
-        "output_conflict": pair_matrices(
-            _by_split(both, K, "value"),
-            classes,
-            "share of images that both claim; its null above the diagonal",
-            None,
-        )[0],
-        "measures": beside_nulls(_metrics(tables))[0],
-    }
+    figures: dict[str, matplotlib.figure.Figure] = {}
+    if "conflict" in tables:
+        conflict = tables["conflict"]
+        conflict = conflict[(conflict["term"] == "hard") & (conflict["level"] == "all")]
+        title = "gradient cosine of the hard loss; its null above the diagonal"
+        matrices = _by_split(conflict, K, "cosine")
+        figures["conflict"] = pair_matrices(matrices, classes, title, 1.0)[0]
+    if "affinity" in tables:
+        eta = tables["affinity"].query("metric == 'affinity'")["eta"].iloc[0]
+        title = f"affinity Z of a step of {eta:g} for the row's subtask; red: it hurts"
+        figures["affinity"] = pair_matrices(_steps(tables, K), classes, title, None)[0]
+    if "output_conflict" in tables:
+        both = tables["output_conflict"].query("metric == 'claimed_by_both'")
+        title = "share of images that both claim; its null above the diagonal"
+        matrices = _by_split(both, K, "value")
+        figures["output_conflict"] = pair_matrices(matrices, classes, title, None)[0]
+    if (metrics := _metrics(tables)) is not None:
+        figures["measures"] = beside_nulls(metrics)[0]
     if "gates" in tables:
         heads = tables["gates"][tables["gates"]["level"] == tables["gates"]["level"].max()]
         figures["gates"] = gate_matrices(heads)[0]
@@ -157,8 +150,8 @@ def beside_nulls(data: pd.DataFrame) -> tuple[matplotlib.figure.Figure, np.ndarr
     return figure, np.array([ax])
 
 
-def _metrics(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """All metrics of one run under the names that their rows have."""
+def _metrics(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame | None:
+    """All metrics of one run under the names that their rows have; None where there is none."""
     parts = []
     for kind in ("conflict_summary", "contention"):
         if kind in tables:
@@ -174,8 +167,11 @@ def _metrics(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         name = table["measure"] + " by ablation like attention, level " + table["level"].astype(str)
         parts.append(table.assign(name=name))
     for kind, note in (("affinity", ", final weights"), ("output_conflict", "")):
-        whole = tables[kind].query("a == ''")
-        parts.append(whole.assign(name=whole["metric"].str.replace("_", " ") + note))
+        if kind in tables:
+            whole = tables[kind].query("a == ''")
+            parts.append(whole.assign(name=whole["metric"].str.replace("_", " ") + note))
+    if not parts:
+        return None
     return pd.concat(parts, ignore_index=True)[["name", "split", "value", "null_low", "null_high"]]
 
 

@@ -6,7 +6,7 @@ import pandas as pd
 
 from kdx_analysis.drawing.classes import Clusters, clustered
 from kdx_analysis.plots.matrices import symmetric
-from kdx_analysis.runs import RunSet
+from kdx_analysis.runs import RunSet, of_one_teacher
 
 
 def routed_clusters(explainers: RunSet) -> Clusters:
@@ -23,8 +23,8 @@ def routed_clusters(explainers: RunSet) -> Clusters:
 
 
 def first_seed(explainers: RunSet) -> RunSet:
-    """Those of the first seed, since experts have no identity across seeds."""
-    return explainers.filter(seed=explainers.seeds[0])
+    """Those of the first seed and teacher, since experts have no identity across trainings."""
+    return of_one_teacher(explainers.filter(seed=explainers.seeds[0]))
 
 
 def one_run(data: pd.DataFrame) -> str:

@@ -316,6 +316,71 @@ PROBES: Registry[type[Probe]] = Registry(
 )
 
 
+@dataclass(frozen=True)
+class StudyProbe:
+    """What looks at the finished models of a whole study side by side, where it is asked to.
+
+    It comes after all training and decides no run's result: to switch it on later trains nothing
+    anew. It is declared by :func:`study_probe`; the study runs it.
+
+    Attributes:
+        name: its section's under ``probes:`` in a study, without which it is off.
+        title: what it looks at, in a few words.
+        kinds: of the records that it gives.
+        options: a pydantic model of its own options, each with a default.
+        listed: the option that a plain list in place of the section stands for.
+        home: where it is declared.
+    """
+
+    name: str
+    title: str
+    kinds: tuple[str, ...]
+    options: type[BaseModel]
+    listed: str
+    home: str
+
+
+STUDY_PROBES: Registry[StudyProbe] = Registry(
+    "probe of a study", rooms=("kdx_analysis.probes.fidelity",)
+)
+
+
+def study_probe(
+    name: str,
+    *,
+    title: str,
+    kinds: Sequence[str],
+    options: type[BaseModel],
+    listed: str,
+    home: str,
+) -> StudyProbe:
+    """Declare a probe of whole studies; ``home`` is the ``__name__`` of the module.
+
+    Other arguments are attributes of :class:`StudyProbe`.
+    """
+    declared = StudyProbe(name, title, tuple(kinds), options, listed, f"{home}.{name}")
+    return STUDY_PROBES.register(name)(declared)
+
+
+def asked_for(config: ProbeConfig, probe: StudyProbe) -> bool:
+    """Whether a study switches a probe of whole studies on, which is off by default."""
+    return config.sections.get(probe.name, False) is not False
+
+
+def deciding(config: ProbeConfig) -> dict[str, Any]:
+    """The section ``probes`` without what decides nothing about a run: its identity holds this.
+
+    That are the sections of probes of whole studies, which look at finished models, and ``on``
+    for a probe that is on without it.
+    """
+    sections: dict[str, Any] = {}
+    for name, section in config.sections.items():
+        if name not in STUDY_PROBES and section is not True:
+            sections[name] = section
+    plain: dict[str, Any] = config.model_copy(update={"sections": sections}).model_dump(mode="json")
+    return plain
+
+
 def probe_of(
     name: str,
     *,
@@ -381,14 +446,14 @@ def switched_on(config: ProbeConfig, role: str, *, finished: bool = False) -> li
     return probes
 
 
-def configured(config: ProbeConfig, probe: type[Probe]) -> tuple[ProbeConfig, Any]:
+def configured(config: ProbeConfig, probe: type[Probe] | StudyProbe) -> tuple[ProbeConfig, Any]:
     """What a study says of a probe: the shared keys, as they are for it, and its own options.
 
     Raises:
         KdxError: a key that is neither a shared one nor an option of the probe, with the nearest
-            that are, or a value that can't be.
+            that are, a value that can't be, or a list for a probe that takes none.
     """
-    section = config.sections.get(probe.name) or {}
+    section = _options_in(config, probe)
     options, shared = probe.options.model_fields, ProbeConfig.shared()
     for key in section:
         if key not in options and key not in shared:
@@ -401,6 +466,18 @@ def configured(config: ProbeConfig, probe: type[Probe]) -> tuple[ProbeConfig, An
     return parsed(ProbeConfig, every, source), parsed(probe.options, chosen, source)
 
 
+def _options_in(config: ProbeConfig, probe: type[Probe] | StudyProbe) -> dict[str, Any]:
+    """A probe's section as options: a list is the value of the one that it stands for."""
+    section = config.sections.get(probe.name, False)
+    if not isinstance(section, list):
+        return {} if isinstance(section, bool) else section
+    if not isinstance(probe, StudyProbe):
+        raise KdxError(
+            f"probes.{probe.name} = {section} is a list; give options as keys and values, or off"
+        )
+    return {probe.listed: section}
+
+
 def check_sections(config: ProbeConfig) -> None:
     """Hold all sections of a study against the probes that there are, and these with one another.
 
@@ -409,17 +486,23 @@ def check_sections(config: ProbeConfig) -> None:
             kinds of records are not declared or are given by something else.
     """
     _check_kinds()
+    valid: dict[str, type[Probe] | StudyProbe] = {**PROBES, **STUDY_PROBES}
     for name, section in config.sections.items():
-        if name not in PROBES:
-            raise unknown("key or probe of probes", name, [*ProbeConfig.shared(), *PROBES])
+        if name not in valid:
+            raise unknown("key or probe of probes", name, [*ProbeConfig.shared(), *valid])
         if section is not False:
-            configured(config, PROBES[name])
+            configured(config, valid[name])
 
 
 def _check_kinds() -> None:
     """Raise KdxError for a probe whose kinds nobody declares, or something else gives."""
     givers = {"metrics": "the training", "tree": "the training"}
-    for name, probe in PROBES.items():
+    if twice := sorted(set(PROBES) & set(STUDY_PROBES)):
+        raise KdxError(
+            f"{twice[0]!r} is a probe of whole studies already; choose another name for yours"
+        )
+    probes: dict[str, type[Probe] | StudyProbe] = {**PROBES, **STUDY_PROBES}
+    for name, probe in probes.items():
         for kind in probe.kinds:
             if kind not in RECORDS:
                 raise KdxError(

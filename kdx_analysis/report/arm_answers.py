@@ -17,8 +17,8 @@ from kdx_analysis.report.arm_findings import (
 )
 from kdx_analysis.report.findings import LOWERS, NO, ONE_SEED, RAISES
 from kdx_analysis.report.health import STILL_FALLING, health
-from kdx_analysis.report.tables import teacher_accuracy
-from kdx_analysis.runs import Interval, Paired, RunSet
+from kdx_analysis.report.tables import teacher_scores
+from kdx_analysis.runs import Interval, Paired, RunSet, own_teachers
 from kdx_analysis.runs.tables.numbers import estimate, listed, number, size_of_change
 
 COLUMNS = (
@@ -182,7 +182,8 @@ def _cautions(runs: RunSet, of_arms: RunSet, first: ArmTable) -> tuple[str, ...]
     images = listed(list(map(str, sorted(sizes))))
     means = sorted(interval.mean for interval in first.means.values())
     reached = " to ".join(dict.fromkeys(number(mean, 1) for mean in (means[0], means[-1])))
-    teachers = [f"{name} {number(100 * value, 1)} %" for name, value in teacher_accuracy(runs)]
+    scores = teacher_scores(own_teachers(runs))
+    teachers = [f"{each.name} {number(100 * each.accuracy, 1)} %" for each in scores]
     taught = f" (teacher {listed(teachers)})" if teachers else ""
     cautions = [
         f"The students were trained for {epochs} epochs of {images} images and reach {reached} % "

@@ -37,7 +37,7 @@ from kdx_analysis.report.tables import (
     accuracy,
     answers,
     headline_tables,
-    teacher_accuracy,
+    teacher_scores,
     tested_images,
 )
 from kdx_analysis.report.thumbnails import thumbnails
@@ -323,7 +323,7 @@ class Report:
         shown = bool(self.answers) or self.arms is None
         return {
             "accuracy": accuracy(first_arm(self.runs)) if shown else [],
-            "teachers": teacher_accuracy(self.runs),
+            "teachers": teacher_scores(self.runs),
             "tested_images": tested_images(self.runs),
             "headlines": headline_tables(self.runs),
             "trainings": trainings,

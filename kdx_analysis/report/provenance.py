@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from kdx_analysis.report.tables import model_name
-from kdx_analysis.runs import ROLES, Run, RunSet
+from kdx_analysis.runs import ROLES, Run, RunSet, own_teachers
 
 Read = Callable[[Run], Any]
 
@@ -15,6 +15,7 @@ Read = Callable[[Run], Any]
 def provenance(runs: RunSet) -> list[tuple[str, list[str]]]:
     """Name and distinct values of every fact; the runs differ in those of several values."""
     teacher = runs.filter(role="teacher")
+    taught = own_teachers(runs)
     others = RunSet.of(run for run in runs if run.role != "teacher")
     explainers, trees = runs.filter(role="explainer"), runs.filter(role="tree")
     facts: list[tuple[str, RunSet, Read]] = [
@@ -26,7 +27,8 @@ def provenance(runs: RunSet) -> list[tuple[str, list[str]]]:
         ("shape C×H×W", runs, lambda run: "×".join(map(str, run.info["data"]["shape"])) or None),
         ("subtasks", runs, lambda run: len(run.classes) or "unknown"),
         ("fingerprint of data and split", runs, lambda run: run.info["data"]["fingerprint"]),
-        ("teacher", teacher, model_name),
+        ("teacher", taught, model_name),
+        ("siblings of the teacher", teacher, lambda run: _sibling(run, taught)),
         ("student", others, model_name),
         ("experts by level, trunk first", explainers, _experts),
         ("gates", explainers, _gates),
@@ -34,7 +36,7 @@ def provenance(runs: RunSet) -> list[tuple[str, list[str]]]:
         ("experts of the trees before → after pruning", trees, _pruned),
         ("VAM", others, _vam),
         ("seeds", others, lambda run: run.seed),
-        ("teacher's selection", teacher, _selection),
+        ("teacher's selection", taught, _selection),
         ("selection of students, explainers and trees", others, _selection),
         ("probe sets", explainers, _probe_sets),
         ("null draws; permutations of modulation", explainers, _draws),
@@ -94,6 +96,13 @@ def _source(run: Run) -> str | None:
     if (source := run.info.get("source")) is None:
         return None
     return f"{source['kind']} {source['name']} (unknown: {', '.join(source['unknown'])})"
+
+
+def _sibling(run: Run, taught: RunSet) -> str | None:
+    """A teacher that taught none of the runs; of a given one, whose word makes it a sibling."""
+    if run in taught.runs:
+        return None
+    return f"seed {run.seed}{' (declared)' if run.info.get('declared') else ''}"
 
 
 def _sizes(run: Run) -> str | None:

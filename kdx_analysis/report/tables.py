@@ -9,7 +9,7 @@ import pandas as pd
 
 from kdx_analysis.metrics import Metric, together
 from kdx_analysis.report.answers import Answer, answer
-from kdx_analysis.runs import Interval, Run, RunSet, ladders, t_interval
+from kdx_analysis.runs import Interval, Run, RunSet, ladders, own_teachers, t_interval
 from kdx_analysis.runs.statistics.paired import coverage, side_by_side
 from kdx_analysis.runs.tables.numbers import number
 
@@ -85,14 +85,33 @@ def accuracy(runs: RunSet) -> list[Scores]:
     ]
 
 
-def teacher_accuracy(runs: RunSet) -> list[tuple[str, float]]:
-    """Name and test accuracy of each teacher among the runs."""
-    teachers = []
-    for run in runs.filter(role="teacher"):
+@dataclass(frozen=True)
+class TeacherScore:
+    """One teacher or sibling: its architecture's name and its accuracy on the test split.
+
+    ``place`` says which it is: 'teacher', with its seed where several taught, or 'sibling, seed 1',
+    which no student saw.
+    """
+
+    place: str
+    name: str
+    accuracy: float
+
+
+def teacher_scores(runs: RunSet) -> list[TeacherScore]:
+    """Each teacher among the runs, then each sibling."""
+    teachers = own_teachers(runs)
+    siblings = [run for run in runs if run.role == "teacher" and run not in teachers.runs]
+    scores = []
+    for run in (*teachers, *siblings):
         table = run.at_selected("metrics")
         right = table[(table["split"] == "test") & (table["metric"] == "accuracy")]
-        teachers += [(model_name(run), float(value)) for value in right["value"].tail(1)]
-    return teachers
+        seed = f", seed {run.seed}" if run in siblings or len(teachers) > 1 else ""
+        place = f"{'sibling' if run in siblings else 'teacher'}{seed}"
+        scores += [
+            TeacherScore(place, model_name(run), float(value)) for value in right["value"].tail(1)
+        ]
+    return scores
 
 
 def model_name(run: Run) -> str:

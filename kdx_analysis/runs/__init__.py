@@ -14,6 +14,8 @@ from kdx_analysis.runs.comparable import (
     comparable_explainers,
     explainers,
     ladders,
+    of_one_teacher,
+    own_teachers,
 )
 from kdx_analysis.runs.outputs import RunOutputs
 from kdx_analysis.runs.run import ROLES, Run, environment, run_id, write_run
@@ -48,6 +50,8 @@ __all__ = [
     "explainers",
     "holm",
     "ladders",
+    "of_one_teacher",
+    "own_teachers",
     "paired_difference",
     "paired_t_test",
     "run_id",

@@ -20,21 +20,47 @@ _DISTILLATION = ("T", "lambda", "cut")
 def explainers(runs: RunSet) -> RunSet:
     """The explainers among ``runs``.
 
-    Raises AbsentError if there is none, KdxError if two stand for one objective and seed.
+    Raises AbsentError if there is none, KdxError if two stand for one objective, seed and teacher.
     """
     chosen = runs.filter(role="explainer")
     if not len(chosen):
         raise AbsentError(f"none of the {len(runs)} runs is an explainer; give runs of a study")
-    cells = [(run.objective, run.seed) for run in chosen]
+    cells = [(run.objective, run.seed, run.teacher) for run in chosen]
     twice = next((cell for cell in cells if cells.count(cell) > 1), None)
     if twice is not None:
-        objective, seed = twice
-        differing = map(str, chosen.filter(objective=objective, seed=seed).diff())
+        objective, seed, teacher = twice
+        alike = chosen.filter(objective=objective, seed=seed, teacher=teacher)
+        differing = map(str, alike.diff())
         raise KdxError(
             f"{cells.count(twice)} explainers are {objective!r} with seed {seed}; they differ in "
             f"{', '.join(differing) or 'nothing'}: filter the runs, or draw their directories apart"
         )
     return chosen
+
+
+def own_teachers(runs: RunSet) -> RunSet:
+    """The teachers among ``runs`` that taught any of the others of their study.
+
+    They are all teachers of a study none of whose students is there. Other teachers are siblings.
+    """
+    students = [run for run in runs if run.role != "teacher"]
+    taught = {(run.info["study"], run.teacher) for run in students}
+    teachers = [run for run in runs if run.role == "teacher"]
+    teaching = [run for run in teachers if (run.info["study"], run.seed) in taught]
+    known = {run.info["study"] for run in teaching}
+    return RunSet(
+        tuple(run for run in teachers if run in teaching or run.info["study"] not in known)
+    )
+
+
+def of_one_teacher(runs: RunSet) -> RunSet:
+    """The students of the first teacher that taught any, and those whose objective needs none.
+
+    So what shows single runs has one for each objective and seed.
+    """
+    students = [run for run in runs if run.role != "teacher"]
+    first = min((run.teacher for run in students if run.taught), default=0)
+    return RunSet(tuple(run for run in students if not run.taught or run.teacher == first))
 
 
 def comparable_explainers(runs: RunSet) -> RunSet:

@@ -52,6 +52,26 @@ def check_key(runs: Sequence[Run], key: str) -> None:
         raise unknown("key of runs", key, known)
 
 
+def known_teachers(runs: Iterable[Run]) -> list[set[str]]:
+    """For each number of a teacher, what it is by the configurations of the runs that it taught.
+
+    Several under one number are teachers of several studies; nothing is known of imported ones.
+    """
+    teachers: dict[int, set[str]] = {}
+    for run in runs:
+        if run.role != "teacher" and (known := run.info["config"].get(TEACHER)) is not None:
+            teachers.setdefault(run.teacher, set()).add(known)
+    return list(teachers.values())
+
+
+def count_teachers(runs: Iterable[Run]) -> int:
+    """How many teachers taught the runs; 0 where some run's is unknown or two share a number."""
+    runs = list(runs)
+    known = known_teachers(runs)
+    untold = any(run.info["config"].get(TEACHER) is None for run in runs)
+    return 0 if untold or any(len(teachers) > 1 for teachers in known) else len(known)
+
+
 def in_order(values: Iterable[Hashable]) -> list[Any]:
     """Distinct values: numbers by size, others as they come."""
     distinct = list(dict.fromkeys(values))

@@ -19,7 +19,15 @@ from kdx_analysis.probes.fidelity.result import Fidelity
 from kdx_analysis.registry import unknown
 from kdx_analysis.runs.fidelity import RunsFidelity, fidelities, rows_of_runs
 from kdx_analysis.runs.headlines import per_epoch, per_pair, preferred
-from kdx_analysis.runs.keys import canonical, check_key, differing, in_order, places, value_of
+from kdx_analysis.runs.keys import (
+    TEACHER,
+    canonical,
+    check_key,
+    differing,
+    in_order,
+    places,
+    value_of,
+)
 from kdx_analysis.runs.run import INFO, ROLES, Run
 from kdx_analysis.runs.statistics.paired import over_epochs, paired, side_by_side
 from kdx_analysis.runs.tables.comparison import Comparison, compare
@@ -93,14 +101,15 @@ class RunSet:
     def pair(self, a: Any, b: Any, *, by: str = "objective") -> tuple[tuple[Run, Run], ...]:
         """The pairs of runs in which ``by`` is a and b.
 
-        They share role, objective and seed where ``by`` leaves them. Raises KdxError if no run has
-        one of the values, or if two runs stand for one of a pair.
+        They share role, objective, seed and teacher where ``by`` leaves them; a run whose objective
+        needs no teacher makes a pair with one of each teacher. Raises KdxError if no run has one of
+        the values, or if two runs stand for one of a pair.
         """
         rows = places(self.runs, by).values()
         _check_values((a, b), by, [value_of(run, by) for run in self.runs])
-        return tuple(
-            (self.runs[row[a]], self.runs[row[b]]) for row in rows if a in row and b in row
-        )
+        # Two runs that no teacher entered share a row for every teacher, and are one pair.
+        pairs = dict.fromkeys((row[a], row[b]) for row in rows if a in row and b in row)
+        return tuple((self.runs[one], self.runs[other]) for one, other in pairs)
 
     def diff(self) -> pd.DataFrame:
         """The configuration where the runs differ: runs (rows, by id) by dotted keys.
@@ -122,6 +131,11 @@ class RunSet:
         """Of all runs but teachers, in order."""
         return tuple(sorted({run.seed for run in self.runs if run.role != "teacher"}))
 
+    @cached_property
+    def teachers(self) -> tuple[int, ...]:
+        """The numbers of the teachers that taught any of the runs, in order."""
+        return tuple(sorted({run.teacher for run in self.runs if run.role != "teacher"}))
+
     @property
     def classes(self) -> tuple[str, ...]:
         """The classes, which all runs share that know theirs. Raises KdxError where they don't."""
@@ -135,9 +149,12 @@ class RunSet:
     def frame(self, kind: str) -> pd.DataFrame:
         """The records of one ``kind`` of all runs that hold them, under each run's keys.
 
-        Raises KdxError if none does.
+        Where several teachers taught the runs, ``teacher`` is one of the keys. Raises KdxError if
+        none holds any.
         """
-        frames = [run.record(kind).assign(**run.keys) for run in self.runs if kind in run.kinds]
+        frames = [
+            run.record(kind).assign(**self._keys(run)) for run in self.runs if kind in run.kinds
+        ]
         if not frames:
             raise KdxError(f"none of the {len(self)} runs has {kind!r} records")
         return self._keyed(frames)
@@ -149,10 +166,10 @@ class RunSet:
         taken over common ones: see :meth:`values` and :meth:`paired`.
         """
         self._some()
-        tables = [run.headlines.assign(**run.keys) for run in self.runs]
+        tables = [run.headlines.assign(**self._keys(run)) for run in self.runs]
         for number, rows in self._apart.groupby(level=0, sort=False):
             run = self.runs[int(str(number))]
-            tables.append(rows.drop(columns="epoch").assign(epochs=1, probed=1, **run.keys))
+            tables.append(rows.drop(columns="epoch").assign(epochs=1, probed=1, **self._keys(run)))
         return self._keyed(tables)
 
     def fidelity(self, role: str | None = None) -> Fidelity:
@@ -210,9 +227,12 @@ class RunSet:
         if not self.runs:
             raise KdxError("there is no run to take figures from; loosen the filter")
 
+    def _keys(self, run: Run) -> dict[str, Any]:
+        return {**run.keys, TEACHER: run.teacher} if len(self.teachers) > 1 else run.keys
+
     def _keyed(self, frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
         frame = pd.concat(frames, ignore_index=True)
-        keys = list(self.runs[0].keys)
+        keys = list(self._keys(self.runs[0]))
         return frame[keys + [column for column in frame.columns if column not in keys]]
 
     def values(
@@ -228,8 +248,10 @@ class RunSet:
         """One headline figure as a table: pairs (rows) by the values of ``by`` (columns).
 
         A row holds runs that share their seed and, where the runs compared have several, their
-        objective. Other differences between runs of one column are refused rather than averaged
-        over. A figure of several epochs is the mean over those at which it is defined for every run
+        objective. Where several teachers taught, a cell is the mean over them, so that rows stay
+        seeds of students, given these teachers; it is NaN where that of any teacher is, or is not
+        there. Other differences between runs of one column are refused rather than averaged over. A
+        figure of several epochs is the mean over those at which it is defined for every run
         of the row that has it at all, so that a row may be read across; where there is no such
         epoch, over each run's own. :meth:`by_epoch` has every epoch.
 
@@ -263,7 +285,8 @@ class RunSet:
     ) -> pd.DataFrame:
         """:meth:`values` epoch by epoch: rows by seed, epoch and, if there are several, objective.
 
-        A cell is NaN where a run has no such figure, or where it is undefined, as 0/0. An epoch is
+        A cell is NaN where a run has no such figure, or where it is undefined, as 0/0; the mean
+        over several teachers is NaN where one of them is. An epoch is
         its number, or for runs of other lengths that were probed equally often its place among the
         probed ones (1, 2, …); a figure of the selected epoch has that one alone. Where a figure of
         pairs of subtasks lacks some of them in any run, rows are keyed by pair too, so that runs
@@ -319,21 +342,21 @@ class RunSet:
         objectives = in_order(shared.objective for shared in rows)
         columns = in_order(value for row in rows.values() for value in row)
         keys = ["objective", "seed", "epoch", *(["pair"] if "pair" in chosen else [])]
-        at = {
-            numbers[place]: (objectives.index(shared.objective), shared.seed, columns.index(value))
-            for shared, row in rows.items()
-            for value, place in row.items()
-        }
-        placed = pd.DataFrame(
-            [at[number] for number in chosen.index], columns=["objective", "seed", "column"]
-        )
-        long = placed.assign(epoch=_epoch_keys(chosen), value=chosen[column].to_numpy(dtype=float))
+        at = []
+        for shared, row in rows.items():
+            place = (objectives.index(shared.objective), shared.seed, shared.teacher)
+            at += [(numbers[run], *place, columns.index(value)) for value, run in row.items()]
+        placed = pd.DataFrame(at, columns=["run", "objective", "seed", TEACHER, "column"])
+        long = pd.DataFrame({"run": chosen.index, "epoch": _epoch_keys(chosen)})
+        long = long.assign(value=chosen[column].to_numpy(dtype=float))
         long = long.assign(pair=chosen["pair"].to_numpy()) if "pair" in chosen else long
         table = (
-            long.set_index([*keys, "column"])["value"]
+            long.merge(placed, on="run")
+            .set_index([*keys, TEACHER, "column"])["value"]
             .unstack("column")
             .reindex(columns=range(len(columns)))
         )
+        table = _over_teachers(table)
         table.columns = pd.Index(columns, name=by)
         if len(objectives) < 2:
             return table.droplevel("objective")
@@ -438,6 +461,15 @@ def _epoch_keys(chosen: pd.DataFrame) -> np.ndarray:
     return by_run.rank("dense").astype(int).to_numpy()
 
 
+def _over_teachers(table: pd.DataFrame) -> pd.DataFrame:
+    """The mean over teachers, NaN where not all that the table has have a value."""
+    teachers = table.index.unique(TEACHER)
+    if len(teachers) < 2:
+        return table.droplevel(TEACHER)
+    others = [name for name in table.index.names if name != TEACHER]
+    return table.groupby(others).sum(min_count=len(teachers)) / len(teachers)
+
+
 def _check_values(wanted: Iterable[Any], by: str, valid: Iterable[Any]) -> None:
     known = list(valid)
     for value in wanted:
@@ -450,4 +482,4 @@ def _order(run: Run) -> tuple[Any, ...]:
     order = list(OBJECTIVES)
     place = order.index(name) if name in order else len(order)
     plain_first = "vam" in run.info["config"], run.vam
-    return ROLES.index(run.role), place, run.objective, plain_first, run.seed, run.id
+    return ROLES.index(run.role), place, run.objective, plain_first, run.seed, run.teacher, run.id

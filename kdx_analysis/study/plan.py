@@ -13,7 +13,7 @@ from kdx_analysis.data import DATASETS
 from kdx_analysis.extensions import extension_of
 from kdx_analysis.models import MODELS
 from kdx_analysis.objectives import OBJECTIVES
-from kdx_analysis.probes.contract import switched_on
+from kdx_analysis.probes.contract import deciding, switched_on
 from kdx_analysis.study.roles import Ingredients
 from kdx_analysis.study.steps import Step
 from kdx_analysis.training.checkpoints import fingerprint
@@ -27,12 +27,12 @@ def plan(study: Ingredients, out: Path) -> list[Step]:
     So a study that is cut short holds whole ladders.
     """
     teachers = _teachers(study, out / "teacher")
-    own = teachers[: study.config.teacher.seeds]
+    teaching = teachers[: study.config.teacher.seeds]
     steps = list(teachers)
     for seed in study.config.seeds:
         for objective in study.config.objectives:
-            for teacher in own if is_taught(objective) else own[:1]:
-                called = f"of teacher {teacher.seed}" if len(own) > 1 else ""
+            for teacher in teaching if is_taught(objective) else teaching[:1]:
+                called = f"of teacher {teacher.seed}" if len(teaching) > 1 else ""
                 of_teacher = _Taught(teacher, called if is_taught(objective) else "")
                 steps += _of_objective(study, out / "runs", objective, seed, of_teacher)
     return steps
@@ -72,7 +72,7 @@ def _of_objective(
     if study.given_student is not None:
         student["architecture"] = digest({"repr": repr(study.given_student)}, 64)
     structure = {key: value for key, value in section["explainer"].items() if key != "phase2"}
-    explainer = {**student, "explainer": structure, "probes": section["probes"]}
+    explainer = {**student, "explainer": structure, "probes": deciding(config.probes)}
     step = partial(
         Step.of, runs, objective=objective, seed=seed, teacher=taught.step, called=taught.called
     )
@@ -130,7 +130,7 @@ def teacher_config(study: Ingredients, seed: int) -> dict[str, Any]:
 def _own_probes(config: StudyConfig, role: str) -> dict[str, Any]:
     """The section of probes, where a probe of the user's own looks at the role."""
     if any(extension_of(probe) for probe in switched_on(config.probes, role)):
-        return {"probes": config.to_dict()["probes"]}
+        return {"probes": deciding(config.probes)}
     return {}
 
 

@@ -25,16 +25,16 @@ from kdx_analysis.plots import save
 from kdx_analysis.plots.probed import THROUGH_TRAINING, probed_figures
 from kdx_analysis.probes.affinity import NULL_DRAWS, mean_over_epochs
 from kdx_analysis.probes.conflict.probe import terms_of
-from kdx_analysis.probes.contract import configured, switched_on
+from kdx_analysis.probes.contract import PROBES, configured, switched_on
 from kdx_analysis.probes.faithfulness.explanation import Explanation, explain
 from kdx_analysis.probes.training_probe import SPLITS, TrainingProbe, training_cost
 from kdx_analysis.records import check
 from kdx_analysis.runs import Run
-from kdx_analysis.runs.run import WEIGHTS
+from kdx_analysis.study.finished import model_of
 from kdx_analysis.study.study import STUDY_FILE, Study
 from kdx_analysis.training import Epoch, reproducible
-from kdx_analysis.training.checkpoints import load_weights
 
+FAITHFULNESS = "faithfulness"
 # Kinds that only a finished model has; all others are checked by the probes that give them.
 _NOT_OF_TRAINING = {"faithfulness", "faithfulness_agreement", THROUGH_TRAINING}
 
@@ -92,30 +92,42 @@ def _check_extensions(run: Run, loaded: Sequence[Extension]) -> None:
             )
 
 
-def model_of(run: Run, study: Study) -> tuple[nn.Module, nn.Module]:
-    """A run's model with its weights, and as it was before training.
+def teacher_of(run: Run, study: Study, folder: Path) -> Path:
+    """The directory of the teacher that a run of the study in ``folder`` had.
 
-    An explainer's null rests on the latter.
+    Raises KdxError if the study names too few teachers for that.
     """
-    with reproducible(run.seed, study.config.training.threads):
-        initial = study.build(
-            "explainer" if run.role == "tree" else run.role, decomposition=run.info["decomposition"]
+    number = 0 if run.role == "teacher" else run.teacher
+    if number >= (seeds := study.config.teacher.seeds):
+        raise KdxError(
+            f"run {run.id!r} had teacher {number}, but {STUDY_FILE} has {seeds} of them; set "
+            f"teacher.seeds to {number + 1} or more there"
         )
-    if run.role == "tree":
-        assert isinstance(initial, HME)
-        initial = initial.harden(_parents(run, initial)).pruned()
-    with reproducible(run.seed, study.config.training.threads):
-        decomposition = run.info["decomposition"]
-        model = (
-            initial if run.role == "tree" else study.build(run.role, decomposition=decomposition)
-        )
-    load_weights(run.path / WEIGHTS, model)
-    if study.config.training_of(run.role).channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model.eval(), initial
+    return study.plan(folder)[number].path
 
 
-def probe_run(run: Run, study: Study, teacher: Path, splits: Sequence[str] = SPLITS) -> Probed:
+def only(study: Study, names: Sequence[str]) -> Study:
+    """The study with no probes of trainings but those among ``names``, whatever it says of them."""
+    sections = dict(study.config.probes.sections)
+    for name in PROBES:
+        if name not in names:
+            sections[name] = False
+        elif sections.get(name) is False:
+            del sections[name]
+    probes = study.config.probes.model_copy(update={"sections": sections})
+    chosen = copy.copy(study)
+    chosen.config = study.config.model_copy(update={"probes": probes})
+    return chosen
+
+
+def probe_run(
+    run: Run,
+    study: Study,
+    teacher: Path,
+    splits: Sequence[str] = SPLITS,
+    *,
+    faithfulness: bool = True,
+) -> Probed:
     """Every probe that applies to the run's model.
 
     Of an explainer all that is recorded through training, of its tree all but gates, and of both
@@ -128,6 +140,7 @@ def probe_run(run: Run, study: Study, teacher: Path, splits: Sequence[str] = SPL
         study: the study that it belongs to.
         teacher: directory of the study's teacher's run.
         splits: train, val or both.
+        faithfulness: whether an explainer or a tree is asked for it.
     """
     model, initial = model_of(run, study)
     frames: defaultdict[str, list[pd.DataFrame]] = defaultdict(list)
@@ -135,7 +148,7 @@ def probe_run(run: Run, study: Study, teacher: Path, splits: Sequence[str] = SPL
     with reproducible(run.seed, torch.get_num_threads()):  # one run at a time may have all cores
         for split in splits:
             tables = _probe_split(run, study, teacher, split, model, initial)
-            if isinstance(model, HME):
+            if isinstance(model, HME) and faithfulness:
                 explained = next(iter(explanations.values()), None)
                 subtask = _in_conflict(tables) if explained is None else explained.subtask
                 images, labels = _probe_images(study, split)
@@ -147,7 +160,7 @@ def probe_run(run: Run, study: Study, teacher: Path, splits: Sequence[str] = SPL
                 tables["faithfulness_agreement"] = ablation.agreement
             for kind, table in tables.items():
                 frames[kind].append(table.assign(split=split))
-    if "affinity" in run.kinds:
+    if "affinity" in run.kinds and study.config.probes.sections.get("affinity") is not False:
         recorded = run.record("affinity")
         frames[THROUGH_TRAINING].append(mean_over_epochs(recorded[recorded["split"].isin(splits)]))
     tables = {kind: pd.concat(parts, ignore_index=True) for kind, parts in frames.items()}
@@ -180,8 +193,8 @@ def _probes(study: Study) -> ProbeConfig:
     return study.config.probes.with_options("affinity", null_draws=NULL_DRAWS)
 
 
-def announce(run: Run, study: Study, splits: Sequence[str]) -> str:
-    """What probing the run will take, in a sentence."""
+def announce(run: Run, study: Study, splits: Sequence[str], *, faithfulness: bool = True) -> str:
+    """What probing the run will take, in a sentence; ``faithfulness`` as for :func:`probe_run`."""
     model, _ = model_of(run, study)
     config, objective = _probes(study), _objective(run)
     images, _ = _probe_images(study, splits[0])
@@ -198,11 +211,14 @@ def announce(run: Run, study: Study, splits: Sequence[str]) -> str:
     if "affinity" in asked:
         parts.append(f"for affinity with {configured(config, asked['affinity'])[1].null_draws}")
     purpose = f", {' and '.join(parts)}" if parts else ""
-    ablated = f"; {sum(model.experts[1:])} experts are ablated" if isinstance(model, HME) else ""
+    ablated = ""
+    if isinstance(model, HME) and faithfulness:
+        ablated = f"; {sum(model.experts[1:])} experts are ablated"
     recorded = ", beside its mean over the run's probed epochs" if "affinity" in run.kinds else ""
+    affinity = f" Affinity is that of the final weights alone{recorded}."
     return (
         f"{run.role} {run.id} on {' and '.join(splits)}, {len(images)} images; on each {cost}"
-        f"{purpose}{ablated}. Affinity is that of the final weights alone{recorded}."
+        f"{purpose}{ablated}.{affinity if 'affinity' in asked else ''}"
     )
 
 
@@ -238,6 +254,9 @@ def side_by_side(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
                 of="faithfulness", level=table["level"].astype(str), metric=table["measure"]
             )
         )
+    keys = ["of", "level", "metric"]
+    if not parts:  # of the chosen probes none has a figure of its whole
+        return pd.DataFrame(columns=keys)
     table = pd.concat(parts, ignore_index=True)
     table["shown"] = [
         _beside_range(*row) for row in table[["value", "null_low", "null_high"]].to_numpy()
@@ -251,7 +270,6 @@ def side_by_side(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
         table = pd.concat(
             [table, mean.assign(of=THROUGH_TRAINING, level="", shown=shown)], ignore_index=True
         )
-    keys = ["of", "level", "metric"]
     return table.pivot_table(
         index=keys, columns="split", values="shown", aggfunc="first", sort=False
     ).reset_index()
@@ -308,16 +326,3 @@ class _ScoresAgainstRest(nn.Module):
 
     def forward(self, logits: Tensor) -> Tensor:
         return one_vs_rest_margins(scores_of(logits))
-
-
-def _parents(run: Run, explainer: HME) -> list[Tensor]:
-    """A tree's gates by its own record, as attention of an explainer with all experts.
-
-    Those that are not in the tree are reached by none.
-    """
-    children = (*explainer.experts[1:], explainer.num_classes)
-    attention = [torch.zeros(n, m) for n, m in zip(children, explainer.experts, strict=True)]
-    for row in run.record("tree").itertuples():
-        level, child, parent = row.child_level, row.child, row.parent
-        attention[int(level) - 2][int(child), int(parent)] = 1  # type: ignore[arg-type]
-    return attention

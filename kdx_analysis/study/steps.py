@@ -281,9 +281,8 @@ def _trained(
         log(by_name(tested.to_dict("records")), result.epoch)
     role.finish(start.model)
     records = {**start.records, "metrics": result.history, **probe.tables()}
-    return Trained(
-        start.model, result.epoch, records, result.outputs, probe.ids or None, start.grown_from
-    )
+    ids = probe.ids or None
+    return Trained(start.model, result.epoch, records, result.outputs, ids, start.grown_from)
 
 
 def _points(epoch: Epoch) -> dict[str, float]:

@@ -35,7 +35,8 @@ from kdx_analysis.extensions import Extension, load_all, load_same, loaded, need
 from kdx_analysis.models import check_fits
 from kdx_analysis.objectives import OBJECTIVES, Objective, check_objectives
 from kdx_analysis.probes.conflict.probe import terms_of
-from kdx_analysis.probes.contract import Cost, check_sections
+from kdx_analysis.probes.contract import Cost, asked_for, check_sections, configured
+from kdx_analysis.probes.fidelity.shift import SHIFT, check_shift
 from kdx_analysis.probes.fidelity.teachers import first_difference, recipe_known
 from kdx_analysis.probes.training_probe import SPLITS, training_cost
 from kdx_analysis.registry import home, unknown
@@ -44,6 +45,7 @@ from kdx_analysis.runs import ROLES, Run, RunSet
 from kdx_analysis.runs.run import INFO, WEIGHTS
 from kdx_analysis.study.plan import plan, teacher_config
 from kdx_analysis.study.roles import BUILDERS
+from kdx_analysis.study.shift_run import run_shift
 from kdx_analysis.study.steps import Step, train_steps
 from kdx_analysis.study.teachers import (
     OWN_TEACHER,
@@ -132,10 +134,7 @@ class Study:
         sections = {
             "name": name or Path(data_name).name,
             "data": {"name": data_name, **(data_options or {})},
-            "teacher": {
-                **_teacher_section(teacher, teacher_training or training),
-                **_siblings_section(teacher, siblings, teacher_seeds),
-            },
+            "teacher": _teachers(teacher, teacher_training or training, siblings, teacher_seeds),
             "student": _name_of(student),
             "roles": roles,
             "vam": _plain(vam),
@@ -147,13 +146,11 @@ class Study:
             "extensions": [str(extension.path) for extension in loaded],
             "seeds": list(range(seeds)) if isinstance(seeds, int) else list(seeds),
         }
-        self.config = StudyConfig.parse(
-            {key: value for key, value in sections.items() if value is not None}
-        )
+        given = {key: value for key, value in sections.items() if value is not None}
+        self.config = StudyConfig.parse(given)
         check_names(self.config)
         self.data_dir = None if data_dir is None else str(data_dir)
-        modules = () if isinstance(siblings, int) else tuple(siblings)
-        self._given = _Given.of(data, teacher, student, callbacks, objectives, modules)
+        self._given = _Given.of(data, teacher, student, callbacks, objectives, siblings)
 
     @classmethod
     def from_config(cls, config: StudyConfig, data_dir: str | Path | None = None) -> Study:
@@ -279,6 +276,8 @@ class Study:
         """Raise KdxError for anything that can't work, before any training."""
         check_loggers(self.config.loggers)
         check_sections(self.config.probes)
+        if asked_for(self.config.probes, SHIFT):
+            check_shift(configured(self.config.probes, SHIFT)[1], self.dataset)
         shape, K = self.dataset.shape, self.dataset.num_classes
         with torch.random.fork_rng():
             students = []
@@ -354,6 +353,7 @@ class Study:
             self._check_apart(teachers)
             train_steps(self, steps, jobs, show)
         runs = RunSet.of(Run.load(step.path) for step in steps)
+        run_shift(self, runs)
         if report:
             Report(runs).save_html(out / "report")
         return runs
@@ -379,8 +379,8 @@ class Study:
         """Refuse given siblings that turn out to be a teacher which was trained here."""
         if self.given_teacher is None and self.given_siblings:
             trained = [step for step in teachers if self.given(step.seed) is None]
-            own = [(OWN_TEACHER, self.teacher(step.path)) for step in trained]
-            check_apart([*own, *((each.name, each.model) for each in self.given_siblings)])
+            models = [(OWN_TEACHER, self.teacher(step.path)) for step in trained]
+            check_apart([*models, *((each.name, each.model) for each in self.given_siblings)])
 
     def _claim(self, out: Path, teachers: Sequence[Step]) -> None:
         """Make ``out`` this study's directory; refuse one that holds something else."""
@@ -412,9 +412,9 @@ class Study:
         planned = {step.path.name for step in teachers}
         files = teachers[0].path.parent.glob(f"[!.]*/{INFO}")
         runs = [Run.load(file.parent) for file in files if file.parent.name not in planned]
-        own = self._own_teacher().info
+        teacher = self._own_teacher().info
         given = self.given_teacher is not None
-        return any(given or first_difference(own, run.info) for run in runs)
+        return any(given or first_difference(teacher, run.info) for run in runs)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """What another process makes the study anew from.
@@ -445,7 +445,7 @@ class _Given:
         student: Any,
         callbacks: Sequence[Callback],
         objectives: Sequence[Any],
-        siblings: Sequence[Any],
+        siblings: int | Sequence[Any],
     ) -> _Given:
         """What of the arguments of :class:`Study` are objects."""
         return cls(
@@ -454,7 +454,9 @@ class _Given:
             None if isinstance(student, str) else student,
             tuple(callbacks),
             tuple(objective for objective in objectives if callable(objective)),
-            tuple(each if isinstance(each, nn.Module) else None for each in siblings),
+            ()
+            if isinstance(siblings, int)
+            else tuple(each if isinstance(each, nn.Module) else None for each in siblings),
         )
 
 
@@ -497,6 +499,17 @@ def _teacher_section(
         run = Run.load(teacher)
         return {**section, "model": run.info["config"]["model"], "path": str(run.path)}
     return {**section, "model": str(teacher)}
+
+
+def _teachers(
+    teacher: str | Path | nn.Module,
+    training: TrainingConfig | Mapping[str, Any] | None,
+    siblings: int | Sequence[str | Path | nn.Module],
+    seeds: int,
+) -> dict[str, Any]:
+    """The teacher's section, with its siblings and seeds."""
+    section = _teacher_section(teacher, training)
+    return section | _siblings_section(teacher, siblings, seeds)
 
 
 def _siblings_section(

@@ -55,32 +55,32 @@ def info_of(path: str | Path) -> Mapping[str, Any] | None:
 
 
 def given_siblings(
-    siblings: Sequence[nn.Module | str], own: Own, load: Callable[[Path], nn.Module]
+    siblings: Sequence[nn.Module | str], teacher: Own, load: Callable[[Path], nn.Module]
 ) -> tuple[GivenSibling, ...]:
     """Siblings by their modules, or by the paths of runs or weights.
 
     Args:
         siblings: in the order of their numbers.
-        own: what those with a run are held against, before any weights are loaded.
+        teacher: what those with a run are held against, before any weights are loaded.
         load: makes the teacher's model with the weights in a file.
 
     Raises:
         KdxError: a run that differs from the own teacher in a field but the seed, or that has its
             seed or another sibling's; weights that don't fit.
     """
-    seeds: dict[int, str] = dict.fromkeys(own.seeds, OWN_TEACHER)
+    seeds: dict[int, str] = dict.fromkeys(teacher.seeds, OWN_TEACHER)
     loaded = []
     for i, sibling in enumerate(siblings):
         if isinstance(sibling, nn.Module):
             name = f"sibling {i + 1} ({type(sibling).__name__})"
             loaded.append(GivenSibling(name, sibling, declared=True))
             continue
-        name, path = f"sibling {sibling!r}", Path(sibling)
+        name, path = f"sibling {i + 1} ({sibling})", Path(sibling)
         info = info_of(path)
         if info is not None:
-            _check_recipe(name, info, own)
+            _check_recipe(name, info, teacher)
             _check_seed(name, info, seeds)
-        known = info is not None and recipe_known(info) and recipe_known(own.info)
+        known = info is not None and recipe_known(info) and recipe_known(teacher.info)
         weights = path / WEIGHTS if path.is_dir() else path
         loaded.append(GivenSibling(name, load(weights), declared=not known))
     return tuple(loaded)
@@ -105,8 +105,8 @@ def check_apart(models: Sequence[tuple[str, nn.Module]]) -> None:
             )
 
 
-def _check_recipe(name: str, info: Mapping[str, Any], own: Own) -> None:
-    difference = first_difference(own.info, info)
+def _check_recipe(name: str, info: Mapping[str, Any], teacher: Own) -> None:
+    difference = first_difference(teacher.info, info)
     if difference is not None:
         field, ours, its = difference
         raise KdxError(

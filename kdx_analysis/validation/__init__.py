@@ -9,7 +9,7 @@ import pandas as pd
 
 from kdx_analysis import probes
 from kdx_analysis.registry import Registry
-from kdx_analysis.validation import models, nothing
+from kdx_analysis.validation import models, nothing, teachers
 from kdx_analysis.validation.outcome import Outcome, Row
 
 __all__ = ["PARTS", "Outcome", "Row", "Yardsticks"]
@@ -31,3 +31,4 @@ PARTS: Registry[Callable[[int], Yardsticks]] = Registry("part of kdx validate")
 PARTS.register("planted")(probes.validate)
 PARTS.register("nothing")(lambda seeds: nothing.validate())
 PARTS.register("models")(lambda seeds: models.validate())
+PARTS.register("teachers")(lambda seeds: teachers.validate())

@@ -6,7 +6,13 @@ from scipy import stats
 
 from kdx_analysis.report.health import Health, health, summary
 from kdx_analysis.report.provenance import differing, provenance
-from kdx_analysis.report.tables import accuracy, answers, headline_tables, teacher_accuracy
+from kdx_analysis.report.tables import (
+    TeacherScore,
+    accuracy,
+    answers,
+    headline_tables,
+    teacher_scores,
+)
 from kdx_analysis.runs import ladders
 
 
@@ -27,7 +33,7 @@ def test_accuracy_is_that_of_the_records(write):
                 (test.mean(), low, high)
             )
             assert interval.n == 3
-    assert teacher_accuracy(runs) == [("small_teacher", 0.975)]
+    assert teacher_scores(runs) == [TeacherScore("teacher", "small_teacher", 0.975)]
 
 
 def test_a_role_that_was_not_trained_is_missing(write):

@@ -4,12 +4,20 @@ import pandas as pd
 import pytest
 
 from kdx_analysis.errors import KdxError
-from kdx_analysis.runs import Run, RunSet, write_run
+from kdx_analysis.runs import Run, RunSet, own_teachers, write_run
+from kdx_analysis.runs.tables.table import conditions
 from tests.report.conftest import write_study
 
 
 def make(
-    path, objective="kd", seed=0, accuracy=0.5, role="student", epochs=2, classes=("ant", "bee")
+    path,
+    objective="kd",
+    seed=0,
+    accuracy=0.5,
+    role="student",
+    epochs=2,
+    classes=("ant", "bee"),
+    teacher=None,
 ) -> Run:
     config = {
         "objective": {"name": objective.split()[0]},
@@ -19,6 +27,9 @@ def make(
     if role == "teacher":
         del config["objective"]
     identity = f"{role}-{objective.replace(' ', '_')}-{seed}-{epochs}"
+    if teacher is not None:
+        identity += f"-{teacher}"
+        config["teacher"] = f"digest of {teacher}"
     information = {
         "id": identity,
         "study": "toy",
@@ -30,6 +41,8 @@ def make(
         "config": config,
         "selection": {"epoch": epochs},
     }
+    if teacher is not None:
+        information["teacher"] = teacher
     rows = [(epoch, "val", "accuracy", accuracy - 0.1, 4) for epoch in range(1, epochs + 1)]
     rows.append((epochs, "test", "accuracy", accuracy, 8))
     metrics = pd.DataFrame(rows, columns=["epoch", "split", "metric", "value", "n"])
@@ -372,3 +385,68 @@ def test_pairs_of_runs_by_a_configuration_key(grid):
     pairs = grid.pair(10, 2, by="training.epochs")
     assert {(a.objective, a.seed) == (b.objective, b.seed) for a, b in pairs} == {True}
     assert len(pairs) == 6
+
+
+@pytest.fixture
+def taught(tmp_path) -> RunSet:
+    """Two seeds of hard, which no teacher entered, and of kd under each of two teachers."""
+    for teacher, accuracies in {0: (0.7, 0.8), 1: (0.9, 0.6)}.items():
+        make(tmp_path, role="teacher", seed=teacher)
+        for seed, accuracy in enumerate(accuracies):
+            make(tmp_path, "kd", seed, accuracy, teacher=teacher)
+    make(tmp_path, "hard", 0, 0.5, teacher=0)
+    make(tmp_path, "hard", 1, 0.6, teacher=0)
+    make(tmp_path, role="teacher", seed=2)
+    return RunSet.load(tmp_path)
+
+
+def test_a_cell_is_the_mean_over_teachers_so_that_rows_are_seeds_of_students(taught):
+    table = taught.values("accuracy", role="student")
+    assert table["kd"].tolist() == pytest.approx([(0.7 + 0.9) / 2, (0.8 + 0.6) / 2])
+    assert table["hard"].tolist() == pytest.approx([0.5, 0.6])
+    difference = taught.paired("accuracy", "kd", "hard", role="student")
+    assert difference.n == 2
+    assert difference.differences == pytest.approx((0.3, 0.1))
+
+
+def test_a_cell_that_lacks_a_teacher_is_not_the_mean_of_the_others(taught):
+    lacking = RunSet(
+        tuple(run for run in taught if (run.objective, run.seed, run.teacher) != ("kd", 1, 1))
+    )
+    table = lacking.values("accuracy", role="student")
+    assert table["kd"].tolist() == pytest.approx([0.8, math.nan], nan_ok=True)
+
+
+def test_runs_are_paired_teacher_by_teacher(taught):
+    pairs = taught.filter(role="student").pair("kd", "hard")
+    assert sorted((a.seed, a.teacher, b.seed, b.teacher) for a, b in pairs) == [
+        (0, 0, 0, 0),
+        (0, 1, 0, 0),
+        (1, 0, 1, 0),
+        (1, 1, 1, 0),
+    ]
+
+
+def test_teachers_are_a_key_of_runs(taught):
+    assert taught.teachers == (0, 1)
+    students = taught.filter(role="student")
+    assert {run.teacher for run in students.filter(teacher=1)} == {1}
+    assert {teacher: len(group) for teacher, group in students.group("teacher").items()} == {
+        0: 4,
+        1: 2,
+    }
+    kd = students.filter(objective="kd")
+    assert kd.values("accuracy", by="teacher", role="student").loc[1].tolist() == [0.8, 0.6]
+    assert "teacher" in taught.frame("metrics")
+    assert "teacher" not in taught.filter(teacher=0).frame("metrics")
+
+
+def test_teachers_that_taught_no_student_are_siblings(taught):
+    assert [run.seed for run in own_teachers(taught)] == [0, 1]
+    assert [run.seed for run in own_teachers(taught.filter(role="teacher"))] == [0, 1, 2]
+
+
+def test_a_comparison_is_given_its_teachers(taught):
+    students = taught.filter(role="student")
+    assert conditions(students) == ", given these 2 teachers"
+    assert conditions(students.filter(teacher=1)) == ", given one teacher"

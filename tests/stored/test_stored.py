@@ -7,6 +7,7 @@ both said when they were written.
 
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -15,6 +16,7 @@ from kdx_analysis import plots
 from kdx_analysis.probes import GateRecord
 from kdx_analysis.records import RECORDS
 from kdx_analysis.runs import RunSet
+from kdx_analysis.study.steps import Step
 from kdx_analysis.study.study import Study
 
 KEYS = ["run", "metric", "attention", "split"]
@@ -65,6 +67,31 @@ def test_its_study_is_read(folder: Path) -> None:
     config = Study.load(folder / "study.yaml").config
     assert config.probes.null_draws == 39
     assert config.probes.sections == {}
+
+
+def planned(folder: Path, *changes: str) -> list[Step]:
+    """What the study asks for, on the images that its runs saw."""
+    study = Study.load(folder / "study.yaml", changes)
+    data = RunSet.load(folder).runs[0].info["data"]
+    study.dataset = SimpleNamespace(describe=lambda: data)
+    return study.plan(folder)
+
+
+def test_its_runs_are_found_again_and_siblings_are_added_to_them(folder: Path) -> None:
+    steps = planned(folder)
+    assert len(steps) == len(RunSet.load(folder))
+    assert all(step.done for step in steps)
+    siblings = planned(folder, "teacher.siblings=3")
+    assert [step.seed for step in siblings if not step.done] == [1, 2, 3]
+    waiting = [step for step in planned(folder, "teacher.seeds=2") if not step.done]
+    assert [step.role for step in waiting] == ["teacher", "student", "explainer", "tree"]
+    assert {step.objective.name for step in waiting[1:]} == {"kd"}
+
+
+def test_runs_of_before_outputs_have_none(folder: Path) -> None:
+    runs = RunSet.load(folder)
+    assert [run.outputs("test") for run in runs] == [None] * len(runs)
+    assert runs.teachers == (0,)
 
 
 def test_a_record_in_parquet_loads(folder: Path) -> None:

@@ -20,19 +20,19 @@ from kdx_analysis.drawing.style import (
 )
 from kdx_analysis.plots.figure import Drawn, figure, students_of_arms
 from kdx_analysis.plots.looks import look
-from kdx_analysis.runs import RunSet, arm_contrasts, t_interval
+from kdx_analysis.runs import RunSet, arm_contrasts, of_one_teacher, t_interval
 
 _COLUMNS = ["student", "objective", "vam", "reference", "seed", "value", "n"]
 
 
 def _table(students: RunSet) -> pd.DataFrame:
-    """One row per run.
+    """One row per run, of the first teacher where there are several.
 
     Columns student, objective, vam (the arm), reference (arms differ from it), seed, value (share
     right), n.
     """
     frames = [
-        runs.to_frame().query("metric == 'accuracy'").assign(student=student)
+        of_one_teacher(runs).to_frame().query("metric == 'accuracy'").assign(student=student)
         for student, runs in sorted(students.group("model").items())
     ]
     frame = pd.concat(frames, ignore_index=True).assign(reference=arm_contrasts(students)[0].b)

@@ -8,7 +8,7 @@ from kdx_analysis.drawing.style import Width, plain
 from kdx_analysis.pairing import shared
 from kdx_analysis.plots.figure import Drawn, comparable_explainers, figure
 from kdx_analysis.plots.matrices import cosines, draw_matrices, with_rows
-from kdx_analysis.runs import RunSet
+from kdx_analysis.runs import RunSet, of_one_teacher
 
 _PAIR = ["objective", "a", "b", "a_index", "b_index"]
 _MEANS = ["cosine", "null", "values", "undefined", "seeds", "epochs", "n"]
@@ -19,9 +19,12 @@ def _table(explainers: RunSet) -> pd.DataFrame:
 
     Columns objective, a, b, a_row, b_row, cosine, null, values, undefined, seeds, epochs, n.
 
+    Of the first teacher's explainers, where there are several teachers.
+
     Means over seeds and probed epochs, of a seed's those at which the cosine is defined under every
     objective; ``values`` went into them, ``undefined`` did not; n is probe images.
     """
+    explainers = of_one_teacher(explainers)
     frame = _together(cosines(explainers))
     data = frame.groupby(_PAIR, sort=False).agg(
         cosine=("cosine", "mean"),

@@ -12,7 +12,7 @@ from kdx_analysis.errors import KdxError
 from kdx_analysis.plots.curves import line, log_scale, seeds_per_objective
 from kdx_analysis.plots.figure import Drawn, figure
 from kdx_analysis.plots.looks import handle
-from kdx_analysis.runs import RunSet
+from kdx_analysis.runs import RunSet, own_teachers
 
 _PANELS = {
     ("val", "accuracy"): "accuracy, share of\nvalidation images",
@@ -39,6 +39,8 @@ def _table(runs: RunSet) -> pd.DataFrame:
     Columns role, vam, objective, run, seed, epoch, split, metric, value, n, selected (the epoch is
     the one selected).
     """
+    teachers = own_teachers(runs).runs
+    runs = RunSet(tuple(run for run in runs if run.role != "teacher" or run in teachers))
     frame = runs.frame("metrics")
     frame = frame[[pair in _PANELS for pair in zip(frame["split"], frame["metric"], strict=True)]]
     if not (frame["role"] != "teacher").any():

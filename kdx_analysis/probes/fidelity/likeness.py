@@ -16,6 +16,7 @@ from beartype import beartype
 from jaxtyping import Float, Int, jaxtyped
 from torch import Tensor
 
+from kdx_analysis.errors import KdxError
 from kdx_analysis.metrics import METRICS, metric
 from kdx_analysis.probes.fidelity.outputs import Choices, Outputs, entropy_of
 from kdx_analysis.registry import is_foreign
@@ -114,6 +115,19 @@ class Likeness:
 
     student: Outputs
     teacher: Outputs
+
+    def __post_init__(self) -> None:
+        s, t = self.student, self.teacher
+        if s.scores.shape != t.scores.shape or s.binary != t.binary:
+            raise KdxError(
+                f"{_kind(s)} and {_kind(t)} can't be set beside each other; give those of the same "
+                "images, classes and kind"
+            )
+        if s.labels is not t.labels and not torch.equal(s.labels, t.labels):
+            raise KdxError(
+                "student and teacher have different labels, so that their rows are not of the same "
+                "images; bring them into one order"
+            )
 
     @property
     def num_images(self) -> int:
@@ -244,8 +258,10 @@ class Likeness:
     def hardness(self) -> Measured:
         """:func:`hardness`."""
         value = _pearson(self.student.lead_ranks, self.teacher.lead_ranks)
-        reason = "one of the two finds all images equally hard" if math.isnan(value) else ""
-        return Measured(value, n=self.num_images, reason=reason)
+        if math.isnan(value):
+            reason = "one of the two finds all images equally hard"
+            return Measured(value, undefined=self.num_images, reason=reason)
+        return Measured(value, n=self.num_images)
 
     @property
     def differing(self) -> int:
@@ -259,9 +275,8 @@ class Likeness:
         consistent = float((s == t).double().mean())
         expected, _ = self._expected_consistency
         if expected is None:
-            return Measured(
-                math.nan, n=self.num_images, reason="one of the two is right or wrong throughout"
-            )
+            reason = "one of the two is right or wrong throughout"
+            return Measured(math.nan, undefined=self.num_images, reason=reason)
         return Measured((consistent - expected) / (1 - expected), expected, self.num_images)
 
     @property
@@ -334,7 +349,9 @@ class Likeness:
         varied = (student > _LEAST_VARIANCE) & (teacher > _LEAST_VARIANCE)
         instance = torch.where(varied, shared / (student * teacher).sqrt(), torch.nan)
         chance = self._second.chance_of_class
-        second = (self._second.of_class - chance) / (1 - chance)
+        # Where chance alone gives one class throughout there is no excess.
+        rest = torch.where(chance < 1, 1 - chance, torch.nan)
+        second = (self._second.of_class - chance) / rest
         enough, some = self.num_classes >= 4, self.num_classes >= 3
         nothing = np.full(self.num_classes, np.nan)
         return {
@@ -378,6 +395,11 @@ class Likeness:
             added = torch.where(counts, product - chance, torch.nan) / math.sqrt(student * teacher)
             values[rows] = added.cpu().numpy()
         return values
+
+
+def _kind(outputs: Outputs) -> str:
+    scores = "margins" if outputs.binary else "logits"
+    return f"{scores} of {outputs.num_images} images × {outputs.num_classes} classes"
 
 
 def _correlation(shared: float, student: float, teacher: float) -> float:
@@ -487,8 +509,8 @@ def class_part(scores: Scores, labels: Labels, teacher_scores: Scores) -> Float[
 def instance(scores: Scores, labels: Labels, teacher_scores: Scores) -> Float[Tensor, ""]:
     """c(s, t)/√(c(s, s) c(t, t)) with c = dark − class part: what is thought of *this* image.
 
-    In [−1, 1] up to what chance adds in small classes; 0 where images of a class can be exchanged.
-    NaN below K = 4, and where a variance is 0.
+    In [−1, 1]; 0 where images of a class can be exchanged. NaN below K = 4, and where a variance is
+    0.
 
     >>> both = torch.tensor([[9.0, 1.0, 2.0, 3.0], [9.0, 3.0, 2.0, 1.0]])
     >>> round(instance(both, torch.tensor([0, 0]), both).item(), 6)

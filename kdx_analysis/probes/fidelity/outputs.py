@@ -21,8 +21,9 @@ from kdx_analysis.errors import KdxError
 
 # 32 MB of float64 a chunk: what is made of two networks' chunks stays far below 1 GB.
 _VALUES_AT_ONCE = 4_000_000
-# Up to here (64 MB of float64) what is made of a chunk is kept for the next network beside it.
-_VALUES_KEPT = 8_000_000
+# Up to so many scores a network's directions, and its probabilities at two temperatures, are kept
+# for the next network beside it: five times 8 MB of float64. Larger ones are made anew each time.
+_VALUES_KEPT = 1_000_000
 # Scores that differ by less than this share of their size differ by rounding.
 _ROUNDING = 1e-12
 
@@ -87,12 +88,15 @@ class Outputs:
     binary: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "scores", self.scores.detach())
         scores, labels = self.scores, self.labels
         if scores.ndim != 2 or not scores.is_floating_point() or labels.shape != scores.shape[:1]:
             raise KdxError(
                 f"scores are {scores.dtype} {tuple(scores.shape)} for {tuple(labels.shape)} "
                 "labels; give floating-point numbers, one row an image and one column a class"
             )
+        if labels.dtype != torch.int64:
+            raise KdxError(f"labels are {labels.dtype}; give whole numbers of the type int64")
         if not len(labels) or scores.shape[1] < 2:
             raise KdxError(
                 f"scores are {tuple(scores.shape)}; give at least one image and two classes"
@@ -103,14 +107,25 @@ class Outputs:
                 f"0 to {scores.shape[1] - 1}, one for each column of the scores"
             )
         for rows in self.chunks():
-            wrong = scores[rows].isnan() | (scores[rows] == torch.inf)
-            if wrong.any():
-                row, column = (int(i) for i in wrong.nonzero()[0])
-                raise KdxError(
-                    f"the score of image {rows.start + row} for class {column} is "
-                    f"{float(scores[rows.start + row, column])}; leave out images whose scores "
-                    "are not finite"
-                )
+            self._check_finite(rows)
+
+    def _check_finite(self, rows: slice) -> None:
+        scores = self.scores[rows]
+        wrong = scores.isnan() | (scores == torch.inf)
+        if wrong.any():
+            row, column = (int(i) for i in wrong.nonzero()[0])
+            cause = " (of a teacher's one-vs-rest margins: a probability of exactly 1)"
+            raise KdxError(
+                f"the score of image {rows.start + row} for class {column} is "
+                f"{float(scores[row, column])}{cause if self.binary else ''}; leave out images "
+                "whose scores are not finite"
+            )
+        nothing = (scores == -torch.inf).all(dim=1)
+        if nothing.any():
+            raise KdxError(
+                f"image {rows.start + int(nothing.nonzero()[0])} has a probability of 0 for every "
+                "class; leave it out"
+            )
 
     @property
     def num_images(self) -> int:
@@ -232,11 +247,13 @@ class Outputs:
         true = labels.unsqueeze(1)
         finite = scores.isfinite().all(dim=1)
         wrong = scores.masked_fill(~finite.unsqueeze(1), 0).scatter_(1, true, 0)
-        size = wrong.abs().amax(dim=1)
+        # To a largest score of 1, so that squares neither overflow nor vanish at any scale.
+        size = wrong.abs().amax(dim=1, keepdim=True)
+        wrong.div_(torch.where(size > 0, size, 1))
         centred = wrong.sub_(wrong.sum(dim=1, keepdim=True) / (self.num_classes - 1))
         centred.scatter_(1, true, 0)
         length = centred.norm(dim=1)
-        known = finite & (length > _ROUNDING * size) & (self.num_classes > 2)
+        known = finite & (length > _ROUNDING) & (self.num_classes > 2)
         vectors = centred.div_(length.unsqueeze(1)).masked_fill_(~known.unsqueeze(1), 0)
         return Directions(vectors, known)
 

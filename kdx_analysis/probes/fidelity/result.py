@@ -98,17 +98,23 @@ class Fidelity:
     notes: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
+        if not self.teachings or not any(each.students for each in self.teachings):
+            raise KdxError("there is no student to be set beside a teacher; give one or more")
         first = self.teachings[0].teacher
+        for what, given, expected in (
+            ("classes", len(self.classes), first.num_classes),
+            ("ids", first.num_images if self.ids is None else len(self.ids), first.num_images),
+        ):
+            if given != expected:
+                raise KdxError(f"there are {given} {what}, but the outputs have {expected}")
         for teaching in self.teachings:
             if OWN in teaching.siblings:
                 raise KdxError(f"a sibling can't be called {OWN!r}; give it another name")
+            for name, sibling in teaching.siblings.items():
+                if torch.equal(sibling.scores, teaching.teacher.scores):
+                    raise KdxError(f"sibling {name!r} is the teacher itself; leave it out")
             for outputs in (*teaching.teachers.values(), *teaching.students.values()):
-                if outputs.scores.shape != first.scores.shape or outputs.binary != first.binary:
-                    raise KdxError(
-                        f"outputs of {tuple(outputs.scores.shape)} and of "
-                        f"{tuple(first.scores.shape)}, or logits and margins, can't be set beside "
-                        "each other; give those of the same images and the same kind"
-                    )
+                Likeness(outputs, first)  # refuses what can't be set beside each other
 
     @classmethod
     def of(
@@ -192,7 +198,11 @@ class Fidelity:
 
         Of the seeds that both have, and at which it is defined for every teacher.
         """
-        several = []
+        return tuple(each for each in self._by_teaching(metric, objective) if each is not None)
+
+    def _by_teaching(self, metric: str, objective: str) -> list[Likenesses | None]:
+        """:meth:`likenesses` of every teaching; None where it has no student with its ``hard``."""
+        several: list[Likenesses | None] = []
         for i, students in enumerate(self._likened):
             seeds = [s for s in self.seeds(BASELINE) if (objective, s) in students]
             a, b = (
@@ -200,11 +210,13 @@ class Fidelity:
                 for name in (objective, BASELINE)
             )
             defined = [j for j in range(len(seeds)) if not np.isnan(a[j] + b[j]).any()]
-            if defined:
-                teacher = np.array(_numbers(self._of_teachers[i], metric))
-                chosen = tuple(seeds[j] for j in defined)
-                several.append(Likenesses(a[defined], b[defined], teacher, chosen))
-        return tuple(several)
+            if not defined:
+                several.append(None)
+                continue
+            teacher = np.array(_numbers(self._of_teachers[i], metric))
+            chosen = tuple(seeds[j] for j in defined)
+            several.append(Likenesses(a[defined], b[defined], teacher, chosen))
+        return several
 
     def changes(self, metric: str, objective: str, seed: int, teaching: int = 0) -> Tensor | None:
         """c_j of one student, J + 1, the own teacher first; None without its ``hard``.
@@ -224,9 +236,10 @@ class Fidelity:
 
     def difference(self, metric: str, a: str, b: str) -> dict[str, Part]:
         """kind and own of the difference of two objectives, over the seeds that both have."""
-        both = zip(self.likenesses(metric, a), self.likenesses(metric, b), strict=True)
-        several = [first.minus(second) for first, second in both]
-        if not several or not all(each.seeds for each in several):
+        both = zip(self._by_teaching(metric, a), self._by_teaching(metric, b), strict=True)
+        several = [first.minus(second) for first, second in both if first and second]
+        several = [each for each in several if each.seeds]
+        if not several:
             return {}
         computed = parts(several)
         return {name: computed[name] for name in ("kind", "own")}
@@ -257,7 +270,7 @@ class Fidelity:
 
         Columns objective, metric, part (task, kind, own, ceiling or share), value, seed_low,
         seed_high, teacher_low, teacher_high, decided, seeds, siblings. An end is NaN where there is
-        no interval; ``decided`` is of own and kind alone.
+        no interval; ``decided`` is of own alone.
         """
         rows = []
         for objective in self.objectives:
@@ -269,18 +282,13 @@ class Fidelity:
                         keys
                         | _of_part(part)
                         | {
-                            "decided": self._decided(metric, objective, name, part),
+                            "decided": name == "own" and self.decided(metric, objective),
                             "seeds": len({s for each in several for s in each.seeds}),
                             "siblings": min(each.siblings for each in several),
                         }
                     )
         columns = ["objective", "metric", "part", *_of_part(_NO_PART)]
         return pd.DataFrame(rows, columns=[*columns, "decided", "seeds", "siblings"])
-
-    def _decided(self, metric: str, objective: str, name: str, part: Part) -> bool:
-        if name == "own":
-            return self.decided(metric, objective)
-        return name == "kind" and part.excludes_zero
 
     @cached_property
     def points(self) -> pd.DataFrame:
@@ -316,6 +324,23 @@ class Fidelity:
             rows.append(("", -1, teaching.name, _accuracy(teaching.teacher)))
         table = pd.DataFrame(rows, columns=["objective", "seed", "taught_by", "value"])
         return table.assign(n=self.num_images)
+
+    @cached_property
+    def teachers(self) -> pd.DataFrame:
+        """How alike teachers are: siblings are as near to their teacher as to each other.
+
+        One row a teacher of every teaching, columns taught_by, teacher, accuracy, and lowest and
+        highest instance likeness to the siblings (of a sibling: to the other ones), NaN without.
+        """
+        rows = []
+        for teaching in self.teachings:
+            for name, outputs in teaching.teachers.items():
+                others = [each for key, each in teaching.siblings.items() if key != name]
+                values = [Likeness(outputs, other).instance.value for other in others]
+                lowest, highest = (min(values), max(values)) if values else (math.nan, math.nan)
+                rows.append((teaching.name, name, _accuracy(outputs), lowest, highest))
+        columns = ["taught_by", "teacher", "accuracy", "lowest", "highest"]
+        return pd.DataFrame(rows, columns=columns)
 
     @cached_property
     def of_classes(self) -> pd.DataFrame:
@@ -386,7 +411,7 @@ class Fidelity:
         ``hard`` students and of siblings with the same: students, hard, siblings.
         """
         objective, contributions = self.leading, []
-        for teaching in self.teachings:
+        for teaching in self.teachings if self.siblings else ():
             pairs = [s for s in self.seeds(BASELINE) if (objective, s) in teaching.students]
             for seed in pairs:
                 a, b = (teaching.students[name, seed] for name in (objective, BASELINE))
@@ -399,7 +424,7 @@ class Fidelity:
                 b.forget()
         columns = ["objective", "id", "class", "value", "teacher_second"]
         shares = ["students", "hard", "siblings"]
-        if not contributions or not self.siblings:
+        if not contributions:
             return pd.DataFrame(columns=[*columns, *shares])
         values = np.mean(contributions, axis=0)
         order = np.argsort(-np.nan_to_num(values, nan=-np.inf), kind="stable")[:LOUDEST]

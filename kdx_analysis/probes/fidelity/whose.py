@@ -99,16 +99,20 @@ class Part:
         value: mean over seeds, and over own teachers where there are several.
         over_seeds: given these teachers; its ends are NaN with one seed, or where it has none.
         over_teachers: for another teacher of the recipe; its ends are NaN where it has none.
+        several: whether it is over several own teachers, each with students of its own.
     """
 
     value: float
     over_seeds: Interval
     over_teachers: Interval
 
+    several: bool = False
+
     @property
     def excludes_zero(self) -> bool:
-        """Whether both intervals do."""
-        return self.over_seeds.excludes_zero and self.over_teachers.excludes_zero
+        """Whether both intervals do; with several own teachers that over teachers decides."""
+        both = self.several or self.over_seeds.excludes_zero
+        return both and self.over_teachers.excludes_zero
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,26 +175,26 @@ def parts(several: Sequence[Likenesses]) -> dict[str, Part]:
     return {
         "task": Part(_mean(tasks), _over_seeds(tasks, several), none),
         "kind": Part(_mean(kinds), _over_seeds(kinds, several), over["kind"]),
-        "own": Part(_mean(owns), _over_seeds(owns, several), over["own"]),
+        "own": Part(_mean(owns), _over_seeds(owns, several), over["own"], not single),
         "ceiling": Part(ceiling, none, over["ceiling"]),
         "share": Part(_mean(owns) / ceiling if ceiling else _NAN, none, share),
     }
 
 
 def decided(parts_of: Mapping[str, Part], controls: Sequence[float]) -> bool:
-    """Whether own is there: both intervals leave out 0, and it is above every control's own.
+    """Whether own is there: both intervals leave out 0, and it is above every control's |own|.
+
+    With several own teachers, whose students are the unit, the interval over teachers decides.
 
     Args:
         parts_of: of :func:`parts`.
         controls: own of the negative controls, ``hard_T`` and ``label_smoothing``, in the same
-            likeness. Without any nothing is decided: nobody has seen that the siblings are ones.
+            likeness. Without any nothing is decided, since nobody has seen that the siblings are
+            ones; nor where one is undefined.
     """
-    part = parts_of["own"]
-    return (
-        bool(controls)
-        and part.excludes_zero
-        and part.value > max(abs(control) for control in controls)
-    )
+    part, sizes = parts_of["own"], [abs(control) for control in controls]
+    # A comparison with NaN is False.
+    return bool(sizes) and part.excludes_zero and all(part.value > size for size in sizes)
 
 
 def _mean(values: Sequence[np.ndarray]) -> float:

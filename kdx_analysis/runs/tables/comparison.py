@@ -18,7 +18,7 @@ import pandas as pd
 from kdx_analysis.errors import KdxError
 from kdx_analysis.intervals import Interval, Paired
 from kdx_analysis.metrics import METRICS
-from kdx_analysis.runs.keys import canonical, check_key, in_order, value_of
+from kdx_analysis.runs.keys import canonical, check_key, count_teachers, in_order, value_of
 from kdx_analysis.runs.statistics.paired import Effect, effects_together
 from kdx_analysis.runs.statistics.pvalues import LEAST_SEEDS
 from kdx_analysis.runs.tables.grid import Cell, Grid
@@ -296,12 +296,13 @@ def _differing(runs: RunSet, by: str) -> str:
         "split": [canonical(run.info["data"]["fingerprint"]) for run in runs],
         **runs.diff().to_dict("list"),  # of a study's runs it says the last two as well
     }
+    paired = ["teacher"] if count_teachers(runs) > 1 else []  # each run with one of its teacher's
     differing = []
     for key, values in table.items():
         counts = Counter(values)
         if (
             len(counts) > 1
-            and key not in ("seed", "role", by)
+            and key not in ("seed", "role", by, *paired)
             and not str(key).startswith(compared)
         ):
             each = [f"{value} ({count} runs)" for value, count in counts.items()]

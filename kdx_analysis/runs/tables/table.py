@@ -15,7 +15,15 @@ from kdx_analysis.intervals import Interval, t_interval
 from kdx_analysis.metrics import METRICS, Metric, together
 from kdx_analysis.registry import unknown
 from kdx_analysis.runs.headlines import preferred
-from kdx_analysis.runs.keys import NOT_SET, check_key, in_order, known_keys, value_of
+from kdx_analysis.runs.keys import (
+    NOT_SET,
+    check_key,
+    count_teachers,
+    in_order,
+    known_keys,
+    known_teachers,
+    value_of,
+)
 from kdx_analysis.runs.statistics.paired import (
     by_seed,
     comparisons,
@@ -239,9 +247,10 @@ def over_seeds(table: pd.DataFrame, column: Hashable, confidence: float) -> Inte
 def conditions(runs: RunSet) -> str:
     """What all runs share that a conclusion is given: ', given one teacher and one split …'."""
     given = []
-    for key, title in (("teacher", "one teacher"), ("split", "one split of the data")):
-        values = {value_of(run, key) for run in runs}
-        given += [title] if len(values) == 1 and NOT_SET not in values else []
+    if teachers := count_teachers(runs):
+        given.append("one teacher" if teachers == 1 else f"these {teachers} teachers")
+    splits = {value_of(run, "split") for run in runs}
+    given += ["one split of the data"] if len(splits) == 1 and NOT_SET not in splits else []
     return f", given {listed(given)}" if given else ""
 
 
@@ -251,7 +260,7 @@ def apart(runs: RunSet) -> str:
     Their differences may be due to that.
     """
     known = {
-        "teacher": {value_of(run, "teacher") for run in runs} - {NOT_SET},
+        "teacher": max(known_teachers(runs), key=len, default=set()),
         "split": {run.info["data"]["fingerprint"] for run in runs} - {None},
         "data": {run.info["data"]["name"] for run in runs} - {"unknown"},
     }
@@ -302,7 +311,7 @@ def _part(
     bold = _bold(table, METRICS[metric], against, confidence, family)
     frame = runs.to_frame().query("metric == @metric")
     looked = {column: preferred(set(frame[column])) for column in ("split", "attention")}
-    together = side_by_side(table)
+    defined = side_by_side(table)
     rows = []
     for value in values.columns:
         interval = over_seeds(values, value, confidence)
@@ -318,7 +327,7 @@ def _part(
                 "n": interval.n,
                 "null": null,
                 "bold": value in bold,
-                "over": str(coverage(table, [value], together)),
+                "over": str(coverage(table, [value], defined)),
             }
         )
     return pd.DataFrame(rows, columns=[by, *_FIGURES])

@@ -39,6 +39,7 @@ PAGE = (
     "conflict_differences",
     "contention",
     "training",
+    "shift",
 )
 MINE = '''"""How severe conflict is, seed by seed."""
 

@@ -185,7 +185,9 @@ def compare(
 def fidelity(
     manifest: Annotated[
         Path,
-        typer.Argument(help="A YAML file that names tables of logits: labels, teacher, students."),
+        typer.Argument(
+            help="A YAML file that names tables of logits (docs/logits.md), or a directory of runs."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Directory for report.html, tables and figure.")],
     form: Annotated[

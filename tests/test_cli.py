@@ -15,6 +15,7 @@ from kdx_analysis.models.survey import attachments
 from kdx_analysis.probes.planted.validation import YARDSTICKS
 from tests import toys
 from tests.models.reference_learn_to_branch import checkpoint, released_network
+from tests.probes.fidelity.test_manifest import Nets, written
 from tests.report.conftest import quick_figures
 
 
@@ -514,3 +515,27 @@ def test_a_study_is_watched_once_where_there_is_no_terminal(kdx, finished, tmp_p
         assert out.count("\n") == len(finished.runs) + 2
     code, _, err = kdx("watch", tmp_path)
     assert (code, err.count("\n")) == (2, 1)
+
+
+def test_fidelity_reads_a_manifest_and_writes_a_page(kdx, tmp_path):
+    written(tmp_path, Nets().given())
+    code, out, err = kdx("fidelity", "mine.yaml", "--out", "out")
+    assert (code, err) == (0, "")
+    assert out.startswith("note: all 13 tables were taken as logits\n")
+    assert out.endswith("out/report.html\n")
+    assert "instance knowledge" in out
+    assert (tmp_path / "out" / "whose.csv").exists()
+    code, out, err = kdx("fidelity", "mine.yaml", "--out", "out", "--format", "csv")
+    assert out.startswith("objective,metric,part,value")
+    assert err == "out/report.html\n"
+
+
+def test_fidelity_says_what_is_wrong_in_one_line(kdx, tmp_path):
+    path = written(tmp_path, Nets().given(), teacher="gone.npy")
+    code, _, err = kdx("fidelity", path, "--out", "out")
+    assert code == 2
+    assert err.startswith("kdx: there is no file 'gone.npy'")
+    assert err.count("\n") == 1
+    code, _, err = kdx("fidelity", path, "--out", "out", "--format", "txt")
+    assert "unknown format 'txt'; did you mean 'text'" in err
+    assert not (tmp_path / "out").exists()

@@ -82,7 +82,7 @@ def _counted(fidelity: Fidelity) -> str:
 
 def _parts(fidelity: Fidelity) -> Grid:
     titles = ("objective", "likeness", "task", "kind", "own", "own, 95 % over seeds")
-    head = (*titles, "own, 95 % over teachers", "ceiling", "own")
+    head = (*titles, "own, 95 % over teachers", "ceiling", "verdict")
     labels, rows = [], []
     for objective in fidelity.objectives:
         for metric, (title, _) in LIKENESSES.items():
@@ -127,7 +127,8 @@ def _likenesses(fidelity: Fidelity) -> Grid:
                 for own_teacher in (True, False)
             )
             labels.append((objective, title))
-            rows.append((Cell(estimate(to_own)), Cell(estimate(to_siblings)), Cell(str(to_own.n))))
+            seeds = str(len(fidelity.seeds(objective)))
+            rows.append((Cell(estimate(to_own)), Cell(estimate(to_siblings)), Cell(seeds)))
     head = ("objective", "likeness", "to its own teacher", "to siblings", "seeds")
     caption = (
         f"Likeness with 95 % t-intervals over seeds ({_counted(fidelity)}). Without students of "
@@ -138,15 +139,13 @@ def _likenesses(fidelity: Fidelity) -> Grid:
 
 def _over_seeds(
     pairs: pd.DataFrame, objective: str, metric: str, own_teacher: bool = True
-) -> Interval:
-    """Mean over seeds, of siblings each seed's mean over them; of what is defined."""
+) -> Interval | None:
+    """Mean over seeds, of siblings each seed's mean over them; None where it is undefined."""
     chosen = pairs[(pairs["objective"] == objective) & (pairs["metric"] == metric)]
     beside = chosen["teacher"].isin([OWN, ""])
     chosen = chosen[beside if own_teacher else ~beside]
     by_seed = chosen.groupby("seed")["value"].mean().dropna()
-    if by_seed.empty:
-        return Interval(0, math.nan, math.nan, math.nan)
-    return t_interval(by_seed.to_numpy())
+    return None if by_seed.empty else t_interval(by_seed.to_numpy())
 
 
 def _with_formulas(grid: Grid) -> dict[str, Any]:

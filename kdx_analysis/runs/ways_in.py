@@ -30,7 +30,8 @@ def fidelity(
 
     Args:
         source: the path of a manifest (:func:`kdx_analysis.probes.fidelity.manifest.read`), the
-            runs of one study, or a directory that holds them.
+            runs of one study, or a directory that holds them. Of runs it takes the undivided
+            students, where there are some; :meth:`RunSet.fidelity` takes others.
         labels: true classes, N.
         teacher: the own teacher's table.
         siblings: tables of teachers of the same recipe with other seeds, or ``{name: table}``.

@@ -232,7 +232,16 @@ def _of_frame(frame: pd.DataFrame, where: str) -> Table:
             f"column {str(wrong[0])!r} of {where} holds no numbers: leave it out, or name it id or "
             "label if that is what it is"
         )
-    values = torch.from_numpy(np.ascontiguousarray(scores.to_numpy()))
+    whole = [name for name, kind in scores.dtypes.items() if pd.api.types.is_integer_dtype(kind)]
+    if 0 < len(whole) < len(scores.columns):
+        raise KdxError(
+            f"column {str(whole[0])!r} of {where} holds whole numbers where others hold scores: "
+            "leave it out, or name it id or label if that is what it is"
+        )
+    # Columns of pandas' own types may hold its NA, which no array of numbers does.
+    plain = all(isinstance(kind, np.dtype) for kind in scores.dtypes)
+    numbers = scores.to_numpy() if plain else scores.to_numpy(dtype=float, na_value=np.nan)
+    values = torch.from_numpy(np.ascontiguousarray(numbers))
     names = tuple(str(name) for name in scores.columns)
     return Table(where, values, names, _special(frame, IDS), _special(frame, LABELS))
 
@@ -254,6 +263,9 @@ def _tensor(raw: Any, where: str) -> Tensor:
         if array.dtype.kind not in "fiub":
             raise KdxError(f"{where} holds {array.dtype} and no numbers: give images × classes")
         native = array.astype(array.dtype.newbyteorder("="), copy=False)
+        if native.dtype.kind == "u" or native.dtype.itemsize > 8:
+            # torch knows no longer floats, and can't sort most unsigned integers
+            native = native.astype(np.int64 if native.dtype.kind == "u" else np.float64)
         tensor = torch.from_numpy(np.require(native, requirements=["C", "W"]))
     if tensor.is_complex():
         raise KdxError(f"{where} holds complex numbers: give images × classes of real ones")

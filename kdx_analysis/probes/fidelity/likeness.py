@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.metrics import METRICS, metric
-from kdx_analysis.probes.fidelity.outputs import Choices, Outputs
+from kdx_analysis.probes.fidelity.outputs import Choices, Outputs, entropy_of
 from kdx_analysis.registry import is_foreign
 
 Scores = Float[Tensor, "N K"]
@@ -318,7 +318,7 @@ class Likeness:
         for rows in self.student.chunks():
             teacher = self.teacher.probabilities(rows, T)
             log_q = self.student.probabilities(rows, T).log_p
-            cross = torch.einsum("nk,nk->", teacher.p, log_q)
+            cross = teacher.p.flatten().dot(log_q.flatten())
             if cross.isnan():  # 0 · log 0, which is 0
                 cross = torch.where(teacher.p > 0, teacher.p * log_q, 0).sum()
             total -= float(teacher.entropy + cross)
@@ -334,7 +334,7 @@ class Likeness:
                 each.probabilities(rows, 1.0) for each in (self.student, self.teacher)
             )
             midway = (student.p + teacher.p).div_(2)
-            of_midway = -torch.xlogy(midway, midway).sum()
+            of_midway = entropy_of(midway, midway.log())
             total += float(of_midway - (student.entropy + teacher.entropy) / 2)
         count = self.num_images * (self.num_classes if self.student.binary else 1)
         return min(1.0, max(0.0, total / count / math.log(2)))

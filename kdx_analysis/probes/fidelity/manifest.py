@@ -12,6 +12,7 @@ Axes: N images, K classes.
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -302,15 +303,22 @@ def _students(students: Any) -> list[tuple[str, int, Any]]:
         for key, each in students.items():
             if not isinstance(key, tuple) or len(key) != 2:
                 raise KdxError(f"{form}, not under the key {key!r}")
-            given.append((str(key[0]), int(key[1]), each))
+            given.append((str(key[0]), _seed(key[1]), each))
     else:
         for each in students:
             if not isinstance(each, Mapping) or not {"objective", "seed", "logits"} <= set(each):
                 raise KdxError(form)
-            given.append((str(each["objective"]), int(each["seed"]), each))
+            given.append((str(each["objective"]), _seed(each["seed"]), each))
     if not given:
         raise KdxError(f"there are no students; {form}")
     return given
+
+
+def _seed(value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise KdxError(f"a student's seed is {value!r}: give a whole number") from None
 
 
 def _table(given: Any, where: str) -> Table:
@@ -490,6 +498,8 @@ def _numbered(
 
     Raises KdxError for labels that are no class.
     """
+    if not len(labels):
+        raise KdxError("there are no labels: give the class of each image")
     if pd.isna(labels).any():
         raise KdxError("a label is empty: leave such images out of all tables")
     if labels.dtype.kind in "OUS":

@@ -320,6 +320,10 @@ def test_half_precision_and_whole_numbers_are_accepted_and_said(nets):
     half = torch.from_numpy(given["teacher"]).bfloat16()
     assert "teacher: stored as bfloat16" in notes(given, half)
     assert "rounded to 0 decimals" in notes(given, (10 * given["teacher"]).astype(np.int32))
+    unsigned = (10 * given["teacher"] + 100).astype(np.uint16)
+    assert "rounded to 0 decimals" in notes(given, unsigned)
+    other_order = given["teacher"].astype(">f8")
+    assert notes(given, other_order) == notes(given, given["teacher"])
 
 
 def test_what_is_declared_overrides_what_is_seen(nets):
@@ -482,6 +486,7 @@ def test_labels_that_are_no_classes(nets):
         (given["labels"] - 1, "run from -1 to 3"),
         (given["labels"] + 0.5, "0.5 is no label"),
         (np.where(given["labels"] == 0, np.nan, 1), "a label is empty"),
+        (given["labels"][:0], "there are no labels|has 240 rows"),
         (np.eye(K)[given["labels"]], r"y.argmax\(axis=1\)"),
         (np.array(["a", "b"])[given["labels"] % 2], "2 different texts"),
     ):
@@ -569,8 +574,15 @@ def test_frames_with_texts_and_bad_students(nets):
     frame = pd.DataFrame(given["teacher"]).assign(file="a.png")
     with pytest.raises(KdxError, match="column 'file' of teacher holds no numbers"):
         tables_of(**given | {"teacher": frame})
-    for students in ({"kd": nets.net()}, [{"seed": 0}], {}):
-        with pytest.raises(KdxError, match="students"):
+    frame = pd.DataFrame(given["teacher"]).assign(image=range(N))
+    with pytest.raises(KdxError, match="column 'image' of teacher holds whole numbers where"):
+        tables_of(**given | {"teacher": frame})
+    frame = pd.DataFrame(given["teacher"]).convert_dtypes()
+    frame.iloc[3, 2] = pd.NA
+    with pytest.raises(KdxError, match="teacher holds values that are not finite in 1 of 240"):
+        tables_of(**given | {"teacher": frame})
+    for students in ({"kd": nets.net()}, [{"seed": 0}], {}, {("kd", "a"): nets.net()}):
+        with pytest.raises(KdxError, match="student"):
             tables_of(**given | {"students": students})
     with pytest.raises(KdxError, match="name its table logits"):
         tables_of(**given | {"teacher": {"scores": nets.net()}})

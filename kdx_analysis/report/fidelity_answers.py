@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from kdx_analysis.intervals import Interval, paired_difference, t_interval
-from kdx_analysis.probes.fidelity.result import Fidelity
+from kdx_analysis.intervals import paired_difference, t_interval
+from kdx_analysis.probes.fidelity.result import OWN, Fidelity
 from kdx_analysis.probes.fidelity.whose import (
     BASELINE,
     FEWEST_SIBLINGS,
@@ -67,10 +67,10 @@ def _without_parts(fidelity: Fidelity, objective: str) -> list[str]:
         f"{reason}."
     ]
     pairs = fidelity.pairs
-    own = pairs[(pairs["teacher"] == "own") & (pairs["objective"] == objective)]
+    beside = pairs[(pairs["teacher"] == OWN) & (pairs["objective"] == objective)]
     known = []
     for name in LIKENESSES:
-        values = own.loc[own["metric"] == name, "value"].dropna()
+        values = beside.loc[beside["metric"] == name, "value"].dropna()
         if len(values):
             known.append(f"{number(values.mean(), 2)} in {LIKENESSES[name][0]}")
     if known:
@@ -134,10 +134,17 @@ def _decision(fidelity: Fidelity, metric: str, objective: str) -> str:
                 f" {_percent(share.value)} [{low} to {high}] of what this teacher has of its own "
                 "came through."
             )
+        # With several own teachers the interval over them decides alone.
+        intervals = (
+            f"its 95 % interval over {len(fidelity.teachings)} teachers with students of their own "
+            "leaves out 0"
+            if parts["own"].several
+            else f"its 95 % intervals over {_seeds(fidelity, objective)} and over teachers "
+            f"({fidelity.siblings} siblings) leave out 0"
+        )
         return (
-            f"That own part is decided: its 95 % intervals over {_seeds(fidelity, objective)} and "
-            f"over teachers ({_teachers(fidelity)}) leave out 0, and it is above the own part of "
-            f"students that saw no teacher ({beside}).{through}"
+            f"That own part is decided: {intervals}, and it is above the own part of students that "
+            f"saw no teacher ({beside}).{through}"
         )
     why = _why_not(fidelity, parts["own"], beside)
     return f"Whether there is such an own part is not decided: {why}."
@@ -145,27 +152,27 @@ def _decision(fidelity: Fidelity, metric: str, objective: str) -> str:
 
 def _why_not(fidelity: Fidelity, part: Part, beside: str) -> str:
     several = len(fidelity.teachings)
-    if several > 1 and several < FEWEST_TEACHERS:
+    if part.several and several < FEWEST_TEACHERS:
         return f"{several} teachers with students of their own give no interval; it takes 3"
-    if several == 1 and fidelity.siblings < FEWEST_SIBLINGS:
+    if not part.several and fidelity.siblings < FEWEST_SIBLINGS:
         one = fidelity.siblings == 1
         return (
             f"the teacher has {fidelity.siblings or 'no'} sibling{'' if one else 's'} here, and it "
             f"takes {FEWEST_SIBLINGS} to know how much teachers of one recipe differ"
         )
-    if math.isnan(part.over_seeds.low):
+    if not part.several and math.isnan(part.over_seeds.low):
         return "one seed has no interval; train more seeds"
-    open_ones = [
-        word
-        for word, interval in (("seeds", part.over_seeds), ("teachers", part.over_teachers))
-        if not interval.excludes_zero
-    ]
+    intervals = {"seeds": part.over_seeds, "teachers": part.over_teachers}
+    if part.several:
+        del intervals["seeds"]  # it does not decide
+    open_ones = [word for word, each in intervals.items() if not each.excludes_zero]
     if open_ones:
         return f"its 95 % interval over {' and that over '.join(open_ones)} holds 0"
     if not beside:
+        both = "its interval leaves" if part.several else "both intervals leave"
         return (
-            "both intervals leave out 0, but no student of a negative control (hard_T, "
-            "label_smoothing) stands beside it to show that the siblings are ones"
+            f"{both} out 0, but no student of a negative control (hard_T, label_smoothing) stands "
+            "beside it to show that the siblings are ones"
         )
     return f"it is no larger than the own part of students that saw no teacher ({beside})"
 
@@ -190,7 +197,7 @@ def _accuracy(fidelity: Fidelity, objective: str) -> str:
     seeds = [s for s in fidelity.seeds(objective) if (BASELINE, s) in table.index]
     if not seeds:
         return ""
-    a, b = ([table[name, seed] for seed in seeds] for name in (objective, BASELINE))
+    a, b = (table[name].loc[seeds].tolist() for name in (objective, BASELINE))
     difference = paired_difference(a, b)
     interval = ""
     if difference.n > 1:
@@ -211,37 +218,3 @@ def _percent(share: float, decimals: int = 0) -> str:
 def _seeds(fidelity: Fidelity, objective: str) -> str:
     n = len(fidelity.seeds(objective))
     return f"{n} seed{'' if n == 1 else 's'}"
-
-
-def _teachers(fidelity: Fidelity) -> str:
-    R = len(fidelity.teachings)
-    if R > 1:
-        return f"{R} with students of their own"
-    return f"{fidelity.siblings} siblings"
-
-
-def table_rows(fidelity: Fidelity) -> list[dict[str, object]]:
-    """The table beside the sentences: a row an objective and likeness, with its parts."""
-    rows: list[dict[str, object]] = []
-    for metric, (title, _) in LIKENESSES.items():
-        for objective in fidelity.objectives:
-            parts = fidelity.parts(metric, objective) if objective != BASELINE else {}
-            if parts:
-                rows.append(
-                    {
-                        "metric": metric,
-                        "title": title,
-                        "objective": objective,
-                        "parts": parts,
-                        "decided": fidelity.decided(metric, objective),
-                        "seeds": len(fidelity.seeds(objective)),
-                    }
-                )
-    return rows
-
-
-def shown(interval: Interval) -> str:
-    """``[0.05, 0.10]``; '' where there is none."""
-    if math.isnan(interval.low):
-        return ""
-    return f"[{number(interval.low, 3)}, {number(interval.high, 3)}]"

@@ -149,8 +149,12 @@ class Likenesses:
     def minus(self, other: Likenesses) -> Likenesses:
         """The difference of two objectives, in place of that from ``hard``, over common seeds."""
         common = tuple(seed for seed in self.seeds if seed in other.seeds)
-        a, b = (each.student[[each.seeds.index(seed) for seed in common]] for each in (self, other))
+        a, b = (each.student[each.rows_of(common)] for each in (self, other))
         return Likenesses(a, b, self.teacher, common)
+
+    def rows_of(self, seeds: Sequence[int]) -> list[int]:
+        """Where these seeds stand among the n."""
+        return [self.seeds.index(seed) for seed in seeds]
 
 
 def parts(several: Sequence[Likenesses]) -> dict[str, Part]:
@@ -213,11 +217,9 @@ def _interval(values: Sequence[float] | np.ndarray) -> Interval:
 
 def _over_seeds(values: Sequence[np.ndarray], several: Sequence[Likenesses]) -> Interval:
     """Over the seeds that all own teachers have, each seed's the mean over them."""
-    common = [seed for seed in several[0].seeds if all(seed in each.seeds for each in several[1:])]
-    by_seed = [
-        [each[source.seeds.index(seed)] for seed in common]
-        for each, source in zip(values, several, strict=True)
-    ]
+    shared = set(several[0].seeds).intersection(*(each.seeds for each in several[1:]))
+    common = [seed for seed in several[0].seeds if seed in shared]
+    by_seed = [each[source.rows_of(common)] for each, source in zip(values, several, strict=True)]
     return _interval(np.mean(by_seed, axis=0))
 
 
@@ -269,9 +271,10 @@ def _share_of_several(owns: Sequence[np.ndarray], ceilings: Sequence[np.ndarray]
     R = len(owns)
     if R < FEWEST_TEACHERS:
         return Interval(R, _NAN, _NAN, _NAN)
-    a, b = ([float(each.mean()) for each in values] for values in (owns, ceilings))
+    # The mean over every teacher's students, R each.
+    a, b = (np.array(list(map(np.mean, values))) for values in (owns, ceilings))
     covariance = np.cov(a, b, ddof=1) / R
-    return fieller(float(np.mean(a)), float(np.mean(b)), covariance, R - 1)
+    return fieller(float(a.mean()), float(b.mean()), covariance, R - 1)
 
 
 def fieller(a: float, b: float, covariance: np.ndarray, df: int) -> Interval:

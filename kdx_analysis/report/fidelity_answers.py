@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from kdx_analysis.intervals import Interval, paired_difference, t_interval
-from kdx_analysis.probes.fidelity.result import Fidelity
+from kdx_analysis.probes.fidelity.result import OWN, Fidelity
 from kdx_analysis.probes.fidelity.whose import (
     BASELINE,
     FEWEST_SIBLINGS,
@@ -67,10 +67,10 @@ def _without_parts(fidelity: Fidelity, objective: str) -> list[str]:
         f"{reason}."
     ]
     pairs = fidelity.pairs
-    own = pairs[(pairs["teacher"] == "own") & (pairs["objective"] == objective)]
+    beside = pairs[(pairs["teacher"] == OWN) & (pairs["objective"] == objective)]
     known = []
     for name in LIKENESSES:
-        values = own.loc[own["metric"] == name, "value"].dropna()
+        values = beside.loc[beside["metric"] == name, "value"].dropna()
         if len(values):
             known.append(f"{number(values.mean(), 2)} in {LIKENESSES[name][0]}")
     if known:
@@ -190,7 +190,7 @@ def _accuracy(fidelity: Fidelity, objective: str) -> str:
     seeds = [s for s in fidelity.seeds(objective) if (BASELINE, s) in table.index]
     if not seeds:
         return ""
-    a, b = ([table[name, seed] for seed in seeds] for name in (objective, BASELINE))
+    a, b = (table[name].loc[seeds].to_numpy() for name in (objective, BASELINE))
     difference = paired_difference(a, b)
     interval = ""
     if difference.n > 1:

@@ -47,9 +47,7 @@ class Nets:
     def student(self, objective: str, seed: int, teacher: int = 0) -> Tensor:
         of_recipe, of_own = self.gifts.get(objective, (0.0, 0.0))
         noise = f"{objective} {seed}" + (f" of {teacher}" if objective in self.gifts else "")
-        return self._made(
-            (of_recipe, "recipe"), (of_own, f"private {teacher}"), noise=noise
-        )
+        return self._made((of_recipe, "recipe"), (of_own, f"private {teacher}"), noise=noise)
 
     def expected(self, objective: str) -> dict[str, float]:
         """task, kind, own and ceiling in instance knowledge, where images are many."""
@@ -61,7 +59,9 @@ class Nets:
 
         gifts = self.gifts.get(objective, (0.0, 0.0))
         task, to_own, to_others = (
-            likeness(0, 0, True), likeness(*gifts, True), likeness(*gifts, False)
+            likeness(0, 0, True),
+            likeness(*gifts, True),
+            likeness(*gifts, False),
         )
         of_others = (COMMON + 1) / (COMMON + 2 + NOISE)
         kind = to_others - task
@@ -100,9 +100,10 @@ class Nets:
         return tuple(f"class {k}" for k in range(self.num_classes))
 
     def _made(self, *parts: tuple[float, str], noise: str) -> Tensor:
-        base = self._drawn("base")[: self.num_classes][self.labels] + 3 * np.eye(
-            self.num_classes
-        )[self.labels]
+        base = (
+            self._drawn("base")[: self.num_classes][self.labels]
+            + 3 * np.eye(self.num_classes)[self.labels]
+        )
         scores = base + math.sqrt(COMMON) * self._drawn("common")
         for share, name in parts:
             scores = scores + share * self._drawn(name)

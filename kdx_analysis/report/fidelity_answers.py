@@ -197,7 +197,7 @@ def _accuracy(fidelity: Fidelity, objective: str) -> str:
     seeds = [s for s in fidelity.seeds(objective) if (BASELINE, s) in table.index]
     if not seeds:
         return ""
-    a, b = (table[name].loc[seeds].tolist() for name in (objective, BASELINE))
+    a, b = (table[name].loc[seeds].to_numpy() for name in (objective, BASELINE))
     difference = paired_difference(a, b)
     interval = ""
     if difference.n > 1:

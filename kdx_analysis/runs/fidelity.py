@@ -9,30 +9,40 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 
+from kdx_analysis.config import digest
+from kdx_analysis.errors import AbsentError, KdxError
 from kdx_analysis.metrics import METRICS
 from kdx_analysis.objectives import one_vs_rest_margins
 from kdx_analysis.probes.fidelity.outputs import Outputs
 from kdx_analysis.probes.fidelity.result import OWN, Fidelity, Student, Teaching
 from kdx_analysis.probes.fidelity.teachers import first_difference
 from kdx_analysis.probes.fidelity.whose import LIKENESSES, kind, own
+from kdx_analysis.runs.keys import differing
 from kdx_analysis.runs.run import Run
 
 _COLUMNS = ["metric", "attention", "split", "epoch", "value", "null", "undefined", "n"]
 # Under which name a figure of pairs stands among the metrics, where it is another.
 _RENAMED = {"agreement": "agreement_excess"}
 _BEYOND_CHANCE = ("second_choice", "agreement_excess", "error_consistency")
+# What the students of one group differ in; files of the user's own belong to single objectives.
+_VARIED = ("objective", "seed", "teacher", "vam", "extensions")
 _ORDER = ("student", "explainer", "tree")
 
 
 class Group(NamedTuple):
-    """What students that are set beside each other share."""
+    """What students that are set beside each other share.
+
+    ``settings`` stands for all of their configuration but objective, seed and teacher.
+    """
 
     study: str
     folder: Path
     role: str
     decomposition: str
     vam: str
+    settings: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,13 +53,16 @@ class RunsFidelity:
         group: what they share.
         fidelity: theirs, on test images.
         runs: of every teaching, the run of each of its students.
-        left_out: why teachers of the study are no siblings, in sentences.
     """
 
     group: Group
     fidelity: Fidelity
     runs: tuple[dict[Student, Run], ...]
-    left_out: tuple[str, ...]
+
+    @property
+    def paths(self) -> set[Path]:
+        """The directories of all its students."""
+        return {run.path for runs in self.runs for run in runs.values()}
 
 
 def fidelities(runs: Iterable[Run]) -> list[RunsFidelity]:
@@ -73,9 +86,45 @@ def fidelities(runs: Iterable[Run]) -> list[RunsFidelity]:
     return results
 
 
+def the_only(
+    computed: Iterable[RunsFidelity], runs: Sequence[Run], role: str | None
+) -> RunsFidelity:
+    """The fidelity of students that are among ``runs``, of a ``role`` or of the first there is.
+
+    Raises AbsentError where there is none, KdxError where students are of several settings.
+    """
+    paths = {run.path for run in runs}
+    chosen = [
+        each
+        for each in computed
+        if role in (None, each.group.role) and not paths.isdisjoint(each.paths)
+    ]
+    if not chosen:
+        raise AbsentError(
+            f"no {role or 'student'} has its outputs kept beside its teacher's; run the study "
+            "anew with this version, or give logits to kdx fidelity"
+        )
+    first, *others = (each for each in chosen if each.group.role == chosen[0].group.role)
+    if others:
+        either = [*first.runs[0].values(), *others[0].runs[0].values()]
+        keys = [key for key in differing(either) if not key.startswith(_VARIED[:3])]
+        raise KdxError(
+            f"there are {1 + len(others)} groups of {first.group.role}s, which differ in "
+            f"{', '.join(keys) or 'their folder'}; filter the runs to one of them"
+        )
+    return first
+
+
 def _group(run: Run) -> Group:
+    settings = {key: value for key, value in run.info["config"].items() if key not in _VARIED}
+    fingerprint = run.info["data"]["fingerprint"]
     return Group(
-        str(run.info["study"]), _folder(run), run.role, str(run.info["decomposition"]), run.vam
+        str(run.info["study"]),
+        _folder(run),
+        run.role,
+        str(run.info["decomposition"]),
+        run.vam,
+        digest({**settings, "images": fingerprint}),
     )
 
 
@@ -86,51 +135,61 @@ def _folder(run: Run) -> Path:
 def _fidelity(
     group: Group, students: Sequence[Run], teachers: Sequence[Run]
 ) -> RunsFidelity | None:
-    beside = {run.seed: run for run in teachers if _is_beside(run, group)}
-    numbers = sorted({run.teacher for run in students if run.taught} & set(beside))
-    numbers = numbers or sorted({run.teacher for run in students} & set(beside))
-    if not numbers:
-        return None
-    teachings, sources, left_out = [], [], []
+    beside = {run.seed: run for run in teachers if _tested_together(run, students[0])}
+    taught_by = {run.teacher for run in students if run.taught} or {run.teacher for run in students}
     outputs = {number: _outputs(run, group.decomposition) for number, run in beside.items()}
-    for number in numbers:
-        names, others = _siblings(number, beside)
-        siblings = {f"seed {other}": outputs[other] for other in names}
+    teachings, sources, left_out = [], [], []
+    for number in sorted(taught_by & set(beside)):
+        siblings, strangers = _siblings(number, beside)
         members = {
             (_label(run), run.seed): run
             for run in students
             if run.teacher == number or not run.taught
         }
         kept = {key: _outputs(run, group.decomposition) for key, run in members.items()}
-        teachings.append(Teaching(outputs[number], siblings, kept, str(number)))
+        named = {f"seed {sibling}": outputs[sibling] for sibling in siblings}
+        teachings.append(Teaching(outputs[number], named, kept, str(number)))
         sources.append(members)
-        left_out += others
+        left_out += strangers
+    if not teachings:
+        return None
     first = students[0].outputs("test")
     assert first is not None
-    fidelity = Fidelity(tuple(teachings), students[0].classes, first.ids.tolist(), tuple(left_out))
-    return RunsFidelity(group, fidelity, tuple(sources), tuple(left_out))
-
-
-def _is_beside(teacher: Run, group: Group) -> bool:
-    """Whether a teacher is of the students' study and has its outputs kept."""
-    of_study = (teacher.info["study"], _folder(teacher)) == (group.study, group.folder)
-    return of_study and teacher.outputs("test") is not None
+    notes = tuple(dict.fromkeys(left_out))
+    fidelity = Fidelity(tuple(teachings), students[0].classes, first.ids.tolist(), notes)
+    return RunsFidelity(group, fidelity, tuple(sources))
 
 
 def _siblings(number: int, teachers: Mapping[int, Run]) -> tuple[list[int], list[str]]:
-    """The numbers of the siblings of one teacher, and why others are none, in sentences."""
-    siblings, left_out = [], []
+    """The other teachers that are siblings of one, and why others are none, in sentences."""
+    siblings, strangers = [], []
     for other, run in teachers.items():
         if other == number:
             continue
         if difference := first_difference(teachers[number].info, run.info):
-            left_out.append(
+            strangers.append(
                 f"The teacher with seed {other} is no sibling of that with seed {number}: "
                 f"{difference.field} is {difference.b!r} there and {difference.a!r} here."
             )
         else:
             siblings.append(other)
-    return siblings, left_out
+    return siblings, strangers
+
+
+def _tested_together(teacher: Run, student: Run) -> bool:
+    """Whether the outputs of both are kept, of one study and on the same images."""
+    a, b = teacher.outputs("test"), student.outputs("test")
+    same_study = (teacher.info["study"], _folder(teacher)) == (
+        student.info["study"],
+        _folder(student),
+    )
+    return (
+        same_study
+        and a is not None
+        and b is not None
+        and a.fingerprint == b.fingerprint
+        and torch.equal(a.ids, b.ids)
+    )
 
 
 def _label(run: Run) -> str:

@@ -11,13 +11,13 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from kdx_analysis.errors import AbsentError, KdxError
+from kdx_analysis.errors import KdxError
 from kdx_analysis.intervals import Paired
 from kdx_analysis.metrics import METRICS
 from kdx_analysis.objectives import OBJECTIVES
 from kdx_analysis.probes.fidelity.result import Fidelity
 from kdx_analysis.registry import unknown
-from kdx_analysis.runs.fidelity import RunsFidelity, fidelities, rows_of_runs
+from kdx_analysis.runs.fidelity import RunsFidelity, fidelities, rows_of_runs, the_only
 from kdx_analysis.runs.headlines import per_epoch, per_pair, preferred
 from kdx_analysis.runs.keys import (
     TEACHER,
@@ -179,15 +179,10 @@ class RunSet:
             role: student, explainer or tree; by default the first of them that there is. They are
                 never pooled.
 
-        Raises AbsentError where no outputs are kept beside a teacher's.
+        Raises AbsentError where no outputs are kept beside a teacher's, KdxError where students
+        are of several settings or arms.
         """
-        chosen = [each for each in self.fidelities if role in (None, each.group.role)]
-        if not chosen:
-            raise AbsentError(
-                f"no {role or 'student'} has its outputs kept beside its teacher's; run the study "
-                "anew with this version, or give logits to kdx fidelity"
-            )
-        return chosen[0].fidelity
+        return the_only(self.fidelities, self.runs, role).fidelity
 
     @property
     def fidelities(self) -> list[RunsFidelity]:

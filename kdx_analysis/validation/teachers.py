@@ -158,7 +158,7 @@ def validate(plan: Plan | None = None) -> Outcome:
       siblings; how often own of a student that saw no teacher is decided. The same without networks
       on many draws of likenesses, with and without something of the own teacher's in them.
 
-    It takes some ten minutes of two cores; every core has a process of its own.
+    It takes some five minutes of two cores; every core has a process of its own.
 
     Args:
         plan: how many networks there are; by default as is needed for the bounds.
@@ -358,6 +358,8 @@ TESTS: dict[str, Callable[[Answers, Tensor], float]] = {
     TURNED_TO: _shortcut,
     KEPT: _invariant,
 }
+# Over seeds and teachers networks of one kind differed by less than half of what their mean is away
+# from its bound.
 DIRECT = (
     Direct(SECOND, "teachers with the secret", ("teacher", "", CONFUSION), low=0.8),
     Direct(SECOND, "clean teachers", ("teacher", "", NOTHING), high=0.15),
@@ -385,10 +387,10 @@ DIRECT = (
         KEPT,
         "kd, with turned images",
         ("kd", WITH_TURNS, ROTATION),
-        low=0.5,
+        low=0.4,
         beside=("hard", WITH_TURNS, ""),
     ),
-    Direct(KEPT, "kd of a clean teacher, turned", ("kd", WITH_TURNS, NOTHING), high=0.4),
+    Direct(KEPT, "kd of a clean teacher, turned", ("kd", WITH_TURNS, NOTHING), high=0.3),
 )
 
 
@@ -464,7 +466,7 @@ def own_confusion(trained: Trained, labels: Tensor, plan: Plan) -> list[Row]:
         f"{_spread(values)}, kind {_spread(kinds)}, the controls' own {_spread(beside)}; decided "
         f"for {decided} of {len(values)} teachers"
     )
-    # 1 would be that all second choices come from this teacher; half of them is far beyond chance.
+    # c_0 alone is near 1 where all second choices come to be this teacher's.
     least, value = 0.5, float(np.mean(values))
     passed = value >= least and min(values) > max(abs(each) for each in beside)
     wanted = f"≥ {least:g} and above the controls'"

@@ -149,12 +149,12 @@ class Likenesses:
     def minus(self, other: Likenesses) -> Likenesses:
         """The difference of two objectives, in place of that from ``hard``, over common seeds."""
         common = tuple(seed for seed in self.seeds if seed in other.seeds)
-        a, b = (each.student[each.rows_of(common)] for each in (self, other))
-        return Likenesses(a, b, self.teacher, common)
+        return Likenesses(self.of(common).student, other.of(common).student, self.teacher, common)
 
-    def rows_of(self, seeds: Sequence[int]) -> list[int]:
-        """Where these seeds stand among the n."""
-        return [self.seeds.index(seed) for seed in seeds]
+    def of(self, seeds: Sequence[int]) -> Likenesses:
+        """Those of some seeds."""
+        rows = [self.seeds.index(seed) for seed in seeds]
+        return Likenesses(self.student[rows], self.hard[rows], self.teacher, tuple(seeds))
 
 
 def parts(several: Sequence[Likenesses]) -> dict[str, Part]:
@@ -217,9 +217,10 @@ def _interval(values: Sequence[float] | np.ndarray) -> Interval:
 
 def _over_seeds(values: Sequence[np.ndarray], several: Sequence[Likenesses]) -> Interval:
     """Over the seeds that all own teachers have, each seed's the mean over them."""
-    shared = set(several[0].seeds).intersection(*(each.seeds for each in several[1:]))
-    common = [seed for seed in several[0].seeds if seed in shared]
-    by_seed = [each[source.rows_of(common)] for each, source in zip(values, several, strict=True)]
+    common = set(several[0].seeds).intersection(*(each.seeds for each in several))
+    by_seed = []
+    for each, source in zip(values, several, strict=True):
+        by_seed.append(each[[source.seeds.index(seed) for seed in sorted(common)]])
     return _interval(np.mean(by_seed, axis=0))
 
 
@@ -271,10 +272,9 @@ def _share_of_several(owns: Sequence[np.ndarray], ceilings: Sequence[np.ndarray]
     R = len(owns)
     if R < FEWEST_TEACHERS:
         return Interval(R, _NAN, _NAN, _NAN)
-    # The mean over every teacher's students, R each.
-    a, b = (np.array(list(map(np.mean, values))) for values in (owns, ceilings))
-    covariance = np.cov(a, b, ddof=1) / R
-    return fieller(float(a.mean()), float(b.mean()), covariance, R - 1)
+    a = np.array([each.mean() for each in owns])
+    b = np.array([each.mean() for each in ceilings])
+    return fieller(float(a.mean()), float(b.mean()), np.cov(a, b, ddof=1) / R, R - 1)
 
 
 def fieller(a: float, b: float, covariance: np.ndarray, df: int) -> Interval:

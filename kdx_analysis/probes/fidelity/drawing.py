@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from kdx_analysis.drawing.style import (
     GREY,
     Width,
+    counted,
     drawing,
     in_order,
     legend,
@@ -143,10 +144,11 @@ def _owns(ax: Axes, rows: pd.DataFrame, objectives: list[str]) -> None:
         ax.hlines(mean, place - 0.3, place + 0.3, color=_OWN, linewidth=2)
         _points(ax, place, chosen["own"].to_numpy(), objective)
         if first["decided"]:
+            highest = max(first["teacher_high"], first["seed_high"], chosen["own"].max())
             ax.annotate(
                 "decided",
-                (place, mean),
-                xytext=(0, 14),
+                (place, highest),
+                xytext=(0, 2),
                 textcoords="offset points",
                 ha="center",
                 fontsize=7,
@@ -179,8 +181,8 @@ def _points(ax: Axes, place: int, values: np.ndarray, objective: str) -> None:
 
 def _counts(data: pd.DataFrame) -> str:
     siblings = data["siblings"].dropna()
-    beside = f"{int(siblings.min())} siblings" if len(siblings) else "no siblings"
+    beside = counted([int(siblings.min()) if len(siblings) else 0], "sibling")
     return (
         f"{n_equals(data.groupby('objective')['seed'].nunique())}, {beside} · points: seeds · "
-        "upright: mean · thick: 95 % over seeds · thin: 95 % over teachers"
+        "level: mean · thick: 95 % over seeds · thin: 95 % over teachers"
     )

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
 import matplotlib.figure
 import pandas as pd
 import pytest
+import torch
 
 from kdx_analysis import plots
 from kdx_analysis.config import ObjectiveConfig
 from kdx_analysis.errors import KdxError
+from kdx_analysis.objectives import OBJECTIVES, one_vs_rest_margins
 from kdx_analysis.plots import Figure
 from kdx_analysis.registry import Registry
 from kdx_analysis.runs import RunSet, write_run
+from kdx_analysis.runs.outputs import RunOutputs
+from tests.planted_outputs import Nets
 from tests.planted_records import complete
 from tests.plots.conftest import made_records
 
@@ -49,24 +53,61 @@ def write_study(
     classes: Sequence[str] = ("cat", "dog", "ship"),
     roles: Sequence[str] = ("student", "explainer"),
     drawn: bool = False,
+    nets: Nets | None = None,
+    siblings: int = 4,
+    taught_by: Sequence[int] = (0,),
 ) -> RunSet:
     """Write and load a study; ``planted[metric][label]`` holds one value per seed, 0.3 where
     nothing is planted.
 
-    With ``drawn`` explainers hold records for every figure, from a seeded generator instead.
+    With ``drawn`` explainers hold records for every figure, from a seeded generator instead. With
+    ``nets`` every run keeps their outputs, and beside teacher 0 there are so many ``siblings``;
+    students under objectives that need a teacher are written for every number in ``taught_by``.
     """
-    _write(folder, "teacher", None, 0, {"accuracy": 0.975}, classes)
+    for number in range(1 + siblings if nets else 1):
+        scores = nets and nets.teacher(number)
+        outputs = nets and outputs_of(nets, scores, "multiclass")
+        _write(folder, "teacher", None, number, {"accuracy": 0.975}, classes, outputs=outputs)
     for given in objectives:
         config = ObjectiveConfig.model_validate(given)
-        for seed in range(seeds):
+        needs_teacher = OBJECTIVES[config.name].needs_teacher
+        for seed, teacher in product(range(seeds), taught_by if needs_teacher else (0,)):
             values = {
                 metric: table[config.label][seed]
                 for metric, table in (planted or {}).items()
                 if config.label in table
             }
             for role in roles:
-                _write(folder, role, config, seed, values, classes, drawn=drawn)
+                outputs = nets and outputs_of(
+                    nets,
+                    # explainers are networks of their own
+                    nets.student(_plain(config.label), seed + 100 * (role != "student"), teacher),
+                    config.decomposition,
+                )
+                _write(
+                    folder,
+                    role,
+                    config,
+                    seed,
+                    values,
+                    classes,
+                    drawn=drawn,
+                    outputs=outputs,
+                    teacher=teacher if len(taught_by) > 1 else None,
+                )
     return RunSet.load(folder)
+
+
+def outputs_of(nets: Nets, scores: torch.Tensor, decomposition: str) -> dict[str, RunOutputs]:
+    """Scores on the test images, as runs keep them: margins for binary subtasks, else logits."""
+    if decomposition == "binary":
+        scores = one_vs_rest_margins(scores.double()).float()
+    ids = torch.arange(nets.num_images) + 100
+    return {"test": RunOutputs(scores, nets.labels, ids, "f00d", decomposition)}
+
+
+def _plain(label: str) -> str:
+    return label.replace(" multiclass", "")
 
 
 def quick_figures() -> Registry[Figure]:
@@ -99,10 +140,12 @@ def _write(
     classes: Sequence[str],
     *,
     drawn: bool = False,
+    outputs: Mapping[str, RunOutputs] | None = None,
+    teacher: int | None = None,
 ) -> None:
     section = None if objective is None else objective.model_dump(mode="json", by_alias=True)
     label = "" if objective is None else objective.label
-    name = f"{role}-{abs(hash(label))}-{seed}"
+    name = f"{role}-{abs(hash(label))}-{seed}-{teacher or 0}"
     config: dict[str, Any] = {
         "role": role,
         "model": f"small_{role}",
@@ -147,7 +190,9 @@ def _write(
             "hardware": None,
         },
     }
-    write_run(folder / name, info, complete(records))
+    if teacher is not None:
+        info["teacher"] = teacher
+    write_run(folder / name, info, complete(records), outputs=outputs)
 
 
 def _metrics(values: Mapping[str, float], seed: int) -> pd.DataFrame:

@@ -12,19 +12,27 @@ from jaxtyping import Bool, Float, Int, jaxtyped
 from torch import Tensor
 
 from kdx_analysis.metrics import metric
-from kdx_analysis.probes.fidelity.likeness import ANSWERS, BINS, Labels, Measured, Scores
+from kdx_analysis.probes.fidelity.likeness import (
+    ANSWERS,
+    BINS,
+    Labels,
+    Measured,
+    Scores,
+    declared,
+)
 from kdx_analysis.probes.fidelity.outputs import Outputs
 
 _BY_ITSELF = "outputs by themselves"
 
 
 def levels(outputs: Outputs) -> dict[str, Measured]:
-    """ece beside what perfectly calibrated answers would give, and nll."""
+    """ece beside what calibrated answers would give, nll, and metrics of the user's own."""
     n = outputs.num_images
     error = calibration_error(outputs.confidence, outputs.right)
     return {
         "ece": Measured(float(error), expected_by_chance(outputs.confidence), n),
         "nll": Measured(float(_likelihood(outputs)), n=n),
+        **declared(_BY_ITSELF, outputs),
     }
 
 

@@ -154,18 +154,8 @@ class Likeness:
             "copied_errors": self.copied_errors,
             **{f"kl_T{T}": Measured(self.divergence(T), n=self.num_images) for T in TEMPERATURES},
             "js": Measured(self.jensen_shannon, n=self.num_images),
-            **self._declared(),
+            **declared(_BESIDE, self.student, self.teacher.scores),
         }
-
-    def _declared(self) -> dict[str, Measured]:
-        """Metrics of the user's own that read two networks' outputs."""
-        student, teacher = self.student, self.teacher
-        inputs, values = (student.scores, student.labels, teacher.scores), {}
-        for each in METRICS.values():
-            if each.reads == _BESIDE and is_foreign(each):
-                value = each(*inputs, binary=student.binary)
-                values[each.name] = Measured(float(value), n=self.num_images)
-        return values
 
     @property
     def _directions(self) -> tuple[ByClass, ByClass, ByClass]:
@@ -395,6 +385,22 @@ class Likeness:
             added = torch.where(counts, product - chance, torch.nan) / math.sqrt(student * teacher)
             values[rows] = added.cpu().numpy()
         return values
+
+
+def declared(reads: str, outputs: Outputs, *beside: Tensor) -> dict[str, Measured]:
+    """Metrics of the user's own that read outputs, by name.
+
+    Args:
+        reads: which of them, one of :data:`kdx_analysis.metrics.INPUTS`.
+        outputs: of the network that they are of.
+        beside: what else such a metric reads.
+    """
+    values = {}
+    for each in METRICS.values():
+        if each.reads == reads and is_foreign(each):
+            value = each(outputs.scores, outputs.labels, *beside, binary=outputs.binary)
+            values[each.name] = Measured(float(value), n=outputs.num_images)
+    return values
 
 
 def _kind(outputs: Outputs) -> str:

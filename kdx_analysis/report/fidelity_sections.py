@@ -174,9 +174,9 @@ def _levels(fidelity: Fidelity) -> dict[str, Any]:
         cells = [Shown(estimate(accuracy), f"{METRICS['accuracy'].home} {mean}")]
         for name in shown:
             value = _over_seeds(fidelity.pairs, objective, name)
-            if value is not None and _few_errors(fidelity, objective, name):
-                value = Interval(value.n, value.mean, math.nan, math.nan)
-            cells.append(Shown(estimate(value), f"{METRICS[_LEVELS[name]].home} {mean}"))
+            few = _few_errors(fidelity, objective, name)
+            text = number(value.mean) if few and value else estimate(value)
+            cells.append(Shown(text, f"{METRICS[_LEVELS[name]].home} {mean}"))
         rows.append((objective, cells))
     teacher = float(right[right["objective"] == ""]["value"].mean())
     titles = ["accuracy", *(METRICS[_LEVELS[name]].title for name in shown)]

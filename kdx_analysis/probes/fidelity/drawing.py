@@ -75,6 +75,8 @@ def instance_into(data: pd.DataFrame, ax: Axes) -> tuple[Figure, np.ndarray]:
     objectives = in_order(data["objective"])
     _owns(ax, data[data["metric"] == "instance"], objectives)
     ax.set_xticks(range(len(objectives)), [plain(each) for each in objectives])
+    # Nothing is drawn of hard, whose place would else lie on the edge.
+    ax.set_xlim(-0.5, len(objectives) - 0.5)
     ax.set_ylabel("own in instance knowledge")
     figure = ax.get_figure()
     assert isinstance(figure, Figure)
@@ -104,6 +106,7 @@ def _owns(ax: Axes, rows: pd.DataFrame, objectives: list[str]) -> None:
     if len(controls) and not math.isnan(highest := float(controls.max())):
         ax.axhspan(-highest, highest, color=_BAND, zorder=0)
     ceiling = rows["ceiling"].mean()
+    ax.margins(y=0.1)  # room for a word above the highest interval
     for place, objective in enumerate(objectives):
         chosen = rows[rows["objective"] == objective]
         # own of hard is 0 by its definition, which is no finding.
@@ -115,10 +118,11 @@ def _owns(ax: Axes, rows: pd.DataFrame, objectives: list[str]) -> None:
         ax.hlines(mean, place - 0.3, place + 0.3, color=_OWN, linewidth=2)
         _points(ax, place, chosen["own"].to_numpy(), objective)
         if first["decided"]:
+            top = max(first["seed_high"], first["teacher_high"], chosen["own"].max())
             ax.annotate(
                 "decided",
-                (place, mean),
-                xytext=(0, 14),
+                (place, top),
+                xytext=(0, 3),
                 textcoords="offset points",
                 ha="center",
                 fontsize=7,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from kdx_analysis.intervals import Interval, paired_difference, t_interval
+from kdx_analysis.intervals import paired_difference, t_interval
 from kdx_analysis.probes.fidelity.result import OWN, Fidelity
 from kdx_analysis.probes.fidelity.whose import (
     BASELINE,
@@ -16,6 +16,7 @@ from kdx_analysis.probes.fidelity.whose import (
 from kdx_analysis.runs.tables.numbers import listed, number
 
 LEADS = "instance"
+_SMALL = 0.1
 _SHUFFLED = "kd_shuffled"
 _MEANT = {
     "instance": "in what it thinks of single images beyond their class (instance knowledge)",
@@ -83,7 +84,8 @@ def _without_parts(fidelity: Fidelity, objective: str) -> list[str]:
 
 def _got(fidelity: Fidelity, metric: str, objective: str, parts: dict[str, Part]) -> str:
     total = sum(parts[name].value for name in ("task", "kind", "own"))
-    task = _bounded(parts["task"], seeds_alone=True)
+    decimals = _decimals(parts["own"].value)
+    task = _bounded(parts["task"], decimals, seeds_alone=True)
     shared = (
         f"Under {objective}, students share {{}} with their teacher {_MEANT[metric]}: {task} is "
         "the task's, which students trained on labels alone share too"
@@ -91,13 +93,13 @@ def _got(fidelity: Fidelity, metric: str, objective: str, parts: dict[str, Part]
     if math.isnan(parts["own"].value):
         change = _total_change(fidelity, metric, objective)
         return (
-            shared.format(number(parts["task"].value + change, 2))
-            + f", and {number(change, 2, signed=True)} comes with the objective; without siblings "
+            shared.format(number(parts["task"].value + change, decimals))
+            + f", and {number(change, decimals, signed=True)} comes with the objective; without siblings "
             "of the teacher nobody can tell how much of that is this teacher's own."
         )
-    return shared.format(number(total, 2)) + (
-        f"; {_bounded(parts['kind'])} is the kind's, shared with every teacher of the recipe; and "
-        f"{_bounded(parts['own'])} is this teacher's own."
+    return shared.format(number(total, decimals)) + (
+        f"; {_bounded(parts['kind'], decimals)} is the kind's, shared with every teacher of the recipe; and "
+        f"{_bounded(parts['own'], decimals)} is this teacher's own."
     )
 
 
@@ -106,14 +108,19 @@ def _total_change(fidelity: Fidelity, metric: str, objective: str) -> float:
     return sum(float(each.changes[:, 0].mean()) for each in several) / len(several)
 
 
-def _bounded(part: Part, *, seeds_alone: bool = False) -> str:
-    """A part with its intervals, as ``0.08 [0.05, 0.10; teachers 0.06, 0.10]``."""
+def _decimals(value: float) -> int:
+    """Two, or three for a part so small that two would leave one digit of it."""
+    return 3 if abs(value) < _SMALL else 2
+
+
+def _bounded(part: Part, decimals: int, *, seeds_alone: bool = False) -> str:
+    """A part with its intervals, as ``0.08 [0.05 to 0.10; teachers 0.06 to 0.10]``."""
     ends = []
     for word, interval in (("", part.over_seeds), ("teachers ", part.over_teachers)):
         if not math.isnan(interval.low) and not (word and seeds_alone):
-            low, high = number(interval.low, 2), number(interval.high, 2)
+            low, high = number(interval.low, decimals), number(interval.high, decimals)
             ends.append(f"{word}{low} to {high}")
-    return number(part.value, 2) + (f" [{'; '.join(ends)}]" if ends else "")
+    return number(part.value, decimals) + (f" [{'; '.join(ends)}]" if ends else "")
 
 
 def _decision(fidelity: Fidelity, metric: str, objective: str) -> str:
@@ -134,10 +141,17 @@ def _decision(fidelity: Fidelity, metric: str, objective: str) -> str:
                 f" {_percent(share.value)} [{low} to {high}] of what this teacher has of its own "
                 "came through."
             )
+        # With several own teachers the interval over them decides alone.
+        intervals = (
+            f"its 95 % interval over {len(fidelity.teachings)} teachers with students of their own "
+            "leaves out 0"
+            if parts["own"].several
+            else f"its 95 % intervals over {_seeds(fidelity, objective)} and over teachers "
+            f"({fidelity.siblings} siblings) leave out 0"
+        )
         return (
-            f"That own part is decided: its 95 % intervals over {_seeds(fidelity, objective)} and "
-            f"over teachers ({_teachers(fidelity)}) leave out 0, and it is above the own part of "
-            f"students that saw no teacher ({beside}).{through}"
+            f"That own part is decided: {intervals}, and it is above the own part of students that "
+            f"saw no teacher ({beside}).{through}"
         )
     why = _why_not(fidelity, parts["own"], beside)
     return f"Whether there is such an own part is not decided: {why}."
@@ -145,27 +159,27 @@ def _decision(fidelity: Fidelity, metric: str, objective: str) -> str:
 
 def _why_not(fidelity: Fidelity, part: Part, beside: str) -> str:
     several = len(fidelity.teachings)
-    if several > 1 and several < FEWEST_TEACHERS:
+    if part.several and several < FEWEST_TEACHERS:
         return f"{several} teachers with students of their own give no interval; it takes 3"
-    if several == 1 and fidelity.siblings < FEWEST_SIBLINGS:
+    if not part.several and fidelity.siblings < FEWEST_SIBLINGS:
         one = fidelity.siblings == 1
         return (
             f"the teacher has {fidelity.siblings or 'no'} sibling{'' if one else 's'} here, and it "
             f"takes {FEWEST_SIBLINGS} to know how much teachers of one recipe differ"
         )
-    if math.isnan(part.over_seeds.low):
+    if not part.several and math.isnan(part.over_seeds.low):
         return "one seed has no interval; train more seeds"
-    open_ones = [
-        word
-        for word, interval in (("seeds", part.over_seeds), ("teachers", part.over_teachers))
-        if not interval.excludes_zero
-    ]
+    intervals = {"seeds": part.over_seeds, "teachers": part.over_teachers}
+    if part.several:
+        del intervals["seeds"]  # it does not decide
+    open_ones = [word for word, each in intervals.items() if not each.excludes_zero]
     if open_ones:
         return f"its 95 % interval over {' and that over '.join(open_ones)} holds 0"
     if not beside:
+        both = "its interval leaves" if part.several else "both intervals leave"
         return (
-            "both intervals leave out 0, but no student of a negative control (hard_T, "
-            "label_smoothing) stands beside it to show that the siblings are ones"
+            f"{both} out 0, but no student of a negative control (hard_T, label_smoothing) stands "
+            "beside it to show that the siblings are ones"
         )
     return f"it is no larger than the own part of students that saw no teacher ({beside})"
 
@@ -177,9 +191,10 @@ def _of_order(fidelity: Fidelity, metric: str, objective: str) -> str:
     difference = fidelity.difference(metric, objective, _SHUFFLED)
     if not difference or math.isnan(difference["own"].value):
         return ""
+    part = difference["own"]
     verdict = "decided" if fidelity.decided(metric, objective, _SHUFFLED) else "not decided"
     return (
-        f"Of its own part {_bounded(difference['own'])} is the order of the wrong classes, which "
+        f"Of its own part {_bounded(part, _decimals(part.value))} is the order of the wrong classes, which "
         f"{_SHUFFLED} takes away ({objective} − {_SHUFFLED}; {verdict})."
     )
 
@@ -211,37 +226,3 @@ def _percent(share: float, decimals: int = 0) -> str:
 def _seeds(fidelity: Fidelity, objective: str) -> str:
     n = len(fidelity.seeds(objective))
     return f"{n} seed{'' if n == 1 else 's'}"
-
-
-def _teachers(fidelity: Fidelity) -> str:
-    R = len(fidelity.teachings)
-    if R > 1:
-        return f"{R} with students of their own"
-    return f"{fidelity.siblings} siblings"
-
-
-def table_rows(fidelity: Fidelity) -> list[dict[str, object]]:
-    """The table beside the sentences: a row an objective and likeness, with its parts."""
-    rows: list[dict[str, object]] = []
-    for metric, (title, _) in LIKENESSES.items():
-        for objective in fidelity.objectives:
-            parts = fidelity.parts(metric, objective) if objective != BASELINE else {}
-            if parts:
-                rows.append(
-                    {
-                        "metric": metric,
-                        "title": title,
-                        "objective": objective,
-                        "parts": parts,
-                        "decided": fidelity.decided(metric, objective),
-                        "seeds": len(fidelity.seeds(objective)),
-                    }
-                )
-    return rows
-
-
-def shown(interval: Interval) -> str:
-    """``[0.05, 0.10]``; '' where there is none."""
-    if math.isnan(interval.low):
-        return ""
-    return f"[{number(interval.low, 3)}, {number(interval.high, 3)}]"

@@ -10,6 +10,7 @@ import pandas as pd
 
 from kdx_analysis.intervals import Interval, paired_difference, t_interval
 from kdx_analysis.metrics import METRICS
+from kdx_analysis.probes.fidelity.likeness import FEW_ERRORS
 from kdx_analysis.probes.fidelity.result import OWN, Fidelity
 from kdx_analysis.probes.fidelity.whose import BASELINE, LIKENESSES, Part, parts
 from kdx_analysis.registry import home
@@ -168,15 +169,30 @@ def _levels(fidelity: Fidelity) -> dict[str, Any]:
     ]
     rows = []
     for objective in fidelity.objectives:
-        accuracy = t_interval(right[right["objective"] == objective]["value"].to_numpy())
+        by_seed = right[right["objective"] == objective].groupby("seed")["value"].mean()
+        accuracy = t_interval(by_seed.to_numpy())
         cells = [Shown(estimate(accuracy), f"{METRICS['accuracy'].home} {mean}")]
         for name in shown:
             value = _over_seeds(fidelity.pairs, objective, name)
+            if value is not None and _few_errors(fidelity, objective, name):
+                value = Interval(value.n, value.mean, math.nan, math.nan)
             cells.append(Shown(estimate(value), f"{METRICS[_LEVELS[name]].home} {mean}"))
         rows.append((objective, cells))
     teacher = float(right[right["objective"] == ""]["value"].mean())
     titles = ["accuracy", *(METRICS[_LEVELS[name]].title for name in shown)]
     return {"titles": titles, "rows": rows, "teacher": number(teacher)}
+
+
+def _few_errors(fidelity: Fidelity, objective: str, metric: str) -> bool:
+    """Whether a figure of errors rests on too few of them, in some seed, for an interval."""
+    if metric == "copied_errors":
+        pairs = fidelity.pairs[fidelity.pairs["teacher"] == OWN]
+        chosen = pairs[(pairs["objective"] == objective) & (pairs["metric"] == metric)]
+        return bool((chosen["n"] < FEW_ERRORS).any())
+    if metric == "error_consistency":
+        right = fidelity.accuracy[fidelity.accuracy["objective"].isin([objective, ""])]
+        return bool(((1 - right["value"]) * right["n"]).round().lt(FEW_ERRORS).any())
+    return False
 
 
 def _classes(fidelity: Fidelity) -> list[tuple[Any, ...]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -24,6 +25,7 @@ from kdx_analysis.runs.run import Run
 _COLUMNS = ["metric", "attention", "split", "epoch", "value", "null", "undefined", "n"]
 # Under which name a figure of pairs stands among the metrics, where it is another.
 _RENAMED = {"agreement": "agreement_excess"}
+_BEYOND_CHANCE = ("second_choice", "agreement_excess", "error_consistency")
 # What the students of one group differ in; files of the user's own belong to single objectives.
 _VARIED = ("objective", "seed", "teacher", "vam", "extensions")
 _ORDER = ("student", "explainer", "tree")
@@ -209,34 +211,44 @@ def _outputs(run: Run, decomposition: str) -> Outputs:
 def rows_of_runs(computed: RunsFidelity) -> dict[Path, pd.DataFrame]:
     """By path of its run, the headline figures of every student, as of :func:`per_epoch`.
 
-    own and kind of ``hard`` are 0, as they are differences from it.
+    own and kind of ``hard`` are 0, as they are differences from it. A student that no teacher
+    taught stands beside all of them: its figures are means over teachers.
     """
     fidelity = computed.fidelity
     pairs = fidelity.pairs[fidelity.pairs["teacher"].isin([OWN, ""])]
     if "taught_by" not in pairs:
         pairs = pairs.assign(taught_by=fidelity.teachings[0].name)
     by_student = dict(list(pairs.groupby(["taught_by", "objective", "seed"])))
-    tables: dict[Path, pd.DataFrame] = {}
+    tables: dict[Path, list[pd.DataFrame]] = {}
+    epochs: dict[Path, int] = {}
     for i, (teaching, runs) in enumerate(zip(fidelity.teachings, computed.runs, strict=True)):
         for (objective, seed), run in runs.items():
-            # A student that no teacher taught stands beside all of them: the first one counts.
-            if run.path not in tables:
-                figures = by_student[teaching.name, objective, seed]
-                parts = _parts(fidelity, i, objective, seed)
-                tables[run.path] = _table(run, figures, parts, fidelity.num_images)
-    return tables
+            figures = by_student[teaching.name, objective, seed]
+            parts = _parts(fidelity, i, objective, seed)
+            tables.setdefault(run.path, []).append(_table(figures, parts, fidelity.num_images))
+            epochs[run.path] = run.selected_epoch
+    return {
+        path: _over_teachers(several).assign(epoch=epochs[path])[_COLUMNS]
+        for path, several in tables.items()
+    }
 
 
-def _table(
-    run: Run, figures: pd.DataFrame, parts: Mapping[str, float], images: int
-) -> pd.DataFrame:
+def _over_teachers(several: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Tables of the same metrics as one, with the means of value and null; NaN where one is."""
+    columns = ["value", "null"]
+    means = np.mean([table[columns].to_numpy(dtype=float) for table in several], axis=0)
+    return several[0].assign(**dict(zip(columns, means.T, strict=True)))
+
+
+def _table(figures: pd.DataFrame, parts: Mapping[str, float], images: int) -> pd.DataFrame:
     pairs = figures.assign(metric=figures["metric"].replace(_RENAMED))
     pairs = pairs[pairs["metric"].isin(list(METRICS))].rename(columns={"chance": "null"})
+    # Chance is taken off these already.
+    pairs["null"] = pairs["null"].mask(pairs["metric"].isin(_BEYOND_CHANCE), 0.0)
     taken_apart = pd.DataFrame({"metric": list(parts), "value": list(parts.values())})
     taken_apart = taken_apart.assign(null=float("nan"), undefined=0, n=images)
     table = pd.concat([pairs, taken_apart] if len(parts) else [pairs], ignore_index=True)
-    table = table.assign(attention="", split="test", epoch=run.selected_epoch)
-    return table[_COLUMNS]
+    return table.assign(attention="", split="test")
 
 
 def _parts(fidelity: Fidelity, teaching: int, objective: str, seed: int) -> dict[str, float]:

@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from kdx_analysis.drawing.style import (
     GREY,
     Width,
+    counted,
     drawing,
     in_order,
     legend,
@@ -20,8 +21,9 @@ from kdx_analysis.drawing.style import (
     plain,
     styled,
 )
+from kdx_analysis.errors import KdxError
 from kdx_analysis.objectives import OBJECTIVES
-from kdx_analysis.probes.fidelity.whose import LIKENESSES
+from kdx_analysis.probes.fidelity.whose import BASELINE, LIKENESSES
 
 _TASK, _KIND, _OWN, _BAND = "#CFCFCF", "#9DB7D5", "#D55E00", "#EDEDED"
 _OFFSETS = 0.16  # how far the seeds of an objective stand apart
@@ -31,18 +33,20 @@ _OFFSETS = 0.16  # how far the seeds of an objective stand apart
 def along_ladder(data: pd.DataFrame, width: Width = "page") -> tuple[Figure, np.ndarray]:
     """Two panels a likeness, as (figure, axes).
 
-    Above, task, kind and own as a bar each objective, every seed's likeness to its own teacher a
-    point. Below, own alone: every seed's point, both intervals, the ceiling, and the band of the
-    negative controls.
+    Above, task, kind and own as a bar each objective, hollow below 0, every seed's likeness to its
+    own teacher a point. Below, own alone: every seed's point, both intervals, the ceiling, and the
+    band of the negative controls.
 
     Args:
         data: of :meth:`Fidelity.drawn`.
-        width: ``column`` shows instance knowledge alone.
+        width: ``column`` shows instance knowledge alone, or the first likeness that is defined.
+
+    Raises KdxError where nothing could be taken apart.
     """
-    shown = [name for name in LIKENESSES if data.loc[data["metric"] == name, "own"].notna().any()]
-    shown = shown or ["instance"]
-    # What leads stands first.
-    metrics = in_order(name for name in ("instance", *shown) if name in shown)
+    _check(data)
+    defined = set(data["metric"])
+    # What leads stands first; it is undefined where classes are few.
+    metrics = in_order(name for name in ("instance", *LIKENESSES) if name in defined)
     metrics = metrics[: 1 if width == "column" else None]
     objectives = in_order(data["objective"])
     canvas = drawing(width, 4.8)
@@ -65,6 +69,8 @@ def along_ladder(data: pd.DataFrame, width: Width = "page") -> tuple[Figure, np.
         Line2D([], [], color=GREY, linestyle="--", label="ceiling: the teacher as a student"),
         _square(_BAND, "within own of the negative controls"),
     ]
+    if _some_below_0(data[data["metric"].isin(metrics)]):
+        handles.append(_square("white", "hollow: a part below 0, which takes away", edge=GREY))
     legend(canvas, handles, heading=_counts(data))
     return canvas, axes
 
@@ -72,6 +78,7 @@ def along_ladder(data: pd.DataFrame, width: Width = "page") -> tuple[Figure, np.
 @styled
 def instance_into(data: pd.DataFrame, ax: Axes) -> tuple[Figure, np.ndarray]:
     """own in instance knowledge alone, drawn into Axes; ``data`` as for :func:`along_ladder`."""
+    _check(data)
     objectives = in_order(data["objective"])
     _owns(ax, data[data["metric"] == "instance"], objectives)
     ax.set_xticks(range(len(objectives)), [plain(each) for each in objectives])
@@ -81,6 +88,14 @@ def instance_into(data: pd.DataFrame, ax: Axes) -> tuple[Figure, np.ndarray]:
     figure = ax.get_figure()
     assert isinstance(figure, Figure)
     return figure, np.array([ax])
+
+
+def _check(data: pd.DataFrame) -> None:
+    if data.empty:
+        raise KdxError(
+            "what students share with their teacher can't be taken apart, and there is nothing to "
+            f"draw: no objective has a seed with a student under {BASELINE!r}; add such students"
+        )
 
 
 def _bars(ax: Axes, rows: pd.DataFrame, objectives: list[str]) -> None:
@@ -94,11 +109,25 @@ def _bars(ax: Axes, rows: pd.DataFrame, objectives: list[str]) -> None:
         for value, colour in ((kind, _KIND), (own_part, _OWN)):
             if math.isnan(value):
                 continue
-            ax.bar(place, value, bottom=bottom, width=0.7, color=colour, zorder=2)
+            _part(ax, place, bottom, value, colour)
             bottom += value
-        total = chosen["task"] + chosen["kind"].fillna(0) + chosen["own"].fillna(0)
-        _points(ax, place, total.to_numpy(), objective)
+        _points(ax, place, chosen["likeness"].to_numpy(), objective)
     ax.axhline(0, color=GREY, linewidth=0.7)
+
+
+def _some_below_0(rows: pd.DataFrame) -> bool:
+    means = rows.groupby(["metric", "objective"])[["kind", "own"]].mean()
+    return bool((means < 0).any(axis=None))
+
+
+def _part(ax: Axes, place: int, bottom: float, value: float, colour: str) -> None:
+    """One part from ``bottom`` on; below 0 it is hollow, and narrow, as it lies over others."""
+    if value < 0:
+        ax.bar(
+            place, value, 0.4, bottom, facecolor="white", edgecolor=colour, linewidth=1, zorder=2.5
+        )
+    else:
+        ax.bar(place, value, 0.7, bottom, color=colour, zorder=2)
 
 
 def _owns(ax: Axes, rows: pd.DataFrame, objectives: list[str]) -> None:
@@ -118,11 +147,11 @@ def _owns(ax: Axes, rows: pd.DataFrame, objectives: list[str]) -> None:
         ax.hlines(mean, place - 0.3, place + 0.3, color=_OWN, linewidth=2)
         _points(ax, place, chosen["own"].to_numpy(), objective)
         if first["decided"]:
-            top = max(first["seed_high"], first["teacher_high"], chosen["own"].max())
+            highest = max(first["teacher_high"], first["seed_high"], chosen["own"].max())
             ax.annotate(
                 "decided",
-                (place, top),
-                xytext=(0, 3),
+                (place, highest),
+                xytext=(0, 2),
                 textcoords="offset points",
                 ha="center",
                 fontsize=7,
@@ -132,8 +161,17 @@ def _owns(ax: Axes, rows: pd.DataFrame, objectives: list[str]) -> None:
         ax.axhline(ceiling, color=GREY, linestyle="--", linewidth=0.9)
 
 
-def _square(colour: str, label: str) -> Line2D:
-    return Line2D([], [], color=colour, marker="s", linestyle="", markersize=6, label=label)
+def _square(colour: str, label: str, edge: str = "") -> Line2D:
+    return Line2D(
+        [],
+        [],
+        color=colour,
+        markeredgecolor=edge or colour,
+        marker="s",
+        linestyle="",
+        markersize=6,
+        label=label,
+    )
 
 
 def _points(ax: Axes, place: int, values: np.ndarray, objective: str) -> None:
@@ -146,8 +184,8 @@ def _points(ax: Axes, place: int, values: np.ndarray, objective: str) -> None:
 
 def _counts(data: pd.DataFrame) -> str:
     siblings = data["siblings"].dropna()
-    beside = f"{int(siblings.min())} siblings" if len(siblings) else "no siblings"
+    beside = counted([int(siblings.min()) if len(siblings) else 0], "sibling")
     return (
         f"{n_equals(data.groupby('objective')['seed'].nunique())}, {beside} · points: seeds · "
-        "upright: mean · thick: 95 % over seeds · thin: 95 % over teachers"
+        "level: mean · thick: 95 % over seeds · thin: 95 % over teachers"
     )

@@ -21,6 +21,7 @@ from kdx_analysis.errors import KdxError
 from kdx_analysis.intervals import t_interval
 from kdx_analysis.io import write_text
 from kdx_analysis.probes.fidelity.calibration import levels
+from kdx_analysis.probes.fidelity.closer import by_class, loudest
 from kdx_analysis.probes.fidelity.likeness import Likeness, Measured
 from kdx_analysis.probes.fidelity.outputs import Outputs
 from kdx_analysis.probes.fidelity.whose import (
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OWN = "own"  # the name of the own teacher beside siblings
-LOUDEST = 12  # images that are shown of an objective
 
 Student = tuple[str, int]  # objective and seed
 
@@ -67,7 +67,7 @@ class Teaching:
         return {OWN: self.teacher, **self.siblings}
 
 
-class _Likened(NamedTuple):
+class Likened(NamedTuple):
     """What one network and every teacher share.
 
     Attributes:
@@ -158,12 +158,12 @@ class Fidelity:
         return tuple(sorted(set(every)))
 
     @cached_property
-    def _likened(self) -> tuple[dict[Student, _Likened], ...]:
+    def _likened(self) -> tuple[dict[Student, Likened], ...]:
         """Of every teaching its students beside its teachers."""
         return tuple(_beside_teachers(teaching) for teaching in self.teachings)
 
     @cached_property
-    def _of_teachers(self) -> tuple[_Likened, ...]:
+    def _of_teachers(self) -> tuple[Likened, ...]:
         """Of every teaching the own teacher beside all teachers, as if it were a student."""
         return tuple(_likened(each.teacher, each.teachers) for each in self.teachings)
 
@@ -204,11 +204,12 @@ class Fidelity:
         """:meth:`likenesses` of every teaching; None where it has no student with its ``hard``."""
         several: list[Likenesses | None] = []
         for i, students in enumerate(self._likened):
-            seeds = [s for s in self.seeds(BASELINE) if (objective, s) in students]
-            a, b = (
-                np.array([_numbers(students[name, seed], metric) for seed in seeds])
-                for name in (objective, BASELINE)
-            )
+            seeds = [
+                seed
+                for name, seed in sorted(students)
+                if name == BASELINE and (objective, seed) in students
+            ]
+            a, b = (_of_seeds(students, metric, name, seeds) for name in (objective, BASELINE))
             defined = [j for j in range(len(seeds)) if not np.isnan(a[j] + b[j]).any()]
             if not defined:
                 several.append(None)
@@ -294,22 +295,22 @@ class Fidelity:
     def points(self) -> pd.DataFrame:
         """task, kind and own of every seed, over own teachers where there are several.
 
-        Columns metric, objective, seed, task, kind, own.
+        Columns metric, objective, seed, task, kind, own, and likeness, which is their sum; without
+        siblings kind and own are NaN, and the likeness to the teacher is still known.
         """
-        rows = []
+        names, rows = ("task", "kind", "own", "likeness"), []
         for metric in LIKENESSES:
             for objective in self.objectives:
-                by_seed: dict[int, list[tuple[float, float, float]]] = {}
+                by_seed: dict[int, list[tuple[float, ...]]] = {}
                 for each in self.likenesses(metric, objective):
                     for i, seed in enumerate(each.seeds):
                         changes = _tensor(each.changes[i])
-                        three = (float(each.hard[i, 0]), float(kind(changes)), float(own(changes)))
-                        by_seed.setdefault(seed, []).append(three)
+                        parts = (each.hard[i, 0], kind(changes), own(changes), each.student[i, 0])
+                        by_seed.setdefault(seed, []).append(tuple(map(float, parts)))
                 for seed, values in by_seed.items():
                     keys = {"metric": metric, "objective": objective, "seed": seed}
-                    means = np.mean(values, axis=0)
-                    rows.append(keys | dict(zip(("task", "kind", "own"), means, strict=True)))
-        return pd.DataFrame(rows, columns=["metric", "objective", "seed", "task", "kind", "own"])
+                    rows.append(keys | dict(zip(names, np.mean(values, axis=0), strict=True)))
+        return pd.DataFrame(rows, columns=["metric", "objective", "seed", *names])
 
     @cached_property
     def accuracy(self) -> pd.DataFrame:
@@ -350,48 +351,7 @@ class Fidelity:
         accuracy, hard_accuracy, n (images of the class), seeds. A part is NaN where it is undefined
         in some seed.
         """
-        rows = []
-        for objective in self.taught:
-            for metric in LIKENESSES:
-                changes = self._changes_of_classes(metric, objective)
-                if changes is None:
-                    continue
-                kinds, owns = (f(_tensor(changes)).numpy() for f in (kind, own))
-                for k, name in enumerate(self.classes):
-                    interval = _over(owns[:, k])
-                    keys = {"objective": objective, "class": name, "metric": metric}
-                    values = {"kind": kinds[:, k].mean(), "own": owns[:, k].mean()}
-                    ends = {"seed_low": interval[0], "seed_high": interval[1]}
-                    rows.append(keys | values | ends | self._right_of_class(objective, k))
-        return pd.DataFrame(rows)
-
-    def _changes_of_classes(self, metric: str, objective: str) -> np.ndarray | None:
-        """c_j within every class, seeds×K×(J + 1), means over own teachers; None without any."""
-        several = []
-        for students in self._likened:
-            seeds = [s for s in self.seeds(BASELINE) if (objective, s) in students]
-            rows = []
-            for seed in seeds:
-                a, b = (students[name, seed].of_classes for name in (objective, BASELINE))
-                rows.append([a[teacher][metric] - b[teacher][metric] for teacher in a])
-            if rows:
-                several.append(np.array(rows).swapaxes(1, 2))
-        same = {each.shape for each in several}
-        return np.mean(several, axis=0) if len(same) == 1 else None
-
-    def _right_of_class(self, objective: str, k: int) -> dict[str, float]:
-        labels = self.teachings[0].teacher.labels
-        chosen = labels == k
-        shares = {}
-        for column, name in (("accuracy", objective), ("hard_accuracy", BASELINE)):
-            right = [
-                float(outputs.right[chosen].double().mean())
-                for each in self.teachings
-                for (label, _), outputs in each.students.items()
-                if label == name
-            ]
-            shares[column] = float(np.mean(right)) if right else math.nan
-        return {**shares, "n": int(chosen.sum()), "seeds": len(self.seeds(objective))}
+        return by_class(self, self._likened)
 
     @cached_property
     def leading(self) -> str:
@@ -408,55 +368,10 @@ class Fidelity:
 
         Columns objective, id, class, value (what the image adds to own, whose mean over images it
         makes), teacher_second (the teacher's strongest wrong class), and the shares of students, of
-        ``hard`` students and of siblings with the same: students, hard, siblings.
+        ``hard`` students and of siblings with the same: students, hard, siblings. Where several own
+        teachers have students, they are those of the first one.
         """
-        objective, contributions = self.leading, []
-        for teaching in self.teachings if self.siblings else ():
-            pairs = [s for s in self.seeds(BASELINE) if (objective, s) in teaching.students]
-            for seed in pairs:
-                a, b = (teaching.students[name, seed] for name in (objective, BASELINE))
-                changes = [
-                    Likeness(a, teacher).of_images() - Likeness(b, teacher).of_images()
-                    for teacher in teaching.teachers.values()
-                ]
-                contributions.append(changes[0] - np.mean(changes[1:], axis=0))
-                a.forget()
-                b.forget()
-        columns = ["objective", "id", "class", "value", "teacher_second"]
-        shares = ["students", "hard", "siblings"]
-        if not contributions:
-            return pd.DataFrame(columns=[*columns, *shares])
-        values = np.mean(contributions, axis=0)
-        order = np.argsort(-np.nan_to_num(values, nan=-np.inf), kind="stable")[:LOUDEST]
-        rows = [self._image(objective, int(i), float(values[i])) for i in order]
-        return pd.DataFrame([row for row in rows if not math.isnan(row["value"])])
-
-    def _image(self, objective: str, i: int, value: float) -> dict[str, Any]:
-        teaching = self.teachings[0]
-
-        def second(outputs: Outputs) -> int:
-            scores = outputs.scores[i].double().clone()
-            scores[outputs.labels[i]] = -math.inf
-            return int(scores.argmax())
-
-        at = second(teaching.teacher)
-        groups = {
-            "students": [o for (name, _), o in teaching.students.items() if name == objective],
-            "hard": [o for (name, _), o in teaching.students.items() if name == BASELINE],
-            "siblings": list(teaching.siblings.values()),
-        }
-        shares = {
-            name: float(np.mean([second(each) == at for each in group]))
-            for name, group in groups.items()
-        }
-        return {
-            "objective": objective,
-            "id": i if self.ids is None else self.ids[i],
-            "class": self.classes[int(teaching.teacher.labels[i])],
-            "value": value,
-            "teacher_second": self.classes[at],
-            **shares,
-        }
+        return loudest(self)
 
     def to_frame(self) -> pd.DataFrame:
         """:attr:`whose`."""
@@ -471,7 +386,7 @@ class Fidelity:
     def drawn(self) -> pd.DataFrame:
         """What is drawn: :attr:`points`, each beside the parts of its objective.
 
-        Columns metric, objective, seed, task, kind, own, then own's seed_low, seed_high,
+        Columns metric, objective, seed, task, kind, own, likeness, then own's seed_low, seed_high,
         teacher_low, teacher_high and decided, and ceiling, control (whether it is one), siblings.
         """
         keys = ["metric", "objective"]
@@ -504,7 +419,7 @@ class Fidelity:
 _NO_PART = Part(math.nan, *(t_interval([0.0]),) * 2)
 
 
-def _beside_teachers(teaching: Teaching) -> dict[Student, _Likened]:
+def _beside_teachers(teaching: Teaching) -> dict[Student, Likened]:
     likened = {}
     for key, outputs in teaching.students.items():
         likened[key] = _likened(outputs, teaching.teachers)
@@ -513,16 +428,23 @@ def _beside_teachers(teaching: Teaching) -> dict[Student, _Likened]:
     return likened
 
 
-def _likened(student: Outputs, teachers: Mapping[str, Outputs]) -> _Likened:
+def _likened(student: Outputs, teachers: Mapping[str, Outputs]) -> Likened:
     values, of_classes = {}, {}
     for name, teacher in teachers.items():
         likeness = Likeness(student, teacher)
         values[name] = likeness.values()
         of_classes[name] = likeness.of_classes()
-    return _Likened(values, of_classes)
+    return Likened(values, of_classes)
 
 
-def _numbers(likened: _Likened, metric: str) -> list[float]:
+def _of_seeds(
+    students: Mapping[Student, Likened], metric: str, objective: str, seeds: Sequence[int]
+) -> np.ndarray:
+    """One likeness to every teacher, n×(J + 1)."""
+    return np.array([_numbers(students[objective, seed], metric) for seed in seeds])
+
+
+def _numbers(likened: Likened, metric: str) -> list[float]:
     return [values[metric].value for values in likened.values.values()]
 
 
@@ -548,13 +470,6 @@ def _of_part(part: Part) -> dict[str, float]:
         "teacher_low": part.over_teachers.low,
         "teacher_high": part.over_teachers.high,
     }
-
-
-def _over(values: np.ndarray) -> tuple[float, float]:
-    if np.isnan(values).any():
-        return math.nan, math.nan
-    interval = t_interval(values)
-    return interval.low, interval.high
 
 
 def _accuracy(outputs: Outputs) -> float:

@@ -92,14 +92,15 @@ def _got(fidelity: Fidelity, metric: str, objective: str, parts: dict[str, Part]
     )
     if math.isnan(parts["own"].value):
         change = _total_change(fidelity, metric, objective)
-        return (
-            shared.format(number(parts["task"].value + change, decimals))
-            + f", and {number(change, decimals, signed=True)} comes with the objective; without siblings "
-            "of the teacher nobody can tell how much of that is this teacher's own."
+        added = number(change, decimals, signed=True)
+        return shared.format(number(parts["task"].value + change, decimals)) + (
+            f", and {added} comes with the objective; without siblings of the teacher nobody can "
+            "tell how much of that is this teacher's own."
         )
+    kind, own_part = (_bounded(parts[name], decimals) for name in ("kind", "own"))
     return shared.format(number(total, decimals)) + (
-        f"; {_bounded(parts['kind'], decimals)} is the kind's, shared with every teacher of the recipe; and "
-        f"{_bounded(parts['own'], decimals)} is this teacher's own."
+        f"; {kind} is the kind's, shared with every teacher of the recipe; and {own_part} is this "
+        "teacher's own."
     )
 
 
@@ -193,9 +194,10 @@ def _of_order(fidelity: Fidelity, metric: str, objective: str) -> str:
         return ""
     part = difference["own"]
     verdict = "decided" if fidelity.decided(metric, objective, _SHUFFLED) else "not decided"
+    shown = _bounded(part, _decimals(part.value))
     return (
-        f"Of its own part {_bounded(part, _decimals(part.value))} is the order of the wrong classes, which "
-        f"{_SHUFFLED} takes away ({objective} − {_SHUFFLED}; {verdict})."
+        f"Of its own part {shown} is the order of the wrong classes, which {_SHUFFLED} takes away "
+        f"({objective} − {_SHUFFLED}; {verdict})."
     )
 
 

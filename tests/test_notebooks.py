@@ -16,48 +16,43 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 SHORT = {
     "compare_runs": "EPOCHS, SEEDS, JOBS, IMAGES, OUT = 1, 1, 1, 3, 'out/ladder'",
     "conflict": "EPOCHS, DRAWS = 2, 39",
-    "knowledge": "EPOCHS, SEEDS, JOBS, IMAGES, OUT = 1, 1, 1, 3, 'out/ladder'",
+    "fidelity": "EPOCHS, SEEDS, JOBS, PASSES, OUT = 1, 1, 1, 6, 'out/fidelity'",
     "own_model": "EPOCHS = 2",
     "quickstart": "EPOCHS, STUDY_EPOCHS, SEEDS, JOBS, IMAGES = 1, 1, 1, 1, 3",
     "vam": "EPOCHS = 1",
 }
-SHARING = ("compare_runs", "knowledge")  # one study: the second finds the runs of the first
-TOGETHER = [SHARING, *((path.stem,) for path in NOTEBOOKS if path.stem not in SHARING)]
+NAMES = [path.stem for path in NOTEBOOKS]
 
 
 def notebook(name: str) -> nbformat.NotebookNode:
     return nbformat.read(NOTEBOOKS[0].with_stem(name), as_version=4)
 
 
-@pytest.mark.parametrize("names", TOGETHER, ids="+".join)
-def test_shortened_copies_run(
-    names: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_shortened_copies_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process, which has imported torch; what cells show is made in every format.
 
     The figures that cells draw are drawn; reports hold quick ones instead of theirs, which have
     tests of their own.
     """
     monkeypatch.chdir(tmp_path)
-    for name, figure in plots.FIGURES.items():
-        monkeypatch.setitem(vars(plots), name, figure)
+    for figure_name, figure in plots.FIGURES.items():
+        monkeypatch.setitem(vars(plots), figure_name, figure)
     monkeypatch.setattr(plots, "FIGURES", quick_figures())
-    for name in names:
-        shell = InteractiveShell(config=Config({"HistoryManager": {"enabled": False}}))
-        for cell in notebook(name).cells:
-            if cell.cell_type == "code":
-                parameters = "parameters" in cell.metadata.get("tags", [])
-                shell.run_cell(SHORT[name] if parameters else cell.source).raise_error()
-        plt.close("all")
+    shell = InteractiveShell(config=Config({"HistoryManager": {"enabled": False}}))
+    for cell in notebook(name).cells:
+        if cell.cell_type == "code":
+            parameters = "parameters" in cell.metadata.get("tags", [])
+            shell.run_cell(SHORT[name] if parameters else cell.source).raise_error()
+    plt.close("all")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("names", TOGETHER, ids="+".join)
-def test_the_whole_notebooks_run(names: tuple[str, ...], tmp_path: Path) -> None:
-    for name in names:
-        NotebookClient(
-            notebook(name), timeout=900, resources={"metadata": {"path": str(tmp_path)}}
-        ).execute()
+@pytest.mark.parametrize("name", NAMES)
+def test_the_whole_notebooks_run(name: str, tmp_path: Path) -> None:
+    NotebookClient(
+        notebook(name), timeout=900, resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

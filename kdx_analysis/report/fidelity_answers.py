@@ -16,6 +16,7 @@ from kdx_analysis.probes.fidelity.whose import (
 from kdx_analysis.runs.tables.numbers import listed, number
 
 LEADS = "instance"
+_SMALL = 0.1
 _SHUFFLED = "kd_shuffled"
 _MEANT = {
     "instance": "in what it thinks of single images beyond their class (instance knowledge)",
@@ -83,21 +84,23 @@ def _without_parts(fidelity: Fidelity, objective: str) -> list[str]:
 
 def _got(fidelity: Fidelity, metric: str, objective: str, parts: dict[str, Part]) -> str:
     total = sum(parts[name].value for name in ("task", "kind", "own"))
-    task = _bounded(parts["task"], seeds_alone=True)
+    decimals = _decimals(parts["own"].value)
+    task = _bounded(parts["task"], decimals, seeds_alone=True)
     shared = (
         f"Under {objective}, students share {{}} with their teacher {_MEANT[metric]}: {task} is "
         "the task's, which students trained on labels alone share too"
     )
     if math.isnan(parts["own"].value):
         change = _total_change(fidelity, metric, objective)
-        return (
-            shared.format(number(parts["task"].value + change, 2))
-            + f", and {number(change, 2, signed=True)} comes with the objective; without siblings "
-            "of the teacher nobody can tell how much of that is this teacher's own."
+        added = number(change, decimals, signed=True)
+        return shared.format(number(parts["task"].value + change, decimals)) + (
+            f", and {added} comes with the objective; without siblings of the teacher nobody can "
+            "tell how much of that is this teacher's own."
         )
-    return shared.format(number(total, 2)) + (
-        f"; {_bounded(parts['kind'])} is the kind's, shared with every teacher of the recipe; and "
-        f"{_bounded(parts['own'])} is this teacher's own."
+    kind, own_part = (_bounded(parts[name], decimals) for name in ("kind", "own"))
+    return shared.format(number(total, decimals)) + (
+        f"; {kind} is the kind's, shared with every teacher of the recipe; and {own_part} is this "
+        "teacher's own."
     )
 
 
@@ -106,14 +109,19 @@ def _total_change(fidelity: Fidelity, metric: str, objective: str) -> float:
     return sum(float(each.changes[:, 0].mean()) for each in several) / len(several)
 
 
-def _bounded(part: Part, *, seeds_alone: bool = False) -> str:
-    """A part with its intervals, as ``0.08 [0.05, 0.10; teachers 0.06, 0.10]``."""
+def _decimals(value: float) -> int:
+    """Two, or three for a part so small that two would leave one digit of it."""
+    return 3 if abs(value) < _SMALL else 2
+
+
+def _bounded(part: Part, decimals: int, *, seeds_alone: bool = False) -> str:
+    """A part with its intervals, as ``0.08 [0.05 to 0.10; teachers 0.06 to 0.10]``."""
     ends = []
     for word, interval in (("", part.over_seeds), ("teachers ", part.over_teachers)):
         if not math.isnan(interval.low) and not (word and seeds_alone):
-            low, high = number(interval.low, 2), number(interval.high, 2)
+            low, high = number(interval.low, decimals), number(interval.high, decimals)
             ends.append(f"{word}{low} to {high}")
-    return number(part.value, 2) + (f" [{'; '.join(ends)}]" if ends else "")
+    return number(part.value, decimals) + (f" [{'; '.join(ends)}]" if ends else "")
 
 
 def _decision(fidelity: Fidelity, metric: str, objective: str) -> str:
@@ -184,10 +192,12 @@ def _of_order(fidelity: Fidelity, metric: str, objective: str) -> str:
     difference = fidelity.difference(metric, objective, _SHUFFLED)
     if not difference or math.isnan(difference["own"].value):
         return ""
+    part = difference["own"]
     verdict = "decided" if fidelity.decided(metric, objective, _SHUFFLED) else "not decided"
+    shown = _bounded(part, _decimals(part.value))
     return (
-        f"Of its own part {_bounded(difference['own'])} is the order of the wrong classes, which "
-        f"{_SHUFFLED} takes away ({objective} − {_SHUFFLED}; {verdict})."
+        f"Of its own part {shown} is the order of the wrong classes, which {_SHUFFLED} takes away "
+        f"({objective} − {_SHUFFLED}; {verdict})."
     )
 
 

@@ -43,6 +43,7 @@ from kdx_analysis.registry import home, unknown
 from kdx_analysis.report import Report
 from kdx_analysis.runs import ROLES, Run, RunSet
 from kdx_analysis.runs.run import INFO, WEIGHTS
+from kdx_analysis.study.outputs_run import keep_outputs
 from kdx_analysis.study.plan import plan, teacher_config
 from kdx_analysis.study.roles import BUILDERS
 from kdx_analysis.study.shift_run import run_shift
@@ -353,6 +354,7 @@ class Study:
             self._check_apart(teachers)
             train_steps(self, steps, jobs, show)
         runs = RunSet.of(Run.load(step.path) for step in steps)
+        keep_outputs(self, runs)
         run_shift(self, runs)
         if report:
             Report(runs).save_html(out / "report")

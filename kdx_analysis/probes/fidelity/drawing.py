@@ -82,6 +82,8 @@ def instance_into(data: pd.DataFrame, ax: Axes) -> tuple[Figure, np.ndarray]:
     objectives = in_order(data["objective"])
     _owns(ax, data[data["metric"] == "instance"], objectives)
     ax.set_xticks(range(len(objectives)), [plain(each) for each in objectives])
+    # Nothing is drawn of hard, whose place would else lie on the edge.
+    ax.set_xlim(-0.5, len(objectives) - 0.5)
     ax.set_ylabel("own in instance knowledge")
     figure = ax.get_figure()
     assert isinstance(figure, Figure)
@@ -133,6 +135,7 @@ def _owns(ax: Axes, rows: pd.DataFrame, objectives: list[str]) -> None:
     if len(controls) and not math.isnan(highest := float(controls.max())):
         ax.axhspan(-highest, highest, color=_BAND, zorder=0)
     ceiling = rows["ceiling"].mean()
+    ax.margins(y=0.1)  # room for a word above the highest interval
     for place, objective in enumerate(objectives):
         chosen = rows[rows["objective"] == objective]
         # own of hard is 0 by its definition, which is no finding.

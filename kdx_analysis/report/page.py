@@ -290,7 +290,7 @@ class Report:
             .render(
                 answers=self._answered(titles),
                 fidelity=self._fidelity,
-                tables_at=f"{FIDELITY}/",
+                tables_at=None if files_at is None else f"{FIDELITY}/",
                 first_figure=next((each for each in drawn if each.name == FIDELITY), None),
                 answer_file=ANSWER,
                 arms=self.arms,

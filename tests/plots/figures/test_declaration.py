@@ -22,6 +22,7 @@ from tests.plots.conftest import Make
 from tests.report.conftest import write_study
 
 PAGE = (
+    "fidelity",
     "arms",
     "vam_attention",
     "vam_entropy",

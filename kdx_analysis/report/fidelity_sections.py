@@ -166,7 +166,7 @@ def _with_formulas(grid: Grid) -> dict[str, Any]:
 def _teachers(fidelity: Fidelity) -> list[tuple[str, ...]]:
     """How accurate teachers are and how alike: siblings are as near to theirs as to each other."""
     several = len(fidelity.teachings) > 1
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for row in fidelity.teachers.to_dict("records"):
         # Every teacher has its own place once; beside the others it is a sibling like any.
         if several and row["teacher"] != OWN:

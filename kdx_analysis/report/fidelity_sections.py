@@ -28,6 +28,7 @@ _LEVELS = {
     "ece": "ece",
     "nll": "nll",
 }
+_TEACHERS = {OWN: "own teacher"}
 _LOUDEST_CLASSES, _WORSE_CLASSES = 10, 5
 
 
@@ -48,6 +49,7 @@ def sections(fidelity: Fidelity, pictures: Mapping[Any, str] | None = None) -> d
     return {
         "counted": _counted(fidelity),
         "grid": _with_formulas(grid(fidelity)),
+        "teachers": _teachers(fidelity),
         "levels": _levels(fidelity),
         "classes": _classes(fidelity),
         "images": _images(fidelity, pictures or {}),
@@ -68,6 +70,7 @@ def formulas() -> dict[str, str]:
     return {
         "parts": f"{own_instance} {home(parts)}",
         "levels": f"{METRICS['accuracy'].home} {mean}",
+        "teachers": f"{METRICS['accuracy'].home} {METRICS['instance'].home}",
         "classes": f"{own_instance} {METRICS['accuracy'].home} {mean}",
         "images": f"{METRICS['instance'].home} {own_instance}",
     }
@@ -158,6 +161,20 @@ def _with_formulas(grid: Grid) -> dict[str, Any]:
         formula = f"{METRICS[name].home} {METRICS[f'own_{name}'].home} {home(t_interval)}"
         rows.append((labels, cells, formula))
     return {"head": grid.head, "rows": rows, "caption": grid.caption}
+
+
+def _teachers(fidelity: Fidelity) -> list[tuple[str, ...]]:
+    """How accurate teachers are and how alike: siblings are as near to theirs as to each other."""
+    several = len(fidelity.teachings) > 1
+    rows: list[tuple[str, ...]] = []
+    for row in fidelity.teachers.to_dict("records"):
+        # Every teacher has its own place once; beside the others it is a sibling like any.
+        if several and row["teacher"] != OWN:
+            continue
+        name = f"teacher {row['taught_by']}" if several else _TEACHERS.get(row["teacher"], "")
+        between = f"{number(row['lowest'])} to {number(row['highest'])}"
+        rows.append((name or f"sibling {row['teacher']}", number(row["accuracy"]), between))
+    return rows
 
 
 def _levels(fidelity: Fidelity) -> dict[str, Any]:

@@ -206,3 +206,16 @@ def test_no_cell_is_nan(result: Fidelity) -> None:
     assert not re.search(r"\bnan\b|None", str({**shown, "formulas": {}}))
     assert shown["counted"].startswith("240 images")
     assert not math.isnan(float(shown["levels"]["teacher"]))
+
+
+def test_teachers_beside_each_other(whole: Fidelity) -> None:
+    rows = sections(whole)["teachers"]
+    assert [row[0] for row in rows] == ["own teacher", *(f"sibling t{j}" for j in range(1, 5))]
+    table = whole.teachers.iloc[0]
+    assert rows[0][1] == number(table["accuracy"])
+    assert rows[0][2] == f"{number(table['lowest'])} to {number(table['highest'])}"
+
+
+def test_several_teachers_are_named_once_each() -> None:
+    rows = sections(replicated(NETS, objectives=FEW))["teachers"]
+    assert [row[0] for row in rows] == ["teacher t0", "teacher t1", "teacher t2"]

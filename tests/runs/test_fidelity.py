@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from typer.testing import CliRunner
 
+from kdx_analysis.cli import app
 from kdx_analysis.errors import AbsentError, KdxError
 from kdx_analysis.io import read_json, write_json
 from kdx_analysis.metrics import METRICS, metric
@@ -352,3 +354,12 @@ def test_students_of_two_settings_are_apart_and_a_filter_chooses(tmp_path: Path)
     with pytest.raises(KdxError, match="2 groups of students, which differ in model; filter"):
         both.fidelity()
     assert both.filter(model="wide").fidelity().parts("instance", "kd")
+
+
+def test_its_metrics_are_listed() -> None:
+    listed = CliRunner().invoke(app, ["list", "metrics"]).output.splitlines()
+    homes = {line.partition(":")[0]: line for line in listed}
+    for likeness in ("instance", "dark", "second_choice", "hardness"):
+        for name in (likeness, f"own_{likeness}", f"kind_{likeness}"):
+            assert METRICS[name].home in homes[name]
+    assert {"agreement_excess", "error_consistency", "copied_errors", "js", "ece"} <= set(homes)

@@ -26,11 +26,12 @@ _MEANT = {
 }
 
 
-def said(fidelity: Fidelity) -> list[str]:
+def said(fidelity: Fidelity, who: str = "students") -> list[str]:
     """Three plain sentences or more: what was got, whether that is decided, and what it is not.
 
     About the leading objective, ``kd`` where there is one, in instance knowledge, or where the
-    classes are too few for that in the first likeness that is defined.
+    classes are too few for that in the first likeness that is defined. ``who`` are the networks
+    that are called students of their teacher.
     """
     if not fidelity.taught:
         return [
@@ -42,11 +43,13 @@ def said(fidelity: Fidelity) -> list[str]:
     if metric is None:
         return _without_parts(fidelity, objective)
     parts = fidelity.parts(metric, objective)
-    sentences = [_got(fidelity, metric, objective, parts), _decision(fidelity, metric, objective)]
-    for sentence in (_of_order(fidelity, metric, objective), _accuracy(fidelity, objective)):
-        if sentence:
-            sentences.append(sentence)
-    return sentences
+    sentences = (
+        _got(fidelity, metric, objective, parts, who),
+        _decision(fidelity, metric, objective),
+        _of_order(fidelity, metric, objective),
+        _accuracy(fidelity, objective, who),
+    )
+    return [sentence for sentence in sentences if sentence]
 
 
 def _metric(fidelity: Fidelity, objective: str) -> str | None:
@@ -82,13 +85,13 @@ def _without_parts(fidelity: Fidelity, objective: str) -> list[str]:
     return sentences
 
 
-def _got(fidelity: Fidelity, metric: str, objective: str, parts: dict[str, Part]) -> str:
+def _got(fidelity: Fidelity, metric: str, objective: str, parts: dict[str, Part], who: str) -> str:
     total = sum(parts[name].value for name in ("task", "kind", "own"))
     decimals = _decimals(parts["own"].value)
     task = _bounded(parts["task"], decimals, seeds_alone=True)
     shared = (
-        f"Under {objective}, students share {{}} with their teacher {_MEANT[metric]}: {task} is "
-        "the task's, which students trained on labels alone share too"
+        f"Under {objective}, {who} share {{}} with their teacher {_MEANT[metric]}: {task} is the "
+        f"task's, which {who} trained on labels alone share too"
     )
     if math.isnan(parts["own"].value):
         change = _total_change(fidelity, metric, objective)
@@ -201,7 +204,7 @@ def _of_order(fidelity: Fidelity, metric: str, objective: str) -> str:
     )
 
 
-def _accuracy(fidelity: Fidelity, objective: str) -> str:
+def _accuracy(fidelity: Fidelity, objective: str, who: str) -> str:
     """How accurate its students are beside those on hard labels: fidelity is not accuracy."""
     table = fidelity.accuracy.groupby(["objective", "seed"])["value"].mean()
     seeds = [s for s in fidelity.seeds(objective) if (BASELINE, s) in table.index]
@@ -215,7 +218,7 @@ def _accuracy(fidelity: Fidelity, objective: str) -> str:
         interval = f", 95 % interval {low} to {high} over {difference.n} seeds"
     points = number(100 * difference.mean, 1, signed=True)
     return (
-        f"Fidelity is not accuracy: of {fidelity.num_images} test images {objective}'s students "
+        f"Fidelity is not accuracy: of {fidelity.num_images} test images {objective}'s {who} "
         f"have {_percent(t_interval(a).mean, 1)} right and {BASELINE}'s "
         f"{_percent(t_interval(b).mean, 1)} ({points} points{interval})."
     )

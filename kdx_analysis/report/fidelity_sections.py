@@ -81,6 +81,9 @@ def _counted(fidelity: Fidelity) -> str:
     several = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     plural = "" if seeds == [1] else "s"
     siblings = f"{fidelity.siblings} sibling{'' if fidelity.siblings == 1 else 's'}"
+    own_teachers = len(fidelity.teachings)
+    if own_teachers > 1:
+        siblings = f"{own_teachers} teachers with students of their own, each with {siblings}"
     return f"{fidelity.num_images} images, {several} seed{plural} an objective, {siblings}"
 
 
@@ -94,10 +97,11 @@ def _parts(fidelity: Fidelity) -> Grid:
             if parts:
                 labels.append((objective, title))
                 rows.append(_cells(parts, fidelity.decided(metric, objective)))
+    several = len(fidelity.teachings) > 1
+    deciding = "the interval over teachers leaves out" if several else "both intervals leave out"
     caption = (
         f"Likeness to the own teacher is task + kind + own ({_counted(fidelity)}). Own is decided, "
-        "and set in bold, where both intervals leave out 0 and it is beyond own of the negative "
-        "controls."
+        f"and set in bold, where {deciding} 0 and it is above own of the negative controls."
     )
     return Grid(tuple(map(Cell, head)), tuple(labels), tuple(rows), caption)
 

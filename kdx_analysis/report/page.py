@@ -56,6 +56,7 @@ from kdx_analysis.runs.tables.numbers import (
 PAGE, FIGURES, ANSWER, ARMS, TREES = "report.html", "figures", "answer.csv", "arms.csv", "trees.csv"
 FIDELITY = "fidelity"  # the figure, and the folder of its tables
 _ROLES = {"student": "undivided students", "explainer": "explainers", "tree": "trees"}
+_WHO = {"student": "students", "explainer": "explainers", "tree": "trees"}
 EMBEDDED = 3_000_000  # bytes of figures in a page, as long as their PNGs allow
 # Figures are saved with 150 dots an inch. At 134 CSS pixels an inch their letters of 7 points,
 # small enough for print, are 13 pixels high on a screen.
@@ -139,7 +140,7 @@ class Report:
         for each in self.fidelities:
             arm = f" with VAM {each.group.vam}" if each.group.vam else ""
             role = f"{_ROLES[each.group.role]}{arm}"
-            groups.append({"role": role, "sentences": said(each.fidelity)})
+            groups.append({"role": role, "sentences": said(each.fidelity, _WHO[each.group.role])})
         first = self.fidelities[0]
         ids = first.fidelity.images["id"].tolist()
         pictures = thumbnails(next(iter(first.runs[0].values())), ids)

@@ -14,7 +14,8 @@ def _table(runs: RunSet) -> pd.DataFrame:
     """One row a likeness, objective and seed.
 
     Columns metric, objective, seed, task, kind, own and likeness, their sum; own's seed_low,
-    seed_high, teacher_low, teacher_high, decided and siblings; ceiling, control.
+    seed_high, teacher_low, teacher_high, decided and siblings; ceiling, control, and teachers
+    that have students of their own.
 
     Of undivided students, or of explainers where there is none; where several teachers have
     students of their own, a seed's value is the mean over them. ``control`` marks the objectives

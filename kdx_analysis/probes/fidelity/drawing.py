@@ -185,6 +185,8 @@ def _points(ax: Axes, place: int, values: np.ndarray, objective: str) -> None:
 def _counts(data: pd.DataFrame) -> str:
     siblings = data["siblings"].dropna()
     beside = counted([int(siblings.min()) if len(siblings) else 0], "sibling")
+    if (own_teachers := int(data["teachers"].max())) > 1:
+        beside = f"{own_teachers} teachers with students of their own, {beside} each"
     return (
         f"{n_equals(data.groupby('objective')['seed'].nunique())}, {beside} · points: seeds · "
         "level: mean · thick: 95 % over seeds · thin: 95 % over teachers"

@@ -387,7 +387,8 @@ class Fidelity:
         """What is drawn: :attr:`points`, each beside the parts of its objective.
 
         Columns metric, objective, seed, task, kind, own, likeness, then own's seed_low, seed_high,
-        teacher_low, teacher_high and decided, and ceiling, control (whether it is one), siblings.
+        teacher_low, teacher_high, decided and siblings, and ceiling, control (whether it is one)
+        and teachers (how many have students of their own).
         """
         keys = ["metric", "objective"]
         ends = ["seed_low", "seed_high", "teacher_low", "teacher_high", "decided", "siblings"]
@@ -397,7 +398,8 @@ class Fidelity:
         table = table.merge(highest, on=keys, how="left")
         # hard is what the others are set beside: nothing is asked of its own.
         decided = table["decided"].map({True: True}).fillna(False).astype(bool)
-        return table.assign(decided=decided, control=table["objective"].isin(CONTROLS))
+        control = table["objective"].isin(CONTROLS)
+        return table.assign(decided=decided, control=control, teachers=len(self.teachings))
 
     def save(self, folder: str | Path) -> tuple[Path, ...]:
         """Write ``pairs.csv``, ``whose.csv``, ``classes.csv`` and ``images.csv`` into a folder."""

@@ -9,7 +9,7 @@ import pytest
 
 from kdx_analysis import plots
 from kdx_analysis.errors import KdxError
-from kdx_analysis.metrics import METRICS
+from kdx_analysis.metrics import together
 from kdx_analysis.registry import Registry
 from kdx_analysis.report import Report
 from kdx_analysis.report.page import Picture, _embedded
@@ -62,7 +62,7 @@ def test_the_page_and_everything_beside_it(page):
     assert list(pd.read_csv(path.parent / "figures/plain.csv").columns) == ["subtask", "value"]
     answer = pd.read_csv(path.parent / "answer.csv")
     assert set(answer["verdict"].dropna()) <= {"lowers", "raises", "no difference", "undecided"}
-    assert len(answer) == len(METRICS) * 3
+    assert len(answer) == len(together()) * 3
 
 
 def test_it_opens_with_the_answer(page):

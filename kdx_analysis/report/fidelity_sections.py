@@ -197,11 +197,25 @@ def _levels(fidelity: Fidelity) -> dict[str, Any]:
             value = _over_seeds(fidelity.pairs, objective, name)
             few = _few_errors(fidelity, objective, name)
             text = number(value.mean) if few and value else estimate(value)
+            text += _beside(fidelity, objective, name)
             cells.append(Shown(text, f"{METRICS[_LEVELS[name]].home} {mean}"))
         rows.append((objective, cells))
     teacher = float(right[right["objective"] == ""]["value"].mean())
     titles = ["accuracy", *(METRICS[_LEVELS[name]].title for name in shown)]
     return {"titles": titles, "rows": rows, "teacher": number(teacher)}
+
+
+def _beside(fidelity: Fidelity, objective: str, metric: str) -> str:
+    """What a level is read against: differing images, or the highest κ; means over students."""
+    chosen = fidelity.answers[fidelity.answers["objective"] == objective]
+    means = chosen[["differing", "expected", "highest"]].mean()
+    if metric == "agreement":
+        return (
+            f"; {means['differing']:.0f} images differ, {means['expected']:.0f} by accuracy alone"
+        )
+    if metric == "error_consistency" and not math.isnan(means["highest"]):
+        return f", at most {number(means['highest'], 2)}"
+    return ""
 
 
 def _few_errors(fidelity: Fidelity, objective: str, metric: str) -> bool:

@@ -64,7 +64,7 @@ def test_fidelitys_answer_comes_first(runs: RunSet, page: Tag) -> None:
 def test_the_explainers_answer_stands_apart(runs: RunSet, page: Tag) -> None:
     second = page.select("div.answer")[1]
     sentences = [p.get_text() for p in second.find_all("p", recursive=False)]
-    assert sentences[:4] == list(map(tied, said(runs.fidelity("explainer"))))
+    assert sentences[:4] == list(map(tied, said(runs.fidelity("explainer"), "explainers")))
     assert second.find("figure") is None
     assert sentences[:1] != [page.select("div.answer")[0].p.get_text()]  # type: ignore[union-attr]
 

@@ -259,6 +259,16 @@ class Likeness:
         return int((self.student.answers != self.teacher.answers).sum())
 
     @property
+    def expected_differing(self) -> float:
+        """How many would differ were the two right and wrong apart from each other.
+
+        N (1 − p_s p_t − (1 − p_s)(1 − p_t)/(K − 1)): wrong answers then spread over wrong classes.
+        """
+        s, t = (float(each.right.double().mean()) for each in (self.student, self.teacher))
+        alike = s * t + (1 - s) * (1 - t) / (self.num_classes - 1)
+        return self.num_images * (1 - alike)
+
+    @property
     def error_consistency(self) -> Measured:
         """:func:`error_consistency`; ``chance`` is c_e."""
         s, t = self.student.right, self.teacher.right

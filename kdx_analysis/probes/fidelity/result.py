@@ -327,6 +327,23 @@ class Fidelity:
         return table.assign(n=self.num_images)
 
     @cached_property
+    def answers(self) -> pd.DataFrame:
+        """What stands beside agreement and error consistency with the own teacher.
+
+        One row a student, columns objective, seed, taught_by, differing (images that are given
+        another class than by the teacher), expected (how many would be, were the two right and
+        wrong apart from each other) and highest (the largest κ that their accuracies allow).
+        """
+        rows = []
+        for teaching in self.teachings:
+            for (objective, seed), outputs in teaching.students.items():
+                both = Likeness(outputs, teaching.teacher)
+                figures = both.differing, both.expected_differing, both.highest_consistency
+                rows.append((objective, seed, teaching.name, *figures))
+        columns = ["objective", "seed", "taught_by", "differing", "expected", "highest"]
+        return pd.DataFrame(rows, columns=columns)
+
+    @cached_property
     def teachers(self) -> pd.DataFrame:
         """How alike teachers are: siblings are as near to their teacher as to each other.
 

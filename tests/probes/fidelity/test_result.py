@@ -481,3 +481,16 @@ def test_what_cannot_be_set_beside_each_other_is_refused() -> None:
     refused("margins of 240 images", students={("kd", 0): binary})
     moved = Outputs(NETS.student("kd", 0), NETS.labels.roll(1))
     refused("different labels", students={("kd", 0): moved})
+
+
+def test_answers_that_differ_stand_beside_what_accuracy_alone_would_give() -> None:
+    labels = torch.tensor([0, 0, 0, 0])
+    right, wrong = [9.0, 0.0, 1.0], [0.0, 9.0, 1.0]
+    teacher = Outputs(torch.tensor([right, right, right, wrong]), labels)
+    student = Outputs(torch.tensor([right, right, wrong, wrong]), labels)
+    table = Fidelity.of(teacher, {}, {("kd", 0): student}).answers
+    # p_s = ½, p_t = ¾: both right ⅜, one wrong class of two in ⅛ · ½, so that 9/16 of 4 differ
+    assert table["differing"].tolist() == [1]
+    assert table["expected"].tolist() == [4 * (1 - 3 / 8 - 1 / 16)]
+    # c_e = ½, so that κ is at most (1 − ¼ − ½)/(1 − ½)
+    assert table["highest"].tolist() == [0.5]

@@ -9,7 +9,8 @@ compute.
 
 Each room has its pure functions under its name. ``faithfulness`` asks whether attention says what
 an ablation confirms, what experts look at, and whether that is the model's doing; ``planted`` makes
-explainers whose conflicts are known, and ``validate`` holds the probes against them.
+explainers whose conflicts are known, and ``validate`` holds the probes against them. ``fidelity``
+asks of outputs alone, of any network, what a student got from its teacher.
 """
 
 from kdx_analysis.probes import (
@@ -18,6 +19,7 @@ from kdx_analysis.probes import (
     claims,
     conflict,
     faithfulness,
+    fidelity,
     gates,
     planted,
     recording,
@@ -89,6 +91,7 @@ __all__ = [
     "conflict_of",
     "explain",
     "faithfulness",
+    "fidelity",
     "gates",
     "gates_of",
     "grad_cam",

@@ -167,7 +167,6 @@ INPUTS: dict[str, Input] = {
         },
         "fidelity",
         split="test",
-        null="images of one class set beside each other at random",
         null_column="chance",
         counts="test images",
         apart=True,

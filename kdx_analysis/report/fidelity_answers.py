@@ -19,10 +19,10 @@ LEADS = "instance"
 _SMALL = 0.1
 _SHUFFLED = "kd_shuffled"
 _MEANT = {
-    "instance": "in what it thinks of single images beyond their class (instance knowledge)",
-    "dark": "in how it ranks the wrong classes (dark knowledge)",
-    "second_choice": "in its strongest wrong class (second choices, beyond chance)",
-    "hardness": "in which images it finds hard (hardness)",
+    "instance": "in what it thinks of single images beyond their class (instance knowledge, a correlation)",
+    "dark": "in how it ranks the wrong classes (dark knowledge, a correlation)",
+    "second_choice": "in its strongest wrong class (second choices, a share beyond chance)",
+    "hardness": "in which images it finds hard (hardness, a rank correlation)",
 }
 
 

@@ -19,7 +19,8 @@ LEADS = "instance"
 _SMALL = 0.1
 _SHUFFLED = "kd_shuffled"
 _MEANT = {
-    "instance": "in what it thinks of single images beyond their class (instance knowledge, a correlation)",
+    "instance": "in what it thinks of single images beyond their class (instance knowledge, a "
+    "correlation)",
     "dark": "in how it ranks the wrong classes (dark knowledge, a correlation)",
     "second_choice": "in its strongest wrong class (second choices, a share beyond chance)",
     "hardness": "in which images it finds hard (hardness, a rank correlation)",

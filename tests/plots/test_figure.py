@@ -19,7 +19,7 @@ from tests.plots.legible import faults
 from tests.plots.parts import texts, upright
 
 OF_VAM = ("arms", "vam_attention", "vam_entropy")
-OF_OUTPUTS = ("shift",)
+OF_OUTPUTS = ("fidelity", "shift")
 
 
 ALL = tuple(name for name in plots.FIGURES if name not in (*OF_VAM, *OF_OUTPUTS))

@@ -8,7 +8,7 @@ image itself.
 corruption  strength                                         1    2    3    4    5
 =========== ============================================= ==== ==== ==== ==== ====
 noise       σ of Gaussian noise, pixels in [0, 1]          .04  .08  .12  .18  .26
-blur        σ of a Gaussian blur / side, beyond .35 pixel .015 .025 .035 .045  .06
+blur        σ of a blur, per cent of side, from .35 pixel   1.5  2.5  3.5  4.5    6
 contrast    factor on the distance from the mean grey      .75  .50  .40  .30  .15
 pixelation  side that is left / side                       .80  .65  .50  .40  .30
 rotation    degrees, either way                              6   12   18   24   30
@@ -69,11 +69,11 @@ def _noise(images: Tensor, sigma: float, ids: Tensor, seed: int) -> Tensor:
     return (images + 255 * sigma * noise).round().clamp(0, 255).to(torch.uint8)
 
 
-def _blur(images: Tensor, share: float, ids: Tensor, seed: int) -> Tensor:
+def _blur(images: Tensor, percent: float, ids: Tensor, seed: int) -> Tensor:
     height, width = images.shape[-2:]
     # A sampled Gaussian of less than a third of a pixel does not reach the next one, so that on
     # 8×8 the first steps would be no blur at all.
-    sigma = math.hypot(_PIXEL, share * min(height, width))
+    sigma = math.hypot(_PIXEL, percent / 100 * min(height, width))
     # Beyond three σ a Gaussian holds .3 % of its mass; below 8×8 the padding allows less.
     reach = min(max(1, math.ceil(3 * sigma)), min(height, width) - 1)
     return _functional().gaussian_blur(images, [2 * reach + 1] * 2, [sigma] * 2)
@@ -103,7 +103,7 @@ def _rotation(images: Tensor, degrees: float, ids: Tensor, seed: int) -> Tensor:
 
 CORRUPTIONS: dict[str, Corruption] = {
     "noise": Corruption(_noise, (0.04, 0.08, 0.12, 0.18, 0.26)),
-    "blur": Corruption(_blur, (0.015, 0.025, 0.035, 0.045, 0.06)),
+    "blur": Corruption(_blur, (1.5, 2.5, 3.5, 4.5, 6)),
     "contrast": Corruption(_contrast, (0.75, 0.5, 0.4, 0.3, 0.15)),
     "pixelation": Corruption(_pixelation, (0.8, 0.65, 0.5, 0.4, 0.3)),
     "rotation": Corruption(_rotation, (6, 12, 18, 24, 30)),

@@ -16,16 +16,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
 from beartype import beartype
 from jaxtyping import Float, jaxtyped
-from scipy import stats
 from torch import Tensor
 
-from kdx_analysis.intervals import Interval, t_interval
+from kdx_analysis.intervals import Interval, t_interval, t_quantile
 from kdx_analysis.metrics import metric
 
 # What is taken apart: title and unit.
@@ -305,6 +303,5 @@ def fieller(a: float, b: float, covariance: np.ndarray, df: int) -> Interval:
     return Interval(df + 1, ratio, low, high)
 
 
-@lru_cache(maxsize=64)
 def _t(df: int) -> float:
-    return float(stats.t.ppf(0.975, df))
+    return t_quantile(0.95, df)

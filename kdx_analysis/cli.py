@@ -672,6 +672,8 @@ def _run(name: str, changes: list[str], out: Path | None, jobs: int, data_dir: P
     from kdx_analysis.report import Report
 
     report = Report(runs)
+    for i, (who, sentences) in enumerate(report.got):
+        _tell([f"The same, asked of {who}:", *sentences] if i else sentences)
     for answer in report.answers:
         _tell([answer.opening, *answer.details, *answer.cautions])
     if report.arms is not None:

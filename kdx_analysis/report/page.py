@@ -132,15 +132,21 @@ class Report:
         return self.runs.fidelities
 
     @cached_property
-    def _fidelity(self) -> dict[str, Any]:
-        """What is shown of it: the first group in full, of others the answer."""
-        if not self.fidelities:
-            return {"groups": []}
+    def got(self) -> list[tuple[str, list[str]]]:
+        """Of every group of :attr:`fidelities` who they are, and what they got, in sentences."""
         groups = []
         for each in self.fidelities:
             arm = f" with VAM {each.group.vam}" if each.group.vam else ""
-            role = f"{_ROLES[each.group.role]}{arm}"
-            groups.append({"role": role, "sentences": said(each.fidelity, _WHO[each.group.role])})
+            who = f"{_ROLES[each.group.role]}{arm}"
+            groups.append((who, said(each.fidelity, _WHO[each.group.role])))
+        return groups
+
+    @cached_property
+    def _fidelity(self) -> dict[str, Any]:
+        """What is shown of it: the first group in full, of others the answer."""
+        groups = [{"role": role, "sentences": sentences} for role, sentences in self.got]
+        if not groups:
+            return {"groups": []}
         first = self.fidelities[0]
         ids = first.fidelity.images["id"].tolist()
         pictures = thumbnails(next(iter(first.runs[0].values())), ids)

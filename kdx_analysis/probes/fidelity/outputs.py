@@ -70,6 +70,18 @@ class Probabilities(NamedTuple):
     entropy: Tensor
 
 
+class _Tops(NamedTuple):
+    """Of every image the true class's score and the highest of the wrong ones, N each.
+
+    Beside them (image, class) pairs of the wrong classes that have the highest score, in order.
+    """
+
+    true: Tensor
+    wrong: Tensor
+    image: Tensor
+    choice: Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class Outputs:
     """What a network says of N images.
@@ -111,6 +123,8 @@ class Outputs:
 
     def _check_finite(self, rows: slice) -> None:
         scores = self.scores[rows]
+        if scores.isfinite().all():
+            return
         wrong = scores.isnan() | (scores == torch.inf)
         if wrong.any():
             row, column = (int(i) for i in wrong.nonzero()[0])
@@ -176,17 +190,26 @@ class Outputs:
     @cached_property
     def first(self) -> Choices:
         """The class that is chosen."""
-        return self._choices(among_wrong=False)
+        tops = self._tops
+        chosen = (tops.true >= tops.wrong).nonzero().squeeze(1)
+        beside = (tops.true <= tops.wrong)[tops.image]
+        image = torch.cat([chosen, tops.image[beside]])
+        choice = torch.cat([self.labels[chosen], tops.choice[beside]])
+        order = (image * self.num_classes + choice).argsort()
+        return self._choices(image[order], choice[order])
 
     @cached_property
     def second(self) -> Choices:
         """The strongest of the wrong classes."""
-        return self._choices(among_wrong=True)
+        return self._choices(self._tops.image, self._tops.choice)
 
     @cached_property
     def answers(self) -> Tensor:
         """The class that is chosen, int64, N; of those that tie the first."""
-        return self.scores.argmax(dim=1)
+        image, choice = self.first.keys // self.num_classes, self.first.keys % self.num_classes
+        begins = torch.ones_like(image, dtype=torch.bool)
+        begins[1:] = image[1:] != image[:-1]
+        return choice[begins]
 
     @cached_property
     def right(self) -> Tensor:
@@ -196,13 +219,26 @@ class Outputs:
     @cached_property
     def lead(self) -> np.ndarray:
         """v_y − max over the wrong classes of v, N: how far the true class leads."""
+        tops = self._tops
+        return np.asarray((tops.true.double() - tops.wrong.double()).cpu().numpy())
+
+    @cached_property
+    def _tops(self) -> _Tops:
         parts = []
         for rows in self.chunks():
-            scores, labels = self._rows(rows)
-            true = scores.gather(1, labels.unsqueeze(1)).squeeze(1)
-            wrong = scores.scatter(1, labels.unsqueeze(1), -torch.inf).amax(dim=1)
-            parts.append(true - wrong)
-        return np.asarray(torch.cat(parts).cpu().numpy())
+            scores, true = self.scores[rows], self.labels[rows].unsqueeze(1)
+            others = scores.scatter(1, true, -torch.inf)
+            wrong, choice = others.max(dim=1)
+            highest = others == wrong.unsqueeze(1)
+            # The true class is no wrong one, even where all of these have a probability of 0.
+            highest.scatter_(1, true, False)
+            image = torch.arange(rows.start, rows.stop, device=scores.device)
+            # Where nothing ties, which is the rule, nothing has to be looked for.
+            if int(highest.sum()) > len(image):
+                image, choice = highest.nonzero(as_tuple=True)
+                image = image + rows.start
+            parts.append(_Tops(scores.gather(1, true).squeeze(1), wrong, image, choice))
+        return _Tops(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
     @cached_property
     def lead_ranks(self) -> np.ndarray:
@@ -211,10 +247,19 @@ class Outputs:
 
     @cached_property
     def lead_ranks_of_classes(self) -> np.ndarray:
-        """Ranks of :attr:`lead` among the images of the same class, N."""
-        ranks, labels = np.empty(self.num_images), self.labels.cpu().numpy()
-        for k in np.unique(labels):
-            ranks[labels == k] = rankdata(self.lead[labels == k])
+        """Ranks of :attr:`lead` among the images of the same class, N; those that tie share one."""
+        labels = self.labels.cpu().numpy()
+        order = np.lexsort((self.lead, labels))
+        begins = np.ones(self.num_images, dtype=bool)
+        ordered, leads = labels[order], self.lead[order]
+        begins[1:] = (ordered[1:] != ordered[:-1]) | (leads[1:] != leads[:-1])
+        tied = np.cumsum(begins) - 1
+        # Those that tie stand side by side, so that the mean of their places is in the middle.
+        first, count = np.flatnonzero(begins), np.bincount(tied)
+        place = (first + (count + 1) / 2)[tied]
+        before = np.searchsorted(ordered, ordered)
+        ranks = np.empty(self.num_images)
+        ranks[order] = place - before
         return ranks
 
     @cached_property
@@ -266,27 +311,14 @@ class Outputs:
         p = log_p.exp()
         return Probabilities(log_p, p, entropy_of(p, log_p))
 
-    def _choices(self, *, among_wrong: bool) -> Choices:
-        keys, credit, ties = [], [], 0
-        for rows in self.chunks():
-            scores, labels = self._rows(rows)
-            true = labels.unsqueeze(1)
-            if among_wrong:
-                scores = scores.scatter(1, true, -torch.inf)
-            highest = scores == scores.amax(dim=1, keepdim=True)
-            if among_wrong:
-                # The true class is no wrong one, even where all of these have a probability of 0.
-                highest.scatter_(1, true, False)
-            count = highest.sum(dim=1)
-            image, choice = highest.nonzero(as_tuple=True)
-            keys.append((image + rows.start) * self.num_classes + choice)
-            credit.append(count[image].double().reciprocal())
-            ties += int((count > 1).sum())
-        every, shared = torch.cat(keys), torch.cat(credit)
+    def _choices(self, image: Tensor, choice: Tensor) -> Choices:
+        """Of classes with the highest score, by image in ascending order."""
         K = self.num_classes
-        places = self.labels[every // K] * K + every % K
-        sums = torch.zeros(K * K, dtype=torch.float64, device=every.device)
-        return Choices(every, shared, ties, sums.index_add_(0, places, shared).view(K, K))
+        count = image.bincount(minlength=self.num_images)
+        credit = count[image].double().reciprocal()
+        sums = torch.zeros(K * K, dtype=torch.float64, device=image.device)
+        sums.index_add_(0, self.labels[image] * K + choice, credit)
+        return Choices(image * K + choice, credit, int((count > 1).sum()), sums.view(K, K))
 
 
 def entropy_of(p: Tensor, log_p: Tensor) -> Tensor:

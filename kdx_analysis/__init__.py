@@ -13,6 +13,8 @@ of a level, C×H×W channels, height and width. So do arguments of these names:
   K).
 - ``margins``: m_k, what an explainer or a binary student gives, B×K; ``teacher_logits``: v_k, B×K,
   or None.
+- ``scores``, ``teacher_scores``: what is compared of a network and its teacher, N×K: logits,
+  log-probabilities, or margins of binary subtasks.
 - ``subtask``: the number of a class; ``classes``: their K names, by default their numbers;
   ``num_classes``: K.
 - ``data``: a :class:`Dataset`; ``data_dir``: where named data sets lie, by default $KDX_DATA, else

@@ -203,6 +203,7 @@ def test_a_study_runs_and_its_answer_is_printed(kdx, study_file, tmp_path, monke
                 )
             ]
             self.arms = None
+            self.got = [("undivided students", ["what they got"])]
 
     monkeypatch.setattr("kdx_analysis.report.Report.save_html", lambda self, out: out)
     monkeypatch.setattr("kdx_analysis.report.Report", Report)
@@ -211,6 +212,7 @@ def test_a_study_runs_and_its_answer_is_printed(kdx, study_file, tmp_path, monke
     assert (code, err) == (0, "")
     assert "digits_teacher → digits_student on toy, 48 + 24 + 24 images" in out
     assert "3 runs of 1 epochs, 0 done already" in out
+    assert out.index("what they got") < out.index("the answer from")
     assert (
         "probes of every explainer (1 to train): gates, agreement, conflict, claims, affinity; "
         "gates after every epoch, all else on train and validation at epochs 1, with 19 null "

@@ -31,6 +31,8 @@ from kdx_analysis.probes.contract import check_sections
 ROOT = Path(kdx.__file__).parents[1]
 README = ROOT / "README.md"
 HOUSE_WORDS = (
+    "scores",
+    "teacher_scores",
     "ax",
     "classes",
     "config",

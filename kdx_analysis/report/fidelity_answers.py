@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import pandas as pd
+
 from kdx_analysis.intervals import paired_difference, t_interval
 from kdx_analysis.probes.fidelity.result import OWN, Fidelity
 from kdx_analysis.probes.fidelity.whose import (
@@ -17,6 +19,10 @@ from kdx_analysis.runs.tables.numbers import listed, number
 
 LEADS = "instance"
 _SMALL = 0.1
+# Below this share of the images a figure rests on some that may be no longer like the others.
+_NEARLY_ALL = 0.9
+# A student so much less like any teacher than others are hardly saw the same images.
+_TIMES_LESS, _ALIKE = 3, 0.3
 _SHUFFLED = "kd_shuffled"
 _MEANT = {
     "instance": "in what it thinks of single images beyond their class (instance knowledge, a "
@@ -49,8 +55,48 @@ def said(fidelity: Fidelity, who: str = "students") -> list[str]:
         _decision(fidelity, metric, objective),
         _of_order(fidelity, metric, objective),
         _accuracy(fidelity, objective, who),
+        *_cautions(fidelity, metric, objective),
     )
     return [sentence for sentence in sentences if sentence]
+
+
+def _cautions(fidelity: Fidelity, metric: str, objective: str) -> list[str]:
+    """What takes from the weight of the answer: few images, ties, a student like no teacher."""
+    pairs = fidelity.pairs[fidelity.pairs["metric"] == metric]
+    cautions = []
+    of_both = pairs[pairs["objective"].isin([objective, BASELINE])]
+    fewest, most = int(of_both["n"].min()), int(of_both["n"].max())
+    if fewest < _NEARLY_ALL * fidelity.num_images:
+        images = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+        cautions.append(
+            f"Read with care: this rests on {images} of {fidelity.num_images} images. The others "
+            "can't be compared, as where a class has a probability of 0, and which they are "
+            "differs from student to student."
+        )
+    outputs = [each.teacher for each in fidelity.teachings]
+    ties = max(each.second.ties for each in outputs) / fidelity.num_images
+    if metric == "second_choice" and ties > 1 - _NEARLY_ALL:
+        cautions.append(
+            f"Read with care: in {_percent(ties)} of the images several wrong classes tie for the "
+            "teacher's second choice, as in scores that were rounded."
+        )
+    return [*cautions, *_unlike(pairs)]
+
+
+def _unlike(pairs: pd.DataFrame) -> list[str]:
+    """A sentence for every student that is like no teacher, where others are."""
+    nearest = pairs.groupby(["objective", "seed"], sort=False)["value"].max().dropna()
+    typical = nearest.groupby("objective").transform("median").clip(lower=nearest.median())
+    odd = nearest[(nearest < typical / _TIMES_LESS) & (typical > _ALIKE)]
+    sentences = []
+    for row in odd.reset_index().to_dict("records"):
+        usual = typical[row["objective"], row["seed"]]
+        sentences.append(
+            f"Read with care: the student of {row['objective']} with seed {row['seed']} is like "
+            f"no teacher ({number(row['value'], 2)}, where others have {number(usual, 2)}); its "
+            "rows may stand in another order than the labels', if only within classes."
+        )
+    return sentences
 
 
 def _metric(fidelity: Fidelity, objective: str) -> str | None:
@@ -102,9 +148,10 @@ def _got(fidelity: Fidelity, metric: str, objective: str, parts: dict[str, Part]
             "tell how much of that is this teacher's own."
         )
     kind, own_part = (_bounded(parts[name], decimals) for name in ("kind", "own"))
+    alike = "nearer to" if parts["kind"].value > 0 else "farther from"
     return shared.format(number(total, decimals)) + (
-        f"; {kind} is the kind's, shared with every teacher of the recipe; and {own_part} is this "
-        "teacher's own."
+        f"; {kind} is the kind's, by which they are {alike} every teacher of the recipe; and "
+        f"{own_part} is this teacher's own."
     )
 
 
@@ -119,10 +166,10 @@ def _decimals(value: float) -> int:
 
 
 def _bounded(part: Part, decimals: int, *, seeds_alone: bool = False) -> str:
-    """A part with its intervals, as ``0.08 [0.05 to 0.10; teachers 0.06 to 0.10]``."""
+    """A part with its intervals, as ``0.08 [seeds 0.05 to 0.10; teachers 0.06 to 0.10]``."""
     ends = []
-    for word, interval in (("", part.over_seeds), ("teachers ", part.over_teachers)):
-        if not math.isnan(interval.low) and not (word and seeds_alone):
+    for word, interval in (("seeds ", part.over_seeds), ("teachers ", part.over_teachers)):
+        if not math.isnan(interval.low) and not (word == "teachers " and seeds_alone):
             low, high = number(interval.low, decimals), number(interval.high, decimals)
             ends.append(f"{word}{low} to {high}")
     return number(part.value, decimals) + (f" [{'; '.join(ends)}]" if ends else "")
@@ -134,9 +181,10 @@ def _decision(fidelity: Fidelity, metric: str, objective: str) -> str:
     controls = {
         name: value for name, value in fidelity.controls(metric).items() if name != objective
     }
-    beside = listed(
-        [f"{number(value, 2, signed=True)} under {name}" for name, value in controls.items()]
-    )
+    each_control = []
+    for name, value in controls.items():
+        each_control.append(f"{number(value, _decimals(value), signed=True)} under {name}")
+    beside = listed(each_control)
     if fidelity.decided(metric, objective):
         share = parts["share"]
         through = ""
@@ -179,14 +227,20 @@ def _why_not(fidelity: Fidelity, part: Part, beside: str) -> str:
         del intervals["seeds"]  # it does not decide
     open_ones = [word for word, each in intervals.items() if not each.excludes_zero]
     if open_ones:
-        return f"its 95 % interval over {' and that over '.join(open_ones)} holds 0"
+        return _holds_zero(open_ones)
     if not beside:
         both = "its interval leaves" if part.several else "both intervals leave"
         return (
             f"{both} out 0, but no student of a negative control (hard_T, label_smoothing) stands "
-            "beside it to show that the siblings are ones"
+            "beside it to show that the siblings are siblings"
         )
     return f"it is no larger than the own part of students that saw no teacher ({beside})"
+
+
+def _holds_zero(over: list[str]) -> str:
+    if len(over) > 1:
+        return f"its 95 % intervals over {' and over '.join(over)} hold 0"
+    return f"its 95 % interval over {over[0]} holds 0"
 
 
 def _of_order(fidelity: Fidelity, metric: str, objective: str) -> str:

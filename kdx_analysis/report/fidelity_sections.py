@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from kdx_analysis.intervals import Interval, paired_difference, t_interval
@@ -153,6 +154,9 @@ def _over_seeds(
     beside = chosen["teacher"].isin([OWN, ""])
     chosen = chosen[beside if own_teacher else ~beside]
     by_seed = chosen.groupby("seed")["value"].mean().dropna()
+    # KL is infinite where a student has a probability of 0 that its teacher has not.
+    if np.isinf(by_seed).any():
+        return Interval(len(by_seed), math.inf, math.nan, math.nan)
     return None if by_seed.empty else t_interval(by_seed.to_numpy())
 
 
@@ -196,7 +200,10 @@ def _levels(fidelity: Fidelity) -> dict[str, Any]:
         for name in shown:
             value = _over_seeds(fidelity.pairs, objective, name)
             few = _few_errors(fidelity, objective, name)
-            text = number(value.mean) if few and value else estimate(value)
+            if value is not None and math.isinf(value.mean):
+                text = "∞"
+            else:
+                text = number(value.mean) if few and value else estimate(value)
             text += _beside(fidelity, objective, name)
             cells.append(Shown(text, f"{METRICS[_LEVELS[name]].home} {mean}"))
         rows.append((objective, cells))

@@ -86,6 +86,20 @@ def fidelities(runs: Iterable[Run]) -> list[RunsFidelity]:
     return results
 
 
+def why_absent(metric: str) -> str:
+    """Why runs have no such figure of fidelity, and what to do about it."""
+    if METRICS[metric].reads == "likeness to every teacher":
+        return (
+            f"{metric} needs siblings of the teacher, and students under hard of the same seeds; "
+            "add siblings to the study, where nothing else is trained anew: "
+            "--set teacher.siblings=3, or Study(siblings=3)"
+        )
+    return (
+        f"{metric} needs the outputs of students and of their teacher; run the study again with "
+        "this version, which takes them from the weights that runs hold"
+    )
+
+
 def the_only(
     computed: Iterable[RunsFidelity], runs: Sequence[Run], role: str | None
 ) -> RunsFidelity:

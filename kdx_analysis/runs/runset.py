@@ -11,13 +11,13 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from kdx_analysis.errors import KdxError
+from kdx_analysis.errors import AbsentError, KdxError
 from kdx_analysis.intervals import Paired
 from kdx_analysis.metrics import METRICS
 from kdx_analysis.objectives import OBJECTIVES
 from kdx_analysis.probes.fidelity.result import Fidelity
 from kdx_analysis.registry import unknown
-from kdx_analysis.runs.fidelity import RunsFidelity, fidelities, rows_of_runs, the_only
+from kdx_analysis.runs.fidelity import RunsFidelity, fidelities, rows_of_runs, the_only, why_absent
 from kdx_analysis.runs.headlines import per_epoch, per_pair, preferred
 from kdx_analysis.runs.keys import (
     TEACHER,
@@ -298,7 +298,11 @@ class RunSet:
         if metric not in METRICS:
             raise unknown("headline figure", metric, METRICS)
         check_key(self.runs, by)
-        frame = self._apart if METRICS[metric].input.apart else self._per_epoch
+        frame = self._per_epoch
+        if METRICS[metric].input.apart:
+            frame = self._apart
+            if not (frame["metric"] == metric).any():
+                raise AbsentError(why_absent(metric))
         roles = np.array([run.role for run in self.runs], dtype=object)[frame.index]
         of_role = roles != "teacher" if by == "role" else roles == role
         chosen = frame[of_role & (frame["metric"] == metric)]

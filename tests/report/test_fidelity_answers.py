@@ -6,7 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 
 import pytest
+import torch
 
+from kdx_analysis.probes.fidelity.outputs import Outputs
 from kdx_analysis.probes.fidelity.result import Fidelity
 from kdx_analysis.report.fidelity_answers import said
 from kdx_analysis.runs.tables.numbers import number
@@ -48,7 +50,7 @@ def test_the_first_sentence_takes_the_likeness_apart(whole: Fidelity) -> None:
     assert first.startswith(f"Under kd, students share {total} with their teacher in what it")
     seeds, teachers = own_part.over_seeds, own_part.over_teachers
     assert first.endswith(
-        f"and {number(own_part.value, 2)} [{number(seeds.low, 2)} to {number(seeds.high, 2)}; "
+        f"and {number(own_part.value, 2)} [seeds {number(seeds.low, 2)} to {number(seeds.high, 2)}; "
         f"teachers {number(teachers.low, 2)} to {number(teachers.high, 2)}] is this teacher's own."
     )
     assert f"{number(task.value, 2)} [" in first
@@ -157,7 +159,7 @@ def test_undecided_over_teachers() -> None:
 
 def test_undecided_over_both() -> None:
     second = said(weak(0.0).fidelity(FEW))[1]
-    assert second.endswith("its 95 % interval over seeds and that over teachers holds 0.")
+    assert second.endswith("its 95 % intervals over seeds and over teachers hold 0.")
 
 
 def test_without_a_control_nothing_is_decided() -> None:
@@ -195,8 +197,8 @@ def test_without_kd_the_objective_with_the_largest_own_part_leads() -> None:
 @pytest.mark.parametrize(
     ("K", "words"),
     [
-        (3, "in its strongest wrong class (second choices, beyond chance)"),
-        (2, "in which images it finds hard (hardness)"),
+        (3, "in its strongest wrong class (second choices, a share beyond chance)"),
+        (2, "in which images it finds hard (hardness, a rank correlation)"),
     ],
 )
 def test_few_classes_speak_of_what_is_defined(K: int, words: str) -> None:
@@ -283,3 +285,32 @@ def test_sentences_are_whole(name: str) -> None:
         assert "nan" not in sentence.lower()
         assert sentence.count("(") == sentence.count(")")
         assert sentence.count("[") == sentence.count("]")
+
+
+def test_a_student_whose_rows_are_shuffled_within_classes_is_named() -> None:
+    fidelity = NETS.fidelity(["hard", "kd"])
+    (teaching,) = fidelity.teachings
+    shuffled = teaching.students["kd", 1].scores.clone()
+    generator = torch.Generator().manual_seed(0)
+    for k in teaching.teacher.labels.unique():
+        rows = (teaching.teacher.labels == k).nonzero().squeeze(1)
+        shuffled[rows] = shuffled[rows[torch.randperm(len(rows), generator=generator)]]
+    students = {**teaching.students, ("kd", 1): Outputs(shuffled, teaching.teacher.labels)}
+    read = Fidelity.of(teaching.teacher, teaching.siblings, students)
+    assert not any("Read with care" in sentence for sentence in said(fidelity))
+    (caution,) = (sentence for sentence in said(read) if "Read with care" in sentence)
+    assert "the student of kd with seed 1 is like no teacher" in caution
+
+
+def test_rounded_probabilities_are_read_with_care() -> None:
+    fidelity = NETS.fidelity(["hard", "kd"])
+    (teaching,) = fidelity.teachings
+
+    def rounded(outputs: Outputs) -> Outputs:
+        shares = outputs.scores.double().softmax(dim=1)
+        return Outputs((1e3 * shares).round().div(1e3).log(), outputs.labels)
+
+    siblings = {name: rounded(each) for name, each in teaching.siblings.items()}
+    students = {name: rounded(each) for name, each in teaching.students.items()}
+    read = Fidelity.of(rounded(teaching.teacher), siblings, students)
+    assert any(re.search(r"rests on [\d to]+ of \d+ images", each) for each in said(read))

@@ -68,7 +68,7 @@ def _table(runs: RunSet) -> pd.DataFrame:
 
 @figure(
     title="Does the student stay like its teacher under shift?",
-    caption="Likeness to the own teacher on test images under five corruptions, against their "
+    caption="Likeness to the own teacher on test images under corruptions, against their "
     "severity (0: the images as they are), and accuracy beside it: every seed's point, a line "
     "through the mean over seeds; dashed the teachers' accuracy. Likeness counts what is shared "
     "beyond an image's true class; its value by chance is 0. Students and explainers are apart, "

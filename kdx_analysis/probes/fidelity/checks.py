@@ -6,7 +6,8 @@ Axes: N images, K classes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from itertools import combinations
 from typing import NamedTuple
 
@@ -205,6 +206,14 @@ def counted_classes(labels: Tensor, classes: Sequence[str]) -> list[str]:
     return notes
 
 
+def _meant_as_baseline(objectives: Iterable[str]) -> str:
+    """What to do about an objective that is called nearly ``hard``; '' where none is."""
+    for name in objectives:
+        if get_close_matches(name.lower(), [BASELINE]):
+            return f"; if {name!r} is meant to be it, call it hard"
+    return ""
+
+
 def compared_design(siblings: int, seeds: Mapping[str, Sequence[int]]) -> list[str]:
     """Notes on what this many siblings, and these seeds of each objective, leave undecided."""
     notes = []
@@ -222,7 +231,7 @@ def compared_design(siblings: int, seeds: Mapping[str, Sequence[int]]) -> list[s
     if BASELINE not in seeds:
         notes.append(
             "no student is of the objective hard (trained as the others, on labels alone): "
-            "likeness can be told, task, kind and own can't"
+            f"likeness can be told, task, kind and own can't{_meant_as_baseline(seeds)}"
         )
         return notes
     for objective in (name for name in seeds if name != BASELINE):

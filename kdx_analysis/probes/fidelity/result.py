@@ -80,7 +80,7 @@ class Likened(NamedTuple):
     of_classes: dict[str, dict[str, np.ndarray]]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Fidelity:
     """What students got from their teachers.
 
@@ -128,7 +128,12 @@ class Fidelity:
         ids: Sequence[Any] | None = None,
         notes: Sequence[str] = (),
     ) -> Fidelity:
-        """That of the students of one teacher; the arguments are as in :class:`Teaching`."""
+        """That of the students of one teacher.
+
+        Args:
+            teacher, siblings, students: as in :class:`Teaching`.
+            classes, ids, notes: as in :class:`Fidelity`.
+        """
         names = map(str, range(teacher.num_classes)) if classes is None else classes
         return cls((Teaching(teacher, siblings, students),), tuple(names), ids, tuple(notes))
 
@@ -197,7 +202,8 @@ class Fidelity:
     def likenesses(self, metric: str, objective: str) -> tuple[Likenesses, ...]:
         """One likeness of an objective's students and of ``hard``, for every own teacher.
 
-        Of the seeds that both have, and at which it is defined for every teacher.
+        Of the seeds that both have, and at which it is defined for every teacher. ``metric`` is one
+        of :data:`LIKENESSES`.
         """
         return tuple(each for each in self._by_teaching(metric, objective) if each is not None)
 
@@ -223,6 +229,7 @@ class Fidelity:
     def changes(self, metric: str, objective: str, seed: int, teaching: int = 0) -> Tensor | None:
         """c_j of one student, J + 1, the own teacher first; None without its ``hard``.
 
+        ``metric`` is one of :data:`LIKENESSES`, ``objective`` and ``seed`` are the student's;
         ``teaching`` is the number of the own teacher, where there are several.
         """
         students = self._likened[teaching]
@@ -232,12 +239,18 @@ class Fidelity:
         return _tensor(np.array(a) - np.array(b))
 
     def parts(self, metric: str, objective: str) -> dict[str, Part]:
-        """task, kind, own, ceiling and share of one of :data:`LIKENESSES`; {} without ``hard``."""
+        """task, kind, own, ceiling and share of one likeness; {} without ``hard``.
+
+        ``metric`` is one of :data:`LIKENESSES`, ``objective`` that of the students.
+        """
         several = self.likenesses(metric, objective)
         return parts(several) if several else {}
 
     def difference(self, metric: str, a: str, b: str) -> dict[str, Part]:
-        """kind and own of the difference of two objectives, over the seeds that both have."""
+        """kind and own of the difference a − b of two objectives, over the seeds that both have.
+
+        ``metric`` is one of :data:`LIKENESSES`, ``a`` and ``b`` are labels of objectives.
+        """
         both = zip(self._by_teaching(metric, a), self._by_teaching(metric, b), strict=True)
         several = [first.minus(second) for first, second in both if first and second]
         several = [each for each in several if each.seeds]
@@ -430,6 +443,12 @@ class Fidelity:
         for name, table in tables.items():
             write_text(Path(folder) / f"{name}.csv", table.to_csv(index=False))
         return tuple(Path(folder) / f"{name}.csv" for name in tables)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Fidelity of {', '.join(self.objectives)}: {self.num_images} images, "
+            f"{len(self.classes)} classes, {self.siblings} siblings; .whose, .pairs, .plot()>"
+        )
 
     def _repr_html_(self) -> str:
         shown = self.whose.style.hide(axis="index").format(precision=3, na_rep="", escape="html")

@@ -7,7 +7,7 @@ import math
 import pandas as pd
 
 from kdx_analysis.intervals import paired_difference, t_interval
-from kdx_analysis.probes.fidelity.result import OWN, Fidelity
+from kdx_analysis.probes.fidelity.result import OWN, Fidelity, Teaching
 from kdx_analysis.probes.fidelity.whose import (
     BASELINE,
     FEWEST_SIBLINGS,
@@ -73,14 +73,19 @@ def _cautions(fidelity: Fidelity, metric: str, objective: str) -> list[str]:
             "can't be compared, as where a class has a probability of 0, and which they are "
             "differs from student to student."
         )
-    outputs = [each.teacher for each in fidelity.teachings]
-    ties = max(each.second.ties for each in outputs) / fidelity.num_images
+    ties = max(_ties(each, objective) for each in fidelity.teachings) / fidelity.num_images
     if metric == "second_choice" and ties > 1 - _NEARLY_ALL:
         cautions.append(
-            f"Read with care: in {_percent(ties)} of the images several wrong classes tie for the "
-            "teacher's second choice, as in scores that were rounded."
+            f"Read with care: in up to {_percent(ties)} of the images several wrong classes tie for "
+            "a network's second choice, as in scores that were rounded."
         )
     return [*cautions, *_unlike(pairs)]
+
+
+def _ties(teaching: Teaching, objective: str) -> int:
+    """Images in which wrong classes tie, of the teacher or the student with the most."""
+    compared = [o for (name, _), o in teaching.students.items() if name in (objective, BASELINE)]
+    return max(each.second.ties for each in (teaching.teacher, *compared))
 
 
 def _unlike(pairs: pd.DataFrame) -> list[str]:

@@ -76,8 +76,8 @@ def _cautions(fidelity: Fidelity, metric: str, objective: str) -> list[str]:
     ties = max(_ties(each, objective) for each in fidelity.teachings) / fidelity.num_images
     if metric == "second_choice" and ties > 1 - _NEARLY_ALL:
         cautions.append(
-            f"Read with care: in up to {_percent(ties)} of the images several wrong classes tie for "
-            "a network's second choice, as in scores that were rounded."
+            f"Read with care: in up to {_percent(ties)} of the images several wrong classes tie "
+            "for a network's second choice, as in scores that were rounded."
         )
     return [*cautions, *_unlike(pairs)]
 

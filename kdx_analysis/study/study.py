@@ -64,8 +64,6 @@ from kdx_analysis.training.progress import Progress, no_progress, write_plan
 from kdx_analysis.training.teacher import check_teacher
 
 STUDY_FILE = "study.yaml"
-_STRUCTURE = ("experts", "budget", "stages", "gates", "top_k", "gumbel")
-_ATTACHED = ("blocks", "channels", "where", "scale")
 _ADDED = ("teacher.siblings", "teacher.seeds")
 
 

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -40,9 +40,25 @@ C = TypeVar("C", bound=BaseModel)
 
 
 class _Config(BaseModel):
+    """A section of a study.
+
+    ``later`` are keys that came after runs had been made without them. They are told only where
+    they are not at their default: runs are found again by a digest of what is told.
+    """
+
     model_config = ConfigDict(
         extra="forbid", frozen=True, populate_by_name=True, protected_namespaces=()
     )
+    later: ClassVar[tuple[str, ...]] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = serialize(self)
+        fields = type(self).model_fields
+        for name in self.later:
+            if getattr(self, name) == fields[name].default:
+                values.pop(name, None)
+        return values
 
 
 class DataConfig(_Config):
@@ -175,6 +191,8 @@ class ObjectiveConfig(_Config):
     ``options`` are what the named objective takes beside these keys, which its distiller says.
     """
 
+    later: ClassVar[tuple[str, ...]] = ("options",)
+
     name: str
     decomposition: Literal["binary", "multiclass"] = "binary"
     T: Positive = 4.0
@@ -205,13 +223,6 @@ class ObjectiveConfig(_Config):
             object.__setattr__(self, "label", " ".join(parts))
         return self
 
-    @model_serializer(mode="wrap")
-    def _without_empty_options(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Options are told where there are some: runs are found again by a digest of these keys."""
-        values: dict[str, Any] = plain(self)
-        if not self.options:
-            values.pop("options", None)
-        return values
 
 
 class PenaltyConfig(_Config):
@@ -312,7 +323,7 @@ class ProbeConfig(_Config):
 
     @model_serializer(mode="wrap")
     def _spread_sections(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {**serialize(self), **self.sections}
+        return {**self._without_later_defaults(serialize), **self.sections}
 
     @classmethod
     def shared(cls) -> tuple[str, ...]:

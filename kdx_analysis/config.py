@@ -64,12 +64,16 @@ class _Config(BaseModel):
 class DataConfig(_Config):
     """Which images, and how they are split.
 
-    ``per_class`` takes that many training images of every class before validation is held out;
+    ``per_class`` takes that many training images of every class before validation is held out,
+    ``test_per_class`` that many test images, the same ones in every study (by default all);
     ``size`` resizes all images to so many pixels a side.
     """
 
+    later: ClassVar[tuple[str, ...]] = ("test_per_class",)
+
     name: str
     per_class: Count | None = None
+    test_per_class: Count | None = None
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     split_seed: Seed = 0
     size: Count | None = None

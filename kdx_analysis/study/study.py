@@ -43,6 +43,7 @@ from kdx_analysis.registry import home, unknown
 from kdx_analysis.report import Report
 from kdx_analysis.runs import ROLES, Run, RunSet
 from kdx_analysis.runs.run import INFO, WEIGHTS
+from kdx_analysis.study.estimate import Estimate, estimate
 from kdx_analysis.study.lessons import Lessons
 from kdx_analysis.study.outputs_run import keep_outputs
 from kdx_analysis.study.plan import plan, teacher_config
@@ -93,6 +94,8 @@ class Study:
             declare to be siblings.
         teacher_seeds: so many teachers, each with students of its own.
         loggers: tensorboard, mlflow, wandb: what is told of every training.
+        keep_teacher: bytes on disk, at most, in which the teacher's logits on training images are
+            kept while runs are trained that share them; 0 keeps none.
         extensions: Python files of your own metrics, objectives, probes, figures, models or data
             sets, which are run first, here and in worker processes.
         callbacks: called with an :class:`Epoch` and the model after every epoch of every training;
@@ -126,6 +129,7 @@ class Study:
         siblings: int | Sequence[str | Path | nn.Module] = 0,
         teacher_seeds: int = 1,
         loggers: Sequence[str] = (),
+        keep_teacher: int | None = None,
         extensions: Sequence[str | Path] = (),
         callbacks: Sequence[Callback] = (),
         data_options: Mapping[str, Any] | None = None,
@@ -144,6 +148,7 @@ class Study:
             "training": _plain(training),
             "probes": _plain(probes),
             "loggers": list(loggers),
+            "keep_teacher": keep_teacher,
             "extensions": [str(extension.path) for extension in loaded],
             "seeds": list(range(seeds)) if isinstance(seeds, int) else list(seeds),
         }
@@ -315,6 +320,20 @@ class Study:
     def plan(self, out: str | Path) -> list[Step]:
         """Every run of the study below ``out``, teachers and siblings first."""
         return plan(self, Path(out))
+
+    def estimate(self, out: str | Path | None = None, *, jobs: int = 1) -> Estimate:
+        """How long the study will take on this machine; every kind of run is tried for seconds.
+
+        Args:
+            out: the directory that the study will have, whose finished runs are not counted; by
+                default none is finished.
+            jobs: runs trained side by side.
+
+        Raises KdxError for whatever the tried runs can't work with; see :meth:`check`.
+        """
+        nowhere = Path("no study lies here")
+        folder = nowhere if out is None else Path(out)
+        return estimate(self, folder, self.plan(folder), jobs)
 
     def run(
         self,
@@ -550,6 +569,7 @@ def _dataset(config: str, data_dir: str | None) -> Dataset:
         section.name,
         data_dir=data_dir,
         per_class=section.per_class,
+        test_per_class=section.test_per_class,
         val_fraction=section.val_fraction,
         split_seed=section.split_seed,
         size=section.size,

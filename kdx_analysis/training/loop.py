@@ -198,7 +198,7 @@ def fit(
     if Objective(objective).needs_teacher and teacher is None:
         raise KdxError(f"objective {objective.name!r} needs a teacher; pass teacher=")
     seconds = seconds or Seconds()
-    run = _Training(
+    run = Training(
         model, data, objective, config, seed, fabric or fabric_for(config), teacher, seconds
     )
     run.teacher_outputs |= teacher_outputs or {}
@@ -309,7 +309,7 @@ def score(
     ]
 
 
-class _Training:
+class Training:
     """What the epochs of one training share: models on their device, optimiser, generators."""
 
     def __init__(
@@ -374,16 +374,7 @@ class _Training:
         kept = self._kept(epoch)
         for drawn in order.split(self.batch_size * fabric.world_size):
             indices = drawn[fabric.global_rank :: fabric.world_size]
-            loss = self._loss(indices, kept)
-            self.optimizer.zero_grad()
-            fabric.backward(loss + gamma * entropy(self.model) if gamma else loss)
-            # Without a gradient the optimiser skips a parameter; DDP must still see one made.
-            for parameter in frozen:
-                parameter.grad = None
-            self._share_adapters_gradients()
-            self.optimizer.step()
-            self.scheduler.step()
-            total += loss.detach()
+            total += self.step(indices, frozen, gamma, kept)
         mean = float(self._mean_over_processes(total / self.steps_per_epoch))
         if not math.isfinite(mean):
             raise KdxError(
@@ -391,6 +382,25 @@ class _Training:
                 f"{epoch}; lower training.lr or use precision 32-true"
             )
         return mean
+
+    def step(
+        self,
+        indices: Tensor,
+        frozen: Sequence[nn.Parameter] = (),
+        gamma: float = 0.0,
+        kept: EpochLogits | None = None,
+    ) -> Tensor:
+        """One step on the training images at these positions; its loss, without VAM's penalty."""
+        loss = self._loss(indices, kept)
+        self.optimizer.zero_grad()
+        self.fabric.backward(loss + gamma * entropy(self.model) if gamma else loss)
+        # Without a gradient the optimiser skips a parameter; DDP must still see one made.
+        for parameter in frozen:
+            parameter.grad = None
+        self._share_adapters_gradients()
+        self.optimizer.step()
+        self.scheduler.step()
+        return loss.detach()
 
     def validate(self, epoch: int) -> tuple[list[dict[str, Any]], Tensor | None]:
         """As :meth:`score` on validation; nothing and None after an epoch without it."""

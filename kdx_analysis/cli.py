@@ -682,6 +682,11 @@ def _run(
     out = out or Path("out") / study.config.name
     study.check()
     _announce(study, out, jobs)
+    if study.config.keep_teacher:
+        typer.echo(
+            f"  the teacher's logits on training images are kept for the other runs of a seed, in "
+            f"{study.config.keep_teacher / 2**20:,.0f} MiB at most (keep_teacher)"
+        )
     typer.echo(f"  {study.estimate(out, jobs=jobs)}")
     if only_plan:
         return
@@ -789,11 +794,6 @@ def _announce(study: Study, out: Path, jobs: int) -> None:
         )
     if len(config.arms) > 1:
         typer.echo(f"  a student under every arm of VAM: {', '.join(config.arms)}")
-    if config.keep_teacher:
-        typer.echo(
-            f"  the teacher's logits on training images are kept for the other runs of a seed, in "
-            f"{config.keep_teacher / 2**20:,.0f} MiB at most (keep_teacher)"
-        )
     if config.extensions:
         typer.echo(f"  files of your own: {', '.join(config.extensions)}")
     from kdx_analysis.study.shift_run import announced

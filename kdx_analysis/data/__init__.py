@@ -71,15 +71,7 @@ def load_dataset(
     if size is not None:
         check_size(size)
     from_folder = _is_folder(name)
-    if from_folder:
-        source = read_folder(Path(name).expanduser(), size)
-        source = _fewer_tested(source, test_per_class)
-    else:
-        source = DATASETS[str(name)](
-            Path(data_dir or os.environ.get("KDX_DATA") or "data").expanduser()
-        )
-        source = _fewer_tested(source, test_per_class)
-        source = source if size is None else resized(source, size)
+    source = _source(name, from_folder, data_dir, size, test_per_class)
     train = source.train
     if per_class is not None:
         train = _take(train, source, per_class, split_seed, "per_class")
@@ -107,6 +99,21 @@ def load_dataset(
         source=source.source,
         test_per_class=test_per_class,
     )
+
+
+def _source(
+    name: str | Path,
+    from_folder: bool,
+    data_dir: str | Path | None,
+    size: int | None,
+    test_per_class: int | None,
+) -> Source:
+    """The data set before validation is held out, resized, with as many test images as asked."""
+    if from_folder:
+        return _fewer_tested(read_folder(Path(name).expanduser(), size), test_per_class)
+    folder = Path(data_dir or os.environ.get("KDX_DATA") or "data").expanduser()
+    source = _fewer_tested(DATASETS[str(name)](folder), test_per_class)
+    return source if size is None else resized(source, size)
 
 
 def _is_folder(name: str | Path) -> bool:

@@ -16,9 +16,9 @@ def spent(runs: Iterable[Run]) -> pd.DataFrame:
     training, teacher, scoring, probes, other. Runs that don't tell their seconds, as older and
     imported ones, are not counted; without any others there is no row.
     """
-    told = [(run.role, run.info["seconds"]) for run in runs if run.info.get("seconds")]
-    rows = pd.DataFrame([seconds for _, seconds in told])
-    roles = pd.Series([role for role, _ in told], name="role", dtype=object)
+    by_run = [(run.role, run.info["seconds"]) for run in runs if run.info.get("seconds")]
+    rows = pd.DataFrame([seconds for _, seconds in by_run])
+    roles = pd.Series([role for role, _ in by_run], name="role", dtype=object)
     summed = rows.groupby(roles, sort=False).sum()
     summed.insert(0, "runs", roles.value_counts().reindex(summed.index))
     return summed.loc[[role for role in ROLES if role in summed.index]]

@@ -134,9 +134,9 @@ class Study:
         callbacks: Sequence[Callback] = (),
         data_options: Mapping[str, Any] | None = None,
     ) -> None:
-        loaded = load_all(extensions)
         data_name = data.name if isinstance(data, Dataset) else str(data)
         sections = {
+            "extensions": [str(extension.path) for extension in load_all(extensions)],
             "name": name or Path(data_name).name,
             "data": {"name": data_name, **(data_options or {})},
             "teacher": _teachers(teacher, teacher_training or training, siblings, teacher_seeds),
@@ -149,11 +149,9 @@ class Study:
             "probes": _plain(probes),
             "loggers": list(loggers),
             "keep_teacher": keep_teacher,
-            "extensions": [str(extension.path) for extension in loaded],
             "seeds": list(range(seeds)) if isinstance(seeds, int) else list(seeds),
         }
-        given = {key: value for key, value in sections.items() if value is not None}
-        self.config = StudyConfig.parse(given)
+        self.config = StudyConfig.parse({k: v for k, v in sections.items() if v is not None})
         check_names(self.config)
         self.data_dir = None if data_dir is None else str(data_dir)
         self._given = _Given.of(data, teacher, student, callbacks, objectives, siblings)

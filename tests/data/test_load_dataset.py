@@ -99,7 +99,7 @@ def test_test_images_of_every_class_are_the_same_ones_in_every_study(digits):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("digits", {"test_per_class": 50}, "test_per_class is 50, but class '8' .* 35 test images"),
+        ("digits", {"test_per_class": 50}, "test_per_class is 50, but class '2' .* 35 test images"),
         ("digits", {"test_per_class": 0}, "test_per_class is 0"),
         ("cifr10", {}, "unknown data set 'cifr10'; did you mean 'cifar10'"),
         ("digits", {"per_class": 1000}, r"per_class is 1000, but class '8' of digits has only 139"),

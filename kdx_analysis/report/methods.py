@@ -248,9 +248,10 @@ def _data(run: Run) -> str:
     sizes = run.info["data"]["sizes"]
     names = {"train": "training", "val": "validation", "test": "test"}
     counts = listed([f"{n:,} {names.get(split, split)}" for split, n in sizes.items()])
-    return (
-        f"{run.info['data']['name']} ({counts} images)" if counts else str(run.info["data"]["name"])
-    )
+    drawn = run.info["data"].get("test_per_class")
+    tested = f"; {drawn:,} test images of every class" if drawn is not None else ""
+    name = str(run.info["data"]["name"])
+    return f"{name} ({counts} images{tested})" if counts else name
 
 
 def _experts(run: Run) -> str:

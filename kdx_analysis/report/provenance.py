@@ -8,6 +8,7 @@ from typing import Any
 
 from kdx_analysis.report.tables import model_name
 from kdx_analysis.runs import ROLES, Run, RunSet, own_teachers
+from kdx_analysis.runs.spent import duration, spent
 
 Read = Callable[[Run], Any]
 
@@ -65,6 +66,17 @@ def differing(runs: RunSet) -> list[tuple[str, str, list[str]]]:
     return rows
 
 
+def time_spent(runs: RunSet) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """Names of columns, and for every role what stands in them; no rows where no run tells it."""
+    table = spent(runs)
+    parts = [name for name in table.columns if name != "runs"]
+    rows = []
+    for role, row in table.iterrows():
+        seconds = [duration(row[part]) for part in parts]
+        rows.append((str(role), [f"{row['runs']:.0f}", *seconds, duration(row[parts].sum())]))
+    return ["runs", *parts, "together"], rows
+
+
 def selection(runs: RunSet) -> str:
     """By which rule epochs were chosen, in a sentence."""
     rules = {run.selection_rule for run in runs if run.role != "teacher"}
@@ -106,7 +118,13 @@ def _sibling(run: Run, taught: RunSet) -> str | None:
 
 
 def _sizes(run: Run) -> str | None:
-    return ", ".join(f"{split} {size}" for split, size in run.info["data"]["sizes"].items()) or None
+    data = run.info["data"]
+    drawn = data.get("test_per_class")
+    facts = [f"{split} {size}" for split, size in data["sizes"].items()]
+    facts += (
+        [] if drawn is None else [f"test images drawn, {drawn} of every class, by a fixed seed"]
+    )
+    return ", ".join(facts) or None
 
 
 def _experts(run: Run) -> str | None:

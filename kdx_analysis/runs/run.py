@@ -57,7 +57,8 @@ class Run:
             the one that taught it, where there are several), seed, config, data, environment,
             selection, declared (true of a sibling that is one by the user's word alone),
             probe_sets, experts (N_l of each level, trunk first), grown_from
-            (a tree's explainer: the id of its run, and its experts before pruning), source (only of
+            (a tree's explainer: the id of its run, and its experts before pruning), seconds (of the
+            wall clock, by part: training, teacher, scoring, probes, other), source (only of
             a run that was not made here: kind, name, run, sha256, left_out and what is unknown of
             it).
     """

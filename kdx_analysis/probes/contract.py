@@ -158,6 +158,15 @@ class Setting:
         return to_margins
 
     @property
+    def inner(self) -> Setting:
+        """The same at the probed epochs before the last, where nulls may have fewer draws."""
+        return dataclasses.replace(self, config=self.config.inner)
+
+    def at(self, moment: Moment) -> Setting:
+        """The same at a ``moment``."""
+        return self if moment.last else self.inner
+
+    @property
     def probed(self) -> tuple[int, ...]:
         """The epochs at which probes look that do not look after every one."""
         return (

@@ -201,7 +201,8 @@ def training_cost(
     ):
         looks = epochs if probe.each_epoch and not finished else len(setting.probed)
         for split in splits if probe.all_splits else splits[:1]:
-            total += probe.cost(setting, setting.sets[split].images) * looks
+            images = setting.sets[split].images
+            total += probe.cost(setting.inner, images) * (looks - 1) + probe.cost(setting, images)
     return total
 
 

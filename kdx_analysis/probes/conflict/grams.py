@@ -104,6 +104,7 @@ def subtask_grams(
     margins: Callable[[Tensor], Tensor] | None = None,
     groups: Sequence[Sequence[str]] | None = None,
     max_memory: int = 2**30,
+    num_classes: int | None = None,
 ) -> Grams:
     """Gram matrices of the subtasks' gradients, level by level and expert by expert.
 
@@ -120,6 +121,7 @@ def subtask_grams(
         groups: of a model without gates, paths of the modules with parameters that make up each
             level; by default its :func:`module_groups`.
         max_memory: bytes for the summed gradients held at once; less means more backward passes.
+        num_classes: of the model's outputs, where ``margins`` gives others than one for each.
 
     What the sums rest on is proved each time: that the model is a fixed function of each image
     alone, by its outputs on the halves of the set, and that gradients of single samples add up to
@@ -133,7 +135,7 @@ def subtask_grams(
             B×K, and one that is random or computes an image's outputs from other images, named by
             module.
     """
-    parts = _proved(model, images, residuals, margins, groups)
+    parts = _proved(model, images, residuals, margins, groups, num_classes)
     images, residuals = _ordinary(images), _ordinary(residuals)
     R, _, K = residuals.shape
     grams = [residuals.new_zeros(R, n, K, K, dtype=torch.float64) for n in parts.experts]
@@ -217,6 +219,7 @@ def _proved(
     residuals: Tensor,
     margins: Callable[[Tensor], Tensor] | None,
     groups: Sequence[Sequence[str]] | None,
+    num_classes: int | None = None,
 ) -> Parts:
     """The model's parts, if images and residuals fit and it is a fixed function of each image."""
     if residuals.ndim != 3 or len(images) != residuals.shape[1] or not len(images):
@@ -224,8 +227,9 @@ def _proved(
             f"residuals of shape {tuple(residuals.shape)} don't fit {len(images)} images"
         )
     images = _ordinary(images)
-    parts = Parts.of(model, margins, groups, images, residuals.shape[2])
-    outputs = check_fixed_function(parts.model, images, residuals.shape[2])
+    num_classes = num_classes or residuals.shape[2]
+    parts = Parts.of(model, margins, groups, images, num_classes)
+    outputs = check_fixed_function(parts.model, images, num_classes)
     check_margins(margins, outputs)
     return parts
 

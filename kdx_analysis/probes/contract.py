@@ -23,7 +23,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -39,6 +39,9 @@ from kdx_analysis.models.modes import undisturbed
 from kdx_analysis.probes.subtasks import margins_under
 from kdx_analysis.records import RECORDS
 from kdx_analysis.registry import Registry, unknown
+
+if TYPE_CHECKING:
+    from kdx_analysis.probes.conflict.grams import Kept
 
 P = TypeVar("P", bound="type[Probe]")
 Frames = Mapping[str, pd.DataFrame]
@@ -186,6 +189,8 @@ class Moment:
         last: whether it is the last of them.
         seed: of what the probe draws.
         teacher_logits: B×K, float32; None for trainings without a teacher.
+        gradient_sets: of the hard loss, of which a probe that looks later wants the gradients.
+        kept: these, if the probe of conflict had them at hand.
 
     ``to_margins`` is :attr:`Setting.margins`.
     """
@@ -201,7 +206,10 @@ class Moment:
         seed: int = 0,
         teacher_logits: Tensor | None = None,
         to_margins: Callable[[Tensor], Tensor] | None = None,
+        gradient_sets: int = 0,
     ) -> None:
+        self.gradient_sets = gradient_sets
+        self.kept: Kept | None = None
         self.model, self.epoch, self.probed, self.last = model, epoch, probed, last
         self.seed, self.teacher_logits = seed, teacher_logits
         self._set, self._to_margins = probe_set, to_margins
@@ -286,6 +294,14 @@ class Probe(ABC):
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
+
+    @property
+    def gradient_sets(self) -> int:
+        """Sets of the hard loss's gradients, its null's among them, that it can take from conflict.
+
+        None by default. They are in :attr:`Moment.kept` if that probe looked before.
+        """
+        return 0
 
     @classmethod
     def applies(cls, model: nn.Module) -> bool:

@@ -122,6 +122,12 @@ class TrainingProbe:
     def _moment(
         self, model: nn.Module, setting: Setting, split: str, epoch: int, probed: bool, last: bool
     ) -> Moment:
+        looking = [
+            probe.gradient_sets
+            for probe in self.probes.values()
+            if probe.setting.config.seed == setting.config.seed
+            and setting.sets[split] in self._looked_at(probe)
+        ]
         return Moment(
             model,
             setting.sets[split],
@@ -131,6 +137,7 @@ class TrainingProbe:
             seed=setting.config.seed,
             teacher_logits=self._teacher_logits.get(setting.sets[split]),
             to_margins=setting.margins,
+            gradient_sets=max(looking),
         )
 
     def _add(self, probe: Probe, moment: Moment) -> None:

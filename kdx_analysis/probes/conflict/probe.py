@@ -14,6 +14,7 @@ from kdx_analysis.models import HME
 from kdx_analysis.objectives import Objective
 from kdx_analysis.probes.conflict.grams import (
     Grams,
+    Kept,
     probing_cost,
     residuals,
     subtask_grams,
@@ -170,6 +171,7 @@ class ConflictInTraining(Probe):
             with_null(residuals[term][:, list(subtasks)], config.null_draws, config.seed)
             for term in terms
         ]
+        moment.kept = self._kept(moment, sets[0], subtasks)
         grams = subtask_grams(
             moment.model,
             moment.images,
@@ -177,6 +179,7 @@ class ConflictInTraining(Probe):
             margins=margins_of(subtasks, K, self.setting.margins),
             max_memory=config.max_memory,
             num_classes=K,
+            kept=moment.kept,
         )
         draws = 1 + config.null_draws
         tables = {
@@ -189,6 +192,20 @@ class ConflictInTraining(Probe):
             for name, table in tables[first].items():
                 frames.setdefault(name, []).append(pd.DataFrame({**columns, **dict(table)}))
         return {name: pd.concat(tables, ignore_index=True) for name, tables in frames.items()}
+
+    def _kept(self, moment: Moment, hard: Tensor, subtasks: Sequence[int]) -> Kept | None:
+        """Where to keep gradients of the hard loss that another probe wants; None if nowhere.
+
+        That is where nobody does, and where they would take more than a tenth of the memory, so
+        that what else is held stays near its bound.
+        """
+        config = self.setting.config
+        weights = sum(p.numel() * p.element_size() for p in moment.model.parameters())
+        taken = moment.gradient_sets * len(subtasks) * weights
+        some = len(subtasks) < self.setting.data.num_classes
+        if not 0 < moment.gradient_sets <= len(hard) or some or 10 * taken > config.max_memory:
+            return None
+        return Kept(hard[: moment.gradient_sets])
 
     def _tables(self, grams: Grams, subtasks: Sequence[int]) -> dict[str, pd.DataFrame]:
         """Of one term."""

@@ -10,12 +10,12 @@ takes into account.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import isqrt
+from math import isfinite, isqrt
 
 import torch
 from beartype import beartype
 from jaxtyping import Float, jaxtyped
-from scipy import stats
+from scipy import special, stats
 from torch import Tensor
 
 from kdx_analysis.probes.conflict.formulas import upper
@@ -103,14 +103,22 @@ def interval(
 ) -> tuple[float, float]:
     """Where the mean over all pairs lies with 95 %, by Student's t with m − 1 degrees of freedom.
 
-    It stays inside the ``bounds`` of the metric, outside of which no mean lies. NaN where the
-    standard error is NaN or 0: pairs that are all alike, as where none is in conflict, don't say
-    how far others are from them.
+    Of a metric with ``bounds`` it is taken on the scale of log(x/(1 − x)), x the place between
+    them: it stays inside, and near a bound it reaches further to the other side, as it must to hold
+    a share of rare conflicts. NaN where the standard error is NaN or 0: pairs that are all alike,
+    as where none is in conflict, don't say how far others are from them.
 
     >>> [round(end, 3) for end in interval(0.5, 0.1, 10, (0, 1))], interval(0.0, 0.0, 10, (0, 1))
-    ([0.274, 0.726], (nan, nan))
+    ([0.288, 0.712], (nan, nan))
     """
     if not error > 0:
         return float("nan"), float("nan")
     reach = float(stats.t.ppf((1 + _CONFIDENCE) / 2, subtasks - 1)) * error
-    return max(mean - reach, bounds[0]), min(mean + reach, bounds[1])
+    low, high = bounds
+    if not (isfinite(low) and isfinite(high)):
+        return mean - reach, mean + reach
+    x = (mean - low) / (high - low)
+    # dx = x (1 − x) d log(x/(1 − x))
+    reach /= (high - low) * x * (1 - x)
+    ends = [float(special.expit(special.logit(x) + sign * reach)) for sign in (-1, 1)]
+    return low + (high - low) * ends[0], low + (high - low) * ends[1]

@@ -811,7 +811,7 @@ def _announce(study: Study, out: Path, jobs: int) -> None:
             f"  probes of every {role} ({waiting} to train): "
             f"{', '.join(probe.name for probe in switched_on(config.probes, role))}; gates after "
             f"every epoch, all else on train and validation at epochs {epochs}, with "
-            f"{config.probes.null_draws} null draws: at most {study.probing_cost(role)}"
+            f"{config.probes.drawn} null draws: at most {study.probing_cost(role)}"
         )
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from kdx_analysis.config import ProbeConfig
 from kdx_analysis.report.tables import model_name
 from kdx_analysis.runs import ROLES, Run, RunSet, own_teachers
 from kdx_analysis.runs.spent import duration, spent
@@ -200,7 +201,16 @@ def _probe_sets(run: Run) -> str | None:
 
 def _draws(run: Run) -> str | None:
     probes = run.info["config"].get("probes")
-    return f"{probes['null_draws']}; {probes['permutations']}" if probes else None
+    return f"{null_draws(run)}; {probes['permutations']}" if probes else None
+
+
+def null_draws(run: Run) -> str | None:
+    """How many draws nulls of a run's probes have, in words; None where that is not known."""
+    probes = run.info["config"].get("probes")
+    if not probes:
+        return None
+    inner = probes.get("inner_null_draws")
+    return ProbeConfig(null_draws=probes["null_draws"], inner_null_draws=inner).drawn
 
 
 def _versions(run: Run) -> str | None:

@@ -55,6 +55,7 @@ class Contestant:
         operations: floating-point operations of a round; None: those of matrix products and
             convolutions are counted in one run.
         moved: bytes that a round reads and writes at least; None where that says nothing.
+        parts: a round runs one of so many equal parts, and its time is multiplied.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Contestant:
     result: Callable[[], Mapping[str, Tensor]] | None = None
     operations: Callable[[], float] | None = None
     moved: int | None = None
+    parts: int = 1
 
 
 @dataclass(frozen=True)

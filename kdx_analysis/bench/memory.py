@@ -7,6 +7,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_all_start_methods, get_context
 
 import torch
+from torch import nn
 
 from kdx_analysis.bench.contract import BENCHES, Bench, Contestant, Setting
 from kdx_analysis.extensions import Extension, extension_of, load_same
@@ -19,7 +20,8 @@ def peak(bench: Bench, label: str, contestant: Contestant, setting: Setting) -> 
 
     On CUDA it is the most that PyTorch's allocator gives out at once, in this process; on a CPU the
     growth of the resident memory of a fresh process, its highest mark less what it had before the
-    contestant was made. NaN where the system does not tell it.
+    contestant was made. Workers that a contestant starts are not counted. NaN where the system does
+    not tell it.
     """
     if setting.device.type == "cuda":
         return _peak_on_cuda(contestant, setting.device)
@@ -62,11 +64,20 @@ def _peak_here(
 
 
 def _growth(contestant: Contestant) -> float:
+    _load_libraries()
     before = _highest()
     run = contestant.make()
     for _ in range(_RUNS):
         run()
     return _highest() - before
+
+
+def _load_libraries() -> None:
+    """Have PyTorch load what it loads at a first step, which no contestant is to be charged for."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU())
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    model(torch.zeros(2, 1, 4, 4)).sum().backward()
+    optimizer.step()
 
 
 def _highest() -> float:

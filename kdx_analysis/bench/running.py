@@ -135,13 +135,16 @@ def _rows(
     runs = [contestant.make() for contestant in (contest.plain, *contestants)]
     rounds = min(rounds, contest.rounds or rounds)
     seconds = alternating(runs, rounds, wait=waiting(setting.device), clock=clock)
+    seconds *= np.array([[each.parts] for each in (contest.plain, *contestants)])
     machine = limits(setting.device, setting.threads, contest.precision)
     rows = []
     for i, contestant in enumerate((contest.plain, *contestants)):
         is_other = i > 1
         ratio = spread(seconds[0], seconds[i], bench.ratio)
         if i != 1:
-            least = machine.seconds(operations(contestant, runs[i]), contestant.moved)
+            least = contestant.parts * machine.seconds(
+                operations(contestant, runs[i]), contestant.moved
+            )
             most = _peak(bench, contest, contestant, setting) if memory else float("nan")
         rows.append(
             Row(

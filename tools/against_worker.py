@@ -35,8 +35,8 @@ FORMATS = {
     "channels last": torch.channels_last,
 }
 LADDER = ("hard", "label_smoothing", "hard_T", "kd_flat", "kd_shuffled", "kd")
-# One test image in forty of CIFAR-10's, and as many a training image as the test split is of an
-# epoch at a hundredth of its length: small enough for a few rounds in two minutes on one core.
+# Of CIFAR-10's 10,000 test images one in twenty, and training images for two batches: what is
+# scored weighs as in a study of few epochs, and a round of both trees takes a minute on one core.
 TRAIN_IMAGES, TEST_IMAGES = 120, 500
 
 
@@ -102,13 +102,10 @@ def probing(
     """One look at one split, after ``epoch`` of ``epochs``."""
     moment = Epoch(epoch, epochs, 0.0, 0.0, None, None)
 
-    def make() -> Callable[[Epoch, nn.Module], None]:
-        return probe_of(model, data, config, epochs, teacher)
-
-    made = [make()]
+    probe = probe_of(model, data, config, epochs, teacher)
 
     def run() -> None:
-        made[0](moment, model)
+        probe(moment, model)
 
     draws = f"{config.null_draws} null draws, {config.per_class} images a class"
     return run, f"epoch {epoch} of {epochs}, {draws}"
@@ -123,21 +120,24 @@ def digits_probe(epoch: int) -> Made:
     return probing(model, load_dataset("digits", val_fraction=0.2), config, 24, epoch, teacher)
 
 
-def resnet20_probe(classes: int, per_class: int) -> Made:
-    """With the numbers of null draws and checkpoints that a study has by default."""
-    data = made_up(classes, 10 * classes, classes)
+def resnet20_probe(classes: int, per_class: int, side: int) -> Made:
+    """With the numbers of null draws and checkpoints that a study has by default.
+
+    Images are small where there are many classes, or a look would take the better part of an hour.
+    """
+    data = made_up(classes, 10 * classes, classes, side)
     torch.manual_seed(0)
     teacher = MODELS["wrn_16_2"](classes, 3).eval()
-    model = explainer("resnet20", classes, (3, 32, 32))
+    model = explainer("resnet20", classes, (3, side, side))
     return probing(model, data, ProbeConfig(per_class=per_class), 30, 11, teacher)
 
 
-def made_up(classes: int, train: int, test: int) -> Dataset:
-    """Random images of 3×32×32, as many of every class."""
+def made_up(classes: int, train: int, test: int, side: int = 32) -> Dataset:
+    """Random images of three channels, as many of every class."""
     generator = torch.Generator().manual_seed(0)
 
     def split(images: int) -> tuple[Tensor, Tensor]:
-        drawn = torch.randint(256, (images, 3, 32, 32), generator=generator, dtype=torch.uint8)
+        drawn = torch.randint(256, (images, 3, side, side), generator=generator, dtype=torch.uint8)
         return drawn, torch.arange(images) % classes
 
     return Dataset.from_tensors(split(train), split(test), val_fraction=0.1, pad=4, flip=True)
@@ -175,8 +175,8 @@ CONTESTS: dict[str, Callable[[], Made]] = {
     "ladder": ladder,
     "digits_probe": lambda: digits_probe(9),
     "digits_probe_last": lambda: digits_probe(24),
-    "resnet20_probe_10": lambda: resnet20_probe(10, 5),
-    "resnet20_probe_100": lambda: resnet20_probe(100, 1),
+    "resnet20_probe_10": lambda: resnet20_probe(10, 2, 32),
+    "resnet20_probe_100": lambda: resnet20_probe(100, 1, 8),
 }
 
 

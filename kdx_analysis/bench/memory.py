@@ -31,7 +31,7 @@ def peak(bench: Bench, label: str, contestant: Contestant, setting: Setting) -> 
     method = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
     context = get_context(method)
     if method == "forkserver":
-        context.set_forkserver_preload([__name__])  # type: ignore[attr-defined]
+        context.set_forkserver_preload([__name__])
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         names = (bench.name, label, contestant.name)
         return pool.submit(_peak_here, *names, setting, extension_of(bench)).result()

@@ -7,7 +7,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -61,7 +60,9 @@ class PlainExplainer(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         inputs = [self.trunk(images)] * len(self.gates[0][0])
         for experts, gate in zip(self.levels, self.gates, strict=True):
-            features = [expert(x) for expert, x in zip(experts, inputs, strict=True)]  # type: ignore[arg-type]
+            features = []
+            for expert, x in zip(experts.children(), inputs, strict=True):
+                features.append(expert(x))
             inputs = []
             for row in gate.softmax(dim=1):
                 mixed = row[0] * features[0]
@@ -74,30 +75,37 @@ class PlainExplainer(nn.Module):
         return torch.cat(margins, dim=1)
 
 
-def named(model: Any, taken: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+def named(model: nn.Module, taken: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
     """What is ``taken`` of every parameter, of either implementation, by the same names.
 
     Those of a level's experts are stacked, N×….
     """
+    if isinstance(model, PlainExplainer):
+        return _named_plain(model, taken)
+    assert isinstance(model, HME)
     tensors = {f"trunk.{name}": taken(p) for name, p in model.trunk.named_parameters()}
     for number, (level, gate) in enumerate(zip(model.levels, model.gates, strict=True), 1):
-        if isinstance(model, HME):
-            for name, parameter in level.named_parameters():
-                short = re.sub(r"^.*stages\.\d+\.", "", name)
-                stacked = taken(parameter).unflatten(0, (level.experts, -1))
-                tensors[f"level {number}.{short}"] = stacked
-            tensors[f"gate {number}"] = taken(gate.logits)
-        else:
-            for name, _ in level[0].named_parameters():
-                each = [taken(expert.get_parameter(name)) for expert in level]
-                tensors[f"level {number}.{name}"] = torch.stack(each)
-            tensors[f"gate {number}"] = taken(gate)
-    if isinstance(model, HME):
-        return tensors | {"heads": taken(model.heads.weight), "biases": taken(model.heads.bias)}
-    return tensors | {
-        "heads": torch.cat([taken(head.weight) for head in model.heads]),
-        "biases": torch.cat([taken(head.bias) for head in model.heads]),
-    }
+        for name, parameter in level.named_parameters():
+            short = re.sub(r"^.*stages\.\d+\.", "", name)
+            stacked = taken(parameter).unflatten(0, (model.experts[number], -1))
+            tensors[f"level {number}.{short}"] = stacked
+        tensors[f"gate {number}"] = taken(gate.get_parameter("logits"))
+    heads, biases = (model.heads.get_parameter(name) for name in ("weight", "bias"))
+    return tensors | {"heads": taken(heads), "biases": taken(biases)}
+
+
+def _named_plain(model: PlainExplainer, taken: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    tensors = {f"trunk.{name}": taken(p) for name, p in model.trunk.named_parameters()}
+    for number, (level, gate) in enumerate(zip(model.levels, model.gates, strict=True), 1):
+        experts = list(level.children())
+        for name, _ in experts[0].named_parameters():
+            each = [taken(expert.get_parameter(name)) for expert in experts]
+            tensors[f"level {number}.{name}"] = torch.stack(each)
+        tensors[f"gate {number}"] = taken(gate)
+    for ours, theirs in (("heads", "weight"), ("biases", "bias")):
+        rows = [taken(head.get_parameter(theirs)) for head in model.heads]
+        tensors[ours] = torch.cat(rows)
+    return tensors
 
 
 @torch.no_grad()
@@ -107,16 +115,18 @@ def copy_weights(model: HME, plain: PlainExplainer) -> None:
     for name, parameter in plain.trunk.named_parameters():
         parameter.copy_(weights[f"trunk.{name}"])
     for number, (experts, gate) in enumerate(zip(plain.levels, plain.gates, strict=True), 1):
-        for i, expert in enumerate(experts):  # type: ignore[arg-type]
+        for i, expert in enumerate(experts.children()):
             for name, parameter in expert.named_parameters():
                 parameter.copy_(weights[f"level {number}.{name}"][i])
         gate.copy_(weights[f"gate {number}"])
-    for head, weight, bias in zip(plain.heads, weights["heads"], weights["biases"], strict=True):
-        head.weight.copy_(weight[None])  # type: ignore[operator]
-        head.bias.copy_(bias[None])  # type: ignore[operator]
+    heads = (head for head in plain.heads if isinstance(head, nn.Linear))
+    for head, weight, bias in zip(heads, weights["heads"], weights["biases"], strict=True):
+        head.weight.copy_(weight[None])
+        head.bias.copy_(bias[None])
 
 
-def _explainer(student: str, num_classes: int, shape: tuple[int, int, int]) -> HME:
+def explainer(student: str, num_classes: int, shape: tuple[int, int, int]) -> HME:
+    """Ours, with weights from the seed of all benches."""
     with seeded():
         model = MODELS[student](num_classes, shape[0])
         return HME.from_student(model, num_classes, experts=_EXPERTS, image_shape=shape)
@@ -129,7 +139,7 @@ def _widths(model: HME) -> list[int]:
 
 def plain_digits(num_classes: int) -> PlainExplainer:
     """The explainer of ``digits_student``, with the weights of ours."""
-    model = _explainer("digits_student", num_classes, (1, 8, 8))
+    model = explainer("digits_student", num_classes, (1, 8, 8))
     widths = _widths(model)
     trunk = nn.Sequential(OrderedDict(stages=nn.Sequential(plain_stage(1, widths[0]))))
     levels: list[list[nn.Module]] = []
@@ -143,7 +153,7 @@ def plain_digits(num_classes: int) -> PlainExplainer:
 
 def plain_resnet20(num_classes: int) -> PlainExplainer:
     """The explainer of ``resnet20``, with the weights of ours."""
-    model = _explainer("resnet20", num_classes, (3, 32, 32))
+    model = explainer("resnet20", num_classes, (3, 32, 32))
     widths = _widths(model)
     stage = residual_stage(16, 16, blocks=3)
     trunk = nn.Sequential(OrderedDict(stem=plain_stage(3, 16), stages=nn.Sequential(stage)))
@@ -200,7 +210,7 @@ def explainer_digits(setting: Setting) -> Iterator[Contest]:
     """With the batch and the memory format of the demo."""
     yield contest(
         "K = 10",
-        partial(_explainer, "digits_student", 10, (1, 8, 8)),
+        partial(explainer, "digits_student", 10, (1, 8, 8)),
         partial(plain_digits, 10),
         partial(random_images, setting.batch or 64, (1, 8, 8), setting.device),
         10,
@@ -217,7 +227,7 @@ def explainer_resnet20(setting: Setting) -> Iterator[Contest]:
     for K in (10, 100):
         yield contest(
             f"K = {K}",
-            partial(_explainer, "resnet20", K, (3, 32, 32)),
+            partial(explainer, "resnet20", K, (3, 32, 32)),
             partial(plain_resnet20, K),
             partial(random_images, setting.batch or 64, (3, 32, 32), setting.device),
             K,
@@ -236,7 +246,7 @@ def explainer_cuda(setting: Setting) -> Iterator[Contest]:
     """Both as they would be run on a GPU; results are compared in float32."""
     yield contest(
         "K = 100",
-        partial(_explainer, "resnet20", 100, (3, 32, 32)),
+        partial(explainer, "resnet20", 100, (3, 32, 32)),
         partial(plain_resnet20, 100),
         partial(random_images, setting.batch or 128, (3, 32, 32), setting.device),
         100,

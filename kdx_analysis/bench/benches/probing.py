@@ -105,13 +105,15 @@ def _grams(model: nn.Module, images: Tensor, sets: Tensor) -> Grams:
     return subtask_grams(model, images, sets, margins=lambda outputs: outputs)
 
 
-def _digits_explainer() -> nn.Module:
+def digits_explainer() -> nn.Module:
+    """The explainer of the demo, before training."""
     with seeded():
         student = MODELS["digits_student"](10, 1)
         return HME.from_student(student, 10, experts=4, image_shape=(1, 8, 8))
 
 
-def _resnet20() -> nn.Module:
+def plain_resnet20() -> nn.Module:
+    """A model without gates or experts, before training."""
     with seeded():
         return MODELS["resnet20"](10, 3)
 
@@ -124,7 +126,7 @@ def _resnet20() -> nn.Module:
 def probe(setting: Setting) -> Iterator[Contest]:
     """The explainer, the images and the draws of the demo, for one loss and one split."""
     images = partial(random_images, setting.batch or 200, (1, 8, 8), setting.device)
-    yield contest("", _digits_explainer, images, 10, null_draws=49, rounds=3)
+    yield contest("", digits_explainer, images, 10, null_draws=49, rounds=3)
 
 
 @bench(
@@ -137,6 +139,6 @@ def probe(setting: Setting) -> Iterator[Contest]:
 def gram(setting: Setting) -> Iterator[Contest]:
     """Of experts, which are grouped convolutions, and of a model without any."""
     digits = partial(random_images, setting.batch or 200, (1, 8, 8), setting.device)
-    yield contest("digits' explainer, 200 images", _digits_explainer, digits, 10, 0, rounds=9)
+    yield contest("digits' explainer, 200 images", digits_explainer, digits, 10, 0, rounds=9)
     images = partial(random_images, setting.batch or 40, (3, 32, 32), setting.device)
-    yield contest("resnet20, 40 images", _resnet20, images, 10, 0, rounds=5)
+    yield contest("resnet20, 40 images", plain_resnet20, images, 10, 0, rounds=5)

@@ -51,6 +51,15 @@ def one_vs_rest(outputs: Tensor, labels: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(outputs, targets)
 
 
+def placed(
+    model: nn.Module, images: Tensor, memory_format: torch.memory_format = torch.channels_last
+) -> tuple[nn.Module, Tensor]:
+    """The model on the images' device, and both in a memory format."""
+    # of whose overloads the types of PyTorch lack this one
+    model = model.to(images.device, memory_format=memory_format)  # type: ignore[call-overload]
+    return model, images.contiguous(memory_format=memory_format)
+
+
 def training_step(
     model: nn.Module,
     images: Tensor,

@@ -87,12 +87,14 @@ def run_bench(
 
 def check_same(name: str, contest: Contest) -> None:
     """Raise KdxError unless all contestants that have a result have the same one."""
-    if contest.plain.result is None:
+    comparable = [each for each in (contest.plain, *contest.others) if each.result is not None]
+    if not comparable:
         return
-    expected = contest.plain.result()
-    for other in contest.others:
-        if other.result is None:
-            continue
+    first, *others = comparable
+    assert first.result is not None
+    expected = first.result()
+    for other in others:
+        assert other.result is not None
         actual = other.result()
         if actual.keys() != expected.keys():
             differing = sorted(actual.keys() ^ expected.keys())
@@ -102,7 +104,7 @@ def check_same(name: str, contest: Contest) -> None:
             if not error <= contest.tolerance:
                 raise KdxError(
                     f"bench {name!r}{f' ({contest.label})' if contest.label else ''}: {other.name} "
-                    f"computes something else than {contest.plain.name}; {key!r} differs by "
+                    f"computes something else than {first.name}; {key!r} differs by "
                     f"{error:.2g} of its largest entry"
                 )
 

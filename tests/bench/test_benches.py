@@ -52,8 +52,9 @@ CONTESTS = {
 @pytest.mark.parametrize("name", CONTESTS)
 def test_contestants_compute_the_same(name):
     contest = CONTESTS[name]()
-    results = [each.result() for each in (contest.plain, *contest.others)]
-    assert all(results)
+    contestants = (contest.plain, *contest.others)
+    results = [each.result() for each in contestants if each.result is not None]
+    assert len(results) >= 2
     assert any(float(value.double().abs().max()) > 0 for value in results[0].values())
     check_same(name, contest)
 

@@ -97,8 +97,8 @@ def test_a_contestant_that_computes_something_else_is_refused():
     for wrong in (right + torch.tensor([0.0, 0.01]), right[:1], torch.tensor([1.0, math.nan])):
         with pytest.raises(KdxError, match="ours computes something else than plain; 'gradient'"):
             check_same("b", Contest("", giving("plain", right), (giving("ours", wrong),)))
+    other = Contestant("ours", lambda: lambda: None, lambda: {"gradient": right, "margins": right})
     with pytest.raises(KdxError, match="does not give the same: 'margins'"):
-        other = Contestant("ours", lambda: lambda: None, lambda: {"margins": right})
         check_same("b", Contest("", giving("plain", right), (other,)))
 
 

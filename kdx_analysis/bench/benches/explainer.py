@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from kdx_analysis.bench.common import (
     in_turn,
     outputs_and_gradients,
+    placed,
     random_images,
     seeded,
     training_step,
@@ -181,9 +182,7 @@ def contest(
     """
 
     def prepared(build: Callable[[], nn.Module]) -> tuple[nn.Module, Tensor, Tensor]:
-        given = images()
-        model = build().to(given.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        given = given.contiguous(memory_format=torch.channels_last)
+        model, given = placed(build(), images())
         return model, given, in_turn(len(given), num_classes, given.device)
 
     def make(build: Callable[[], nn.Module], precision: Precision = "float32") -> Run:

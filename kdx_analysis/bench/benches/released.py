@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kdx_analysis.bench.common import (
     in_turn,
     outputs_and_gradients,
+    placed,
     random_images,
     seeded,
     training_step,
@@ -111,10 +112,7 @@ def contest(num_classes: int, images: Callable[[], Tensor]) -> Contest:
     """
 
     def prepared(build: Callable[..., nn.Module], dropout: float) -> tuple[nn.Module, Tensor]:
-        given = images()
-        memory_format = _FORMATS[build]
-        model = build(num_classes, dropout).to(given.device, memory_format=memory_format)  # type: ignore[call-overload]
-        return model, given.contiguous(memory_format=memory_format)
+        return placed(build(num_classes, dropout), images(), _FORMATS[build])
 
     def make(build: Callable[..., nn.Module]) -> Run:
         model, given = prepared(build, _DROPOUT)

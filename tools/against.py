@@ -51,7 +51,7 @@ CONTESTS = {
     "ladder": Contest("six KD runs, wrn_16_2 to resnet20, one seed", 1.6, 2),
     "digits_probe": Contest("probes of the demo at an inner checkpoint, one split", 2.5, 5),
     "digits_probe_last": Contest("probes of the demo at the last checkpoint, one split", 2.5, 5),
-    "resnet20_probe_10": Contest("probes of resnet20's explainer, K = 10, one split", 2.0, 2),
+    "resnet20_probe_10": Contest("probes of resnet20's explainer, K = 10, one split", 2.0, 2, 0),
     "resnet20_probe_100": Contest("probes of resnet20's explainer, K = 100, one split", 4.0, 1, 0),
 }
 

@@ -156,8 +156,9 @@ def subtask_grams(
     parts, (R, _, K) = probed.parts, residuals.shape
     grams = [residuals.new_zeros(R, n, K, K, dtype=torch.float64) for n in parts.experts]
     for sweep in demand.sweeps(parts.layers, max_memory):
-        for piece, total in _summed(probed, sweep):
-            grams[piece.layer.level] += products(total, piece.layer.experts)
+        summed = _summed(probed, sweep)
+        while summed:  # no sum may be there any more when the next sweep begins
+            _add_products(grams, *summed.pop())
         for level in sorted({piece.layer.level for piece in sweep.pieces}):
             _check_finite(grams[level].diagonal(dim1=-2, dim2=-1), level)
     if isinstance(parts.model, HME) and parts.ungated:
@@ -285,8 +286,8 @@ def _proved(
     with side_by_side_quickly(parts.model):
         outputs = check_fixed_function(parts.model, images, K, at_once)
     check_margins(margins, outputs)
-    probed = _Probed(parts, images, residuals, outputs)
-    return probed, demand or Demand(Footprint.of(parts, images), *sizes)
+    demand = demand or Demand(Footprint.of(parts, images), *sizes)
+    return _Probed(parts, images, residuals, outputs), demand
 
 
 def _checked_at_once(demand: Demand, max_memory: int) -> int:
@@ -297,6 +298,11 @@ def _checked_at_once(demand: Demand, max_memory: int) -> int:
 def _ordinary(tensor: Tensor) -> Tensor:
     """``tensor``, or a copy that can have gradients of one made under torch.inference_mode()."""
     return tensor.clone() if tensor.is_inference() else tensor
+
+
+def _add_products(grams: Sequence[Tensor], piece: Piece, sums: Tensor) -> None:
+    """Add what a piece gives to its level's Gram matrices."""
+    grams[piece.layer.level].add_(products(sums, piece.layer.experts))
 
 
 def products(sums: Tensor, experts: int) -> Tensor:
@@ -440,9 +446,7 @@ def _add(sums: Tensor, sets: Tensor, gradient: Tensor) -> None:
     sums.baddbmm_(sets.expand(len(by_unit), -1, -1), by_unit)
 
 
-def _plainly(
-    probed: _Probed, pieces: Sequence[Piece], sweep: Sweep
-) -> list[tuple[Piece, Tensor]]:
+def _plainly(probed: _Probed, pieces: Sequence[Piece], sweep: Sweep) -> list[tuple[Piece, Tensor]]:
     """The sums by plain autograd, a backward pass for every set and subtask."""
     residuals = probed.residuals
     R, B, K = residuals.shape

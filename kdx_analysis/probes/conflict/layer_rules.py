@@ -120,7 +120,7 @@ def side_by_side_quickly(model: nn.Module) -> Iterator[None]:
         x = inputs[0] if len(inputs) == 1 else None
         if not isinstance(x, Tensor) or x.ndim != 4 or x.dtype != torch.float32:
             return inputs
-        if x.device.type != "cpu" or not x.is_contiguous():
+        if x.device.type != "cpu" or x.is_contiguous(memory_format=torch.channels_last):
             return inputs
         turned.append(module)
         return (x.contiguous(memory_format=torch.channels_last),)

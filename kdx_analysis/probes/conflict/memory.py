@@ -24,9 +24,9 @@ from kdx_analysis.probes.conflict.per_sample import captured
 # Of a pass. Beyond 16 images of a small network per-call overhead is past, and what a layer's rule
 # prepares for so many still lies in a processor's cache: 16 MB of it.
 _CACHE = 2**24
-# Subtasks of which a layer's rule uses what it prepared: with 8 that takes a few per cent of the
+# Subtasks of which a layer's rule uses what it prepared: with 5 that takes a few per cent of the
 # time, and more of them only take memory.
-_SUBTASKS = 8
+_SUBTASKS = 5
 # The share of the memory that sums may take. More of them mean fewer sweeps and fewer images at a
 # time; each sweep costs backward passes, images at a time hardly anything.
 _SHARE = 0.6
@@ -133,15 +133,15 @@ class Demand:
         Raises KdxError if a row of a layer and a pass over one image don't fit.
         """
         room = max_memory - self.fixed
+        most = max(layers, key=self._least)
+        if self._least(most) > room:
+            raise self._too_much(most, self._least(most) + self.fixed, max_memory)
         sweeps: list[list[Piece]] = [[]]
         sums = 0
         for layer in reversed(layers):
-            least = self._least(layer)
-            if least > room:
-                raise self._too_much(layer, least + self.fixed, max_memory)
             # What a pass over one image needs beside the sums must always be left for it.
-            share = min(int(_SHARE * room), room - least + self._row(layer))
-            share = max(share, self._row(layer))
+            row = self.sums([Piece(layer, 0, 1)])
+            share = max(row, min(int(_SHARE * room), room - self._least(layer) + row))
             for piece in self._cut(layer, share):
                 if sweeps[-1] and (
                     sums + self.sums([piece]) > share
@@ -162,7 +162,7 @@ class Demand:
     def sized(self, pieces: Sequence[Piece], max_memory: int) -> Sweep:
         """A sweep over the ``pieces``, with as many images and subtasks at a time as fit."""
         room = max_memory - self.fixed - self.sums(pieces)
-        least = min(8, self.images)  # fewer make the overhead of calls felt
+        least = min(16, self.images)  # fewer make the overhead of calls felt
         subtasks = min(_SUBTASKS, self.classes)
         while subtasks > 1 and self._at_once(pieces, subtasks, room) < least:
             subtasks //= 2
@@ -193,11 +193,8 @@ class Demand:
             total += self.sets * self.classes * piece.size + 3 * piece.layer.size
         return total * self.itemsize
 
-    def _row(self, layer: Layer) -> int:
-        """Bytes of the sums of the smallest piece of a layer."""
-        return self.sums([Piece(layer, 0, 1)])
-
     def _least(self, layer: Layer) -> int:
+        """Bytes of the sums of one row of a layer, and of a pass over one image."""
         piece = Piece(layer, 0, 1)
         return self.sums([piece]) + self._working([piece], 1, 1)
 

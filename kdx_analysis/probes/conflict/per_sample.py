@@ -47,7 +47,10 @@ class Pass:
     ) -> None:
         self.parts, self.layers, self.images = parts, layers, images
         ruled = [layer for layer in layers if layer.rule is not None]
-        with captured(parts, ruled, len(images)) as (calls, self.unfit), _entered(parts) as entries:
+        with (
+            captured(parts, ruled, len(images)) as (calls, self.unfit),
+            _entered(parts) as entries,
+        ):
             self.outputs, self.trace = parts.outputs(images, among)
         self._entry = entries[-1] if entries else None
         if self.outputs.shape != (len(images), num_classes):
@@ -116,7 +119,9 @@ class Pass:
         assert self._entry is not None
         cotangent = self.cotangent(k)
         entries = [self._entry] if below else []
-        deltas = self._grad(self.trace.pooled, [*(call.output for call in top), *entries], cotangent)
+        deltas = self._grad(
+            self.trace.pooled, [*(call.output for call in top), *entries], cotangent
+        )
         if below:
             alpha = self.trace.attention[-1][k].detach()
             entry = deltas.pop()

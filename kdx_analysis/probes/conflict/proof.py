@@ -148,9 +148,7 @@ def agree(
             continue
         eps, level = torch.finfo(plain[layer.name][0].dtype).eps, levels[layer.level]
         expected = layer.joined(plain[layer.name])[:, piece.rows]
-        pairs = zip(
-            piece.segments(gradients[layer.name]), piece.segments(expected), strict=True
-        )
+        pairs = zip(piece.segments(gradients[layer.name]), piece.segments(expected), strict=True)
         if all(_agrees(gradient, wanted, eps, level) for gradient, wanted in pairs):
             right.add(layer.name)
     return right

@@ -53,23 +53,27 @@ class Pass:
         ):
             self.outputs, self.trace = parts.outputs(images, among)
         self._entry = entries[-1] if entries else None
-        if self.outputs.shape != (len(images), num_classes):
-            raise KdxError(
-                f"the model gives {tuple(self.outputs.shape)} where {len(images)}×{num_classes} "
-                "was expected"
-            )
-        if not _reads(self.outputs, parts.layers):
-            names = ", ".join(repr(layer.name) for layer in parts.layers[:5])
-            raise KdxError(
-                f"no gradient reaches {names}, as the model's forward detaches what they give or "
-                "runs them under torch.no_grad(); probe a model whose forward can be trained, or "
-                "name other modules as groups="
-            )
+        self._check(num_classes)
         last = len(parts.experts) - 1
         self._on_top = [layer for layer in layers if parts.ungated and layer.level == last]
         calls = [call for call in calls if call.output.requires_grad]
         self._calls_on_top = [call for call in calls if call.layer in self._on_top]
         self._calls_below = [call for call in calls if call.layer not in self._on_top]
+
+    def _check(self, num_classes: int) -> None:
+        """KdxError unless the outputs are B×K and some layer's gradient reaches them."""
+        if self.outputs.shape != (len(self.images), num_classes):
+            raise KdxError(
+                f"the model gives {tuple(self.outputs.shape)} where {len(self.images)}×{num_classes} "
+                "was expected"
+            )
+        if not _reads(self.outputs, self.parts.layers):
+            names = ", ".join(repr(layer.name) for layer in self.parts.layers[:5])
+            raise KdxError(
+                f"no gradient reaches {names}, as the model's forward detaches what they give or "
+                "runs them under torch.no_grad(); probe a model whose forward can be trained, or "
+                "name other modules as groups="
+            )
 
     def plain(self, weights: Tensor) -> dict[str, list[Tensor]]:
         """Σ_bk w_bk ∂m_bk/∂θ for weights B×K by plain autograd, by layer, in θ's shapes.

@@ -64,8 +64,8 @@ class Pass:
         """KdxError unless the outputs are B×K and some layer's gradient reaches them."""
         if self.outputs.shape != (len(self.images), num_classes):
             raise KdxError(
-                f"the model gives {tuple(self.outputs.shape)} where {len(self.images)}×{num_classes} "
-                "was expected"
+                f"the model gives {tuple(self.outputs.shape)} where "
+                f"{len(self.images)}×{num_classes} was expected"
             )
         if not _reads(self.outputs, self.parts.layers):
             names = ", ".join(repr(layer.name) for layer in self.parts.layers[:5])

@@ -282,7 +282,14 @@ def affinity_cost(
     for first in range(0, sets, at_once):
         chunk = min(at_once, sets - first)
         cost += probing_cost(
-            model, images, num_classes, chunk, margins=actual, groups=groups, max_memory=max_memory
+            model,
+            images,
+            num_classes,
+            chunk,
+            margins=actual,
+            groups=groups,
+            max_memory=max_memory,
+            together=True,
         )
     return cost
 

@@ -62,7 +62,9 @@ def test_a_level_is_its_experts_one_by_one(family: str, training: bool) -> None:
         alone = lone(level)
         x = torch.randn(3, 1 if level.shared else N, *shape, dtype=torch.float64)
         x.requires_grad_()
-        parts = [part.detach().clone().requires_grad_() for part in x.expand(-1, N, *shape).unbind(1)]
+        parts = [
+            part.detach().clone().requires_grad_() for part in x.expand(-1, N, *shape).unbind(1)
+        ]
         out = level(x)
         outs = [expert(part) for expert, part in zip(alone, parts, strict=True)]
         torch.testing.assert_close(out, torch.stack(outs, dim=1), rtol=1e-9, atol=1e-9)

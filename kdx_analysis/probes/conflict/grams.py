@@ -378,8 +378,10 @@ def products(sums: Tensor, experts: int) -> Tensor:
 def _products(gradients: Tensor) -> Tensor:
     """Gram matrices R×K×K of gradients R×K×D, in float64."""
     if gradients.dtype == torch.float32:
-        blocks = gradients.split(_IN_SINGLE, dim=-1)
-        total = torch.stack([few @ few.mT for few in blocks]).sum(dim=0, dtype=torch.float64)
+        R, K = gradients.shape[:2]
+        total = gradients.new_zeros(R, K, K, dtype=torch.float64)
+        for few in gradients.split(_IN_SINGLE, dim=-1):
+            total += few @ few.mT
         ends, squares = torch.finfo(torch.float32), total.diagonal(dim1=-2, dim2=-1)
         # What a product loses where it is subnormal is below the rounding unit of such squares.
         known = (squares > ends.tiny / ends.eps**2) & (squares < ends.max * ends.eps)

@@ -213,11 +213,15 @@ def test_gradients_that_conflict_has_at_hand_are_not_computed_anew(gates, monkey
     probed = OneVsRest.of(model, images, labels, None, None)
     sets = with_null(residuals(probed.loss, probed.outputs), 19, 0)
     kept = Kept(sets[:3])
+    in_pieces = Kept(sets[:3])
     subtask_grams(model, images, sets, kept=kept)
+    subtask_grams(model, images, sets, kept=in_pieces, max_memory=2**20)
     gradients = subtask_gradients(model, images, sets[:3])
-    assert kept.gradients.keys() == gradients.keys()
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(kept.gradients[name], gradient, rtol=1e-4, atol=1e-7)
+    for each in (kept, in_pieces):
+        at_hand = each.of(sets[:3])
+        assert at_hand.keys() == gradients.keys()
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(at_hand[name], gradient, rtol=1e-4, atol=1e-7)
 
     def never(*args: object, **options: object) -> None:
         raise AssertionError

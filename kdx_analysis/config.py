@@ -83,8 +83,11 @@ class TrainingConfig(_Config):
     weights by an L2 term in the gradient, ``adamw`` apart from it. Gates have ``gate_lr_factor``
     times the learning rate and a decay of their own. The rate warms up over ``warmup_epochs`` and
     then follows the ``schedule``; ``step`` halves it every ``step_epochs``, ``learn_to_branch``
-    brings a warm-up of its own.
+    brings a warm-up of its own. Every ``validate_every`` epochs, and after the last, the model is
+    asked about validation; with ``selection: best`` those epochs are the candidates.
     """
+
+    later: ClassVar[tuple[str, ...]] = ("validate_every",)
 
     epochs: Count = 30
     batch_size: Annotated[int, Field(ge=2)] = 128
@@ -98,6 +101,7 @@ class TrainingConfig(_Config):
     step_epochs: Count = 30
     warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
     selection: Literal["last", "best"] = "last"
+    validate_every: Count = 1
     accelerator: str = "auto"
     devices: int | str = 1
     strategy: str = "auto"
@@ -222,7 +226,6 @@ class ObjectiveConfig(_Config):
             parts += [f"{key}={value}" for key, value in self.options.items()]
             object.__setattr__(self, "label", " ".join(parts))
         return self
-
 
 
 class PenaltyConfig(_Config):
@@ -360,10 +363,14 @@ class StudyConfig(_Config):
     The student is the undivided one. With ``vam`` it has the virtual attention module; where
     ``vam`` maps labels to settings (null: without), there is a student for each, with the same
     weights and images to start from. With ``explainer.phase2`` a tree grows from every explainer.
-    ``loggers`` are told of every training, epoch by epoch; they change nothing in it.
+    ``loggers`` are told of every training, epoch by epoch; they change nothing in it. Nor does
+    ``keep_teacher``, the bytes on disk in which the teacher's logits on the training images are
+    kept while there are other runs of their seed to train; 0 keeps none.
     ``extensions`` are Python files that are run first, for what they register; in YAML, paths from
     its own folder.
     """
+
+    later: ClassVar[tuple[str, ...]] = ("keep_teacher",)
 
     name: str
     data: DataConfig
@@ -379,6 +386,7 @@ class StudyConfig(_Config):
     training: TrainingConfig = TrainingConfig()
     probes: ProbeConfig = ProbeConfig()
     loggers: tuple[str, ...] = ()
+    keep_teacher: Annotated[int, Field(ge=0)] = 2**30
     extensions: tuple[str, ...] = ()
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
 

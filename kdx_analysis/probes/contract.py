@@ -177,6 +177,8 @@ class Moment:
         last: whether it is the last of them.
         seed: of what the probe draws.
         teacher_logits: B×K, float32; None for trainings without a teacher.
+        val_outputs: of the model on all of validation, N×K, where the training has just asked for
+            them in full precision; else None.
 
     ``to_margins`` is :attr:`Setting.margins`.
     """
@@ -192,9 +194,10 @@ class Moment:
         seed: int = 0,
         teacher_logits: Tensor | None = None,
         to_margins: Callable[[Tensor], Tensor] | None = None,
+        val_outputs: Tensor | None = None,
     ) -> None:
         self.model, self.epoch, self.probed, self.last = model, epoch, probed, last
-        self.seed, self.teacher_logits = seed, teacher_logits
+        self.seed, self.teacher_logits, self.val_outputs = seed, teacher_logits, val_outputs
         self._set, self._to_margins = probe_set, to_margins
 
     @property

@@ -6,9 +6,8 @@ import multiprocessing
 import pickle
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -16,114 +15,47 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import ProcessRaisedException
 
-from kdx_analysis.config import ObjectiveConfig, TrainingConfig, flatten
+from kdx_analysis.config import TrainingConfig, flatten
 from kdx_analysis.data import Dataset
 from kdx_analysis.errors import KdxError
 from kdx_analysis.extensions import loaded
 from kdx_analysis.models import HME
 from kdx_analysis.probes.training_probe import TrainingProbe
-from kdx_analysis.runs import Run, environment, run_id, write_run
+from kdx_analysis.runs import Run, environment, write_run
 from kdx_analysis.runs.outputs import outputs_of
+from kdx_analysis.study.lessons import Lessons
 from kdx_analysis.study.roles import BUILDERS, Ingredients
+from kdx_analysis.study.step import Step
 from kdx_analysis.training import Callback, Epoch, fabric_for, fit, predict, reproducible, score
+from kdx_analysis.training.kept_logits import Shelf
 from kdx_analysis.training.loggers import logged
 from kdx_analysis.training.loop import by_name
 from kdx_analysis.training.progress import PROGRESS, Progress, ProgressFile, relayed
+from kdx_analysis.training.seconds import PROBES, SCORING, TEACHER, Seconds
 
 
-@dataclass(frozen=True)
-class Step:
-    """One run that a study asks for.
-
-    Attributes:
-        role: teacher, student (undivided, the yardstick), explainer or tree.
-        objective: what it is matched to.
-        seed: of its weights, order and augmentation.
-        config: everything that decides its result; a run is done when a directory for just this
-            config exists.
-        path: that directory.
-        vam: label of a student's arm in ``StudyConfig.arms``.
-        explainer: the directory of the run that a tree grows from; None for other roles.
-        teacher: the step of its teacher, nominally the first where its objective needs none; None
-            for a teacher.
-        called: what its title says beside, of a teacher among several.
-    """
-
-    role: str
-    objective: ObjectiveConfig
-    seed: int
-    config: Mapping[str, Any]
-    path: Path
-    vam: str = ""
-    explainer: Path | None = None
-    teacher: Step | None = None
-    called: str = ""
-
-    @property
-    def study(self) -> Path:
-        """The directory of the study."""
-        return self.path.parents[1]
-
-    @property
-    def keys(self) -> dict[str, Any]:
-        """What tells the run from others of its study."""
-        return {
-            "role": self.role,
-            "objective": self.objective.label if self.role != "teacher" else "",
-            "decomposition": self.objective.decomposition,
-            "vam": self.vam,
-            **({} if self.teacher is None else {"teacher": self.teacher.seed}),
-            "seed": self.seed,
-        }
-
-    @property
-    def done(self) -> bool:
-        return self.path.is_dir()
-
-    @property
-    def ready(self) -> bool:
-        """Whether what it starts from is there."""
-        return self.explainer is None or self.explainer.is_dir()
-
-    @property
-    def title(self) -> str:
-        if self.role == "teacher":
-            return " ".join(filter(None, (self.role, self.called)))
-        parts = (self.role, self.objective.label, self.vam, f"seed {self.seed}", self.called)
-        return " ".join(filter(None, parts))
-
-    @classmethod
-    def of(
-        cls,
-        parent: Path,
-        role: str,
-        objective: ObjectiveConfig,
-        seed: int,
-        config: Mapping[str, Any],
-        *,
-        vam: str = "",
-        explainer: Path | None = None,
-        teacher: Step | None = None,
-        called: str = "",
-    ) -> Step:
-        """The step whose directory below ``parent`` is named for its configuration."""
-        config = {"role": role, **config}
-        label = "" if role == "teacher" else objective.label
-        path = parent / run_id(role, label, seed, config, vam=vam)
-        return cls(role, objective, seed, config, path, vam, explainer, teacher, called)
-
-
-def train_steps(study: Ingredients, steps: Sequence[Step], jobs: int, show: Progress) -> None:
+def train_steps(
+    study: Ingredients, steps: Sequence[Step], jobs: int, show: Progress, lessons: Lessons
+) -> None:
     """Train the ``steps`` that are not done, in order, ``jobs`` at a time.
 
+    What they share of their teachers is in the ``lessons``, which stay for those that come later.
     The first error stops those that wait. A tree comes after its explainer, which stands before it
     among the ``steps`` or is done; teachers of all are done, or stand before in order.
     """
     steps = [step for step in steps if not step.done]
     if jobs == 1 or len(steps) < 2:
-        for step in steps:
-            train_step(study, step, show)
-        return
+        for number, step in enumerate(steps, 1):
+            train_step(study, step, show, lessons)
+            lessons.forget(step, steps[number:])
+    else:
+        _side_by_side(study, steps, jobs, show, lessons)
+
+
+def _side_by_side(
+    study: Ingredients, steps: list[Step], jobs: int, show: Progress, lessons: Lessons
+) -> None:
+    """Train the ``steps`` in other processes, ``jobs`` at a time."""
     try:
         pickle.dumps(study)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -132,30 +64,32 @@ def train_steps(study: Ingredients, steps: Sequence[Step], jobs: int, show: Prog
             "classes of teacher and "
             "student in modules that can be imported"
         ) from None
+    lessons.ask(study, steps)  # or each of the first processes would ask the teacher
     context = multiprocessing.get_context("spawn")
     with (
         relayed(show) as relay,
         ProcessPoolExecutor(min(jobs, len(steps)), mp_context=context) as pool,
     ):
-        running: set[Future[Run]] = set()
+        running: dict[Future[Run], Step] = {}
         try:
             while steps or running:
                 for step in [step for step in steps if step.ready][: jobs - len(running)]:
                     steps.remove(step)
-                    running.add(pool.submit(train_step, study, step, relay))
-                finished, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in finished:
+                    running[pool.submit(train_step, study, step, relay, lessons)] = step
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    finished = running.pop(future)
                     future.result()
+                    lessons.forget(finished, [*steps, *running.values()])
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
 
 
-def train_step(study: Ingredients, step: Step, show: Progress) -> Run:
-    """Train and probe one run and write it."""
+def train_step(study: Ingredients, step: Step, show: Progress, lessons: Lessons) -> Run:
+    """Train and probe one run and write it; ``lessons`` are what it shares with others."""
     config = study.config.training_of(step.role)
     fabric = fabric_for(config)
-    train = partial(_train_on, study=study, step=step, config=config)
+    train = partial(_train_on, study=study, step=step, config=config, lessons=lessons)
     if fabric.strategy.launcher is None:
         fabric.launch(partial(train, show=show))
         return Run.load(step.path)
@@ -194,16 +128,24 @@ def _train_on(
     study: Ingredients,
     step: Step,
     config: TrainingConfig,
+    lessons: Lessons,
     show: Progress,
 ) -> None:
     """Train a step's model on the processes of ``fabric``; the first of them writes its run."""
+    seconds = Seconds()
     given = study.given(step.seed) if step.role == "teacher" else None
     with reproducible(step.seed, config.threads):
         if given is not None:
-            trained = _as_given(given, study.dataset)
+            with seconds.of(SCORING):
+                trained = _as_given(given, study.dataset)
         else:
-            teacher = None if step.teacher is None else study.teacher(step.teacher.path)
-            trained = _trained(fabric, study, step, config, teacher, show)
+            taught = _Taught.by(study, step, fabric, lessons, seconds)
+            trained = _trained(fabric, study, step, config, taught, show)
+        teaches = step.role == "teacher" and step.seed < study.config.teacher.seeds
+        # Students load it in the usual order of memory, in which the last bits are others.
+        if teaches and fabric.is_global_zero and not (given is None and config.channels_last):
+            precision = config.precision if given is None else "32-true"
+            lessons.leave(trained.outputs, trained.model, study.dataset, precision)
     if not fabric.is_global_zero:
         return
     info = {
@@ -218,6 +160,7 @@ def _train_on(
         "grown_from": trained.grown_from,
         "extensions": [extension.provenance for extension in loaded(study.config.extensions)],
         "environment": environment(),
+        "seconds": seconds.told(),
     }
     if step.role == "teacher" and study.is_declared(step.seed):
         info["declared"] = True
@@ -233,27 +176,60 @@ def _as_given(teacher: nn.Module, data: Dataset) -> Trained:
     return Trained(teacher, 0, {"metrics": pd.DataFrame(rows).assign(epoch=0)}, outputs)
 
 
+@dataclass(frozen=True)
+class _Taught:
+    """What a training has beside its own model: its teacher, what is known of it, a stopwatch."""
+
+    teacher: nn.Module | None
+    outputs: Mapping[str, Tensor]
+    shelf: Shelf | None
+    seconds: Seconds
+
+    @classmethod
+    def by(
+        cls, study: Ingredients, step: Step, fabric: Fabric, lessons: Lessons, seconds: Seconds
+    ) -> _Taught:
+        """The teacher of a step with what runs share of it; all None or empty for a teacher."""
+        if step.teacher is None:
+            return cls(None, {}, None, seconds)
+        teacher = study.teacher(step.teacher.path)
+        with seconds.of(TEACHER):
+            outputs = lessons.outputs(study, step, teacher, fabric)
+        return cls(teacher, outputs, lessons.shelf(step), seconds)
+
+
 def _trained(
     fabric: Fabric,
     study: Ingredients,
     step: Step,
     config: TrainingConfig,
-    teacher: nn.Module | None,
+    taught: _Taught,
     show: Progress,
 ) -> Trained:
+    teacher, seconds = taught.teacher, taught.seconds
     data, role = study.dataset, BUILDERS[step.role]
     vam = study.config.arms[step.vam] if step.role == "student" else None
     start = role.start(study, vam, step.objective.decomposition, step.explainer)
-    probe = TrainingProbe(
-        step.role,
-        start.model.to(fabric.device),
-        data.to(fabric.device),
-        step.objective,
-        study.config.probes,
-        config.epochs,
-        None if teacher is None else teacher.to(fabric.device),
-    )
-    callbacks: list[Callback] = [lambda epoch, _: show(step.title, epoch), probe, *study.callbacks]
+    with seconds.of(PROBES):
+        probe = TrainingProbe(
+            step.role,
+            start.model.to(fabric.device),
+            data.to(fabric.device),
+            step.objective,
+            study.config.probes,
+            config.epochs,
+            None if teacher is None else teacher.to(fabric.device),
+        )
+
+    def shown(epoch: Epoch, model: nn.Module) -> None:
+        # Outputs would go through a queue where another process shows the epoch.
+        show(step.title, replace(epoch, val_outputs=None))
+
+    def probed(epoch: Epoch, model: nn.Module) -> None:
+        with seconds.of(PROBES):
+            probe(epoch, model)
+
+    callbacks: list[Callback] = [shown, probed, *study.callbacks]
     names: Sequence[str] = ()
     if fabric.is_global_zero:
         names = study.config.loggers
@@ -270,6 +246,9 @@ def _trained(
             seed=step.seed,
             fabric=fabric,
             teacher=teacher,
+            teacher_outputs=taught.outputs,
+            shelf=taught.shelf,
+            seconds=seconds,
             vam=vam,
             callbacks=callbacks,
             preparing=lambda done, total: show(

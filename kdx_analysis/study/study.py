@@ -43,11 +43,13 @@ from kdx_analysis.registry import home, unknown
 from kdx_analysis.report import Report
 from kdx_analysis.runs import ROLES, Run, RunSet
 from kdx_analysis.runs.run import INFO, WEIGHTS
+from kdx_analysis.study.lessons import Lessons
 from kdx_analysis.study.outputs_run import keep_outputs
 from kdx_analysis.study.plan import plan, teacher_config
 from kdx_analysis.study.roles import BUILDERS
 from kdx_analysis.study.shift_run import run_shift
-from kdx_analysis.study.steps import Step, train_steps
+from kdx_analysis.study.step import Step
+from kdx_analysis.study.steps import train_steps
 from kdx_analysis.study.teachers import (
     OWN_TEACHER,
     GivenSibling,
@@ -346,11 +348,14 @@ class Study:
         given = [step for step in teachers if self.given(step.seed) is not None]
         self._claim(out, teachers)
         write_plan(out, [(step.path, step.title) for step in steps])
-        with progress(sum(not step.done for step in steps)) as show:
-            train_steps(self, given, 1, show)  # they are only asked for outputs
-            train_steps(self, teachers, jobs, show)
+        waiting = [step for step in steps if not step.done]
+        lessons = Lessons.of(out, waiting, self.config.keep_teacher)
+        with progress(len(waiting)) as show:
+            train_steps(self, given, 1, show, lessons)  # they are only asked for outputs
+            train_steps(self, teachers, jobs, show, lessons)
             self._check_apart(teachers)
-            train_steps(self, steps, jobs, show)
+            train_steps(self, steps, jobs, show, lessons)
+        lessons.close()
         runs = RunSet.of(Run.load(step.path) for step in steps)
         keep_outputs(self, runs)
         run_shift(self, runs)

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -26,7 +27,9 @@ from kdx_analysis.models.vam import attended_layers, entropy, gate_parameters, s
 from kdx_analysis.objectives import Batch, Objective, scale_to
 from kdx_analysis.objectives.features import captured
 from kdx_analysis.records import EPOCH, SPLIT, kind, number, text
+from kdx_analysis.training.kept_logits import EpochLogits, Shelf, computed_by
 from kdx_analysis.training.schedules import learning_rate_factor, penalty_at, temperature_at
+from kdx_analysis.training.seconds import SCORING, TEACHER, TRAINING, Seconds
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -51,8 +54,10 @@ class Epoch:
     ``temperature`` is τ, None for models without gates that move; ``gate_entropy`` the mean over
     all gates of H/ln N (of VAM: H/ln M), None where gates are no parameters; ``loss`` is the
     objective's mean over the epoch, without VAM's penalty. ``scores`` are the epoch's rows of the
-    history by ``split/metric``. Before the first epoch, ``preparing`` says where a distiller's own
-    phase is.
+    history by ``split/metric``. ``val_accuracy`` is NaN after an epoch without validation (see
+    ``validate_every``), and ``scores`` then hold nothing of it. ``val_outputs`` are what the model
+    gave on validation, N×K, where there was one in full precision. Before the first epoch,
+    ``preparing`` says where a distiller's own phase is.
     """
 
     epoch: int
@@ -63,6 +68,7 @@ class Epoch:
     gate_entropy: float | None
     scores: Mapping[str, float] = field(default_factory=dict)
     preparing: str = ""
+    val_outputs: Tensor | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def before(cls, epochs: int, done: int, total: int) -> Epoch:
@@ -154,6 +160,9 @@ def fit(
     vam: VAMConfig | None = None,
     callbacks: Sequence[Callback] = (),
     preparing: Callable[[int, int], None] = lambda done, total: None,
+    teacher_outputs: Mapping[str, Tensor] | None = None,
+    shelf: Shelf | None = None,
+    seconds: Seconds | None = None,
 ) -> Fit:
     """Train ``model`` in place.
 
@@ -174,6 +183,13 @@ def fit(
             penalty, and τ stays.
         callbacks: called after every epoch with the unwrapped model.
         preparing: called with steps done and all steps, in a distiller's phase before training.
+        teacher_outputs: what the teacher gives on ``val`` and ``test``, N×K each, where that is
+            known; it is asked otherwise.
+        shelf: where the teacher's logits on the augmented training images are kept for other runs
+            of the seed. They are asked for in every step where several processes train, since each
+            augments its own images, where the objective compares features, and where the teacher
+            draws random numbers.
+        seconds: counts what goes into training, teacher and scoring.
 
     Raises:
         KdxError: the objective needs a teacher and there is none, or one whose outputs can't be
@@ -181,24 +197,33 @@ def fit(
     """
     if Objective(objective).needs_teacher and teacher is None:
         raise KdxError(f"objective {objective.name!r} needs a teacher; pass teacher=")
-    run = _Training(model, data, objective, config, seed, fabric or fabric_for(config), teacher)
+    seconds = seconds or Seconds()
+    run = _Training(
+        model, data, objective, config, seed, fabric or fabric_for(config), teacher, seconds
+    )
+    run.teacher_outputs |= teacher_outputs or {}
+    run.shelf = shelf
     run.prepare(preparing)
     gates = _gate_parameters(model)
     rows: list[dict[str, Any]] = []
     best: tuple[float, int, dict[str, Tensor], Tensor] | None = None
     for epoch in range(1, config.epochs + 1):
         tau, gamma = _set_schedules(model, temperature, vam, epoch, config.epochs)
-        loss = run.train_epoch(epoch, gates if epoch <= gate_warmup else (), gamma)
-        train = {"split": "train", "metric": "loss", "value": loss, "n": run.samples}
-        validated, val_outputs = run.score(run.data.val)
-        scores = [train, *validated]
+        with seconds.of(TRAINING):
+            loss = run.train_epoch(epoch, gates if epoch <= gate_warmup else (), gamma)
+        scores = [{"split": "train", "metric": "loss", "value": loss, "n": run.samples}]
+        accuracy, full = math.nan, None
+        if epoch % config.validate_every == 0 or epoch == config.epochs:
+            validated, val_outputs = run.score(run.data.val)
+            scores += validated
+            accuracy = next(row["value"] for row in scores if row["metric"] == "accuracy")
+            full = val_outputs if config.precision == "32-true" else None
+            if config.selection == "best" and (best is None or accuracy > best[0]):
+                best = (accuracy, epoch, copy.deepcopy(model.state_dict()), val_outputs)
         rows += [{"epoch": epoch, **row} for row in scores]
-        accuracy = next(row["value"] for row in scores if row["metric"] == "accuracy")
-        if config.selection == "best" and (best is None or accuracy > best[0]):
-            best = (accuracy, epoch, copy.deepcopy(model.state_dict()), val_outputs)
-        gate_entropy = _gate_entropy(model)
-        named = by_name(scores)
-        run.tell(callbacks, Epoch(epoch, config.epochs, loss, accuracy, tau, gate_entropy, named))
+        entropy_now, named = _gate_entropy(model), by_name(scores)
+        where = Epoch(epoch, config.epochs, loss, accuracy, tau, entropy_now, named)
+        run.tell(callbacks, replace(where, val_outputs=full))
     selected = config.epochs
     if best is not None:
         _, selected, weights, val_outputs = best
@@ -277,8 +302,9 @@ class _Training:
         seed: int,
         fabric: Fabric,
         teacher: nn.Module | None,
+        seconds: Seconds,
     ) -> None:
-        self.fabric, self.config, self.seed = fabric, config, seed
+        self.fabric, self.config, self.seed, self.seconds = fabric, config, seed, seconds
         self.data = data.to(fabric.device)
         if config.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -293,6 +319,7 @@ class _Training:
         self.adapters = list(self.objective.distiller.parameters())
         optimizer = _optimizer(model, config, self.adapters)
         self.wrapped, self.optimizer = fabric.setup(model, optimizer)
+        self.teacher_draws = False
         self._check_teacher()
         self.batch_size = min(config.batch_size, len(data.train) // fabric.world_size)
         if self.batch_size < 2:
@@ -307,6 +334,7 @@ class _Training:
         if objective.scale_to is not None:
             self.objective = self._scaled()
         self.teacher_outputs: dict[str, Tensor] = {}
+        self.shelf: Shelf | None = None
 
     def prepare(self, tell: Callable[[int, int], None]) -> None:
         """The distiller's own phase before training."""
@@ -324,9 +352,10 @@ class _Training:
         fabric, train = self.fabric, self.data.train
         order = torch.randperm(len(train), generator=self.generators["order"])[: self.samples]
         total = torch.zeros((), device=fabric.device)
+        kept = self._kept(epoch)
         for drawn in order.split(self.batch_size * fabric.world_size):
             indices = drawn[fabric.global_rank :: fabric.world_size]
-            loss = self._loss(indices)
+            loss = self._loss(indices, kept)
             self.optimizer.zero_grad()
             fabric.backward(loss + gamma * entropy(self.model) if gamma else loss)
             # Without a gradient the optimiser skips a parameter; DDP must still see one made.
@@ -349,9 +378,10 @@ class _Training:
 
         The teacher is asked once for each split.
         """
-        with self.fabric.autocast():
+        with self.fabric.autocast(), self.seconds.of(SCORING):
             if self.teacher is not None and split.name not in self.teacher_outputs:
-                self.teacher_outputs[split.name] = predict(self.teacher, split, self.data)
+                with self.seconds.of(TEACHER):
+                    self.teacher_outputs[split.name] = predict(self.teacher, split, self.data)
             decomposition = self.objective.config.decomposition
             outputs = predict(self.wrapped, split, self.data)
             taught = self.teacher_outputs.get(split.name)
@@ -377,13 +407,33 @@ class _Training:
             generators[stream] = torch.Generator().manual_seed(seed)
         return generators
 
-    def _loss(self, indices: Tensor) -> Tensor:
+    def _kept(self, epoch: int) -> EpochLogits | None:
+        """The teacher's logits in the steps of an epoch, where they are kept; see :func:`fit`."""
+        asked = self.objective.needs_teacher and not self.paths[1] and not self.teacher_draws
+        if self.shelf is None or not asked or self.fabric.world_size > 1:
+            return None
+        return self.shelf.epoch(self._decides, epoch, self.samples, self.data.num_classes)
+
+    @cached_property
+    def _decides(self) -> dict[str, Any]:
+        """Everything that decides the teacher's logits on the augmented images of an epoch."""
+        assert self.teacher is not None
+        return {
+            **computed_by(self.teacher, self.data, self.fabric.device),
+            "augmentation": [self.data.pad, self.data.flip],
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "precision": self.config.precision,
+            "channels_last": self.config.channels_last,
+        }
+
+    def _loss(self, indices: Tensor, kept: EpochLogits | None) -> Tensor:
         """The objective of the training images at these positions, augmented."""
         train = self.data.train
         images = self._images(train, indices, augmented=True)
         labels = train.labels[indices.to(train.labels.device)]
         taught = self.teacher if self.objective.needs_teacher else None
-        batch = self._batch(self.wrapped, taught, images, labels, self.fabric.autocast())
+        batch = self._batch(self.wrapped, taught, images, labels, self.fabric.autocast(), kept)
         return self.objective.of_batch(batch)
 
     def _batch(
@@ -393,16 +443,26 @@ class _Training:
         images: Tensor,
         labels: Tensor,
         precision: AbstractContextManager[Any],
+        kept: EpochLogits | None = None,
     ) -> Batch:
-        """Both models' outputs and features on some images; the teacher runs in ``precision``."""
+        """Both models' outputs and features on some images; the teacher runs in ``precision``.
+
+        It is not asked where ``kept`` has its logits.
+        """
         of_student, of_teacher = self.paths
         with captured(self.model, of_student) as features:
             outputs = student(images).float()
         batch = Batch(outputs, labels, None, self.generators["shuffling"], features)
         if teacher is None:
             return batch
-        with torch.no_grad(), precision, captured(teacher, of_teacher) as features:
-            outputs = teacher(images).float()
+        with self.seconds.of(TEACHER):
+            logits = None if kept is None else kept.take(len(images))
+            if logits is not None:
+                return replace(batch, teacher_outputs=logits.to(images.device))
+            with torch.no_grad(), precision, captured(teacher, of_teacher) as features:
+                outputs = teacher(images).float()
+            if kept is not None:
+                kept.add(outputs)
         return replace(batch, teacher_outputs=outputs, teacher_features=features)
 
     def _images(self, split: Split, indices: Tensor, augmented: bool = False) -> Tensor:
@@ -436,13 +496,16 @@ class _Training:
         return paths
 
     def _check_teacher(self) -> None:
+        """Refuse one whose outputs can't be logits; see whether it draws random numbers."""
         if self.teacher is None or not self.objective.needs_teacher:
             return
         train = self.data.train
         first = train.subset(torch.arange(min(len(train), _TEACHER_CHECKED)))
-        with self.fabric.autocast():
+        before = _random_state(self.fabric.device)
+        with self.fabric.autocast(), self.seconds.of(TEACHER):
             outputs = predict(self.teacher, first, self.data)
             check_logits(outputs, self.data.num_classes, "the teacher")
+        self.teacher_draws = not torch.equal(before, _random_state(self.fabric.device))
 
     def _share_adapters_gradients(self) -> None:
         """Average them over processes, as data parallelism does for the student's."""
@@ -477,6 +540,14 @@ class _Training:
             )
             factor = scale_to(reference, unscaled, parameters)
         return self.objective.scaled(factor)
+
+
+def _random_state(device: torch.device) -> Tensor:
+    """That of torch on the CPU and, behind it, on an accelerator that is used."""
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return torch.cat(states)
 
 
 def _set_schedules(

@@ -10,7 +10,9 @@ from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME
 from kdx_analysis.models.zoo import plain_stage
 from kdx_analysis.runs import Run, RunSet
-from kdx_analysis.study.steps import Step, train_steps
+from kdx_analysis.study.lessons import Lessons
+from kdx_analysis.study.step import Step
+from kdx_analysis.study.steps import train_steps
 from kdx_analysis.study.study import Study, ready_studies
 from kdx_analysis.training import fit, predict, score
 from kdx_analysis.training.checkpoints import fingerprint, load_weights
@@ -344,7 +346,7 @@ def test_vam_is_on_students_alone_and_folded_into_the_weights_on_disk(finished, 
     assert [role for role in plain if plain[role] != planned[role]] == ["student"]
 
     teacher, attended, _ = study.plan(tmp_path)
-    train_steps(study, [teacher, attended], 1, lambda *_: None)
+    train_steps(study, [teacher, attended], 1, lambda *_: None, Lessons.of(tmp_path, [], 0))
     run = Run.load(attended.path)
     assert set(run.kinds) == {"metrics", "vam_gates", "vam_entropy"}
     assert run.record("vam_gates")["epoch"].unique().tolist() == [1, 2]
@@ -563,7 +565,7 @@ def test_a_teacher_that_other_processes_cannot_import_is_refused_in_words(tmp_pa
     )
     steps = [Step.of(tmp_path, "student", study.config.objectives[0], seed, {}) for seed in (0, 1)]
     with pytest.raises(KdxError, match="use jobs=1"):
-        train_steps(study, steps, 2, lambda title, epoch: None)
+        train_steps(study, steps, 2, lambda title, epoch: None, Lessons.of(tmp_path, [], 0))
 
 
 def test_the_released_network_is_a_preset(tmp_path):

@@ -7,6 +7,7 @@ Any model that vmap can run will do, whatever its layers are.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -118,7 +119,11 @@ class Together:
                 images,
                 penalty,
             )
-        except RuntimeError as error:
+        except (
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:  # whatever the model's code runs into
             raise KdxError(
                 f"{type(self.models[0]).__name__} can't be trained together with others: "
                 f"{_first_line(error)}"
@@ -151,6 +156,23 @@ class Together:
         return {f"model.{name}": tensor for name, tensor in tensors.items()}
 
 
+def unfit(model: nn.Module, shape: Sequence[int]) -> str:
+    """Why models like this one can't be trained together, '' if they can.
+
+    Two copies are tried on two images each, of ``shape`` C×H×W; the model is left as it is.
+    """
+    with torch.random.fork_rng():
+        copies = [copy.deepcopy(model).train() for _ in range(2)]
+        device = next(model.parameters()).device
+        try:
+            net = Together(copies, [RandomState(device) for _ in copies])
+            outputs, _ = net(torch.zeros(2, 2, *shape, device=device), shared=False)
+            outputs.sum().backward()
+        except (KdxError, RuntimeError) as error:
+            return _first_line(error)
+    return ""
+
+
 class _WithPenalty(nn.Module):
     """A model's outputs together with VAM's entropy, so that both read the stacked weights."""
 
@@ -177,13 +199,18 @@ class _SideBySide(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        kwargs = kwargs or {}
+        given = kwargs or {}
         if func is F.batch_norm:
-            return _BatchNorm.apply(self.number, *_ordered(_batch_norm_arguments, args, kwargs))
+            x, *rest = _batch_norm_arguments(*args, **given)
+            return _BatchNorm.apply(self.number, x, *rest)  # type: ignore[no-untyped-call]
         if func in _DROPOUTS:
-            x, p, training = _ordered(_dropout_arguments, args, kwargs)
-            return _Dropout.apply(self.number, x, func, p, self.states) if training and p else x
-        return func(*args, **kwargs)
+            x, p, training = _dropout_arguments(*args, **given)
+            if not (training and p):
+                return x
+            return _Dropout.apply(  # type: ignore[no-untyped-call]
+                self.number, x, func, p, self.states
+            )
+        return func(*args, **given)
 
 
 def _batch_norm_arguments(
@@ -205,12 +232,6 @@ def _dropout_arguments(
 ) -> tuple[Any, ...]:
     """The arguments of torch's dropouts in their order, without ``inplace``."""
     return input, p, training
-
-
-def _ordered(
-    arguments: Callable[..., tuple[Any, ...]], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[Any, ...]:
-    return arguments(*args, **kwargs)
 
 
 class _UnderVmap(torch.autograd.Function):
@@ -243,14 +264,15 @@ class _BatchNorm(_UnderVmap):
         bias: Tensor | None,
         *options: Any,
     ) -> tuple[Tensor, int]:
-        N, dims = info.batch_size, in_dims[2:6]
+        N = info.batch_size
         channels = _side_by_side(x, in_dims[1], N).flatten(1, 2)
-        per_channel = [
-            # The views of running statistics are written into.
+        tensors = (running_mean, running_var, weight, bias)
+        mean, var, scale, shift = (
+            # Views of the running statistics, which are written into.
             None if tensor is None else _first(tensor, dim, N).view(-1)
-            for tensor, dim in zip((running_mean, running_var, weight, bias), dims, strict=True)
-        ]
-        normalised = F.batch_norm(channels, *per_channel, *options)
+            for tensor, dim in zip(tensors, in_dims[2:6], strict=True)
+        )
+        normalised = F.batch_norm(channels, mean, var, scale, shift, *options)
         return normalised.unflatten(1, (N, -1)), 1
 
 

@@ -151,7 +151,7 @@ def test_52_steps_together_are_52_steps_alone(kind):
         moved = apart(alone.model, alone.start)
         assert apart(side.model, alone.model) < min(10 * max(rounding, 1e-6), 0.01 * moved)
         losses = [fit.history.query("metric == 'loss'") for fit in (side.fit, alone.fit)]
-        assert losses[0]["value"].tolist() == pytest.approx(losses[1]["value"].tolist(), rel=0.01)
+        assert losses[0]["value"].tolist() == pytest.approx(losses[1]["value"].tolist(), rel=0.05)
         assert side.fit.history[["epoch", "split", "metric"]].equals(
             alone.fit.history[["epoch", "split", "metric"]]
         )

@@ -210,26 +210,12 @@ def _trained(
     data, role = study.dataset, BUILDERS[step.role]
     vam = study.config.arms[step.vam] if step.role == "student" else None
     start = role.start(study, vam, step.objective.decomposition, step.explainer)
+    model, device = start.model, fabric.device
+    on_device = (step.role, model.to(device), data.to(device), step.objective)
+    taught_by = None if teacher is None else teacher.to(device)
     with seconds.of(PROBES):
-        probe = TrainingProbe(
-            step.role,
-            start.model.to(fabric.device),
-            data.to(fabric.device),
-            step.objective,
-            study.config.probes,
-            config.epochs,
-            None if teacher is None else teacher.to(fabric.device),
-        )
-
-    def shown(epoch: Epoch, model: nn.Module) -> None:
-        # Outputs would go through a queue where another process shows the epoch.
-        show(step.title, replace(epoch, val_outputs=None))
-
-    def probed(epoch: Epoch, model: nn.Module) -> None:
-        with seconds.of(PROBES):
-            probe(epoch, model)
-
-    callbacks: list[Callback] = [shown, probed, *study.callbacks]
+        probe = TrainingProbe(*on_device, study.config.probes, config.epochs, taught_by)
+    callbacks = _callbacks(study, step, show, probe, seconds)
     names: Sequence[str] = ()
     if fabric.is_global_zero:
         names = study.config.loggers
@@ -239,7 +225,7 @@ def _trained(
     with logged(names, step.study, study.config.name, step.path.name, params) as log:
         callbacks.append(lambda epoch, _: log(_points(epoch), epoch.epoch))
         result = fit(
-            start.model,
+            model,
             data,
             step.objective,
             config,
@@ -258,10 +244,26 @@ def _trained(
         )
         tested = result.history[result.history["split"] == "test"]
         log(by_name(tested.to_dict("records")), result.epoch)
-    role.finish(start.model)
+    role.finish(model)
     records = {**start.records, "metrics": result.history, **probe.tables()}
     ids = probe.ids or None
-    return Trained(start.model, result.epoch, records, result.outputs, ids, start.grown_from)
+    return Trained(model, result.epoch, records, result.outputs, ids, start.grown_from)
+
+
+def _callbacks(
+    study: Ingredients, step: Step, show: Progress, probe: TrainingProbe, seconds: Seconds
+) -> list[Callback]:
+    """What is called after every epoch: progress, probes, then what the user wants called."""
+
+    def shown(epoch: Epoch, model: nn.Module) -> None:
+        # Outputs would go through a queue where another process shows the epoch.
+        show(step.title, replace(epoch, val_outputs=None))
+
+    def probed(epoch: Epoch, model: nn.Module) -> None:
+        with seconds.of(PROBES):
+            probe(epoch, model)
+
+    return [shown, probed, *study.callbacks]
 
 
 def _points(epoch: Epoch) -> dict[str, float]:

@@ -259,7 +259,7 @@ def fitting(
     run.prepare(preparing)
     gates = tuple(_gate_parameters(model))
     rows: list[dict[str, Any]] = []
-    best: tuple[float, int, dict[str, Tensor], Tensor] | None = None
+    selection = _Selection(config)
     for epoch in range(1, config.epochs + 1):
         tau, gamma = _set_schedules(model, temperature, vam, epoch, config.epochs)
         with seconds.of(TRAINING):
@@ -268,25 +268,44 @@ def fitting(
         scores: list[dict[str, Any]] = [
             {"split": "train", "metric": "loss", "value": loss, "n": run.samples}
         ]
-        accuracy, full = math.nan, None
-        if epoch % config.validate_every == 0 or epoch == config.epochs:
-            validated, val_outputs = run.score(run.data.val)
-            scores += validated
-            accuracy = next(row["value"] for row in scores if row["metric"] == "accuracy")
-            full = val_outputs if config.precision == "32-true" else None
-            if config.selection == "best" and (best is None or accuracy > best[0]):
-                best = (accuracy, epoch, _copied(model), val_outputs)
+        validated, outputs = run.validate(epoch)
+        scores += validated
         rows += [{"epoch": epoch, **row} for row in scores]
-        entropy_now, named = _gate_entropy(model), by_name(scores)
-        where = Epoch(epoch, config.epochs, loss, accuracy, tau, entropy_now, named)
+        named = by_name(scores)
+        accuracy = named.get("val/accuracy", math.nan)
+        if outputs is not None:
+            selection.see(epoch, accuracy, outputs, model)
+        where = Epoch(epoch, config.epochs, loss, accuracy, tau, _gate_entropy(model), named)
+        full = outputs if config.precision == "32-true" else None
         run.tell(callbacks, replace(where, val_outputs=full))
-    selected = config.epochs
-    if best is not None:
-        _, selected, weights, val_outputs = best
-        model.load_state_dict(weights)
+    selection.restore(model)
     tested, test_outputs = run.score(run.data.test)
-    rows += [{"epoch": selected, **row} for row in tested]
-    return Fit(pd.DataFrame(rows), selected, {"val": val_outputs, "test": test_outputs})
+    rows += [{"epoch": selection.epoch, **row} for row in tested]
+    outputs_of = {"val": selection.outputs, "test": test_outputs}
+    return Fit(pd.DataFrame(rows), selection.epoch, outputs_of)
+
+
+class _Selection:
+    """The epoch that a training ends with: the last, or the first of the best on validation."""
+
+    def __init__(self, config: TrainingConfig) -> None:
+        self.rule = config.selection
+        self.epoch, self.outputs = 0, torch.empty(0)
+        self._accuracy: float | None = None
+        self._weights: dict[str, Any] | None = None
+
+    def see(self, epoch: int, accuracy: float, outputs: Tensor, model: nn.Module) -> None:
+        """An epoch with validation; the last of all is one of them."""
+        if self.rule == "best":
+            if self._accuracy is not None and not accuracy > self._accuracy:
+                return
+            self._accuracy, self._weights = accuracy, _copied(model)
+        self.epoch, self.outputs = epoch, outputs
+
+    def restore(self, model: nn.Module) -> None:
+        """Give ``model`` the weights of the epoch."""
+        if self._weights is not None:
+            model.load_state_dict(self._weights)
 
 
 fit = _trains(fitting)
@@ -440,6 +459,12 @@ class Training:
                 f"the loss of objective {self.objective.config.label!r} is {loss} in epoch "
                 f"{epoch}; lower training.lr or use precision 32-true"
             )
+
+    def validate(self, epoch: int) -> tuple[list[dict[str, Any]], Tensor | None]:
+        """As :meth:`score` on validation; nothing and None after an epoch without it."""
+        if epoch % self.config.validate_every and epoch != self.config.epochs:
+            return [], None
+        return self.score(self.data.val)
 
     def score(self, split: Split) -> tuple[list[dict[str, Any]], Tensor]:
         """Rows of the history on a split, and the outputs that they are computed from.

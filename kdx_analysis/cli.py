@@ -34,6 +34,14 @@ Out = Annotated[
 Jobs = Annotated[
     int, typer.Option(min=1, help="Runs trained side by side, one-threaded on CPU by default.")
 ]
+Together = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Runs of one architecture trained as one net of so many copies; for GPUs that one run "
+        "doesn't fill.",
+    ),
+]
 DataDir = Annotated[
     Path | None, typer.Option(help="Where data sets lie; by default $KDX_DATA, else ./data.")
 ]
@@ -95,11 +103,12 @@ def run(
     change: Changes = None,
     out: Out = None,
     jobs: Jobs = 2,
+    together: Together = 1,
     data_dir: DataDir = None,
     load: Load = None,
 ) -> None:
     """Run a study: train what is not done yet, probe it, write the report."""
-    _run(study, change or [], out, jobs, data_dir)
+    _run(study, change or [], out, jobs, data_dir, together)
 
 
 @app.command()
@@ -660,15 +669,22 @@ def main() -> None:
         sys.exit(2)
 
 
-def _run(name: str, changes: list[str], out: Path | None, jobs: int, data_dir: Path | None) -> None:
+def _run(
+    name: str,
+    changes: list[str],
+    out: Path | None,
+    jobs: int,
+    data_dir: Path | None,
+    together: int = 1,
+) -> None:
     from kdx_analysis.study.study import Study
     from kdx_analysis.training.progress import rich_progress
 
     study = Study.load(name, changes, data_dir)
     out = out or Path("out") / study.config.name
     study.check()
-    _announce(study, out, jobs)
-    runs = study.run(out, jobs=jobs, progress=rich_progress)
+    _announce(study, out, jobs, together)
+    runs = study.run(out, jobs=jobs, together=together, progress=rich_progress)
     from kdx_analysis.report import Report
 
     report = Report(runs)
@@ -738,11 +754,12 @@ def _teachers(teacher: TeacherConfig) -> str:
     return "; ".join(parts)
 
 
-def _announce(study: Study, out: Path, jobs: int) -> None:
+def _announce(study: Study, out: Path, jobs: int, together: int) -> None:
     from kdx_analysis.probes.contract import checkpoints, switched_on
 
     config, data = study.config, study.dataset
-    steps = study.plan(out)
+    groups = study.groups(out, together)
+    steps = groups.planned
     done = sum(step.done for step in steps)
     sizes = (
         f"{len(data.train)} + {len(data.val)} + {len(data.test)} images (train, validation, test)"
@@ -757,6 +774,8 @@ def _announce(study: Study, out: Path, jobs: int) -> None:
         f"  {len(steps)} runs of {config.training.epochs} epochs, {done} done already, {jobs} at a "
         f"time → {out}"
     )
+    for line in groups.lines():
+        typer.echo(f"  {line}")
     if line := _teachers(config.teacher):
         typer.echo(f"  {line}")
     if (phase2 := config.explainer.phase2) is not None:

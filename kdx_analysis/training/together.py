@@ -10,14 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.func import vmap
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models.together import RandomState, Together
-from kdx_analysis.objectives import Batch
+from kdx_analysis.objectives import Batch, Objective
 from kdx_analysis.training.kept_logits import EpochLogits
 from kdx_analysis.training.loop import Pass, Training, logits_of, optimizer_of
 from kdx_analysis.training.seconds import TEACHER, TRAINING, Seconds
@@ -106,6 +108,7 @@ class _Group:
         # Of every element for itself: the optimiser of a stack is that of each of its slices.
         self.optimizer = optimizer_of(self.first.model, self.first.config, instead=self.net.stacked)
         self.scheduler = self.first.schedule(self.optimizer)
+        self.alike = _alike(trainings)
         # Trainings of one seed draw the same order and augmentation, so one of them draws for all.
         self.leads = {training.seed: training for training in reversed(trainings)}
         asking = [training for training in trainings if training.objective.needs_teacher]
@@ -137,12 +140,7 @@ class _Group:
             with seconds.of(TEACHER):
                 logits = self._logits({seed: each for seed, (each, _) in images.items()}, kept)
             outputs, entropies = self._outputs(images, penalty=waits.gamma > 0)
-            losses = torch.stack(
-                [
-                    self._loss(training, outputs[i], images[training.seed][1], logits)
-                    for i, training in enumerate(self.trainings)
-                ]
-            )
+            losses = self._losses(outputs, images, logits)
             self.optimizer.zero_grad()
             # Each loss depends on its own model alone, so the sum's gradient is that of each.
             (losses + waits.gamma * entropies if waits.gamma else losses).sum().backward()
@@ -187,16 +185,63 @@ class _Group:
                 )
         return logits
 
-    @staticmethod
-    def _loss(
-        training: Training,
+    def _losses(
+        self,
         outputs: Tensor,
-        labels: Tensor,
+        images: dict[int, tuple[Tensor, Tensor]],
         logits: dict[tuple[int, int], Tensor],
     ) -> Tensor:
-        taught = logits[_place(training)] if training.objective.needs_teacher else None
-        shuffling = training.generators["shuffling"]
-        return training.objective.of_batch(Batch(outputs, labels, taught, shuffling))
+        """Each training's objective, N, from its own outputs of N×B×K."""
+        losses: dict[int, Tensor] = {}
+        for numbers in self.alike:
+            members = [self.trainings[number] for number in numbers]
+            labels = [images[member.seed][1] for member in members]
+            taught = [
+                logits[_place(member)] for member in members if member.objective.needs_teacher
+            ]
+            if len(numbers) == 1:
+                each = [_loss(members[0], outputs[numbers[0]], labels[0], *taught)]
+            else:
+                stacked = [torch.stack(tensors) for tensors in (labels, taught) if tensors]
+                each = list(vmap(partial(_loss, members[0]))(outputs[numbers], *stacked))
+            losses |= dict(zip(numbers, each, strict=True))
+        return torch.stack([losses[number] for number in range(len(losses))])
+
+
+def _loss(
+    training: Training, outputs: Tensor, labels: Tensor, taught: Tensor | None = None
+) -> Tensor:
+    batch = Batch(outputs, labels, taught, training.generators["shuffling"])
+    return training.objective.of_batch(batch)
+
+
+def _alike(trainings: Sequence[Training]) -> list[list[int]]:
+    """Places of trainings whose losses are one computation: seeds of an objective.
+
+    An objective that draws random numbers, or that vmap can't compute, is computed run by run.
+    """
+    places: dict[object, list[int]] = {}
+    for number, training in enumerate(trainings):
+        objective = training.objective
+        same = (objective.config.model_dump_json(), objective.scale)
+        places.setdefault(same if _stacks(objective, training) else number, []).append(number)
+    return list(places.values())
+
+
+def _stacks(objective: Objective, training: Training) -> bool:
+    """Whether vmap computes an objective, tried on two batches of two samples."""
+    K, device = training.data.num_classes, training.fabric.device
+    taught = (torch.zeros(2, 2, K, device=device),) if objective.needs_teacher else ()
+    batches = (torch.zeros(2, 2, K, device=device), torch.zeros(2, 2, device=device).long())
+
+    def loss(outputs: Tensor, labels: Tensor, logits: Tensor | None = None) -> Tensor:
+        return objective.of_batch(Batch(outputs, labels, logits, torch.Generator()))
+
+    try:
+        vmap(loss, randomness="error")(*batches, *taught)
+    except (RuntimeError, TypeError, ValueError):
+        return False
+    return True
 
 
 def _place(training: Training) -> tuple[int, int]:

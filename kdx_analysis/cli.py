@@ -25,8 +25,6 @@ app = typer.Typer(
 )
 lists = typer.Typer(no_args_is_help=True, help="What can be named in a study or a command.")
 app.add_typer(lists, name="list")
-benches = typer.Typer(no_args_is_help=True, help="What something costs, timed on this machine.")
-app.add_typer(benches, name="bench")
 
 Out = Annotated[
     Path | None, typer.Option(help="Directory for the runs and the report; by default out/NAME.")
@@ -641,23 +639,39 @@ def figures(load: Load = None) -> None:
         typer.echo(f"{name}: {figure.title}")
 
 
-@benches.command("vam")
-def bench_vam(
-    rounds: Annotated[int, typer.Option(min=1, help="Timings of each contestant.")] = 15,
-    batch: Annotated[int, typer.Option(min=2, help="Images in a batch.")] = 128,
-    precision: Annotated[
-        list[str] | None, typer.Option(help="float32 or bf16; by default both.")
-    ] = None,
-) -> None:
-    """WRN-16-2 at 32×32: training with VAM and inference after folding, against the plain model."""
-    from kdx_analysis import bench
+@lists.command()
+def benches(load: Load = None) -> None:
+    """Benches: what is timed on this machine, and against what."""
+    from kdx_analysis.bench import BENCHES
 
-    for each in bench.check_precisions(precision or bench.PRECISIONS):
-        typer.echo(
-            f"timing {each}; minutes on a CPU, longer where it has to emulate bf16", err=True
-        )
-        frame = bench.bench_vam(rounds=rounds, batch=batch, precisions=[each])
-        typer.echo(frame.to_string(index=False, float_format="{:.4g}".format))
+    for name, bench in BENCHES.items():
+        typer.echo(f"{name}: {bench.title}, against {bench.against}")
+
+
+@app.command()
+def bench(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="As kdx list benches gives them; by default all.")
+    ] = None,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Timings of each contestant; slow contests have fewer.")
+    ] = 15,
+    threads: Annotated[int, typer.Option(min=1, help="Of every contestant.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    batch: Annotated[
+        int | None, typer.Option(min=2, help="Images in a batch of a training step.")
+    ] = None,
+    precision: Annotated[
+        list[str] | None, typer.Option(help="float32 or bf16, of benches that have both.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="A file for all numbers.")] = None,
+    load: Load = None,
+) -> None:
+    """Time what the package does against plain implementations and the machine's limits."""
+    from kdx_analysis.bench.command import bench_all, chosen, setting_of
+
+    setting = setting_of(device, threads, batch, precision)
+    bench_all(chosen(names or (), setting), setting, rounds, json, typer.echo)
 
 
 def main() -> None:

@@ -444,11 +444,18 @@ def test_what_vam_does_to_models(kdx, monkeypatch):
 
 def test_what_vam_costs(kdx):
     code, out, _ = kdx("bench", "vam", "--rounds", 1, "--batch", 2, "--precision", "float32")
+    names = [line.split("  ")[2] for line in out.splitlines() if line.startswith("    ")]
     assert code == 0
-    assert [line.split()[2] for line in out.splitlines()[1:]] == ["float32"] * 4
+    assert names == ["plain", "the same again", "VAM", "plain", "the same again", "VAM", "folded"]
     code, _, err = kdx("bench", "vam", "--precision", "bf61")
     assert (code, err.count("\n")) == (2, 1)
     assert "did you mean 'bf16'" in err
+
+
+def test_what_can_be_timed(kdx):
+    code, out, _ = kdx("list", "benches")
+    assert code == 0
+    assert "pipeline: an epoch of 1,800 augmented images of 32×32, against torch's" in out
 
 
 def test_results_from_elsewhere_become_runs(kdx, tmp_path):

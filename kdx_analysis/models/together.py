@@ -119,11 +119,8 @@ class Together:
                 images,
                 penalty,
             )
-        except (
-            RuntimeError,
-            TypeError,
-            ValueError,
-        ) as error:  # whatever the model's code runs into
+        # Whatever the model's own code runs into.
+        except (RuntimeError, TypeError, ValueError) as error:
             raise KdxError(
                 f"{type(self.models[0]).__name__} can't be trained together with others: "
                 f"{_first_line(error)}"
@@ -186,7 +183,7 @@ class _WithPenalty(nn.Module):
 
 
 class _SideBySide(TorchFunctionMode):
-    """Computes batch normalisation and dropout of N models by rules of its own under vmap."""
+    """Rules of our own under vmap, for batch normalisation, dropout and the order of memory."""
 
     def __init__(self, number: Tensor, states: Sequence[RandomState]) -> None:
         super().__init__()
@@ -210,6 +207,8 @@ class _SideBySide(TorchFunctionMode):
             return _Dropout.apply(  # type: ignore[no-untyped-call]
                 self.number, x, func, p, self.states
             )
+        if func is Tensor.is_contiguous and "memory_format" in given:
+            return False  # vmap can't say so; what asks has another way for any other order
         return func(*args, **given)
 
 

@@ -52,7 +52,7 @@ def fit_together(
     try:
         for member in members:
             member.begin()
-        group = _Group([member.training for member in members], [each.state for each in members])
+        group = Group([member.training for member in members], [each.state for each in members])
         while waiting := [member for member in members if member.result is None]:
             losses = group.train_epoch(waiting[0].waits)
             for member, loss in zip(members, losses, strict=True):
@@ -98,7 +98,7 @@ class _Member(Generic[R]):
             seconds.rest()
 
 
-class _Group:
+class Group:
     """What the passes of trainings share: the net of all models, one optimiser, images by seed."""
 
     def __init__(self, trainings: Sequence[Training], states: Sequence[RandomState]) -> None:

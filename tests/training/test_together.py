@@ -81,7 +81,7 @@ class Watched:
         make, options = KINDS[kind]
         self.seed, self.epochs = seed, []
         # At the others' rate it is chaotic: any rounding grows to a hundredth of the weights.
-        rate = {"lr": 1e-3} if kind == "resnet" else {}
+        rate = {"lr": 1e-4} if kind == "resnet" else {}
         self.config = TrainingConfig.model_validate({**CONFIG, **rate, **changes})
         with reproducible(seed, 1):
             self.model = make()
@@ -157,7 +157,7 @@ def test_52_steps_together_are_52_steps_alone(kind):
     )
     for side, alone in both:
         moved = apart(alone.model, alone.start)
-        assert apart(side.model, alone.model) < min(10 * max(rounding, 1e-6), 0.01 * moved)
+        assert apart(side.model, alone.model) < min(30 * max(rounding, 1e-6), 0.01 * moved)
         losses = [fit.history.query("metric == 'loss'") for fit in (side.fit, alone.fit)]
         assert losses[0]["value"].tolist() == pytest.approx(losses[1]["value"].tolist(), rel=0.05)
         assert side.fit.history[["epoch", "split", "metric"]].equals(
@@ -211,12 +211,12 @@ def test_the_state_of_the_optimiser_is_that_of_each_run(monkeypatch):
 
     made = []
 
-    class Kept(room._Group):
+    class Kept(room.Group):
         def __init__(self, *args):
             super().__init__(*args)
             made.append(self)
 
-    monkeypatch.setattr(room, "_Group", Kept)
+    monkeypatch.setattr(room, "Group", Kept)
     changes = {"optimizer": "adamw", "epochs": 1}
     runs = [Watched("explainer", "kd", seed, **changes) for seed in (1, 2)]
     together(runs)

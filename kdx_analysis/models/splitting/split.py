@@ -178,7 +178,10 @@ def _matched(
     if multiple > 1:
         rounded = _Narrowing(parts, counts, multiple)
         near = min(
-            (list(map(operator.mul, shares, steps)) for steps in product(_APART, repeat=len(counts))),
+            (
+                list(map(operator.mul, shares, steps))
+                for steps in product(_APART, repeat=len(counts))
+            ),
             key=lambda shares: abs(rounded.excess(shares, budget)),
         )
         if abs(rounded.excess(near, budget)) <= _KEPT_TO:

@@ -103,10 +103,13 @@ def run(
     jobs: Jobs = 2,
     together: Together = 1,
     data_dir: DataDir = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say what would be done and how long it takes, and stop.")
+    ] = False,
     load: Load = None,
 ) -> None:
     """Run a study: train what is not done yet, probe it, write the report."""
-    _run(study, change or [], out, jobs, data_dir, together)
+    _run(study, change or [], out, jobs, data_dir, together, only_plan=plan)
 
 
 @app.command()
@@ -690,7 +693,12 @@ def _run(
     jobs: int,
     data_dir: Path | None,
     together: int = 1,
+    *,
+    only_plan: bool = False,
 ) -> None:
+    import time
+
+    from kdx_analysis.runs.spent import duration, spent
     from kdx_analysis.study.study import Study
     from kdx_analysis.training.progress import rich_progress
 
@@ -698,17 +706,31 @@ def _run(
     out = out or Path("out") / study.config.name
     study.check()
     _announce(study, out, jobs, together)
-    runs = study.run(out, jobs=jobs, together=together, progress=rich_progress)
+    if study.config.keep_teacher:
+        typer.echo(
+            f"  the teacher's logits on training images are kept for the other runs of a seed, in "
+            f"{study.config.keep_teacher / 2**20:,.0f} MiB at most (keep_teacher)"
+        )
+    typer.echo(f"  {study.estimate(out, jobs=jobs, together=together)}")
+    if only_plan:
+        return
+    runs = study.run(out, jobs=jobs, together=together, progress=rich_progress, report=False)
     from kdx_analysis.report import Report
 
+    start = time.perf_counter()
     report = Report(runs)
+    report.save_html(out / "report")
+    reported = time.perf_counter() - start
     for i, (who, sentences) in enumerate(report.got):
         _tell([f"The same, asked of {who}:", *sentences] if i else sentences)
     for answer in report.answers:
         _tell([answer.opening, *answer.details, *answer.cautions])
     if report.arms is not None:
         _tell([report.arms.opening, *report.arms.details, *report.arms.cautions])
-    typer.echo(f"\n{out / 'report' / 'report.html'}")
+    of_runs = spent(runs).drop(columns="runs", errors="ignore").sum()
+    parts = [f"{part} {duration(seconds)}" for part, seconds in of_runs.items()]
+    typer.echo(f"\ntime of all runs: {', '.join([*parts, f'report {duration(reported)}'])}")
+    typer.echo(out / "report" / "report.html")
 
 
 def _tell(sentences: list[str]) -> None:
@@ -816,7 +838,7 @@ def _announce(study: Study, out: Path, jobs: int, together: int) -> None:
             f"  probes of every {role} ({waiting} to train): "
             f"{', '.join(probe.name for probe in switched_on(config.probes, role))}; gates after "
             f"every epoch, all else on train and validation at epochs {epochs}, with "
-            f"{config.probes.null_draws} null draws: at most {study.probing_cost(role)}"
+            f"{config.probes.drawn} null draws: at most {study.probing_cost(role)}"
         )
 
 

@@ -38,6 +38,9 @@ Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 C = TypeVar("C", bound=BaseModel)
 
+# Pairs of ten subtasks: of fewer an interval for the mean over all pairs is too wide to say much.
+LEAST_PAIRS = 45
+
 
 class _Config(BaseModel):
     """A section of a study.
@@ -64,12 +67,16 @@ class _Config(BaseModel):
 class DataConfig(_Config):
     """Which images, and how they are split.
 
-    ``per_class`` takes that many training images of every class before validation is held out;
+    ``per_class`` takes that many training images of every class before validation is held out,
+    ``test_per_class`` that many test images, the same ones in every study (by default all);
     ``size`` resizes all images to so many pixels a side.
     """
 
+    later: ClassVar[tuple[str, ...]] = ("test_per_class",)
+
     name: str
     per_class: Count | None = None
+    test_per_class: Count | None = None
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     split_seed: Seed = 0
     size: Count | None = None
@@ -299,6 +306,10 @@ class ProbeConfig(_Config):
     they give and, from 39 on, a range that one more draw falls into with 95 %; ``max_memory`` bytes
     for the gradients that are held at once.
 
+    ``inner_null_draws`` are the most draws of conflict's null at the probed epochs before the last,
+    of which its mean is what counts; by default as many as at the last. Conflict looks at ``pairs``
+    of subtasks at most, those among subtasks drawn at random; by default at all.
+
     A section under the name of a probe holds its own options, or keys of these that are others for
     it; ``affinity: off`` switches the probe off, ``shift: on`` switches one on that is off without
     it, and ``shift: [noise, blur]`` gives it the list that it takes. Names and options are checked
@@ -309,12 +320,16 @@ class ProbeConfig(_Config):
             False where it is off. In a study they stand beside the other keys, each under its name.
     """
 
+    later: ClassVar[tuple[str, ...]] = ("inner_null_draws", "pairs")
+
     per_class: Count = 20
     seed: Seed = 0
     checkpoints: Count = 4
     null_draws: Annotated[int, Field(ge=19)] = 99
     permutations: Annotated[int, Field(ge=19)] = 999
     max_memory: Count = 2**30
+    inner_null_draws: Annotated[int, Field(ge=19)] | None = None
+    pairs: Annotated[int, Field(ge=LEAST_PAIRS)] | None = None
     sections: dict[str, dict[str, Any] | list[Any] | bool] = Field(default={}, exclude=True)
 
     @model_validator(mode="before")
@@ -338,6 +353,25 @@ class ProbeConfig(_Config):
     @model_serializer(mode="wrap")
     def _spread_sections(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return {**self._without_later_defaults(serialize), **self.sections}
+
+    @property
+    def inner(self) -> ProbeConfig:
+        """These settings at the probed epochs before the last."""
+        if self.inner_null_draws is None:
+            return self
+        draws = min(self.inner_null_draws, self.null_draws)
+        return self.model_copy(update={"null_draws": draws})
+
+    @property
+    def drawn(self) -> str:
+        """How many draws nulls have, in words.
+
+        >>> ProbeConfig(null_draws=49).drawn, ProbeConfig(null_draws=49, inner_null_draws=19).drawn
+        ('49', '49 (19 before the last probed epoch)')
+        """
+        inner = self.inner.null_draws
+        before = f" ({inner} before the last probed epoch)" if inner < self.null_draws else ""
+        return f"{self.null_draws}{before}"
 
     @classmethod
     def shared(cls) -> tuple[str, ...]:

@@ -205,7 +205,8 @@ def test_a_study_runs_and_its_answer_is_printed(kdx, study_file, tmp_path, monke
             self.arms = None
             self.got = [("undivided students", ["what they got"])]
 
-    monkeypatch.setattr("kdx_analysis.report.Report.save_html", lambda self, out: out)
+        def save_html(self, out) -> None: ...
+
     monkeypatch.setattr("kdx_analysis.report.Report", Report)
     options = ("--jobs", 1, "--set", "objectives=[kd]", "--set", "training.epochs=1")
     code, out, err = kdx("run", study_file, *options)
@@ -222,6 +223,14 @@ def test_a_study_runs_and_its_answer_is_printed(kdx, study_file, tmp_path, monke
     assert (tmp_path / "out" / "little" / "study.yaml").is_file()
 
     assert "a tree of every explainer" not in out
+    assert "one at a time; of work: " in out
+    assert "kept for the other runs of a seed, in 1,024 MiB at most" in out
+    assert "time of all runs: training " in out
+
+    code, out, _ = kdx("run", study_file, *options, "--out", "planned", "--plan")
+    assert code == 0
+    assert "one at a time" in out
+    assert not (tmp_path / "planned").exists()
 
     code, out, _ = kdx("run", study_file, *options[:-1], "training.epochs=2")
     assert code == 0

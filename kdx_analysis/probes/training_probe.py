@@ -126,6 +126,12 @@ class TrainingProbe:
     def _moment(
         self, model: nn.Module, setting: Setting, split: str, epoch: int, probed: bool, last: bool
     ) -> Moment:
+        looking = [
+            probe.gradient_sets
+            for probe in self.probes.values()
+            if probe.setting.config.seed == setting.config.seed
+            and setting.sets[split] in self._looked_at(probe)
+        ]
         return Moment(
             model,
             setting.sets[split],
@@ -136,6 +142,7 @@ class TrainingProbe:
             teacher_logits=self._teacher_logits.get(setting.sets[split]),
             to_margins=setting.margins,
             val_outputs=self._val_outputs,
+            gradient_sets=max(looking),
         )
 
     def _add(self, probe: Probe, moment: Moment) -> None:
@@ -206,7 +213,8 @@ def training_cost(
     ):
         looks = epochs if probe.each_epoch and not finished else len(setting.probed)
         for split in splits if probe.all_splits else splits[:1]:
-            total += probe.cost(setting, setting.sets[split].images) * looks
+            images = setting.sets[split].images
+            total += probe.cost(setting.inner, images) * (looks - 1) + probe.cost(setting, images)
     return total
 
 

@@ -43,6 +43,7 @@ from kdx_analysis.registry import home, unknown
 from kdx_analysis.report import Report
 from kdx_analysis.runs import ROLES, Run, RunSet
 from kdx_analysis.runs.run import INFO, WEIGHTS
+from kdx_analysis.study.estimate import Estimate, estimate
 from kdx_analysis.study.groups import Groups
 from kdx_analysis.study.lessons import Lessons
 from kdx_analysis.study.outputs_run import keep_outputs
@@ -94,6 +95,8 @@ class Study:
             declare to be siblings.
         teacher_seeds: so many teachers, each with students of its own.
         loggers: tensorboard, mlflow, wandb: what is told of every training.
+        keep_teacher: bytes on disk, at most, in which the teacher's logits on training images are
+            kept while runs are trained that share them; 0 keeps none.
         extensions: Python files of your own metrics, objectives, probes, figures, models or data
             sets, which are run first, here and in worker processes.
         callbacks: called with an :class:`Epoch` and the model after every epoch of every training;
@@ -127,13 +130,14 @@ class Study:
         siblings: int | Sequence[str | Path | nn.Module] = 0,
         teacher_seeds: int = 1,
         loggers: Sequence[str] = (),
+        keep_teacher: int | None = None,
         extensions: Sequence[str | Path] = (),
         callbacks: Sequence[Callback] = (),
         data_options: Mapping[str, Any] | None = None,
     ) -> None:
-        loaded = load_all(extensions)
         data_name = data.name if isinstance(data, Dataset) else str(data)
         sections = {
+            "extensions": [str(extension.path) for extension in load_all(extensions)],
             "name": name or Path(data_name).name,
             "data": {"name": data_name, **(data_options or {})},
             "teacher": _teachers(teacher, teacher_training or training, siblings, teacher_seeds),
@@ -145,11 +149,10 @@ class Study:
             "training": _plain(training),
             "probes": _plain(probes),
             "loggers": list(loggers),
-            "extensions": [str(extension.path) for extension in loaded],
+            "keep_teacher": keep_teacher,
             "seeds": list(range(seeds)) if isinstance(seeds, int) else list(seeds),
         }
-        given = {key: value for key, value in sections.items() if value is not None}
-        self.config = StudyConfig.parse(given)
+        self.config = StudyConfig.parse({k: v for k, v in sections.items() if v is not None})
         check_names(self.config)
         self.data_dir = None if data_dir is None else str(data_dir)
         self._given = _Given.of(data, teacher, student, callbacks, objectives, siblings)
@@ -323,6 +326,23 @@ class Study:
     def groups(self, out: str | Path, together: int) -> Groups:
         """Which runs below ``out`` are trained ``together``, at most so many, and which alone."""
         return Groups(self, plan(self, Path(out)), together)
+
+    def estimate(
+        self, out: str | Path | None = None, *, jobs: int = 1, together: int = 1
+    ) -> Estimate:
+        """How long the study will take on this machine; every kind of run is tried for seconds.
+
+        Args:
+            out: the directory that the study will have, whose finished runs are not counted; by
+                default none is finished.
+            jobs: runs trained side by side.
+            together: as for :meth:`run`; each run is counted as one that is trained alone.
+
+        Raises KdxError for whatever the tried runs can't work with; see :meth:`check`.
+        """
+        nowhere = Path("no study lies here")
+        folder = nowhere if out is None else Path(out)
+        return estimate(self, folder, self.plan(folder, together), jobs)
 
     def run(
         self,
@@ -564,6 +584,7 @@ def _dataset(config: str, data_dir: str | None) -> Dataset:
         section.name,
         data_dir=data_dir,
         per_class=section.per_class,
+        test_per_class=section.test_per_class,
         val_fraction=section.val_fraction,
         split_seed=section.split_seed,
         size=section.size,

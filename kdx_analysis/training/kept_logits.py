@@ -55,9 +55,18 @@ class Shelf:
         header = {"decides": digest(decides, 64), "epoch": str(epoch)}
         there = _read(file, header, (samples, classes))
         # An epoch that will not be kept is not gathered either: it may be larger than the memory.
-        size = samples * classes * torch.float32.itemsize + _HEADER
-        room = there is None and _size(self.path.parent) + size <= self.limit
+        size = _size(self.path.parent) + file_size(samples, classes)
+        room = there is None and size <= self.limit
         return EpochLogits(file, header, there, samples if room else 0)
+
+
+def file_size(samples: int, classes: int) -> int:
+    """Bytes, at most, that the logits of an epoch of so many images take.
+
+    >>> file_size(45000, 10) / 2**20 < 1.8
+    True
+    """
+    return samples * classes * torch.float32.itemsize + _HEADER
 
 
 class EpochLogits:

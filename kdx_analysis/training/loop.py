@@ -433,16 +433,7 @@ class Training:
         kept = self.kept(epoch)
         for drawn in self.order():
             indices = drawn[fabric.global_rank :: fabric.world_size]
-            loss = self._loss(indices, kept)
-            self.optimizer.zero_grad()
-            fabric.backward(loss + gamma * entropy(self.model) if gamma else loss)
-            # Without a gradient the optimiser skips a parameter; DDP must still see one made.
-            for parameter in frozen:
-                parameter.grad = None
-            self._share_adapters_gradients()
-            self.optimizer.step()
-            self.scheduler.step()
-            total += loss.detach()
+            total += self.step(indices, frozen, gamma, kept)
         return float(self._mean_over_processes(total / self.steps_per_epoch))
 
     def order(self) -> tuple[Tensor, ...]:
@@ -459,6 +450,25 @@ class Training:
                 f"the loss of objective {self.objective.config.label!r} is {loss} in epoch "
                 f"{epoch}; lower training.lr or use precision 32-true"
             )
+
+    def step(
+        self,
+        indices: Tensor,
+        frozen: Sequence[nn.Parameter] = (),
+        gamma: float = 0.0,
+        kept: EpochLogits | None = None,
+    ) -> Tensor:
+        """One step on the training images at these positions; its loss, without VAM's penalty."""
+        loss = self._loss(indices, kept)
+        self.optimizer.zero_grad()
+        self.fabric.backward(loss + gamma * entropy(self.model) if gamma else loss)
+        # Without a gradient the optimiser skips a parameter; DDP must still see one made.
+        for parameter in frozen:
+            parameter.grad = None
+        self._share_adapters_gradients()
+        self.optimizer.step()
+        self.scheduler.step()
+        return loss.detach()
 
     def validate(self, epoch: int) -> tuple[list[dict[str, Any]], Tensor | None]:
         """As :meth:`score` on validation; nothing and None after an epoch without it."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +71,44 @@ class Grams:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """Gradients of the first sets of residuals, kept on the way to their products.
+
+    Whoever needs them for the same model and images can so save itself the passes.
+
+    Attributes:
+        residuals: of these sets, R×B×K.
+        gradients: by parameter's name, R×K×(its shape), the gates' factor included.
+    """
+
+    residuals: Tensor
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def sets(self) -> int:
+        """R."""
+        return len(self.residuals)
+
+    def keep(self, parts: Parts, layer: Layer, total: Tensor) -> None:
+        """Take what is wanted of a layer's sums for all sets."""
+        chosen = total[: self.sets].clone()  # a view would hold the sums of all sets
+        if isinstance(parts.model, HME) and parts.ungated and layer.level == len(parts.experts) - 1:
+            gates = parts.model.attention()[-1].detach().to(chosen)
+            by_expert = chosen.unflatten(2, (layer.experts, -1))
+            chosen = (by_expert * gates.unsqueeze(-1)).flatten(2)
+        self.gradients.update(layer.apart(chosen))
+
+    def of(self, residuals: Tensor) -> dict[str, Tensor] | None:
+        """The gradients of the first sets, if these are their ``residuals``."""
+        R = len(residuals)
+        ours = self.residuals[:R]
+        # Residuals of one loss that is written in two ways differ by rounding.
+        if ours.shape != residuals.shape or not torch.allclose(ours, residuals, rtol=1e-5, atol=0):
+            return None
+        return {name: gradient[:R] for name, gradient in self.gradients.items()}
+
+
 def residuals(loss: Callable[[Tensor], Tensor], margins: Tensor) -> Tensor:
     """r_bk = ∂L_bk/∂m_bk of a B×K loss whose entry (b, k) depends on m_bk alone."""
     leaf = margins.detach().requires_grad_()
@@ -104,6 +142,8 @@ def subtask_grams(
     margins: Callable[[Tensor], Tensor] | None = None,
     groups: Sequence[Sequence[str]] | None = None,
     max_memory: int = 2**30,
+    num_classes: int | None = None,
+    kept: Kept | None = None,
 ) -> Grams:
     """Gram matrices of the subtasks' gradients, level by level and expert by expert.
 
@@ -120,6 +160,8 @@ def subtask_grams(
         groups: of a model without gates, paths of the modules with parameters that make up each
             level; by default its :func:`module_groups`.
         max_memory: bytes for the summed gradients held at once; less means more backward passes.
+        num_classes: of the model's outputs, where ``margins`` gives others than one for each.
+        kept: is given the gradients of the first sets, besides.
 
     What the sums rest on is proved each time: that the model is a fixed function of each image
     alone, by its outputs on the halves of the set, and that gradients of single samples add up to
@@ -133,12 +175,14 @@ def subtask_grams(
             B×K, and one that is random or computes an image's outputs from other images, named by
             module.
     """
-    parts = _proved(model, images, residuals, margins, groups)
+    parts = _proved(model, images, residuals, margins, groups, num_classes)
     images, residuals = _ordinary(images), _ordinary(residuals)
     R, _, K = residuals.shape
     grams = [residuals.new_zeros(R, n, K, K, dtype=torch.float64) for n in parts.experts]
     for chunk in _chunks(parts.layers, (R + 1) * K * residuals.element_size(), max_memory):
         for layer, total in _summed(parts, chunk, images, residuals, max_memory):
+            if kept is not None:
+                kept.keep(parts, layer, total)
             at_once = max(1, _IN_DOUBLE // (K * layer.size))
             for draws in torch.arange(R).split(at_once):
                 g = total[draws].double().unflatten(2, (layer.experts, -1)).transpose(1, 2)
@@ -217,6 +261,7 @@ def _proved(
     residuals: Tensor,
     margins: Callable[[Tensor], Tensor] | None,
     groups: Sequence[Sequence[str]] | None,
+    num_classes: int | None = None,
 ) -> Parts:
     """The model's parts, if images and residuals fit and it is a fixed function of each image."""
     if residuals.ndim != 3 or len(images) != residuals.shape[1] or not len(images):
@@ -224,8 +269,9 @@ def _proved(
             f"residuals of shape {tuple(residuals.shape)} don't fit {len(images)} images"
         )
     images = _ordinary(images)
-    parts = Parts.of(model, margins, groups, images, residuals.shape[2])
-    outputs = check_fixed_function(parts.model, images, residuals.shape[2])
+    num_classes = num_classes or residuals.shape[2]
+    parts = Parts.of(model, margins, groups, images, num_classes)
+    outputs = check_fixed_function(parts.model, images, num_classes)
     check_margins(margins, outputs)
     return parts
 

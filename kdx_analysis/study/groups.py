@@ -65,14 +65,14 @@ class Groups:
         if self.size == 1:
             return []
         sizes = [len(group) for group in self._chunks()]
-        told = [f"{sum(sizes)} runs trained together, in {len(sizes)} groups of {_range(sizes)}"]
+        lines = [f"{sum(sizes)} runs trained together, in {len(sizes)} groups of {_range(sizes)}"]
         alone: dict[str, int] = {}
         for step in self.planned:
             if not step.together:
                 reason = self._reason(step) or "no other of its architecture is left"
                 alone[reason] = alone.get(reason, 0) + 1
-        told += [f"{count} alone: {reason}" for reason, count in alone.items()]
-        return told if sizes else told[1:]
+        lines += [f"{count} alone: {reason}" for reason, count in alone.items()]
+        return lines if sizes else lines[1:]
 
     def _chunks(self) -> list[list[Step]]:
         """The groups, in the order of the plan: the objectives of a seed, then the next seed's."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +80,7 @@ def _side_by_side(
         running: dict[Future[None], list[Step]] = {}
         try:
             while waiting or running:
-                ready = [unit for unit in waiting if all(step.ready for step in unit)]
-                for unit in ready[: jobs - len(running)]:
+                for unit in list(filter(_ready, waiting))[: jobs - len(running)]:
                     waiting.remove(unit)
                     running[pool.submit(train_unit, study, unit, relay, lessons)] = unit
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -92,9 +92,14 @@ def _side_by_side(
             raise
 
 
+def _ready(unit: Sequence[Step]) -> bool:
+    """Whether what its steps start from is there."""
+    return all(step.ready for step in unit)
+
+
 def _forget(lessons: Lessons, finished: Sequence[Step], others: Sequence[Sequence[Step]]) -> None:
     """Take away what the ``finished`` steps needed of the lessons and none of the others needs."""
-    rest = [step for unit in others for step in unit]
+    rest = list(chain.from_iterable(others))
     for step in finished:
         lessons.forget(step, rest)
 
@@ -281,10 +286,7 @@ def _training(
     show: Progress,
     teacher_at: Callable[[Path], nn.Module],
 ) -> Generator[Pass, float, Trained]:
-    """A step's training, as :func:`kdx_analysis.training.loop.fitting` begins one.
-
-    ``teacher_at`` gives the teacher whose run lies in a directory.
-    """
+    """A step's training as ``fitting`` begins one; ``teacher_at`` finds a teacher by its run."""
     taught = _Taught.by(study, step, fabric, lessons, teacher_at)
     teacher, seconds = taught.teacher, taught.seconds
     data, role = study.dataset, BUILDERS[step.role]
@@ -296,9 +298,8 @@ def _training(
     with seconds.of(PROBES):
         probe = TrainingProbe(*on_device, study.config.probes, config.epochs, taught_by)
     callbacks = _callbacks(study, step, show, probe, seconds)
-    names: Sequence[str] = ()
+    names = study.config.loggers if fabric.is_global_zero else ()
     if fabric.is_global_zero:
-        names = study.config.loggers
         progress = step.study / PROGRESS / f"{step.path.name}.json"
         callbacks.insert(1, ProgressFile(progress, config.epochs))
     params = {"study": study.config.name, **step.keys, **flatten(step.config)}
@@ -326,8 +327,9 @@ def _training(
         log(by_name(tested.to_dict("records")), result.epoch)
     role.finish(model)
     records = {**start.records, "metrics": result.history, **probe.tables()}
-    ids = probe.ids or None
-    return Trained(model, result.epoch, records, result.outputs, seconds, ids, start.grown_from)
+    return Trained(
+        model, result.epoch, records, result.outputs, seconds, probe.ids or None, start.grown_from
+    )
 
 
 def _callbacks(

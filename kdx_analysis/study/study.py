@@ -363,7 +363,7 @@ class Study:
                 most, the objectives of a seed and then the next seed's; 1: each alone. They come
                 out as they do alone but for the rounding of float32, so a run of a group has
                 another name than the same run alone, and is trained anew where only that is there.
-                Worth it on a GPU that one run doesn't fill; on a CPU it gains little or nothing.
+                Worth it on a GPU that one run doesn't fill; on a CPU it gains little.
             progress: makes, from the number of runs, a context manager that shows their epochs;
                 none by default.
             report: whether to write the report, most of whose time goes into its figures.

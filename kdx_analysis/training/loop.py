@@ -264,12 +264,7 @@ def fitting(
         tau, gamma = _set_schedules(model, temperature, vam, epoch, config.epochs)
         with seconds.of(TRAINING):
             loss = yield Pass(run, epoch, gates if epoch <= gate_warmup else (), gamma)
-        run.check(loss, epoch)
-        scores: list[dict[str, Any]] = [
-            {"split": "train", "metric": "loss", "value": loss, "n": run.samples}
-        ]
-        validated, outputs = run.validate(epoch)
-        scores += validated
+        scores, outputs = run.scores(loss, epoch)
         rows += [{"epoch": epoch, **row} for row in scores]
         named = by_name(scores)
         accuracy = named.get("val/accuracy", math.nan)
@@ -442,6 +437,16 @@ class Training:
         order = torch.randperm(len(train), generator=self.generators["order"])[: self.samples]
         steps: tuple[Tensor, ...] = order.split(self.batch_size * self.fabric.world_size)
         return steps
+
+    def scores(self, loss: float, epoch: int) -> tuple[list[dict[str, Any]], Tensor | None]:
+        """An epoch's rows of the history, and the outputs on validation, where it is asked about.
+
+        Raises KdxError for a mean ``loss`` that is not finite.
+        """
+        self.check(loss, epoch)
+        validated, outputs = self.validate(epoch)
+        train = {"split": "train", "metric": "loss", "value": loss, "n": self.samples}
+        return [train, *validated], outputs
 
     def check(self, loss: float, epoch: int) -> None:
         """Raise KdxError for a mean ``loss`` of an ``epoch`` that is not finite."""

@@ -297,11 +297,8 @@ def _training(
     taught_by = None if teacher is None else teacher.to(device)
     with seconds.of(PROBES):
         probe = TrainingProbe(*on_device, study.config.probes, config.epochs, taught_by)
-    callbacks = _callbacks(study, step, show, probe, seconds)
+    callbacks = _callbacks(study, step, show, probe, seconds, first=fabric.is_global_zero)
     names = study.config.loggers if fabric.is_global_zero else ()
-    if fabric.is_global_zero:
-        progress = step.study / PROGRESS / f"{step.path.name}.json"
-        callbacks.insert(1, ProgressFile(progress, config.epochs))
     params = {"study": study.config.name, **step.keys, **flatten(step.config)}
     with logged(names, step.study, study.config.name, step.path.name, params) as log:
         callbacks.append(lambda epoch, _: log(_points(epoch), epoch.epoch))
@@ -333,9 +330,18 @@ def _training(
 
 
 def _callbacks(
-    study: Ingredients, step: Step, show: Progress, probe: TrainingProbe, seconds: Seconds
+    study: Ingredients,
+    step: Step,
+    show: Progress,
+    probe: TrainingProbe,
+    seconds: Seconds,
+    *,
+    first: bool,
 ) -> list[Callback]:
-    """What is called after every epoch: progress, probes, then what the user wants called."""
+    """What is called after every epoch: progress, probes, then what the user wants called.
+
+    ``first`` says whether this is the first of the training's processes, which keeps its file.
+    """
 
     def shown(epoch: Epoch, model: nn.Module) -> None:
         # Outputs would go through a queue where another process shows the epoch.
@@ -345,7 +351,11 @@ def _callbacks(
         with seconds.of(PROBES):
             probe(epoch, model)
 
-    return [shown, probed, *study.callbacks]
+    progress: list[Callback] = []
+    if first:
+        file = step.study / PROGRESS / f"{step.path.name}.json"
+        progress.append(ProgressFile(file, study.config.training_of(step.role).epochs))
+    return [shown, *progress, probed, *study.callbacks]
 
 
 def _points(epoch: Epoch) -> dict[str, float]:

@@ -172,9 +172,10 @@ class ExplainerConfig(_Config):
     All experts together have the parameters or FLOPs of the stages that they stand for
     (``budget``), or each their width over the number of experts; widths are multiples of
     ``multiple``, which convolutions are quicker with, where that keeps to a tenth of the budget.
-    ``stages`` are module paths, where the student's stages are not to be found by themselves. ``gates`` are parameters or read the
-    input; a gate keeps its ``top_k`` parents, ``gumbel`` adds noise in training, and in the first
-    ``warmup_epochs`` gates stay as they are. ``phase2`` asks for trees.
+    ``stages`` are module paths, where the student's stages are not to be found by themselves.
+    ``gates`` are parameters or read the input; a gate keeps its ``top_k`` parents, ``gumbel`` adds
+    noise in training, and in the first ``warmup_epochs`` gates stay as they are. ``phase2`` asks
+    for trees.
 
     ``preset: learn_to_branch`` is the released network in place of one made of the student, its
     heads with one logit a class (``form: ce``) or two (``nce``); of the other keys, experts, gumbel

@@ -48,10 +48,10 @@ CONTESTS = {
     "digits_step": Contest("training step of the digits' explainer, as the demo trains", 2.0, 41),
     "resnet20_step_10": Contest("training step of resnet20's explainer, K = 10", 1.5, 9),
     "resnet20_step_100": Contest("training step of resnet20's explainer, K = 100", 1.5, 9),
-    "ladder": Contest("six KD runs, wrn_16_2 to resnet20, one seed", 1.6, 2),
+    "ladder": Contest("six KD runs, wrn_16_2 to resnet20, one seed", 1.6, 2, 0),
     "digits_probe": Contest("probes of the demo at an inner checkpoint, one split", 2.5, 5),
     "digits_probe_last": Contest("probes of the demo at the last checkpoint, one split", 2.5, 5),
-    "resnet20_probe_10": Contest("probes of resnet20's explainer, K = 10, one split", 2.0, 2),
+    "resnet20_probe_10": Contest("probes of resnet20's explainer, K = 10, one split", 2.0, 2, 0),
     "resnet20_probe_100": Contest("probes of resnet20's explainer, K = 100, one split", 4.0, 1, 0),
 }
 

@@ -148,8 +148,8 @@ class HME(nn.Module):
             stages: module paths at whose ends the trunk and each level end, where they should not
                 be found by resolution; a StagedNet declares its own.
             image_shape: C×H×W; by default the first common size that fits.
-            multiple: experts' widths are multiples of it, with which convolutions are up to twice as
-                quick, where levels then stay within a tenth of the budget; 1: any widths.
+            multiple: experts' widths are multiples of it, with which convolutions are quicker,
+                where levels then stay within a tenth of the budget; 1: any widths.
             pool: heads read features averaged over a grid of this size; by default a StagedNet's
                 own, else 1.
 

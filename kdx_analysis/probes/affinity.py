@@ -282,7 +282,14 @@ def affinity_cost(
     for first in range(0, sets, at_once):
         chunk = min(at_once, sets - first)
         cost += probing_cost(
-            model, images, num_classes, chunk, margins=actual, groups=groups, max_memory=max_memory
+            model,
+            images,
+            num_classes,
+            chunk,
+            margins=actual,
+            groups=groups,
+            max_memory=max_memory,
+            together=True,
         )
     return cost
 
@@ -290,7 +297,8 @@ def affinity_cost(
 def _sets_at_once(model: nn.Module, num_classes: int, max_memory: int) -> int:
     """Sets of residuals whose gradients are in memory together, at least one."""
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    return max(1, max_memory // (num_classes * weights))
+    # Sums are there twice when they get the shapes of their parameters.
+    return max(1, max_memory // (2 * num_classes * weights))
 
 
 def _ordered_pairs(K: int) -> tuple[np.ndarray, np.ndarray]:

@@ -56,7 +56,7 @@ class Cost:
     Attributes:
         forwards, backwards: passes, each over at most ``batch`` images.
         values: numbers in the summed gradients of all residuals, K·D for each set.
-        memory: bytes of them that are there at once.
+        memory: bytes that it takes at most beside model and images.
     """
 
     forwards: int = 0
@@ -97,7 +97,7 @@ class Cost:
     def __str__(self) -> str:
         return (
             f"{self.forwards} forward and {self.backwards} backward passes over up to {self.batch} "
-            f"images each, {self.memory / 2**20:.0f} MiB of gradients at once"
+            f"images each, {self.memory / 2**20:.0f} MiB of memory"
         )
 
 

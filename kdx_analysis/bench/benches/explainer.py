@@ -230,7 +230,7 @@ def explainer_resnet20(setting: Setting) -> Iterator[Contest]:
             partial(plain_resnet20, K),
             partial(random_images, setting.batch or 64, (3, 32, 32), setting.device),
             K,
-            rounds=5,
+            rounds=4,
         )
 
 

@@ -59,7 +59,7 @@ def contest(data: Callable[[], Dataset], batch: int, steps: int, device: torch.d
         "",
         Contestant(f"an epoch of {steps} steps", make_step, weights, parts=steps),
         (Contestant("gates recorded once", make_recording, weights_after),),
-        rounds=5,
+        rounds=3,
         tolerance=0,
     )
 

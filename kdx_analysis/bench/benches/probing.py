@@ -139,6 +139,6 @@ def probe(setting: Setting) -> Iterator[Contest]:
 def gram(setting: Setting) -> Iterator[Contest]:
     """Of experts, which are grouped convolutions, and of a model without any."""
     digits = partial(random_images, setting.batch or 200, (1, 8, 8), setting.device)
-    yield contest("digits' explainer, 200 images", digits_explainer, digits, 10, 0, rounds=9)
+    yield contest("digits' explainer, 200 images", digits_explainer, digits, 10, 0, rounds=7)
     images = partial(random_images, setting.batch or 40, (3, 32, 32), setting.device)
-    yield contest("resnet20, 40 images", plain_resnet20, images, 10, 0, rounds=5)
+    yield contest("resnet20, 40 images", plain_resnet20, images, 10, 0, rounds=4)

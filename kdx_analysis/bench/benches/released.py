@@ -132,7 +132,7 @@ def contest(num_classes: int, images: Callable[[], Tensor]) -> Contest:
             partial(result, plain_released),
         ),
         (Contestant("explainer", partial(make, released), partial(result, released)),),
-        rounds=5,
+        rounds=4,
     )
 
 

@@ -89,7 +89,7 @@ def contests(model: str, images: Callable[[], Tensor], precision: Precision) -> 
         Contestant("plain", partial(make, step, plain)),
         (Contestant("VAM", partial(make, step, attended)),),
         precision,
-        rounds=7,
+        rounds=5,
     )
     yield Contest(
         f"inference, {precision}",

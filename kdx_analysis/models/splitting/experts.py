@@ -285,7 +285,7 @@ class _Builder:
         module = self.template.get_submodule(target)
         layout: Layout
         if is_layer(module):
-            if self._can_share(node, module):
+            if isinstance(module, nn.Conv2d) and self._can_share(node, module):
                 self._set(target, widened(module, self.experts))
                 args, kwargs = self._arguments(node, "shared")
                 return self.graph.call_module(target, args, kwargs), "side"
@@ -309,15 +309,13 @@ class _Builder:
         if target not in self.parts:
             self.parts[target] = layer.to_empty(device=self.device).train()
 
-    def _can_share(self, node: fx.Node, layer: nn.Module) -> bool:
-        """Whether a layer is a convolution that reads the same features for all experts.
+    def _can_share(self, node: fx.Node, layer: nn.Conv2d) -> bool:
+        """Whether a convolution reads the same features for all experts.
 
         It must do so wherever it is called, since it has one set of weights.
         """
-        if not isinstance(layer, nn.Conv2d) or layer.groups > 1:
-            return False
         calls = [n for n in self.template.graph.nodes if n.target == node.target]
-        return len(calls) == 1 and self._common(node) == "shared"
+        return layer.groups == 1 and len(calls) == 1 and self._common(node) == "shared"
 
     def _join(self, node: fx.Node, target: Any) -> tuple[fx.Node, Layout]:
         """An operation on features and parameters that each expert has for itself."""

@@ -177,13 +177,9 @@ def _matched(
     shares = narrowing.matched(budget)
     if multiple > 1:
         rounded = _Narrowing(parts, counts, multiple)
-        near = min(
-            (
-                list(map(operator.mul, shares, steps))
-                for steps in product(_APART, repeat=len(counts))
-            ),
-            key=lambda shares: abs(rounded.excess(shares, budget)),
-        )
+        nearby = product(_APART, repeat=len(counts))
+        tried = [list(map(operator.mul, shares, steps)) for steps in nearby]
+        near = min(tried, key=lambda shares: abs(rounded.excess(shares, budget)))
         if abs(rounded.excess(near, budget)) <= _KEPT_TO:
             return rounded, near
     return narrowing, shares

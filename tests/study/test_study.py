@@ -14,7 +14,7 @@ from kdx_analysis.study.lessons import Lessons
 from kdx_analysis.study.step import Step
 from kdx_analysis.study.steps import train_steps
 from kdx_analysis.study.study import Study, ready_studies
-from kdx_analysis.training import fit, predict, score
+from kdx_analysis.training import predict, score
 from kdx_analysis.training.checkpoints import fingerprint, load_weights
 from tests import toys
 from tests.conftest import toy_study
@@ -424,7 +424,7 @@ def test_arms_start_with_the_same_weights_and_images(monkeypatch, tmp_path):
             lambda module, inputs: batches.append(inputs[0].clone()) if module.training else None
         )
         seen.append((weights, batches))
-        return fit(model, data, objective, config, **keys)
+        return fitting(model, data, objective, config, **keys)
 
     monkeypatch.setattr("kdx_analysis.study.steps.fitting", look)
     study = toy_study(

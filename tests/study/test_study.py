@@ -16,6 +16,7 @@ from kdx_analysis.study.steps import train_steps
 from kdx_analysis.study.study import Study, ready_studies
 from kdx_analysis.training import predict, score
 from kdx_analysis.training.checkpoints import fingerprint, load_weights
+from kdx_analysis.training.loop import fitting
 from tests import toys
 from tests.conftest import toy_study
 

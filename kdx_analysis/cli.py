@@ -32,6 +32,14 @@ Out = Annotated[
 Jobs = Annotated[
     int, typer.Option(min=1, help="Runs trained side by side, one-threaded on CPU by default.")
 ]
+Together = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Runs of one architecture trained as one net of so many copies; for GPUs that one run "
+        "doesn't fill.",
+    ),
+]
 DataDir = Annotated[
     Path | None, typer.Option(help="Where data sets lie; by default $KDX_DATA, else ./data.")
 ]
@@ -93,6 +101,7 @@ def run(
     change: Changes = None,
     out: Out = None,
     jobs: Jobs = 2,
+    together: Together = 1,
     data_dir: DataDir = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Say what would be done and how long it takes, and stop.")
@@ -100,7 +109,7 @@ def run(
     load: Load = None,
 ) -> None:
     """Run a study: train what is not done yet, probe it, write the report."""
-    _run(study, change or [], out, jobs, data_dir, only_plan=plan)
+    _run(study, change or [], out, jobs, data_dir, together, only_plan=plan)
 
 
 @app.command()
@@ -683,6 +692,7 @@ def _run(
     out: Path | None,
     jobs: int,
     data_dir: Path | None,
+    together: int = 1,
     *,
     only_plan: bool = False,
 ) -> None:
@@ -695,16 +705,16 @@ def _run(
     study = Study.load(name, changes, data_dir)
     out = out or Path("out") / study.config.name
     study.check()
-    _announce(study, out, jobs)
+    _announce(study, out, jobs, together)
     if study.config.keep_teacher:
         typer.echo(
             f"  the teacher's logits on training images are kept for the other runs of a seed, in "
             f"{study.config.keep_teacher / 2**20:,.0f} MiB at most (keep_teacher)"
         )
-    typer.echo(f"  {study.estimate(out, jobs=jobs)}")
+    typer.echo(f"  {study.estimate(out, jobs=jobs, together=together)}")
     if only_plan:
         return
-    runs = study.run(out, jobs=jobs, progress=rich_progress, report=False)
+    runs = study.run(out, jobs=jobs, together=together, progress=rich_progress, report=False)
     from kdx_analysis.report import Report
 
     start = time.perf_counter()
@@ -780,11 +790,12 @@ def _teachers(teacher: TeacherConfig) -> str:
     return "; ".join(parts)
 
 
-def _announce(study: Study, out: Path, jobs: int) -> None:
+def _announce(study: Study, out: Path, jobs: int, together: int) -> None:
     from kdx_analysis.probes.contract import checkpoints, switched_on
 
     config, data = study.config, study.dataset
-    steps = study.plan(out)
+    groups = study.groups(out, together)
+    steps = groups.planned
     done = sum(step.done for step in steps)
     sizes = (
         f"{len(data.train)} + {len(data.val)} + {len(data.test)} images (train, validation, test)"
@@ -799,6 +810,8 @@ def _announce(study: Study, out: Path, jobs: int) -> None:
         f"  {len(steps)} runs of {config.training.epochs} epochs, {done} done already, {jobs} at a "
         f"time → {out}"
     )
+    for line in groups.lines():
+        typer.echo(f"  {line}")
     if line := _teachers(config.teacher):
         typer.echo(f"  {line}")
     if (phase2 := config.explainer.phase2) is not None:

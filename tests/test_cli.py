@@ -169,7 +169,7 @@ BAD_INPUT = {
 def test_bad_input_is_one_line_and_code_2_before_any_training(
     kdx, study_file, tmp_path, monkeypatch, case
 ):
-    monkeypatch.setattr("kdx_analysis.study.steps.fit", None)
+    monkeypatch.setattr("kdx_analysis.study.steps.fitting", None)
     changes, message = BAD_INPUT[case]
     study, changes = (study_file, changes) if "=" in changes[0] else (changes[0], [])
     code, _, err = kdx(
@@ -183,7 +183,7 @@ def test_bad_input_is_one_line_and_code_2_before_any_training(
 
 
 def test_a_directory_of_another_study_is_left_as_it_was(kdx, study_file, finished, monkeypatch):
-    monkeypatch.setattr("kdx_analysis.study.steps.fit", None)
+    monkeypatch.setattr("kdx_analysis.study.steps.fitting", None)
     before = sorted((path, path.stat().st_mtime_ns) for path in finished.out.rglob("*"))
     code, _, err = kdx("run", study_file, "--out", finished.out)
     assert (code, err.count("\n")) == (2, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ class Step:
         teacher: the step of its teacher, nominally the first where its objective needs none; None
             for a teacher.
         called: what its title says beside, of a teacher among several.
+        together: the names that the runs of its group, itself among them, would have alone; empty
+            for a run that is trained alone.
     """
 
     role: str
@@ -38,6 +40,7 @@ class Step:
     explainer: Path | None = None
     teacher: Step | None = None
     called: str = ""
+    together: tuple[str, ...] = ()
 
     @property
     def study(self) -> Path:
@@ -71,6 +74,19 @@ class Step:
             return " ".join(filter(None, (self.role, self.called)))
         parts = (self.role, self.objective.label, self.vam, f"seed {self.seed}", self.called)
         return " ".join(filter(None, parts))
+
+    def in_group(self, together: tuple[str, ...]) -> Step:
+        """The step as one of a group, under another name: its last bits are others."""
+        return replace(self, together=together, path=self._beside(together))
+
+    def grown_from(self, explainer: Step) -> Step:
+        """A tree's step on an explainer that is one of a group."""
+        return replace(self, explainer=explainer.path, path=self._beside(explainer.together))
+
+    def _beside(self, together: tuple[str, ...]) -> Path:
+        decides = {**self.config, "together": list(together)}
+        label, parent = self.objective.label, self.path.parent
+        return parent / run_id(self.role, label, self.seed, decides, vam=self.vam)
 
     @classmethod
     def of(

@@ -44,6 +44,7 @@ from kdx_analysis.report import Report
 from kdx_analysis.runs import ROLES, Run, RunSet
 from kdx_analysis.runs.run import INFO, WEIGHTS
 from kdx_analysis.study.estimate import Estimate, estimate
+from kdx_analysis.study.groups import Groups
 from kdx_analysis.study.lessons import Lessons
 from kdx_analysis.study.outputs_run import keep_outputs
 from kdx_analysis.study.plan import plan, teacher_config
@@ -315,29 +316,40 @@ class Study:
         epochs = self.config.training_of(role).epochs
         return training_cost(role, model, self.dataset, most, self.config.probes, epochs)
 
-    def plan(self, out: str | Path) -> list[Step]:
-        """Every run of the study below ``out``, teachers and siblings first."""
-        return plan(self, Path(out))
+    def plan(self, out: str | Path, together: int = 1) -> list[Step]:
+        """Every run of the study below ``out``, teachers and siblings first.
 
-    def estimate(self, out: str | Path | None = None, *, jobs: int = 1) -> Estimate:
+        ``together`` is as for :meth:`run`.
+        """
+        return self.groups(out, together).planned
+
+    def groups(self, out: str | Path, together: int) -> Groups:
+        """Which runs below ``out`` are trained ``together``, at most so many, and which alone."""
+        return Groups(self, plan(self, Path(out)), together)
+
+    def estimate(
+        self, out: str | Path | None = None, *, jobs: int = 1, together: int = 1
+    ) -> Estimate:
         """How long the study will take on this machine; every kind of run is tried for seconds.
 
         Args:
             out: the directory that the study will have, whose finished runs are not counted; by
                 default none is finished.
             jobs: runs trained side by side.
+            together: as for :meth:`run`; each run is counted as one that is trained alone.
 
         Raises KdxError for whatever the tried runs can't work with; see :meth:`check`.
         """
         nowhere = Path("no study lies here")
         folder = nowhere if out is None else Path(out)
-        return estimate(self, folder, self.plan(folder), jobs)
+        return estimate(self, folder, self.plan(folder, together), jobs)
 
     def run(
         self,
         out: str | Path,
         *,
         jobs: int = 1,
+        together: int = 1,
         progress: Callable[[int], AbstractContextManager[Progress]] = no_progress,
         report: bool = True,
     ) -> RunSet:
@@ -347,6 +359,11 @@ class Study:
             out: the study's directory; runs that are finished there are kept.
             jobs: runs trained side by side, in processes of their own; teachers and their siblings
                 before all others.
+            together: runs of one architecture that are trained as one net of so many copies at
+                most, the objectives of a seed and then the next seed's; 1: each alone. They come
+                out as they do alone but for the rounding of float32, so a run of a group has
+                another name than the same run alone, and is trained anew where only that is there.
+                Worth it on a GPU that one run doesn't fill; on a CPU it gains little.
             progress: makes, from the number of runs, a context manager that shows their epochs;
                 none by default.
             report: whether to write the report, most of whose time goes into its figures.
@@ -360,7 +377,7 @@ class Study:
         """
         out = Path(out)
         self.check()
-        steps = self.plan(out)
+        steps = self.plan(out, together)
         teachers = [step for step in steps if step.role == "teacher"]
         given = [step for step in teachers if self.given(step.seed) is not None]
         self._claim(out, teachers)

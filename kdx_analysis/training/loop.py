@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from functools import cached_property, wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import pandas as pd
 import torch
@@ -80,6 +80,29 @@ class Epoch:
 
 
 Callback = Callable[[Epoch, nn.Module], Any]
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass over the training images, for which a training waits.
+
+    Attributes:
+        training: that waits for it, and is told the objective's mean loss.
+        epoch: from 1.
+        frozen: parameters of its model that stay exactly as they are.
+        gamma: how many times VAM's entropy is added to the loss.
+    """
+
+    training: Training
+    epoch: int
+    frozen: tuple[nn.Parameter, ...]
+    gamma: float
+
+    def make(self) -> float:
+        """Make it, for this training alone; the mean loss."""
+        return self.training.train_epoch(self.epoch, self.frozen, self.gamma)
 
 
 @dataclass(frozen=True)
@@ -146,7 +169,34 @@ def fabric_for(config: TrainingConfig) -> Fabric:
         logger.setLevel(level)
 
 
-def fit(
+def by_itself(training: Generator[Pass, float, R]) -> R:
+    """What a training gives for which every pass is made when it waits for one."""
+    try:
+        waits = next(training)
+        while True:
+            try:
+                loss = waits.make()
+            except BaseException as error:  # what the training has open is closed by it
+                waits = training.throw(error)
+            else:
+                waits = training.send(loss)
+    except StopIteration as finished:
+        result: R = finished.value
+        return result
+
+
+def _trains(start: Callable[P, Generator[Pass, float, Fit]]) -> Callable[P, Fit]:
+    """A function that trains what ``start`` begins."""
+
+    @wraps(start)
+    def fit(*args: P.args, **kwargs: P.kwargs) -> Fit:
+        return by_itself(start(*args, **kwargs))
+
+    fit.__name__ = fit.__qualname__ = "fit"
+    return fit
+
+
+def fitting(
     model: nn.Module,
     data: Dataset,
     objective: ObjectiveConfig,
@@ -163,8 +213,11 @@ def fit(
     teacher_outputs: Mapping[str, Tensor] | None = None,
     shelf: Shelf | None = None,
     seconds: Seconds | None = None,
-) -> Fit:
+) -> Generator[Pass, float, Fit]:
     """Train ``model`` in place.
+
+    It is :func:`fit` that trains; called ``fitting`` it only begins, and whoever drives it makes
+    the passes over the training images, as for several runs together.
 
     Args:
         model: images → B×K logits or margins.
@@ -204,16 +257,14 @@ def fit(
     run.teacher_outputs |= teacher_outputs or {}
     run.shelf = shelf
     run.prepare(preparing)
-    gates = _gate_parameters(model)
+    gates = tuple(_gate_parameters(model))
     rows: list[dict[str, Any]] = []
     selection = _Selection(config)
     for epoch in range(1, config.epochs + 1):
         tau, gamma = _set_schedules(model, temperature, vam, epoch, config.epochs)
         with seconds.of(TRAINING):
-            loss = run.train_epoch(epoch, gates if epoch <= gate_warmup else (), gamma)
-        scores = [{"split": "train", "metric": "loss", "value": loss, "n": run.samples}]
-        validated, outputs = run.validate(epoch)
-        scores += validated
+            loss = yield Pass(run, epoch, gates if epoch <= gate_warmup else (), gamma)
+        scores, outputs = run.scores(loss, epoch)
         rows += [{"epoch": epoch, **row} for row in scores]
         named = by_name(scores)
         accuracy = named.get("val/accuracy", math.nan)
@@ -236,20 +287,23 @@ class _Selection:
         self.rule = config.selection
         self.epoch, self.outputs = 0, torch.empty(0)
         self._accuracy: float | None = None
-        self._weights: dict[str, Tensor] | None = None
+        self._weights: dict[str, Any] | None = None
 
     def see(self, epoch: int, accuracy: float, outputs: Tensor, model: nn.Module) -> None:
         """An epoch with validation; the last of all is one of them."""
         if self.rule == "best":
             if self._accuracy is not None and not accuracy > self._accuracy:
                 return
-            self._accuracy, self._weights = accuracy, copy.deepcopy(model.state_dict())
+            self._accuracy, self._weights = accuracy, _copied(model)
         self.epoch, self.outputs = epoch, outputs
 
     def restore(self, model: nn.Module) -> None:
         """Give ``model`` the weights of the epoch."""
         if self._weights is not None:
             model.load_state_dict(self._weights)
+
+
+fit = _trains(fitting)
 
 
 def by_name(rows: Iterable[Mapping[Any, Any]]) -> dict[str, float]:
@@ -328,15 +382,12 @@ class Training:
         if config.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = model.to(fabric.device)
-        self.teacher = teacher
-        if teacher is not None:
-            teacher = copy.deepcopy(teacher).to(fabric.device)
-            self.teacher = teacher.eval().requires_grad_(False)
+        self.teacher = None if teacher is None else as_teacher(teacher, fabric.device)
         self.generators = self._generators()
         self.objective = Objective(objective)
         self.paths = self._build_distiller()
         self.adapters = list(self.objective.distiller.parameters())
-        optimizer = _optimizer(model, config, self.adapters)
+        optimizer = optimizer_of(model, config, self.adapters)
         self.wrapped, self.optimizer = fabric.setup(model, optimizer)
         self.teacher_draws = False
         self._check_teacher()
@@ -347,13 +398,17 @@ class Training:
             )
         self.steps_per_epoch = len(data.train) // (self.batch_size * fabric.world_size)
         self.samples = self.steps_per_epoch * self.batch_size * fabric.world_size
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: learning_rate_factor(config, step, self.steps_per_epoch)
-        )
+        self.scheduler = self.schedule(optimizer)
         if objective.scale_to is not None:
             self.objective = self._scaled()
         self.teacher_outputs: dict[str, Tensor] = {}
         self.shelf: Shelf | None = None
+
+    def schedule(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
+        """The learning rate's, for an optimiser."""
+        return torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: learning_rate_factor(self.config, step, self.steps_per_epoch)
+        )
 
     def prepare(self, tell: Callable[[int, int], None]) -> None:
         """The distiller's own phase before training."""
@@ -368,20 +423,38 @@ class Training:
         VAM's entropy is added ``gamma`` times.
         """
         self.wrapped.train()
-        fabric, train = self.fabric, self.data.train
-        order = torch.randperm(len(train), generator=self.generators["order"])[: self.samples]
+        fabric = self.fabric
         total = torch.zeros((), device=fabric.device)
-        kept = self._kept(epoch)
-        for drawn in order.split(self.batch_size * fabric.world_size):
+        kept = self.kept(epoch)
+        for drawn in self.order():
             indices = drawn[fabric.global_rank :: fabric.world_size]
             total += self.step(indices, frozen, gamma, kept)
-        mean = float(self._mean_over_processes(total / self.steps_per_epoch))
-        if not math.isfinite(mean):
+        return float(self._mean_over_processes(total / self.steps_per_epoch))
+
+    def order(self) -> tuple[Tensor, ...]:
+        """Positions of the images in each step of an epoch, of all processes together."""
+        train = self.data.train
+        order = torch.randperm(len(train), generator=self.generators["order"])[: self.samples]
+        steps: tuple[Tensor, ...] = order.split(self.batch_size * self.fabric.world_size)
+        return steps
+
+    def scores(self, loss: float, epoch: int) -> tuple[list[dict[str, Any]], Tensor | None]:
+        """An epoch's rows of the history, and the outputs on validation, where it is asked about.
+
+        Raises KdxError for a mean ``loss`` that is not finite.
+        """
+        self.check(loss, epoch)
+        validated, outputs = self.validate(epoch)
+        train = {"split": "train", "metric": "loss", "value": loss, "n": self.samples}
+        return [train, *validated], outputs
+
+    def check(self, loss: float, epoch: int) -> None:
+        """Raise KdxError for a mean ``loss`` of an ``epoch`` that is not finite."""
+        if not math.isfinite(loss):
             raise KdxError(
-                f"the loss of objective {self.objective.config.label!r} is {mean} in epoch "
+                f"the loss of objective {self.objective.config.label!r} is {loss} in epoch "
                 f"{epoch}; lower training.lr or use precision 32-true"
             )
-        return mean
 
     def step(
         self,
@@ -442,7 +515,7 @@ class Training:
             generators[stream] = torch.Generator().manual_seed(seed)
         return generators
 
-    def _kept(self, epoch: int) -> EpochLogits | None:
+    def kept(self, epoch: int) -> EpochLogits | None:
         """The teacher's logits in the steps of an epoch, where they are kept; see :func:`fit`."""
         asked = self.objective.needs_teacher and not self.paths[1] and not self.teacher_draws
         if self.shelf is None or not asked or self.fabric.world_size > 1:
@@ -462,11 +535,15 @@ class Training:
             "channels_last": self.config.channels_last,
         }
 
+    def augmented(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """The training images at these positions, augmented and normalised, and their labels."""
+        train = self.data.train
+        labels = train.labels[indices.to(train.labels.device)]
+        return self._images(train, indices, augmented=True), labels
+
     def _loss(self, indices: Tensor, kept: EpochLogits | None) -> Tensor:
         """The objective of the training images at these positions, augmented."""
-        train = self.data.train
-        images = self._images(train, indices, augmented=True)
-        labels = train.labels[indices.to(train.labels.device)]
+        images, labels = self.augmented(indices)
         taught = self.teacher if self.objective.needs_teacher else None
         batch = self._batch(self.wrapped, taught, images, labels, self.fabric.autocast(), kept)
         return self.objective.of_batch(batch)
@@ -490,15 +567,9 @@ class Training:
         batch = Batch(outputs, labels, None, self.generators["shuffling"], features)
         if teacher is None:
             return batch
-        with self.seconds.of(TEACHER):
-            logits = None if kept is None else kept.take(len(images))
-            if logits is not None:
-                return replace(batch, teacher_outputs=logits.to(images.device))
-            with torch.no_grad(), precision, captured(teacher, of_teacher) as features:
-                outputs = teacher(images).float()
-            if kept is not None:
-                kept.add(outputs)
-        return replace(batch, teacher_outputs=outputs, teacher_features=features)
+        with self.seconds.of(TEACHER), captured(teacher, of_teacher) as features:
+            logits = logits_of(teacher, images, precision, kept)
+        return replace(batch, teacher_outputs=logits, teacher_features=features)
 
     def _images(self, split: Split, indices: Tensor, augmented: bool = False) -> Tensor:
         images = split.images.take(indices)
@@ -577,6 +648,46 @@ class Training:
         return self.objective.scaled(factor)
 
 
+def as_teacher(teacher: nn.Module, device: torch.device) -> nn.Module:
+    """The ``teacher`` on a device, in eval mode and without gradients.
+
+    It is a copy, unless it is so already.
+    """
+    parameters = list(teacher.parameters())
+    trains = any(module.training for module in teacher.modules())
+    if not trains and not any(p.requires_grad or p.device != device for p in parameters):
+        return teacher
+    return copy.deepcopy(teacher).to(device).eval().requires_grad_(False)
+
+
+def logits_of(
+    teacher: nn.Module,
+    images: Tensor,
+    precision: AbstractContextManager[Any],
+    kept: EpochLogits | None,
+) -> Tensor:
+    """The teacher's logits on images, B×K, from a forward pass in ``precision``.
+
+    It is not asked where ``kept`` has them.
+    """
+    logits = None if kept is None else kept.take(len(images))
+    if logits is not None:
+        return logits.to(images.device)
+    with torch.no_grad(), precision:
+        outputs: Tensor = teacher(images).float()
+    if kept is not None:
+        kept.add(outputs)
+    return outputs
+
+
+def _copied(model: nn.Module) -> dict[str, Any]:
+    """A model's state, of which tensors that are slices of larger ones are copied alone."""
+    return {
+        name: value.clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+        for name, value in model.state_dict().items()
+    }
+
+
 def _random_state(device: torch.device) -> Tensor:
     """That of torch on the CPU and, behind it, on an accelerator that is used."""
     states = [torch.get_rng_state()]
@@ -618,13 +729,18 @@ def _gate_parameters(model: nn.Module) -> list[nn.Parameter]:
     return list(model.gate_parameters()) if isinstance(model, HME) else []
 
 
-def _optimizer(
-    model: nn.Module, config: TrainingConfig, adapters: Sequence[nn.Parameter] = ()
+def optimizer_of(
+    model: nn.Module,
+    config: TrainingConfig,
+    adapters: Sequence[nn.Parameter] = (),
+    instead: Mapping[nn.Parameter, Tensor] | None = None,
 ) -> torch.optim.Optimizer:
     """Weights in one group, gates in another, with a rate and a weight decay of their own.
 
-    VAM's gates never decay. A distiller's adapters are treated as weights are.
+    VAM's gates never decay. A distiller's adapters are treated as weights are. ``instead`` are
+    tensors that are trained in the place of the model's parameters.
     """
+    replaced = instead or {}
     gates, vam_gates = _gate_parameters(model), list(gate_parameters(model))
     apart = {id(p) for p in (*gates, *vam_gates)}
     weights = [p for p in model.parameters() if p.requires_grad and id(p) not in apart]
@@ -636,7 +752,8 @@ def _optimizer(
         (vam_gates, gate_rate, 0.0),
     ):
         if parameters:
-            groups.append({"params": parameters, "lr": rate, "weight_decay": decay})
+            trained = [replaced.get(parameter, parameter) for parameter in parameters]
+            groups.append({"params": trained, "lr": rate, "weight_decay": decay})
     match config.optimizer:
         case "sgd":
             return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=config.nesterov)

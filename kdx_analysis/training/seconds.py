@@ -27,7 +27,8 @@ class Seconds:
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
         self._parts = dict.fromkeys(PARTS, 0.0)
-        self._part, self._since = OTHER, clock()
+        self._part = OTHER
+        self._since: float | None = clock()
 
     @contextmanager
     def of(self, part: str) -> Iterator[None]:
@@ -44,7 +45,22 @@ class Seconds:
         self._switch(self._part)
         return {part: round(seconds, 3) for part, seconds in self._parts.items()}
 
+    def add(self, part: str, seconds: float) -> None:
+        """Count ``seconds`` more for a part, which were taken elsewhere."""
+        self._parts[part] += seconds
+
+    def rest(self) -> None:
+        """Count for nothing until :meth:`go_on`."""
+        self._switch(self._part)
+        self._since = None
+
+    def go_on(self) -> None:
+        """Count again, for the same part as before."""
+        self._since = self._clock()
+
     def _switch(self, part: str) -> None:
         now = self._clock()
-        self._parts[self._part] += now - self._since
-        self._part, self._since = part, now
+        if self._since is not None:
+            self._parts[self._part] += now - self._since
+            self._since = now
+        self._part = part

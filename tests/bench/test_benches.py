@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from kdx_analysis.bench import BENCHES, Setting
-from kdx_analysis.bench.benches import explainer, gates, pipeline, probing, released, vam
+from kdx_analysis.bench.benches import (
+    explainer,
+    gates,
+    pipeline,
+    probing,
+    released,
+    together,
+    vam,
+)
 from kdx_analysis.bench.common import made_up, random_images
 from kdx_analysis.bench.running import check_same
 
@@ -45,6 +53,7 @@ CONTESTS = {
     ),
     "pipeline": lambda: pipeline.contest(pipeline_data, CPU),
     "gates": lambda: gates.contest(partial(made_up, 10, 40, 10, (3, 32, 32)), 2, 3, CPU),
+    "together": lambda: together.contest(2, 4, CPU),
     "vam": lambda: list(vam.contests("digits_student", images(4, (3, 8, 8)), "float32"))[1],
 }
 

@@ -14,8 +14,9 @@ from kdx_analysis.study.lessons import Lessons
 from kdx_analysis.study.step import Step
 from kdx_analysis.study.steps import train_steps
 from kdx_analysis.study.study import Study, ready_studies
-from kdx_analysis.training import fit, predict, score
+from kdx_analysis.training import predict, score
 from kdx_analysis.training.checkpoints import fingerprint, load_weights
+from kdx_analysis.training.loop import fitting
 from tests import toys
 from tests.conftest import toy_study
 
@@ -145,7 +146,7 @@ def test_a_study_may_leave_its_report_out(finished, monkeypatch):
 
 def test_finished_runs_are_not_trained_again(finished, monkeypatch):
     before = files(finished.out)
-    monkeypatch.setattr("kdx_analysis.study.steps.fit", None)
+    monkeypatch.setattr("kdx_analysis.study.steps.fitting", None)
     again = toy_study().run(finished.out)
     assert [run.id for run in again] == [run.id for run in finished.runs]
     after = files(finished.out)
@@ -191,7 +192,7 @@ def test_another_seed_adds_to_a_study(finished):
 def test_a_directory_of_another_study_is_refused_and_left_as_it_was(
     finished, changes, message, monkeypatch
 ):
-    monkeypatch.setattr("kdx_analysis.study.steps.fit", None)
+    monkeypatch.setattr("kdx_analysis.study.steps.fitting", None)
     before = files(finished.out)
     with pytest.raises(KdxError, match=message):
         toy_study(**changes).run(finished.out)
@@ -199,7 +200,7 @@ def test_a_directory_of_another_study_is_refused_and_left_as_it_was(
 
 
 def test_a_directory_of_foreign_files_is_refused_and_left_as_it_was(tmp_path, monkeypatch):
-    monkeypatch.setattr("kdx_analysis.study.steps.fit", None)
+    monkeypatch.setattr("kdx_analysis.study.steps.fitting", None)
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(
         KdxError, match="is not empty and holds no study; choose another output directory"
@@ -424,9 +425,9 @@ def test_arms_start_with_the_same_weights_and_images(monkeypatch, tmp_path):
             lambda module, inputs: batches.append(inputs[0].clone()) if module.training else None
         )
         seen.append((weights, batches))
-        return fit(model, data, objective, config, **keys)
+        return fitting(model, data, objective, config, **keys)
 
-    monkeypatch.setattr("kdx_analysis.study.steps.fit", look)
+    monkeypatch.setattr("kdx_analysis.study.steps.fitting", look)
     study = toy_study(
         roles=["student"], objectives=["kd"], vam=ARMS, seeds=1, teacher=toys.RowTeacher()
     )

@@ -22,7 +22,7 @@ from kdx_analysis.training import (
     temperature_at,
 )
 from kdx_analysis.training.checkpoints import fingerprint
-from kdx_analysis.training.loop import _optimizer
+from kdx_analysis.training.loop import optimizer_of
 from kdx_analysis.training.progress import describe
 from tests.toys import RowTeacher, dataset, staged_net
 
@@ -456,7 +456,9 @@ def test_the_loss_that_is_told_is_the_objectives_without_vams_penalty():
 
 def test_vams_gates_never_decay():
     model = student()
-    optimizer = _optimizer(model, config(weight_decay=0.1, gate_weight_decay=0.1, gate_lr_factor=5))
+    optimizer = optimizer_of(
+        model, config(weight_decay=0.1, gate_weight_decay=0.1, gate_lr_factor=5)
+    )
     weights, gates = optimizer.param_groups
     assert [id(p) for p in gates["params"]] == [id(p) for p in vam.gate_parameters(model)]
     assert (weights["weight_decay"], gates["weight_decay"], gates["lr"]) == (

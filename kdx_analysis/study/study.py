@@ -325,6 +325,7 @@ class Study:
 
     def groups(self, out: str | Path, together: int) -> Groups:
         """Which runs below ``out`` are trained ``together``, at most so many, and which alone."""
+        self._go_on(Path(out))
         return Groups(self, plan(self, Path(out)), together)
 
     def estimate(
@@ -396,6 +397,17 @@ class Study:
         if report:
             Report(runs).save_html(out / "report")
         return runs
+
+    def _go_on(self, out: Path) -> None:
+        """Split students as the study in ``out`` was begun, unless this one says otherwise.
+
+        Explainers that an earlier version made, whose widths were not rounded, are so found again.
+        """
+        file, explainer = out / STUDY_FILE, self.config.explainer
+        if file.exists() and explainer.multiple == ExplainerConfig().multiple:
+            begun = StudyConfig.load(file).explainer.multiple
+            explainer = explainer.model_copy(update={"multiple": begun})
+            self.config = self.config.model_copy(update={"explainer": explainer})
 
     def _teacher_with(self, weights: Path) -> nn.Module:
         with torch.random.fork_rng():

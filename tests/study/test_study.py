@@ -4,6 +4,7 @@ import pickle
 import pandas as pd
 import pytest
 import torch
+import yaml
 
 from kdx_analysis.config import digest
 from kdx_analysis.errors import KdxError
@@ -167,6 +168,23 @@ def test_a_changed_configuration_is_trained_and_the_old_runs_are_kept(tmp_path):
     after = files(tmp_path / "runs")
     assert before.items() <= after.items()
     assert len(RunSet.load(tmp_path)) == 5
+
+
+def test_a_study_that_was_begun_before_widths_were_rounded_goes_on_as_it_was(tmp_path):
+    study = toy_study(objectives=("hard",), seeds=[0])
+    study.config.save(tmp_path / "study.yaml")
+    rounded = study.plan(tmp_path)
+    file = tmp_path / "study.yaml"
+    before = yaml.safe_load(file.read_text())
+    del before["explainer"]["multiple"]  # as versions without that key wrote it
+    file.write_text(yaml.safe_dump(before))
+    earlier = toy_study(objectives=("hard",), seeds=[0])
+    steps = earlier.plan(tmp_path)
+    assert earlier.config.explainer.multiple == 1
+    assert [step.path == other.path for step, other in zip(steps, rounded, strict=True)] == [
+        step.role != "explainer" for step in steps
+    ]
+    assert Study.load(file).config.explainer.multiple == 1
 
 
 def test_another_seed_adds_to_a_study(finished):

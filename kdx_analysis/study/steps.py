@@ -33,6 +33,7 @@ from kdx_analysis.training import Callback, Epoch, fabric_for, predict, reproduc
 from kdx_analysis.training.kept_logits import Shelf
 from kdx_analysis.training.loggers import logged
 from kdx_analysis.training.loop import Pass, as_teacher, by_itself, by_name, fitting
+from kdx_analysis.training.memory import keep_freed_memory
 from kdx_analysis.training.progress import PROGRESS, Progress, ProgressFile, relayed
 from kdx_analysis.training.seconds import PROBES, SCORING, TEACHER, Seconds
 from kdx_analysis.training.together import fit_together
@@ -110,6 +111,7 @@ def train_unit(study: Ingredients, unit: Sequence[Step], show: Progress, lessons
     ``lessons`` are what they share with others. Raises KdxError for a run that fails; others that
     are trained together with it are written.
     """
+    keep_freed_memory()
     config = study.config.training_of(unit[0].role)
     fabric = fabric_for(config)
     train = partial(

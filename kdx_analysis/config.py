@@ -224,7 +224,6 @@ class ObjectiveConfig(_Config):
         return self
 
 
-
 class PenaltyConfig(_Config):
     """Weight γ of VAM's entropy penalty: ``start``, or from there to ``end`` in equal steps."""
 

@@ -8,6 +8,7 @@ answers with the files. Whatever a worker can't do is done here: with none, all 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import signal
@@ -191,10 +192,11 @@ class _Worker:
         self._process.wait()
 
     def _serve(self) -> None:
-        try:
+        # It has died or was stopped, or its job can't be sent.
+        with contextlib.suppress(
+            OSError, EOFError, ValueError, pickle.PickleError, AttributeError, TypeError
+        ):
             self._exchange()
-        except (OSError, EOFError, ValueError, pickle.PickleError, AttributeError, TypeError):
-            pass  # it has died or was stopped, or its job can't be sent
         if self.job is not None:
             self._drawers.take(self, None)
 

@@ -1,4 +1,4 @@
-"""The figures of a report as files: drawn side by side, and only where their tables have changed."""
+"""The figures of a report as files: drawn side by side, and only where their tables changed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import pandas as pd
 from PIL import Image
 
 from kdx_analysis import plots

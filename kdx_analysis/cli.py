@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -118,13 +119,21 @@ def report(
     out: Annotated[
         Path, typer.Option(help="FILE.html, FILE.md or FILE.pdf; figures lie beside the first two.")
     ] = Path("report/report.html"),
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes that draw figures; by default a core each, 4 at most."),
+    ] = None,
     load: Load = None,
 ) -> None:
-    """Write the report on finished runs."""
+    """Write the report on finished runs; figures whose data are the same are kept."""
     from kdx_analysis.report import Report
     from kdx_analysis.runs import RunSet
 
-    typer.echo(Report(RunSet.load(*runs)).save(out))
+    began = time.perf_counter()
+    made = Report(RunSet.load(*runs))
+    path = made.save(out, jobs=jobs)
+    typer.echo(f"{made.album}; {time.perf_counter() - began:.0f} s in all", err=True)
+    typer.echo(path)
 
 
 @app.command()
@@ -721,6 +730,7 @@ def _run(
     report = Report(runs)
     report.save_html(out / "report")
     reported = time.perf_counter() - start
+    typer.echo(f"report: {report.album}", err=True)
     for i, (who, sentences) in enumerate(report.got):
         _tell([f"The same, asked of {who}:", *sentences] if i else sentences)
     for answer in report.answers:

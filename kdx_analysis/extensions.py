@@ -86,6 +86,11 @@ def loaded(paths: Iterable[str | Path]) -> tuple[Extension, ...]:
     return tuple(_LOADED[_module_name(Path(path).resolve())] for path in paths)
 
 
+def loaded_now() -> tuple[Extension, ...]:
+    """All files that are loaded, in the order in which they were first."""
+    return tuple(_LOADED.values())
+
+
 def load_same(extensions: Iterable[Extension]) -> None:
     """Load what another process has loaded; what is the same here already is not looked at again.
 

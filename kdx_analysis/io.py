@@ -6,12 +6,13 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pyarrow import parquet
 
 
 @contextmanager
@@ -69,5 +70,12 @@ def write_parquet(path: Path, frame: pd.DataFrame) -> None:
         frame.to_parquet(partial, index=False)
 
 
-def read_parquet(path: Path) -> pd.DataFrame:
-    return pd.read_parquet(path)
+def read_parquet(path: Path, values: Mapping[str, str | int] | None = None) -> pd.DataFrame:
+    """The table; with ``values`` (column → value) those of its rows that have them, in order."""
+    filters = [(column, "==", value) for column, value in (values or {}).items()]
+    return pd.read_parquet(path, filters=filters or None)
+
+
+def has_column(path: Path, name: str) -> bool:
+    """Whether the table has a column of that name, which its header says."""
+    return name in parquet.read_schema(path).names

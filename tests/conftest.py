@@ -11,6 +11,12 @@ from tests import toys
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _reports_draw_in_one_process(monkeypatch):
+    """Workers take seconds to start, which a test's few figures are drawn in."""
+    monkeypatch.setattr("kdx_analysis.report.pictures.usual_jobs", lambda: 1)
+
+
 @dataclass(frozen=True)
 class Finished:
     """A study of two objectives and two seeds that has run, without its report."""

@@ -23,6 +23,7 @@ from kdx_analysis.registry import unknown
 Width = Literal["column", "page"]
 _INCHES: dict[Width, float] = {"column": 3.4, "page": 7.0}
 COLUMNS: dict[Width, int] = {"column": 2, "page": 3}  # of panels
+DOTS = 150  # an inch of the PNG in a page
 # cells of a heat map from which on SVG and PDF hold it as a picture, its text still as text
 RASTERED = 2000
 # inches, of a letter of 7 to 7.5 pt on the average, so that lines of words end before they must
@@ -213,24 +214,38 @@ def save(figure: Figure, path: str | Path) -> list[Path]:
 
     Each is written to ``path`` with its suffix.
     """
-    png, svg = Path(f"{path}.png"), Path(f"{path}.svg")
-    with style(), _laid_out(figure):
-        with io.BytesIO() as buffer, staged_file(png) as partial:
-            figure.savefig(buffer, format="png", dpi=150)
+    written = []
+    for suffix, content in pictures(figure).items():
+        target = Path(f"{path}.{suffix}")
+        with staged_file(target) as partial:
+            partial.write_bytes(content)
+        written.append(target)
+    return written
+
+
+def pictures(figure: Figure) -> dict[str, bytes]:
+    """What :func:`save` writes of ``figure``, by suffix: ``png`` and ``svg``."""
+    with style(), _laid_out(figure), io.BytesIO() as png, io.BytesIO() as svg:
+        with io.BytesIO() as buffer:
+            # Not compressed, as it is read again at once.
+            figure.savefig(buffer, format="png", dpi=DOTS, pil_kwargs={"compress_level": 0})
             image = Image.open(buffer).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE)
-            image.save(partial, format="png", optimize=True)
-        with staged_file(svg) as partial:
-            figure.savefig(partial, format="svg", metadata={"Date": None})
-    return [png, svg]
+            image.save(png, format="png", optimize=True)
+        figure.savefig(svg, format="svg", metadata={"Date": None})
+        return {"png": png.getvalue(), "svg": svg.getvalue()}
 
 
 @contextmanager
 def _laid_out(figure: Figure) -> Iterator[None]:
-    """Lay ``figure`` out once, if that is not done yet, for all files written inside the body."""
+    """Lay ``figure`` out once, if that is not done yet, for all files written inside the body.
+
+    With an engine for its layout, be it one that does nothing, matplotlib draws a figure twice for
+    every file: first to lay it out.
+    """
     if figure.stale:
         figure.draw_without_rendering()
     engine = figure.get_layout_engine()
-    figure.set_layout_engine("none")
+    figure.set_layout_engine(None)
     try:
         yield
     finally:

@@ -49,10 +49,7 @@ def cosines(explainers: RunSet) -> pd.DataFrame:
 
     Raises KdxError where none of them is defined.
     """
-    frame = explainers.frame("conflict")
-    frame = frame[
-        (frame["split"] == "train") & (frame["term"] == "hard") & (frame["level"] == "all")
-    ]
+    frame = explainers.frame("conflict", split="train", term="hard", level="all")
     if not frame["cosine"].notna().any():
         raise KdxError(
             "no cosine of the hard term on the train probe set is defined; look at the runs' "

@@ -15,10 +15,8 @@ def routed_clusters(explainers: RunSet) -> Clusters:
     The mean over runs and levels at the last epoch.
     """
     K = len(explainers.classes)
-    routing = explainers.frame("routing")
-    routing = routing[
-        (routing["attention"] == "effective") & (routing["epoch"] == routing["epoch"].max())
-    ]
+    routing = explainers.frame("routing", attention="effective")
+    routing = routing[routing["epoch"] == routing["epoch"].max()]
     return clustered(symmetric(routing, "distance", K, 0.0))
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from textwrap import fill
 
-from kdx_analysis import plots
+from kdx_analysis.drawing.style import pictures
 from kdx_analysis.io import staged_file, write_text
 from kdx_analysis.metrics import METRICS
 from kdx_analysis.probes.fidelity.drawing import along_ladder
@@ -18,7 +17,8 @@ from kdx_analysis.registry import home
 from kdx_analysis.report.fidelity_answers import said
 from kdx_analysis.report.fidelity_sections import grid, sections
 from kdx_analysis.report.methods import definitions_named
-from kdx_analysis.report.page import PAGE, Picture, assets, environment
+from kdx_analysis.report.page import PAGE, assets, environment
+from kdx_analysis.report.pictures import Picture
 from kdx_analysis.runs.tables.grid import Grid
 from kdx_analysis.runs.tables.numbers import markdown_escaped
 
@@ -63,9 +63,7 @@ class FidelityPage:
         if data.empty:
             return None
         canvas, _ = along_ladder(data)
-        with tempfile.TemporaryDirectory() as folder:
-            written = plots.save(canvas, Path(folder) / FIGURE)
-            files = {path.name: path.read_bytes() for path in written}
+        files = {f"{FIGURE}.{suffix}": each for suffix, each in pictures(canvas).items()}
         files[f"{FIGURE}.csv"] = data.to_csv(index=False).encode()
         return Picture(FIGURE, _TITLE, _CAPTION, home(Fidelity), files)
 

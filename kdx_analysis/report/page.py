@@ -5,25 +5,20 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from PIL import Image
 
-from kdx_analysis import plots
 from kdx_analysis.errors import AbsentError, KdxError
 from kdx_analysis.io import staged_file, write_text
 from kdx_analysis.metrics import METRICS
-from kdx_analysis.registry import home, is_foreign
 from kdx_analysis.report import formats, methods, provenance
 from kdx_analysis.report.answers import Answer, Claim, by_chance, claims
 from kdx_analysis.report.arm_answers import ArmAnswer, arm_answer
@@ -33,6 +28,7 @@ from kdx_analysis.report.fidelity_sections import answer_formulas, sections
 from kdx_analysis.report.findings import LOWERS, RAISES, Decision, Finding
 from kdx_analysis.report.formulas import formulas, named
 from kdx_analysis.report.health import health, summary
+from kdx_analysis.report.pictures import Album, Easel, Picture
 from kdx_analysis.report.tables import (
     accuracy,
     answers,
@@ -58,42 +54,6 @@ FIDELITY = "fidelity"  # the figure, and the folder of its tables
 _ROLES = {"student": "undivided students", "explainer": "explainers", "tree": "trees"}
 _WHO = {"student": "students", "explainer": "explainers", "tree": "trees"}
 EMBEDDED = 3_000_000  # bytes of figures in a page, as long as their PNGs allow
-# Figures are saved with 150 dots an inch. At 134 CSS pixels an inch their letters of 7 points,
-# small enough for print, are 13 pixels high on a screen.
-_DOTS, _PIXELS = 150, 134
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure as the report shows it.
-
-    Attributes:
-        name, title, caption: of the figure.
-        formula: the function that makes its data, as ``module.function``.
-        files: contents by file name (PNG, SVG, CSV).
-    """
-
-    name: str
-    title: str
-    caption: str
-    formula: str
-    files: dict[str, bytes]
-
-    def source(self, suffix: str) -> str:
-        """The PNG or SVG as a data address, so that the page needs no other file."""
-        kind = {"png": "png", "svg": "svg+xml"}[suffix]
-        content = base64.b64encode(self.files[f"{self.name}.{suffix}"]).decode()
-        return f"data:image/{kind};base64,{content}"
-
-    def size(self, suffix: str) -> int:
-        """Bytes of the data address, nearly."""
-        return 4 * len(self.files[f"{self.name}.{suffix}"]) // 3
-
-    @property
-    def width(self) -> int:
-        """Width in CSS pixels."""
-        with Image.open(BytesIO(self.files[f"{self.name}.png"])) as image:
-            return round(image.width / _DOTS * _PIXELS)
 
 
 @dataclass(frozen=True)
@@ -158,31 +118,18 @@ class Report:
         }
 
     @cached_property
-    def _figures(self) -> tuple[list[Picture], list[tuple[str, str]]]:
-        """The figures, and title and reason of those that these runs can't give."""
-        drawn, left_out = [], []
-        for figure in plots.FIGURES.values():
-            try:
-                data = figure.data(self.runs)
-                drawing, _ = figure.draw(data)
-            except AbsentError:
-                continue
-            except KdxError as error:
-                left_out.append((figure.title, str(error)))
-                continue
-            except Exception as error:
-                if not is_foreign(figure):
-                    raise
-                # A mistake in a user's own figure does not cost the report of a whole study.
-                left_out.append((figure.title, f"{figure.home} raised {error!r}"))
-                continue
-            with tempfile.TemporaryDirectory() as folder:
-                written = plots.save(drawing, Path(folder) / figure.name)
-                files = {path.name: path.read_bytes() for path in written}
-            files[f"{figure.name}.csv"] = data.to_csv(index=False).encode()
-            formula = home(figure.table)
-            drawn.append(Picture(figure.name, figure.title, figure.caption, formula, files))
-        return drawn, left_out
+    def album(self) -> Album:
+        """The figures, and those that these runs can't give; drawn when they are first asked for.
+
+        What is written after :meth:`save` has drawn them shows the same ones.
+        """
+        return self._drawn(None, None)
+
+    def _drawn(self, folder: Path | None, jobs: int | None) -> Album:
+        """Draw the figures, while all is computed that the page says beside them."""
+        with Easel(self.runs, folder, jobs) as easel:
+            _ = self.answers, self.arms, self._fidelity, self._trees, self._tables
+            return easel.finish()
 
     @cached_property
     def _trees(self) -> tuple[list[str], pd.DataFrame | None]:
@@ -195,11 +142,11 @@ class Report:
     def _repr_html_(self) -> str:
         return self._render("fragment.html.j2", files_at=None)
 
-    def save(self, out: str | Path) -> Path:
+    def save(self, out: str | Path, *, jobs: int | None = None) -> Path:
         """Write the report as the suffix says, ``.html``, ``.md`` or ``.pdf``; returns the path.
 
-        A path without suffix is a directory, for ``report.html`` in it. Raises KdxError for another
-        suffix.
+        A path without suffix is a directory, for ``report.html`` in it. ``jobs`` is as for
+        :meth:`save_html`. Raises KdxError for another suffix.
         """
         path = Path(out)
         if path.suffix not in _SAVERS:
@@ -207,49 +154,67 @@ class Report:
                 f"{str(path)!r} has a suffix that no report is written as: choose .html, .md or "
                 ".pdf"
             )
-        return _SAVERS[path.suffix](self, path)
+        return _SAVERS[path.suffix](self, path, jobs=jobs)
 
-    def save_html(self, out: str | Path) -> Path:
+    def save_html(self, out: str | Path, *, jobs: int | None = None) -> Path:
         """Write the page, last, and ``answer.csv``, ``trees.csv`` and ``figures/`` beside it.
+
+        A figure that lies in ``figures/`` already is drawn anew only where the table that it is
+        drawn from, the code or a library has changed.
 
         Args:
             out: a directory, for ``report.html`` in it, or the page's own path, ending in
                 ``.html``.
+            jobs: processes that draw figures, this one among them; by default one for each core
+                that it may use, four at most. The files are the same whatever it is.
 
         Returns:
             The page's path.
         """
         path = Path(out) if Path(out).suffix == ".html" else Path(out) / PAGE
+        self._draw(path.parent / FIGURES, jobs)
         page = self._render("report.html.j2", files_at=FIGURES)
         self._save_beside(path)
         write_text(path, page)
         return path
 
-    def save_markdown(self, out: str | Path) -> Path:
-        """Write the report as Markdown, figures and tables as files beside it; returns ``out``."""
+    def save_markdown(self, out: str | Path, *, jobs: int | None = None) -> Path:
+        """Write the report as Markdown, figures and tables as files beside it; returns ``out``.
+
+        ``jobs`` is as for :meth:`save_html`.
+        """
         path = Path(out)
+        self._draw(path.parent / FIGURES, jobs)
         text = formats.markdown(self._render("fragment.html.j2", files_at=FIGURES, embed=False))
         self._save_beside(path)
         write_text(path, text)
         return path
 
-    def save_pdf(self, out: str | Path) -> Path:
+    def save_pdf(self, out: str | Path, *, jobs: int | None = None) -> Path:
         """Write the report as one PDF, its figures as vectors; returns ``out``.
 
-        Needs WeasyPrint (``kdx_analysis[pdf]``); raises KdxError without it.
+        ``jobs`` is as for :meth:`save_html`. Needs WeasyPrint (``kdx_analysis[pdf]``); raises
+        KdxError without it.
         """
         path = Path(out)
+        self._draw(None, jobs)
         written = formats.pdf(self._render("report.html.j2", files_at=None))
         with staged_file(path) as partial:
             partial.write_bytes(written)
         return path
 
+    def _draw(self, folder: Path | None, jobs: int | None) -> None:
+        """Draw the figures unless that is done, and keep those in ``folder`` that are the same."""
+        if "album" not in vars(self):
+            vars(self)["album"] = self._drawn(folder, jobs)
+
     def _save_beside(self, path: Path) -> None:
         """The figures and tables that a page at ``path`` links to."""
-        for figure in self._figures[0]:
+        for figure in self.album.pictures:
             for name, content in figure.files.items():
                 with staged_file(path.parent / FIGURES / name) as partial:
                     partial.write_bytes(content)
+        self.album.write_manifest(path.parent / FIGURES)
         if self.answers:
             write_text(path.parent / ANSWER, self._answer_csv())
         for i, each in enumerate(self.fidelities):
@@ -288,7 +253,7 @@ class Report:
             files_at: where the files beside the page are linked to.
             embed: whether it holds its figures.
         """
-        drawn, left_out = self._figures
+        drawn, left_out = self.album.pictures, self.album.left_out
         titles = {figure.name: re.split("[:,]", figure.title)[0] for figure in drawn}
         linked = {name: f"{FIGURES}/{name}.svg" for name in titles}
         return (
@@ -303,7 +268,7 @@ class Report:
                 arms=self.arms,
                 arms_file=ARMS,
                 margin=100 * MARGIN,
-                **self._tables(),
+                **self._tables,
                 figures=drawn,
                 titles=titles,
                 sources=_embedded(drawn) if embed else linked,
@@ -325,6 +290,7 @@ class Report:
             for answer, rungs in zip(self.answers, labels, strict=True)
         ]
 
+    @cached_property
     def _tables(self) -> dict[str, Any]:
         trainings = health(self.runs)
         shown = bool(self.answers) or self.arms is None
@@ -356,7 +322,7 @@ class Report:
         }
 
 
-_SAVERS: dict[str, Callable[[Report, Path], Path]] = {
+_SAVERS: dict[str, Callable[..., Path]] = {
     "": Report.save_html,
     ".html": Report.save_html,
     ".md": Report.save_markdown,

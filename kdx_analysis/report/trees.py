@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from kdx_analysis import null
-from kdx_analysis.runs import RunSet, TreePairs, explainers, tree_pairs
+from kdx_analysis.runs import RunSet, TreePairs, explainers
 from kdx_analysis.runs.tables.numbers import listed, number
 from kdx_analysis.runs.trees import (
     CORRELATION,
@@ -44,7 +44,7 @@ def trees_sentence(runs: RunSet) -> list[str]:
     by degrees; shared clades are all or nothing. Raises KdxError if an explainer has no
     gates.
     """
-    pairs = tree_pairs(explainers(runs))
+    pairs = explainers(runs).tree_pairs
     return [*filter(None, [_clades(pairs), _correlations(pairs)]), _verdict(pairs)]
 
 

@@ -74,7 +74,7 @@ def per_pair(run: Run, metric: str) -> pd.DataFrame:
     source = declared.input
     if declared.of_pair is None or source.pair_kind not in run.kinds:
         return pd.DataFrame(columns=_OF_PAIRS)
-    chosen = _with(run.record(source.pair_kind), source.pair_rows)
+    chosen = run.rows(source.pair_kind, **dict(source.pair_rows))
     names = zip(chosen["a_index"], chosen["b_index"], strict=True)
     return pd.DataFrame(
         {

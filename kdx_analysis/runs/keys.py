@@ -6,7 +6,6 @@ import json
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from kdx_analysis.config import flatten
 from kdx_analysis.errors import KdxError
 from kdx_analysis.registry import unknown
 from kdx_analysis.runs.run import Run
@@ -24,7 +23,7 @@ def value_of(run: Run, key: str) -> Hashable:
     """
     if key == TEACHER:
         return run.teacher
-    return canonical(run.keys[key] if key in run.keys else flatten(run.info["config"]).get(key))
+    return canonical(run.keys[key] if key in run.keys else run.settings.get(key))
 
 
 def canonical(value: Any) -> Hashable:
@@ -42,14 +41,14 @@ def known_keys(runs: Iterable[Run]) -> list[str]:
     """Keys of runs, then dotted keys of their configurations."""
     names: dict[str, None] = {}
     for run in runs:
-        names |= dict.fromkeys((*run.keys, TEACHER, *flatten(run.info["config"])))
+        names |= dict.fromkeys((*run.keys, TEACHER, *run.settings))
     return list(names)
 
 
 def check_key(runs: Sequence[Run], key: str) -> None:
     """Raise KdxError, with the nearest valid keys, if ``key`` is one of none of the runs."""
-    if runs and key not in (known := known_keys(runs)):
-        raise unknown("key of runs", key, known)
+    if runs and not any(key == TEACHER or key in run.keys or key in run.settings for run in runs):
+        raise unknown("key of runs", key, known_keys(runs))
 
 
 def known_teachers(runs: Iterable[Run]) -> list[set[str]]:
@@ -81,7 +80,7 @@ def in_order(values: Iterable[Hashable]) -> list[Any]:
 
 def differing(runs: Iterable[Run]) -> dict[str, list[Any]]:
     """Dotted configuration keys in which the runs differ, with each run's value, or None."""
-    flat = [flatten(run.info["config"]) for run in runs]
+    flat = [run.settings for run in runs]
     keys = dict.fromkeys(key for config in flat for key in config)
     table = {}
     for key in keys:
@@ -165,7 +164,7 @@ def _objectives(runs: Sequence[Run], by: str) -> list[str]:
     ]
     labels = []
     for run in runs:
-        config = flatten(run.info["config"])
+        config = run.settings
         varied = [
             f"{key.removeprefix('objective.')}={config[key]}" for key in settings if key in config
         ]

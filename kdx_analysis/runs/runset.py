@@ -32,6 +32,7 @@ from kdx_analysis.runs.run import INFO, ROLES, Run
 from kdx_analysis.runs.statistics.paired import over_epochs, paired, side_by_side
 from kdx_analysis.runs.tables.comparison import Comparison, compare
 from kdx_analysis.runs.tables.table import Table, make_table
+from kdx_analysis.runs.trees import TreePairs, tree_pairs
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,19 @@ class RunSet:
         return cls(tuple(sorted(runs, key=_order)))
 
     def only(self, runs: Iterable[Run]) -> RunSet:
-        """These ``runs`` of the set; fidelity still knows the others that they stand beside."""
-        return RunSet(tuple(runs), self.among or self)
+        """These ``runs`` of the set; fidelity still knows the others that they stand beside.
+
+        The same runs are the same set, so that what is computed of them is computed once for all
+        figures and tables.
+        """
+        chosen = tuple(runs)
+        root = self.among or self
+        return root._chosen.setdefault(tuple(map(id, chosen)), RunSet(chosen, root))
+
+    @cached_property
+    def _chosen(self) -> dict[tuple[int, ...], RunSet]:
+        """Sets of these runs, by the identities of those in it, which it keeps alive."""
+        return {}
 
     def __len__(self) -> int:
         return len(self.runs)
@@ -146,15 +158,18 @@ class RunSet:
             )
         return distinct.pop() if distinct else ()
 
-    def frame(self, kind: str) -> pd.DataFrame:
+    def frame(self, kind: str, **values: str | int) -> pd.DataFrame:
         """The records of one ``kind`` of all runs that hold them, under each run's keys.
 
-        Where several teachers taught the runs, ``teacher`` is one of the keys. Raises KdxError if
-        none holds any.
+        Where several teachers taught the runs, ``teacher`` is one of the keys. With ``values``, as
+        ``split="train"``, they are the rows that have these, and the others are not read. Raises
+        KdxError if none holds any.
         """
-        frames = [
-            run.record(kind).assign(**self._keys(run)) for run in self.runs if kind in run.kinds
-        ]
+        frames = []
+        for run in self.runs:
+            if kind in run.kinds:
+                table = run.rows(kind, **values) if values else run.record(kind)
+                frames.append(table.assign(**self._keys(run)))
         if not frames:
             raise KdxError(f"none of the {len(self)} runs has {kind!r} records")
         return self._keyed(frames)
@@ -188,6 +203,11 @@ class RunSet:
     def fidelities(self) -> list[RunsFidelity]:
         """The fidelity of every group of students among all runs that these were chosen from."""
         return (self.among or self)._fidelities
+
+    @cached_property
+    def tree_pairs(self) -> TreePairs:
+        """How alike the trees of these runs are, two by two: see :func:`tree_pairs`."""
+        return tree_pairs(self.runs)
 
     @cached_property
     def _fidelities(self) -> list[RunsFidelity]:
@@ -295,6 +315,25 @@ class RunSet:
         Raises:
             KdxError: as :meth:`values` does.
         """
+        key = (metric, by, role, split, attention, column)
+        if key not in self._by_epoch:
+            self._by_epoch[key] = self._made_by_epoch(*key)
+        return self._by_epoch[key].copy()
+
+    @cached_property
+    def _by_epoch(self) -> dict[tuple[str | None, ...], pd.DataFrame]:
+        """What :meth:`by_epoch` has made, which the report asks for again and again."""
+        return {}
+
+    def _made_by_epoch(
+        self,
+        metric: str,
+        by: str,
+        role: str,
+        split: str | None,
+        attention: str | None,
+        column: str,
+    ) -> pd.DataFrame:
         if metric not in METRICS:
             raise unknown("headline figure", metric, METRICS)
         check_key(self.runs, by)

@@ -26,12 +26,13 @@ def _table(explainers: RunSet) -> pd.DataFrame:
     """
     explainers = of_one_teacher(explainers)
     frame = _together(cosines(explainers))
+    frame = frame.assign(undefined_here=frame["cosine"].isna())
     data = frame.groupby(_PAIR, sort=False).agg(
         cosine=("cosine", "mean"),
         null=("null_mean", "mean"),
         values=("cosine", "count"),
         seeds=("seed", "nunique"),
-        undefined=("cosine", lambda c: int(c.isna().sum())),
+        undefined=("undefined_here", "sum"),
         epochs=("epoch", "nunique"),
         n=("n", "first"),
     )

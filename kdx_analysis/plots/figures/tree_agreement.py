@@ -21,7 +21,7 @@ from kdx_analysis.drawing.style import (
 from kdx_analysis.errors import KdxError
 from kdx_analysis.plots.figure import Drawn, explainers, figure
 from kdx_analysis.plots.looks import look
-from kdx_analysis.runs import RunSet, tree_pairs
+from kdx_analysis.runs import RunSet
 from kdx_analysis.runs.trees import CORRELATION, DISTANCE, NEITHER, OBJECTIVE, SEED
 
 _AXES = {
@@ -36,7 +36,7 @@ def _table(explainers: RunSet) -> pd.DataFrame:
     """Columns of :class:`~kdx_analysis.runs.TreePairs`, one row per pair of explainers."""
     if len(explainers) < 2:
         raise KdxError("one explainer makes no pair of trees; run several objectives or seeds")
-    data = tree_pairs(explainers).table
+    data = explainers.tree_pairs.table
     if data["value"].isna().all():
         raise KdxError(
             "no tree groups its subtasks, all are collapsed or have one subtask per expert"

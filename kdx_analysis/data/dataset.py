@@ -67,7 +67,8 @@ class TensorImages:
 
     def take(self, indices: Tensor) -> Tensor:
         """The images at the int64 ``indices`` (B,): uint8 B×C×H×W, on the device of all."""
-        return self._images[indices.to(self._images.device)]
+        # which copies whole images, many times as fast as indexing does
+        return self._images.index_select(0, indices.to(self._images.device))
 
     def subset(self, indices: Tensor) -> TensorImages:
         """A store of the images at the int64 ``indices`` only, in that order."""

@@ -1,8 +1,9 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from jaxtyping import TypeCheckError
 
-from kdx_analysis.data.augmentation import augment, flip, pad_and_crop
+from kdx_analysis.data.augmentation import _copied, _gathered, augment, flip, pad_and_crop
 
 
 def generator(seed=0):
@@ -38,6 +39,44 @@ def test_flip_equals_a_loop_over_samples():
     )
     assert mirrored.unique().numel() == 2
     assert flip(x, generator()).equal(expected)
+
+
+def plainly_augmented(x, pad, mirror, draws):
+    """Pixel by pixel, as runs of earlier versions were augmented."""
+    if pad:
+        down, across = torch.randint(2 * pad + 1, (2, len(x)), generator=draws)
+        windows = F.pad(x, (pad, pad, pad, pad)).unfold(2, x.shape[2], 1).unfold(3, x.shape[3], 1)
+        x = windows[torch.arange(len(x)), :, down, across]
+    if mirror:
+        mirrored = torch.rand(len(x), generator=draws) < 0.5
+        x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
+    return x
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("pad", [0, 1, 4])
+@pytest.mark.parametrize("shape", [(64, 3, 32, 32), (50, 1, 8, 8), (9, 3, 1, 1), (0, 3, 4, 4)])
+def test_runs_are_augmented_bit_for_bit_as_they_were(shape, pad, mirror):
+    x = images(*shape)
+    draws, plain_draws = generator(3), generator(3)
+    for _ in range(2):
+        expected = plainly_augmented(x, pad, mirror, plain_draws)
+        assert augment(x, pad, mirror, draws).equal(expected)
+    assert draws.get_state().equal(plain_draws.get_state())
+
+
+def test_the_memory_format_of_images_does_not_matter():
+    x = images()
+    last = x.contiguous(memory_format=torch.channels_last)
+    assert augment(last, 2, True, generator()).equal(augment(x, 2, True, generator()))
+
+
+@pytest.mark.parametrize("pad", [1, 3, 9])
+def test_crops_are_the_same_on_a_gpu_and_on_the_cpu(pad):
+    x = images(H=4, W=7)
+    corners = torch.tensor([[0, 0, 2 * pad, 2 * pad], [0, 2 * pad, 0, 2 * pad]])
+    offsets = torch.cat([corners, torch.randint(2 * pad + 1, (2, 12), generator=generator())], 1)
+    assert _copied(x, pad, offsets).equal(_gathered(x, pad, offsets))
 
 
 def test_copies_of_one_image_are_augmented_each_in_its_own_way():
@@ -76,3 +115,5 @@ def test_the_images_given_are_left_alone():
 def test_only_uint8_is_taken():
     with pytest.raises(TypeCheckError, match="images"):
         pad_and_crop(images().float(), 1, generator())
+    with pytest.raises(ValueError, match="must be uint8 to be augmented, got"):
+        augment(images().float(), 1, True, generator())

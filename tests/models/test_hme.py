@@ -8,7 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, build_model, count_parameters
-from kdx_analysis.models.gates import attention
+from kdx_analysis.models.gates import ParameterGate, attention
+from kdx_analysis.models.hme import _mix
 from kdx_analysis.models.splitting.experts import Level
 from tests.models.families import FAMILIES
 
@@ -308,3 +309,32 @@ def test_a_redrawn_explainer_keeps_its_gates() -> None:
         assert torch.equal(a, b)
     assert not torch.equal(model.heads.weight, before.heads.weight)
     assert not torch.equal(next(model.trunk.parameters()), next(before.trunk.parameters()))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("shape", [(3, 2, 5, 4, 3), (2, 3, 32, 2, 3), (1, 1, 40, 3, 2), (4, 3, 6)])
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_features_are_mixed_as_a_sum_over_parents(shape, memory_format, per_sample):
+    B, M = shape[:2]
+    torch.manual_seed(0)
+    x = torch.randn(shape, dtype=torch.float64)
+    if len(shape) == 5:
+        x = x.flatten(1, 2).contiguous(memory_format=memory_format).unflatten(1, shape[1:3])
+    x.requires_grad_()
+    rows = (B, 4, M) if per_sample else (4, M)
+    alpha = torch.randn(rows, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(B, 4, *shape[2:], dtype=torch.float64)
+    each = alpha if per_sample else torch.stack([alpha] * B)
+    expected = sum(
+        each[:, :, j].view(B, 4, *[1] * len(shape[2:])) * x[:, j].unsqueeze(1) for j in range(M)
+    )
+    mixed = _mix(x, alpha, ParameterGate(4, M))
+    assert torch.allclose(mixed, expected)
+    for ours, plain in zip(
+        torch.autograd.grad((mixed * weights).sum(), (x, alpha)),
+        torch.autograd.grad((expected * weights).sum(), (x, alpha)),
+        strict=True,
+    ):
+        assert torch.allclose(ours, plain)
+    if len(shape) == 5 and not per_sample:
+        assert mixed.flatten(1, 2).is_contiguous(memory_format=memory_format)

@@ -26,14 +26,20 @@ app = typer.Typer(
 )
 lists = typer.Typer(no_args_is_help=True, help="What can be named in a study or a command.")
 app.add_typer(lists, name="list")
-benches = typer.Typer(no_args_is_help=True, help="What something costs, timed on this machine.")
-app.add_typer(benches, name="bench")
 
 Out = Annotated[
     Path | None, typer.Option(help="Directory for the runs and the report; by default out/NAME.")
 ]
 Jobs = Annotated[
     int, typer.Option(min=1, help="Runs trained side by side, one-threaded on CPU by default.")
+]
+Together = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Runs of one architecture trained as one net of so many copies; for GPUs that one run "
+        "doesn't fill.",
+    ),
 ]
 DataDir = Annotated[
     Path | None, typer.Option(help="Where data sets lie; by default $KDX_DATA, else ./data.")
@@ -96,11 +102,15 @@ def run(
     change: Changes = None,
     out: Out = None,
     jobs: Jobs = 2,
+    together: Together = 1,
     data_dir: DataDir = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say what would be done and how long it takes, and stop.")
+    ] = False,
     load: Load = None,
 ) -> None:
     """Run a study: train what is not done yet, probe it, write the report."""
-    _run(study, change or [], out, jobs, data_dir)
+    _run(study, change or [], out, jobs, data_dir, together, only_plan=plan)
 
 
 @app.command()
@@ -641,23 +651,39 @@ def figures(load: Load = None) -> None:
         typer.echo(f"{name}: {figure.title}")
 
 
-@benches.command("vam")
-def bench_vam(
-    rounds: Annotated[int, typer.Option(min=1, help="Timings of each contestant.")] = 15,
-    batch: Annotated[int, typer.Option(min=2, help="Images in a batch.")] = 128,
-    precision: Annotated[
-        list[str] | None, typer.Option(help="float32 or bf16; by default both.")
-    ] = None,
-) -> None:
-    """WRN-16-2 at 32×32: training with VAM and inference after folding, against the plain model."""
-    from kdx_analysis import bench
+@lists.command()
+def benches(load: Load = None) -> None:
+    """Benches: what is timed on this machine, and against what."""
+    from kdx_analysis.bench import BENCHES
 
-    for each in bench.check_precisions(precision or bench.PRECISIONS):
-        typer.echo(
-            f"timing {each}; minutes on a CPU, longer where it has to emulate bf16", err=True
-        )
-        frame = bench.bench_vam(rounds=rounds, batch=batch, precisions=[each])
-        typer.echo(frame.to_string(index=False, float_format="{:.4g}".format))
+    for name, bench in BENCHES.items():
+        typer.echo(f"{name}: {bench.title}, against {bench.against}")
+
+
+@app.command()
+def bench(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="As kdx list benches gives them; by default all.")
+    ] = None,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Timings of each contestant; slow contests have fewer.")
+    ] = 15,
+    threads: Annotated[int, typer.Option(min=1, help="Of every contestant.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    batch: Annotated[
+        int | None, typer.Option(min=2, help="Images in a batch of a training step.")
+    ] = None,
+    precision: Annotated[
+        list[str] | None, typer.Option(help="float32 or bf16, of benches that have both.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="A file for all numbers.")] = None,
+    load: Load = None,
+) -> None:
+    """Time what the package does against plain implementations and the machine's limits."""
+    from kdx_analysis.bench.command import bench_all, chosen, setting_of
+
+    setting = setting_of(device, threads, batch, precision)
+    bench_all(chosen(names or (), setting), setting, rounds, json, typer.echo)
 
 
 def main() -> None:
@@ -669,28 +695,52 @@ def main() -> None:
         sys.exit(2)
 
 
-def _run(name: str, changes: list[str], out: Path | None, jobs: int, data_dir: Path | None) -> None:
+def _run(
+    name: str,
+    changes: list[str],
+    out: Path | None,
+    jobs: int,
+    data_dir: Path | None,
+    together: int = 1,
+    *,
+    only_plan: bool = False,
+) -> None:
+    import time
+
+    from kdx_analysis.runs.spent import duration, spent
     from kdx_analysis.study.study import Study
     from kdx_analysis.training.progress import rich_progress
 
     study = Study.load(name, changes, data_dir)
     out = out or Path("out") / study.config.name
     study.check()
-    _announce(study, out, jobs)
-    runs = study.run(out, jobs=jobs, progress=rich_progress, report=False)
+    _announce(study, out, jobs, together)
+    if study.config.keep_teacher:
+        typer.echo(
+            f"  the teacher's logits on training images are kept for the other runs of a seed, in "
+            f"{study.config.keep_teacher / 2**20:,.0f} MiB at most (keep_teacher)"
+        )
+    typer.echo(f"  {study.estimate(out, jobs=jobs, together=together)}")
+    if only_plan:
+        return
+    runs = study.run(out, jobs=jobs, together=together, progress=rich_progress, report=False)
     from kdx_analysis.report import Report
 
-    began = time.perf_counter()
+    start = time.perf_counter()
     report = Report(runs)
     report.save_html(out / "report")
-    typer.echo(f"report: {report.album}; {time.perf_counter() - began:.0f} s in all", err=True)
+    typer.echo(f"report: {report.album}", err=True)
+    reported = time.perf_counter() - start
     for i, (who, sentences) in enumerate(report.got):
         _tell([f"The same, asked of {who}:", *sentences] if i else sentences)
     for answer in report.answers:
         _tell([answer.opening, *answer.details, *answer.cautions])
     if report.arms is not None:
         _tell([report.arms.opening, *report.arms.details, *report.arms.cautions])
-    typer.echo(f"\n{out / 'report' / 'report.html'}")
+    of_runs = spent(runs).drop(columns="runs", errors="ignore").sum()
+    parts = [f"{part} {duration(seconds)}" for part, seconds in of_runs.items()]
+    typer.echo(f"\ntime of all runs: {', '.join([*parts, f'report {duration(reported)}'])}")
+    typer.echo(out / "report" / "report.html")
 
 
 def _tell(sentences: list[str]) -> None:
@@ -750,11 +800,12 @@ def _teachers(teacher: TeacherConfig) -> str:
     return "; ".join(parts)
 
 
-def _announce(study: Study, out: Path, jobs: int) -> None:
+def _announce(study: Study, out: Path, jobs: int, together: int) -> None:
     from kdx_analysis.probes.contract import checkpoints, switched_on
 
     config, data = study.config, study.dataset
-    steps = study.plan(out)
+    groups = study.groups(out, together)
+    steps = groups.planned
     done = sum(step.done for step in steps)
     sizes = (
         f"{len(data.train)} + {len(data.val)} + {len(data.test)} images (train, validation, test)"
@@ -769,6 +820,8 @@ def _announce(study: Study, out: Path, jobs: int) -> None:
         f"  {len(steps)} runs of {config.training.epochs} epochs, {done} done already, {jobs} at a "
         f"time → {out}"
     )
+    for line in groups.lines():
+        typer.echo(f"  {line}")
     if line := _teachers(config.teacher):
         typer.echo(f"  {line}")
     if (phase2 := config.explainer.phase2) is not None:
@@ -795,7 +848,7 @@ def _announce(study: Study, out: Path, jobs: int) -> None:
             f"  probes of every {role} ({waiting} to train): "
             f"{', '.join(probe.name for probe in switched_on(config.probes, role))}; gates after "
             f"every epoch, all else on train and validation at epochs {epochs}, with "
-            f"{config.probes.null_draws} null draws: at most {study.probing_cost(role)}"
+            f"{config.probes.drawn} null draws: at most {study.probing_cost(role)}"
         )
 
 

@@ -38,6 +38,9 @@ Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 C = TypeVar("C", bound=BaseModel)
 
+# Pairs of ten subtasks: of fewer an interval for the mean over all pairs is too wide to say much.
+LEAST_PAIRS = 45
+
 
 class _Config(BaseModel):
     """A section of a study.
@@ -64,12 +67,16 @@ class _Config(BaseModel):
 class DataConfig(_Config):
     """Which images, and how they are split.
 
-    ``per_class`` takes that many training images of every class before validation is held out;
+    ``per_class`` takes that many training images of every class before validation is held out,
+    ``test_per_class`` that many test images, the same ones in every study (by default all);
     ``size`` resizes all images to so many pixels a side.
     """
 
+    later: ClassVar[tuple[str, ...]] = ("test_per_class",)
+
     name: str
     per_class: Count | None = None
+    test_per_class: Count | None = None
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     split_seed: Seed = 0
     size: Count | None = None
@@ -83,8 +90,11 @@ class TrainingConfig(_Config):
     weights by an L2 term in the gradient, ``adamw`` apart from it. Gates have ``gate_lr_factor``
     times the learning rate and a decay of their own. The rate warms up over ``warmup_epochs`` and
     then follows the ``schedule``; ``step`` halves it every ``step_epochs``, ``learn_to_branch``
-    brings a warm-up of its own.
+    brings a warm-up of its own. Every ``validate_every`` epochs, and after the last, the model is
+    asked about validation; with ``selection: best`` those epochs are the candidates.
     """
+
+    later: ClassVar[tuple[str, ...]] = ("validate_every",)
 
     epochs: Count = 30
     batch_size: Annotated[int, Field(ge=2)] = 128
@@ -98,6 +108,7 @@ class TrainingConfig(_Config):
     step_epochs: Count = 30
     warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
     selection: Literal["last", "best"] = "last"
+    validate_every: Count = 1
     accelerator: str = "auto"
     devices: int | str = 1
     strategy: str = "auto"
@@ -159,10 +170,12 @@ class ExplainerConfig(_Config):
     """The HME made of the student: experts of each level above the trunk, and their gates.
 
     All experts together have the parameters or FLOPs of the stages that they stand for
-    (``budget``), or each their width over the number of experts. ``stages`` are module paths, where
-    the student's stages are not to be found by themselves. ``gates`` are parameters or read the
-    input; a gate keeps its ``top_k`` parents, ``gumbel`` adds noise in training, and in the first
-    ``warmup_epochs`` gates stay as they are. ``phase2`` asks for trees.
+    (``budget``), or each their width over the number of experts; widths are multiples of
+    ``multiple``, which convolutions are quicker with, where that keeps to a tenth of the budget.
+    ``stages`` are module paths, where the student's stages are not to be found by themselves.
+    ``gates`` are parameters or read the input; a gate keeps its ``top_k`` parents, ``gumbel`` adds
+    noise in training, and in the first ``warmup_epochs`` gates stay as they are. ``phase2`` asks
+    for trees.
 
     ``preset: learn_to_branch`` is the released network in place of one made of the student, its
     heads with one logit a class (``form: ce``) or two (``nce``); of the other keys, experts, gumbel
@@ -173,6 +186,7 @@ class ExplainerConfig(_Config):
     form: Literal["ce", "nce"] = "ce"
     experts: tuple[Count, ...] | Count = 4
     budget: Literal["params", "flops", "width"] = "params"
+    multiple: Count = 8
     stages: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     gates: Literal["parameter", "input"] = "parameter"
     top_k: Count | None = None
@@ -180,6 +194,15 @@ class ExplainerConfig(_Config):
     temperature: TemperatureConfig = TemperatureConfig()
     warmup_epochs: Annotated[int, Field(ge=0)] = 0
     phase2: Phase2Config | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier_version(cls, value: Any) -> Any:
+        """A section that says all but ``multiple`` was written when widths were not rounded."""
+        others = cls.model_fields.keys() - {"multiple"}
+        if isinstance(value, Mapping) and "multiple" not in value and others <= value.keys():
+            return {**value, "multiple": 1}
+        return value
 
 
 class ObjectiveConfig(_Config):
@@ -284,6 +307,10 @@ class ProbeConfig(_Config):
     they give and, from 39 on, a range that one more draw falls into with 95 %; ``max_memory`` bytes
     for the gradients that are held at once.
 
+    ``inner_null_draws`` are the most draws of conflict's null at the probed epochs before the last,
+    of which its mean is what counts; by default as many as at the last. Conflict looks at ``pairs``
+    of subtasks at most, those among subtasks drawn at random; by default at all.
+
     A section under the name of a probe holds its own options, or keys of these that are others for
     it; ``affinity: off`` switches the probe off, ``shift: on`` switches one on that is off without
     it, and ``shift: [noise, blur]`` gives it the list that it takes. Names and options are checked
@@ -294,12 +321,16 @@ class ProbeConfig(_Config):
             False where it is off. In a study they stand beside the other keys, each under its name.
     """
 
+    later: ClassVar[tuple[str, ...]] = ("inner_null_draws", "pairs")
+
     per_class: Count = 20
     seed: Seed = 0
     checkpoints: Count = 4
     null_draws: Annotated[int, Field(ge=19)] = 99
     permutations: Annotated[int, Field(ge=19)] = 999
     max_memory: Count = 2**30
+    inner_null_draws: Annotated[int, Field(ge=19)] | None = None
+    pairs: Annotated[int, Field(ge=LEAST_PAIRS)] | None = None
     sections: dict[str, dict[str, Any] | list[Any] | bool] = Field(default={}, exclude=True)
 
     @model_validator(mode="before")
@@ -323,6 +354,25 @@ class ProbeConfig(_Config):
     @model_serializer(mode="wrap")
     def _spread_sections(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return {**self._without_later_defaults(serialize), **self.sections}
+
+    @property
+    def inner(self) -> ProbeConfig:
+        """These settings at the probed epochs before the last."""
+        if self.inner_null_draws is None:
+            return self
+        draws = min(self.inner_null_draws, self.null_draws)
+        return self.model_copy(update={"null_draws": draws})
+
+    @property
+    def drawn(self) -> str:
+        """How many draws nulls have, in words.
+
+        >>> ProbeConfig(null_draws=49).drawn, ProbeConfig(null_draws=49, inner_null_draws=19).drawn
+        ('49', '49 (19 before the last probed epoch)')
+        """
+        inner = self.inner.null_draws
+        before = f" ({inner} before the last probed epoch)" if inner < self.null_draws else ""
+        return f"{self.null_draws}{before}"
 
     @classmethod
     def shared(cls) -> tuple[str, ...]:
@@ -359,10 +409,14 @@ class StudyConfig(_Config):
     The student is the undivided one. With ``vam`` it has the virtual attention module; where
     ``vam`` maps labels to settings (null: without), there is a student for each, with the same
     weights and images to start from. With ``explainer.phase2`` a tree grows from every explainer.
-    ``loggers`` are told of every training, epoch by epoch; they change nothing in it.
+    ``loggers`` are told of every training, epoch by epoch; they change nothing in it. Nor does
+    ``keep_teacher``, the bytes on disk in which the teacher's logits on the training images are
+    kept while there are other runs of their seed to train; 0 keeps none.
     ``extensions`` are Python files that are run first, for what they register; in YAML, paths from
     its own folder.
     """
+
+    later: ClassVar[tuple[str, ...]] = ("keep_teacher",)
 
     name: str
     data: DataConfig
@@ -378,6 +432,7 @@ class StudyConfig(_Config):
     training: TrainingConfig = TrainingConfig()
     probes: ProbeConfig = ProbeConfig()
     loggers: tuple[str, ...] = ()
+    keep_teacher: Annotated[int, Field(ge=0)] = 2**30
     extensions: tuple[str, ...] = ()
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
 

@@ -169,7 +169,7 @@ BAD_INPUT = {
 def test_bad_input_is_one_line_and_code_2_before_any_training(
     kdx, study_file, tmp_path, monkeypatch, case
 ):
-    monkeypatch.setattr("kdx_analysis.study.steps.fit", None)
+    monkeypatch.setattr("kdx_analysis.study.steps.fitting", None)
     changes, message = BAD_INPUT[case]
     study, changes = (study_file, changes) if "=" in changes[0] else (changes[0], [])
     code, _, err = kdx(
@@ -183,7 +183,7 @@ def test_bad_input_is_one_line_and_code_2_before_any_training(
 
 
 def test_a_directory_of_another_study_is_left_as_it_was(kdx, study_file, finished, monkeypatch):
-    monkeypatch.setattr("kdx_analysis.study.steps.fit", None)
+    monkeypatch.setattr("kdx_analysis.study.steps.fitting", None)
     before = sorted((path, path.stat().st_mtime_ns) for path in finished.out.rglob("*"))
     code, _, err = kdx("run", study_file, "--out", finished.out)
     assert (code, err.count("\n")) == (2, 1)
@@ -204,12 +204,14 @@ def test_a_study_runs_and_its_answer_is_printed(kdx, study_file, tmp_path, monke
             ]
             self.arms = None
             self.got = [("undivided students", ["what they got"])]
+            self.album = "2 figures drawn"
 
-    monkeypatch.setattr("kdx_analysis.report.Report.save_html", lambda self, out: out)
+        def save_html(self, out) -> None: ...
+
     monkeypatch.setattr("kdx_analysis.report.Report", Report)
     options = ("--jobs", 1, "--set", "objectives=[kd]", "--set", "training.epochs=1")
     code, out, err = kdx("run", study_file, *options)
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, "report: 2 figures drawn\n")
     assert "digits_teacher → digits_student on toy, 48 + 24 + 24 images" in out
     assert "3 runs of 1 epochs, 0 done already" in out
     assert out.index("what they got") < out.index("the answer from")
@@ -222,6 +224,14 @@ def test_a_study_runs_and_its_answer_is_printed(kdx, study_file, tmp_path, monke
     assert (tmp_path / "out" / "little" / "study.yaml").is_file()
 
     assert "a tree of every explainer" not in out
+    assert "one at a time; of work: " in out
+    assert "kept for the other runs of a seed, in 1,024 MiB at most" in out
+    assert "time of all runs: training " in out
+
+    code, out, _ = kdx("run", study_file, *options, "--out", "planned", "--plan")
+    assert code == 0
+    assert "one at a time" in out
+    assert not (tmp_path / "planned").exists()
 
     code, out, _ = kdx("run", study_file, *options[:-1], "training.epochs=2")
     assert code == 0
@@ -444,11 +454,18 @@ def test_what_vam_does_to_models(kdx, monkeypatch):
 
 def test_what_vam_costs(kdx):
     code, out, _ = kdx("bench", "vam", "--rounds", 1, "--batch", 2, "--precision", "float32")
+    names = [line.split("  ")[2] for line in out.splitlines() if line.startswith("    ")]
     assert code == 0
-    assert [line.split()[2] for line in out.splitlines()[1:]] == ["float32"] * 4
+    assert names == ["plain", "the same again", "VAM", "plain", "the same again", "VAM", "folded"]
     code, _, err = kdx("bench", "vam", "--precision", "bf61")
     assert (code, err.count("\n")) == (2, 1)
     assert "did you mean 'bf16'" in err
+
+
+def test_what_can_be_timed(kdx):
+    code, out, _ = kdx("list", "benches")
+    assert code == 0
+    assert "pipeline: an epoch of 1,800 augmented images of 32×32, against torch's" in out
 
 
 def test_results_from_elsewhere_become_runs(kdx, tmp_path):

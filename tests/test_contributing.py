@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from kdx_analysis.bench import BENCHES, Setting, run_bench
 from kdx_analysis.config import ObjectiveConfig, ProbeConfig, TrainingConfig
 from kdx_analysis.data import load_dataset
 from kdx_analysis.data.sources import DATASETS
@@ -39,6 +40,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "distiller": OBJECTIVES,
     "figure": FIGURES,
     "logger": LOGGERS,
+    "bench": BENCHES,
 }
 EVERY = (*REGISTRIES.values(), RECORDS)
 
@@ -178,7 +180,16 @@ def test_a_figure_is_written_with_its_data(added, tmp_path):
     assert len(data.read_text().splitlines()) > 4
 
 
+@follows("bench")
+def test_a_bench_is_run_beside_what_it_is_held_against(added):
+    setting = Setting(torch.device("cpu"))
+    (rows,) = run_bench(BENCHES[added], setting, rounds=1, memory=False)
+    assert [row.contestant for row in rows] == ["loop", "the same again", "cdist"]
+    assert rows[2].target == 2
+    assert rows[2].ratio > 0
+
+
 def test_nothing_that_a_recipe_added_is_left():
     names = {name for registry in EVERY for name in registry}
     assert not names & {"opposed_most", "three_stages", "garden", "sureness", "kd_top2"}
-    assert not names & {"strength", "lines", "severities"}
+    assert not names & {"strength", "lines", "severities", "distances"}

@@ -14,6 +14,10 @@ from kdx_analysis.data.sources import DATASETS, Source, hold_out_test
 from kdx_analysis.data.splits import stratified_indices, take_per_class
 from kdx_analysis.errors import KdxError
 
+# Fixed, so that studies which test on as many images test on the same ones, and those which test
+# on fewer on some of them.
+_TEST_SEED = 0
+
 __all__ = [
     "DATASETS",
     "Dataset",
@@ -31,6 +35,7 @@ def load_dataset(
     *,
     data_dir: str | Path | None = None,
     per_class: int | None = None,
+    test_per_class: int | None = None,
     val_fraction: float = 0.1,
     split_seed: int = 0,
     size: int | None = None,
@@ -43,7 +48,9 @@ def load_dataset(
 
     - ``data_dir``: where named data sets lie; by default $KDX_DATA, else ./data.
     - ``per_class``: so many training images of each class, drawn before validation is held out of
-      them; the test split is always kept in full.
+      them; the test split stays whole.
+    - ``test_per_class``: so many test images of each class, the same ones in every study; by
+      default all.
     - ``val_fraction``: the share of each class's training images for validation, in (0, 1); a
       folder with a val of its own keeps that.
     - ``split_seed``: what both are drawn with.
@@ -64,14 +71,10 @@ def load_dataset(
     if size is not None:
         check_size(size)
     from_folder = _is_folder(name)
-    if from_folder:
-        source = read_folder(Path(name).expanduser(), size)
-    else:
-        source = DATASETS[str(name)](
-            Path(data_dir or os.environ.get("KDX_DATA") or "data").expanduser()
-        )
-        source = source if size is None else resized(source, size)
-    train = source.train if per_class is None else _take(source, per_class, split_seed)
+    source = _source(name, from_folder, data_dir, size, test_per_class)
+    train = source.train
+    if per_class is not None:
+        train = _take(train, source, per_class, split_seed, "per_class")
     val = source.val
     if val is None:
         rest, held_out = stratified_indices(train.labels, val_fraction, split_seed)
@@ -94,7 +97,23 @@ def load_dataset(
         flip=source.flip,
         superclasses=source.superclasses,
         source=source.source,
+        test_per_class=test_per_class,
     )
+
+
+def _source(
+    name: str | Path,
+    from_folder: bool,
+    data_dir: str | Path | None,
+    size: int | None,
+    test_per_class: int | None,
+) -> Source:
+    """The data set before validation is held out, resized, with as many test images as asked."""
+    if from_folder:
+        return _fewer_tested(read_folder(Path(name).expanduser(), size), test_per_class)
+    folder = Path(data_dir or os.environ.get("KDX_DATA") or "data").expanduser()
+    source = _fewer_tested(DATASETS[str(name)](folder), test_per_class)
+    return source if size is None else resized(source, size)
 
 
 def _is_folder(name: str | Path) -> bool:
@@ -103,14 +122,23 @@ def _is_folder(name: str | Path) -> bool:
     return name not in DATASETS and ("/" in name or os.sep in name or Path(name).is_dir())
 
 
-def _take(source: Source, per_class: int, seed: int) -> Split:
+def _fewer_tested(source: Source, per_class: int | None) -> Source:
+    if per_class is None:
+        return source
+    test = _take(source.test, source, per_class, _TEST_SEED, "test_per_class")
+    return replace(source, test=test)
+
+
+def _take(split: Split, source: Source, per_class: int, seed: int, key: str) -> Split:
+    """``per_class`` images of every class; ``key`` is what asked for them."""
     if per_class < 1:
-        raise KdxError(f"per_class is {per_class}: it must be at least 1")
-    counts = source.train.labels.bincount(minlength=len(source.classes))
+        raise KdxError(f"{key} is {per_class}: it must be at least 1")
+    counts = split.labels.bincount(minlength=len(source.classes))
     if per_class > counts.min():
         fewest = int(counts.argmin())
+        kind = "test" if split is source.test else "training"
         raise KdxError(
-            f"per_class is {per_class}, but class {source.classes[fewest]!r} of {source.name} has "
-            f"only {int(counts[fewest])} training images: lower per_class"
+            f"{key} is {per_class}, but class {source.classes[fewest]!r} of {source.name} has "
+            f"only {int(counts[fewest])} {kind} images: lower {key}"
         )
-    return source.train.subset(take_per_class(source.train.labels, per_class, seed))
+    return split.subset(take_per_class(split.labels, per_class, seed))

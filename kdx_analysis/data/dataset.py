@@ -124,8 +124,9 @@ class Dataset:
     """Three splits over the same K classes, with how to normalise and augment their images.
 
     ``mean`` and ``std`` are per channel, of pixels scaled to [0, 1]; ``pad`` is in pixels.
-    ``superclasses`` maps a superclass to its classes and holds each class once. Change a field with
-    ``dataclasses.replace``.
+    ``superclasses`` maps a superclass to its classes and holds each class once. ``test_per_class``
+    says that the test split is so many images of every class, drawn from a larger one. Change a
+    field with ``dataclasses.replace``.
 
     Raises KdxError if a label is no class, a class has no training sample, val has fewer samples
     than there are classes, test is empty, images, mean and std disagree on the channels, or a std
@@ -143,6 +144,7 @@ class Dataset:
     flip: bool
     superclasses: Mapping[str, tuple[str, ...]] | None
     source: str
+    test_per_class: int | None = None
 
     def __post_init__(self) -> None:
         for split in self._splits:
@@ -238,10 +240,11 @@ class Dataset:
         return images.float().div_(255).sub_(mean).div_(std)
 
     def describe(self) -> dict[str, Any]:
-        """What it is, as JSON-able values.
+        """What it is, as JSON-able values; ``test_per_class`` where the test split was drawn.
 
         Equal fingerprints mean the same samples in the same splits.
         """
+        drawn = self.test_per_class
         return {
             "name": self.name,
             "source": self.source,
@@ -251,6 +254,7 @@ class Dataset:
             "mean": list(self.mean),
             "std": list(self.std),
             "fingerprint": self._fingerprint(),
+            **({} if drawn is None else {"test_per_class": drawn}),
         }
 
     def probe_set(self, split: str, per_class: int, seed: int = 0) -> Split:

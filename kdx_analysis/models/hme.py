@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdx_analysis.errors import KdxError
@@ -129,6 +130,7 @@ class HME(nn.Module):
         stages: Sequence[str] | None = None,
         image_shape: Sequence[int] | None = None,
         pool: int | None = None,
+        multiple: int = 8,
     ) -> HME:
         """An explainer with the student's blocks: a trunk, and later stages narrowed into experts.
 
@@ -146,6 +148,8 @@ class HME(nn.Module):
             stages: module paths at whose ends the trunk and each level end, where they should not
                 be found by resolution; a StagedNet declares its own.
             image_shape: C×H×W; by default the first common size that fits.
+            multiple: experts' widths are multiples of it, with which convolutions are quicker,
+                where levels then stay within a tenth of the budget; 1: any widths.
             pool: heads read features averaged over a grid of this size; by default a StagedNet's
                 own, else 1.
 
@@ -157,7 +161,12 @@ class HME(nn.Module):
             channels = next(m.in_channels for m in student.modules() if isinstance(m, nn.Conv2d))
             image_shape = image_shape or (channels, 32, 32)
         trunk, levels, parts, split = split_student(
-            student, experts, budget=budget, stages=stages, image_shape=image_shape
+            student,
+            experts,
+            budget=budget,
+            stages=stages,
+            image_shape=image_shape,
+            multiple=multiple,
         )
         features = [part.shape for part in split.parts[1:]]
         tokens = len(features[-1]) == 2
@@ -237,10 +246,12 @@ class HME(nn.Module):
     def trace(self, images: Tensor) -> Trace:
         """Run the model and keep what lies on the way; ``images`` are normalised, B×C×H×W."""
         trunk = self.trunk(images)
-        features = [trunk.unsqueeze(1)]
+        x = trunk.unsqueeze(1)
+        features = [x]
         alphas = [trunk.new_ones(self.experts[1], 1)]
-        # Copies put side by side, unlike an expanded view, keep the memory format.
-        x = torch.cat([trunk] * self.experts[1], dim=1).unflatten(1, (self.experts[1], -1))
+        if not self._levels[0].shared:
+            # Copies put side by side, unlike an expanded view, keep the memory format.
+            x = torch.cat([trunk] * self.experts[1], dim=1).unflatten(1, (self.experts[1], -1))
         for level, gate in zip(self.levels, self.gates, strict=True):
             features.append(level(x))
             alphas.append(self._alpha(gate, self._summary(gate, features[-1]), noisy=self.training))
@@ -371,5 +382,16 @@ def _mix(features: Tensor, alpha: Tensor, gate: nn.Module) -> Tensor:
     """Σ_j α_ij F_j for every child: features B×M×…, alpha N×M or B×N×M, result B×N×…."""
     if isinstance(gate, FixedGate):
         return features.index_select(1, gate.parents)
-    rows = "nm" if alpha.ndim == 2 else "bnm"
-    return torch.einsum(f"{rows},bm...->bn...", alpha.to(features.dtype), features)
+    alpha = alpha.to(features.dtype)
+    flat = features.flatten(1, 2) if features.ndim == 5 else None
+    if (
+        flat is not None
+        and alpha.ndim == 2
+        and flat.is_contiguous(memory_format=torch.channels_last)
+    ):
+        # Channels lie innermost: one product over all of them needs no copy of the features.
+        C = features.shape[2]
+        between = torch.kron(alpha, torch.eye(C, dtype=alpha.dtype, device=alpha.device))
+        mixed = F.linear(flat.permute(0, 2, 3, 1), between).permute(0, 3, 1, 2)
+        return mixed.unflatten(1, (len(alpha), C))
+    return (alpha @ features.flatten(2)).unflatten(2, features.shape[2:])

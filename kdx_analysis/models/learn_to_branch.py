@@ -123,7 +123,10 @@ def learn_to_branch(
             f"experts = {tuple(experts)!r} should be numbers above 0, one for each level"
         )
     channels = _channels(len(experts), in_channels)
-    levels = [Level.of(_expert(*c), n) for c, n in zip(channels, experts, strict=True)]
+    levels = [
+        Level.of(_expert(*c), n, shared=i == 0)
+        for i, (c, n) in enumerate(zip(channels, experts, strict=True))
+    ]
     heads = MLPHeads(num_classes, form, _LAST_WIDTH * _GRID**2)
     return HME(
         nn.Identity(),

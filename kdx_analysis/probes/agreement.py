@@ -286,7 +286,10 @@ class AgreementProbe(Probe):
 
     def _references(self, moment: Moment) -> dict[str, Tensor]:
         data = self.setting.data
-        choices = predict(moment.model, data.val, data).argmax(dim=1)
+        outputs = moment.val_outputs
+        if outputs is None:
+            outputs = predict(moment.model, data.val, data)
+        choices = outputs.argmax(dim=1)
         labels = data.val.labels.cpu()
         references = {"confusion": confusion_distance(choices, labels, data.num_classes)}
         if moment.teacher_logits is not None:

@@ -23,7 +23,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -40,6 +40,9 @@ from kdx_analysis.probes.subtasks import margins_under
 from kdx_analysis.records import RECORDS
 from kdx_analysis.registry import Registry, unknown
 
+if TYPE_CHECKING:
+    from kdx_analysis.probes.conflict.grams import Kept
+
 P = TypeVar("P", bound="type[Probe]")
 Frames = Mapping[str, pd.DataFrame]
 
@@ -53,7 +56,7 @@ class Cost:
     Attributes:
         forwards, backwards: passes, each over at most ``batch`` images.
         values: numbers in the summed gradients of all residuals, K·D for each set.
-        memory: bytes of them that are there at once.
+        memory: bytes that it takes at most beside model and images.
     """
 
     forwards: int = 0
@@ -79,10 +82,22 @@ class Cost:
             values=times * self.values,
         )
 
+    @property
+    def forward_passes(self) -> int:
+        """All passes as forward passes over ``batch`` images, of which a backward pass takes two.
+
+        Times the seconds of one this is about how long the passes take; null draws, products and
+        tables come on top of them.
+
+        >>> Cost(forwards=4, backwards=10).forward_passes
+        24
+        """
+        return self.forwards + 2 * self.backwards
+
     def __str__(self) -> str:
         return (
             f"{self.forwards} forward and {self.backwards} backward passes over up to {self.batch} "
-            f"images each, {self.memory / 2**20:.0f} MiB of gradients at once"
+            f"images each, {self.memory / 2**20:.0f} MiB of memory"
         )
 
 
@@ -158,6 +173,15 @@ class Setting:
         return to_margins
 
     @property
+    def inner(self) -> Setting:
+        """The same at the probed epochs before the last, where nulls may have fewer draws."""
+        return dataclasses.replace(self, config=self.config.inner)
+
+    def at(self, moment: Moment) -> Setting:
+        """The same at a ``moment``."""
+        return self if moment.last else self.inner
+
+    @property
     def probed(self) -> tuple[int, ...]:
         """The epochs at which probes look that do not look after every one."""
         return (
@@ -177,6 +201,10 @@ class Moment:
         last: whether it is the last of them.
         seed: of what the probe draws.
         teacher_logits: B×K, float32; None for trainings without a teacher.
+        val_outputs: of the model on all of validation, N×K, where the training has just asked for
+            them in full precision; else None.
+        gradient_sets: of the hard loss, of which a probe that looks later wants the gradients.
+        kept: these, if the probe of conflict had them at hand.
 
     ``to_margins`` is :attr:`Setting.margins`.
     """
@@ -192,9 +220,13 @@ class Moment:
         seed: int = 0,
         teacher_logits: Tensor | None = None,
         to_margins: Callable[[Tensor], Tensor] | None = None,
+        val_outputs: Tensor | None = None,
+        gradient_sets: int = 0,
     ) -> None:
+        self.gradient_sets = gradient_sets
+        self.kept: Kept | None = None
         self.model, self.epoch, self.probed, self.last = model, epoch, probed, last
-        self.seed, self.teacher_logits = seed, teacher_logits
+        self.seed, self.teacher_logits, self.val_outputs = seed, teacher_logits, val_outputs
         self._set, self._to_margins = probe_set, to_margins
 
     @property
@@ -277,6 +309,14 @@ class Probe(ABC):
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
+
+    @property
+    def gradient_sets(self) -> int:
+        """Sets of the hard loss's gradients, its null's among them, that it can take from conflict.
+
+        None by default. They are in :attr:`Moment.kept` if that probe looked before.
+        """
+        return 0
 
     @classmethod
     def applies(cls, model: nn.Module) -> bool:

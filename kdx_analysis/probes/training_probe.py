@@ -70,6 +70,7 @@ class TrainingProbe:
         self._frames: defaultdict[str, list[pd.DataFrame]] = defaultdict(list)
         self._giver: dict[str, Probe] = {}
         self._teacher_logits: dict[ProbeSet, Tensor] = {}
+        self._val_outputs: Tensor | None = None
         for probe, setting in settings(
             role, in_full(model), data, objective, config, epochs, splits, finished=finished
         ):
@@ -95,7 +96,10 @@ class TrainingProbe:
 
     def __call__(self, epoch: Epoch, model: nn.Module) -> None:
         """Look at the ``model`` after an ``epoch``, split by split."""
-        model = in_full(model)
+        full = in_full(model)
+        # Outputs of a model in half precision are not those of its copy.
+        self._val_outputs = epoch.val_outputs if full is model else None
+        model = full
         for split in self.splits:
             moments: dict[Any, Moment] = {}  # of one split at a time, as each holds its features
             for probe in self.probes.values():
@@ -122,6 +126,12 @@ class TrainingProbe:
     def _moment(
         self, model: nn.Module, setting: Setting, split: str, epoch: int, probed: bool, last: bool
     ) -> Moment:
+        looking = [
+            probe.gradient_sets
+            for probe in self.probes.values()
+            if probe.setting.config.seed == setting.config.seed
+            and setting.sets[split] in self._looked_at(probe)
+        ]
         return Moment(
             model,
             setting.sets[split],
@@ -131,6 +141,8 @@ class TrainingProbe:
             seed=setting.config.seed,
             teacher_logits=self._teacher_logits.get(setting.sets[split]),
             to_margins=setting.margins,
+            val_outputs=self._val_outputs,
+            gradient_sets=max(looking),
         )
 
     def _add(self, probe: Probe, moment: Moment) -> None:
@@ -201,7 +213,8 @@ def training_cost(
     ):
         looks = epochs if probe.each_epoch and not finished else len(setting.probed)
         for split in splits if probe.all_splits else splits[:1]:
-            total += probe.cost(setting, setting.sets[split].images) * looks
+            images = setting.sets[split].images
+            total += probe.cost(setting.inner, images) * (looks - 1) + probe.cost(setting, images)
     return total
 
 

@@ -9,7 +9,8 @@ from math import isinf
 
 from kdx_analysis.metrics import METRICS, Metric, together
 from kdx_analysis.objectives import OBJECTIVES, Row, ladder_names
-from kdx_analysis.report.provenance import selection
+from kdx_analysis.probes.conflict.sample import drawn_subtasks
+from kdx_analysis.report.provenance import null_draws, selection
 from kdx_analysis.report.tables import model_name
 from kdx_analysis.runs import Run, RunSet
 from kdx_analysis.runs.keys import value_of
@@ -79,6 +80,29 @@ def _probing(explainers: RunSet) -> str:
     return (
         f"Conflict was measured between the gradients of the subtasks' hard losses, on {probed}, "
         "without augmentation, batch normalisation in eval mode, averaged over the probed epochs."
+        f"{_nulls(explainers)}{_sampled(explainers)}"
+    )
+
+
+def _nulls(explainers: RunSet) -> str:
+    """How many draws the null of conflict had, where that is known."""
+    drawn = _distinct([draws for run in explainers if (draws := null_draws(run)) is not None])
+    return f" Its null permuted residuals over samples, {drawn} times." if drawn else ""
+
+
+def _sampled(explainers: RunSet) -> str:
+    """That pairs of subtasks were drawn, where they were."""
+    asked = {(run.info["config"].get("probes") or {}).get("pairs") for run in explainers}
+    K = len(explainers.classes or ())
+    drawn = sorted({len(drawn_subtasks(K, pairs, 0)) for pairs in asked} - {K})
+    if not drawn:
+        return ""
+    some = listed([f"{m * (m - 1) // 2:,}" for m in drawn])
+    return (
+        f" Of its {K * (K - 1) // 2:,} pairs of subtasks {some} were looked at, those among "
+        f"{listed(list(map(str, drawn)))} subtasks drawn at random, the same in every run: figures "
+        "of conflict estimate means over all pairs, with the standard errors that are recorded; "
+        "intervals over seeds are for these pairs."
     )
 
 
@@ -248,9 +272,10 @@ def _data(run: Run) -> str:
     sizes = run.info["data"]["sizes"]
     names = {"train": "training", "val": "validation", "test": "test"}
     counts = listed([f"{n:,} {names.get(split, split)}" for split, n in sizes.items()])
-    return (
-        f"{run.info['data']['name']} ({counts} images)" if counts else str(run.info["data"]["name"])
-    )
+    drawn = run.info["data"].get("test_per_class")
+    tested = f"; {drawn:,} test images of every class" if drawn is not None else ""
+    name = str(run.info["data"]["name"])
+    return f"{name} ({counts} images{tested})" if counts else name
 
 
 def _experts(run: Run) -> str:

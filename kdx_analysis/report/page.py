@@ -312,6 +312,7 @@ class Report:
             "classes": self.runs.classes,
             "provenance": provenance.provenance(self.runs),
             "differing": provenance.differing(self.runs),
+            "spent": provenance.time_spent(self.runs),
             "given": methods.given(self.runs),
             "selection": provenance.selection(self.runs),
             "methods": methods.methods(self.runs, self._confidences()),

@@ -6,8 +6,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from kdx_analysis.config import ProbeConfig
 from kdx_analysis.report.tables import model_name
 from kdx_analysis.runs import ROLES, Run, RunSet, own_teachers
+from kdx_analysis.runs.spent import duration, spent
 
 Read = Callable[[Run], Any]
 
@@ -65,6 +67,17 @@ def differing(runs: RunSet) -> list[tuple[str, str, list[str]]]:
     return rows
 
 
+def time_spent(runs: RunSet) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """Names of columns, and for every role what stands in them; no rows where no run tells it."""
+    table = spent(runs)
+    parts = [name for name in table.columns if name != "runs"]
+    rows = []
+    for role, row in table.iterrows():
+        seconds = [duration(row[part]) for part in parts]
+        rows.append((str(role), [f"{row['runs']:.0f}", *seconds, duration(row[parts].sum())]))
+    return ["runs", *parts, "together"], rows
+
+
 def selection(runs: RunSet) -> str:
     """By which rule epochs were chosen, in a sentence."""
     rules = {run.selection_rule for run in runs if run.role != "teacher"}
@@ -106,7 +119,13 @@ def _sibling(run: Run, taught: RunSet) -> str | None:
 
 
 def _sizes(run: Run) -> str | None:
-    return ", ".join(f"{split} {size}" for split, size in run.info["data"]["sizes"].items()) or None
+    data = run.info["data"]
+    drawn = data.get("test_per_class")
+    facts = [f"{split} {size}" for split, size in data["sizes"].items()]
+    facts += (
+        [] if drawn is None else [f"test images drawn, {drawn} of every class, by a fixed seed"]
+    )
+    return ", ".join(facts) or None
 
 
 def _experts(run: Run) -> str | None:
@@ -182,7 +201,16 @@ def _probe_sets(run: Run) -> str | None:
 
 def _draws(run: Run) -> str | None:
     probes = run.info["config"].get("probes")
-    return f"{probes['null_draws']}; {probes['permutations']}" if probes else None
+    return f"{null_draws(run)}; {probes['permutations']}" if probes else None
+
+
+def null_draws(run: Run) -> str | None:
+    """How many draws nulls of a run's probes have, in words; None where that is not known."""
+    probes = run.info["config"].get("probes")
+    if not probes:
+        return None
+    inner = probes.get("inner_null_draws")
+    return ProbeConfig(null_draws=probes["null_draws"], inner_null_draws=inner).drawn
 
 
 def _versions(run: Run) -> str | None:

@@ -63,8 +63,11 @@ class Run:
             (label of a student's arm, '' where the study does not vary VAM), teacher (the number of
             the one that taught it, where there are several), seed, config, data, environment,
             selection, declared (true of a sibling that is one by the user's word alone),
-            probe_sets, experts (N_l of each level, trunk first), grown_from
-            (a tree's explainer: the id of its run, and its experts before pruning), source (only of
+            together (of a run trained with others: the names that its planned group would have
+            alone, and the ids of those that were trained with it), probe_sets, experts (N_l of
+            each level, trunk first), grown_from (a tree's explainer: the id of its run, and its
+            experts before pruning), seconds (of the wall clock, by part: training, teacher,
+            scoring, probes, other), source (only of
             a run that was not made here: kind, name, run, sha256, left_out and what is unknown of
             it).
     """

@@ -15,7 +15,7 @@ from kdx_analysis.models import MODELS
 from kdx_analysis.objectives import OBJECTIVES
 from kdx_analysis.probes.contract import deciding, switched_on
 from kdx_analysis.study.roles import Ingredients
-from kdx_analysis.study.steps import Step
+from kdx_analysis.study.step import Step
 from kdx_analysis.training.checkpoints import fingerprint
 
 _TEACHER_OBJECTIVE = ObjectiveConfig(name="hard", decomposition="multiclass")

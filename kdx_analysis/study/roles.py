@@ -24,7 +24,7 @@ from kdx_analysis.runs.run import WEIGHTS
 from kdx_analysis.training import Callback
 from kdx_analysis.training.checkpoints import load_weights
 
-_STRUCTURE = ("experts", "budget", "stages", "gates", "top_k", "gumbel")
+_STRUCTURE = ("experts", "budget", "multiple", "stages", "gates", "top_k", "gumbel")
 _ATTACHED = ("blocks", "channels", "where", "scale")
 
 

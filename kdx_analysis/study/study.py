@@ -43,11 +43,15 @@ from kdx_analysis.registry import home, unknown
 from kdx_analysis.report import Report
 from kdx_analysis.runs import ROLES, Run, RunSet
 from kdx_analysis.runs.run import INFO, WEIGHTS
+from kdx_analysis.study.estimate import Estimate, estimate
+from kdx_analysis.study.groups import Groups
+from kdx_analysis.study.lessons import Lessons
 from kdx_analysis.study.outputs_run import keep_outputs
 from kdx_analysis.study.plan import plan, teacher_config
 from kdx_analysis.study.roles import BUILDERS
 from kdx_analysis.study.shift_run import run_shift
-from kdx_analysis.study.steps import Step, train_steps
+from kdx_analysis.study.step import Step
+from kdx_analysis.study.steps import train_steps
 from kdx_analysis.study.teachers import (
     OWN_TEACHER,
     GivenSibling,
@@ -91,6 +95,8 @@ class Study:
             declare to be siblings.
         teacher_seeds: so many teachers, each with students of its own.
         loggers: tensorboard, mlflow, wandb: what is told of every training.
+        keep_teacher: bytes on disk, at most, in which the teacher's logits on training images are
+            kept while runs are trained that share them; 0 keeps none.
         extensions: Python files of your own metrics, objectives, probes, figures, models or data
             sets, which are run first, here and in worker processes.
         callbacks: called with an :class:`Epoch` and the model after every epoch of every training;
@@ -124,13 +130,14 @@ class Study:
         siblings: int | Sequence[str | Path | nn.Module] = 0,
         teacher_seeds: int = 1,
         loggers: Sequence[str] = (),
+        keep_teacher: int | None = None,
         extensions: Sequence[str | Path] = (),
         callbacks: Sequence[Callback] = (),
         data_options: Mapping[str, Any] | None = None,
     ) -> None:
-        loaded = load_all(extensions)
         data_name = data.name if isinstance(data, Dataset) else str(data)
         sections = {
+            "extensions": [str(extension.path) for extension in load_all(extensions)],
             "name": name or Path(data_name).name,
             "data": {"name": data_name, **(data_options or {})},
             "teacher": _teachers(teacher, teacher_training or training, siblings, teacher_seeds),
@@ -142,11 +149,10 @@ class Study:
             "training": _plain(training),
             "probes": _plain(probes),
             "loggers": list(loggers),
-            "extensions": [str(extension.path) for extension in loaded],
+            "keep_teacher": keep_teacher,
             "seeds": list(range(seeds)) if isinstance(seeds, int) else list(seeds),
         }
-        given = {key: value for key, value in sections.items() if value is not None}
-        self.config = StudyConfig.parse(given)
+        self.config = StudyConfig.parse({k: v for k, v in sections.items() if v is not None})
         check_names(self.config)
         self.data_dir = None if data_dir is None else str(data_dir)
         self._given = _Given.of(data, teacher, student, callbacks, objectives, siblings)
@@ -310,15 +316,41 @@ class Study:
         epochs = self.config.training_of(role).epochs
         return training_cost(role, model, self.dataset, most, self.config.probes, epochs)
 
-    def plan(self, out: str | Path) -> list[Step]:
-        """Every run of the study below ``out``, teachers and siblings first."""
-        return plan(self, Path(out))
+    def plan(self, out: str | Path, together: int = 1) -> list[Step]:
+        """Every run of the study below ``out``, teachers and siblings first.
+
+        ``together`` is as for :meth:`run`.
+        """
+        return self.groups(out, together).planned
+
+    def groups(self, out: str | Path, together: int) -> Groups:
+        """Which runs below ``out`` are trained ``together``, at most so many, and which alone."""
+        self._go_on(Path(out))
+        return Groups(self, plan(self, Path(out)), together)
+
+    def estimate(
+        self, out: str | Path | None = None, *, jobs: int = 1, together: int = 1
+    ) -> Estimate:
+        """How long the study will take on this machine; every kind of run is tried for seconds.
+
+        Args:
+            out: the directory that the study will have, whose finished runs are not counted; by
+                default none is finished.
+            jobs: runs trained side by side.
+            together: as for :meth:`run`; each run is counted as one that is trained alone.
+
+        Raises KdxError for whatever the tried runs can't work with; see :meth:`check`.
+        """
+        nowhere = Path("no study lies here")
+        folder = nowhere if out is None else Path(out)
+        return estimate(self, folder, self.plan(folder, together), jobs)
 
     def run(
         self,
         out: str | Path,
         *,
         jobs: int = 1,
+        together: int = 1,
         progress: Callable[[int], AbstractContextManager[Progress]] = no_progress,
         report: bool = True,
     ) -> RunSet:
@@ -328,6 +360,11 @@ class Study:
             out: the study's directory; runs that are finished there are kept.
             jobs: runs trained side by side, in processes of their own; teachers and their siblings
                 before all others.
+            together: runs of one architecture that are trained as one net of so many copies at
+                most, the objectives of a seed and then the next seed's; 1: each alone. They come
+                out as they do alone but for the rounding of float32, so a run of a group has
+                another name than the same run alone, and is trained anew where only that is there.
+                Worth it on a GPU that one run doesn't fill; on a CPU it gains little.
             progress: makes, from the number of runs, a context manager that shows their epochs;
                 none by default.
             report: whether to write the report, most of whose time goes into its figures.
@@ -341,22 +378,36 @@ class Study:
         """
         out = Path(out)
         self.check()
-        steps = self.plan(out)
+        steps = self.plan(out, together)
         teachers = [step for step in steps if step.role == "teacher"]
         given = [step for step in teachers if self.given(step.seed) is not None]
         self._claim(out, teachers)
         write_plan(out, [(step.path, step.title) for step in steps])
-        with progress(sum(not step.done for step in steps)) as show:
-            train_steps(self, given, 1, show)  # they are only asked for outputs
-            train_steps(self, teachers, jobs, show)
+        waiting = [step for step in steps if not step.done]
+        lessons = Lessons.of(out, waiting, self.config.keep_teacher)
+        with progress(len(waiting)) as show:
+            train_steps(self, given, 1, show, lessons)  # they are only asked for outputs
+            train_steps(self, teachers, jobs, show, lessons)
             self._check_apart(teachers)
-            train_steps(self, steps, jobs, show)
+            train_steps(self, steps, jobs, show, lessons)
+        lessons.close()
         runs = RunSet.of(Run.load(step.path) for step in steps)
         keep_outputs(self, runs)
         run_shift(self, runs)
         if report:
             Report(runs).save_html(out / "report")
         return runs
+
+    def _go_on(self, out: Path) -> None:
+        """Split students as the study in ``out`` was begun, unless this one says otherwise.
+
+        Explainers that an earlier version made, whose widths were not rounded, are so found again.
+        """
+        file, explainer = out / STUDY_FILE, self.config.explainer
+        if file.exists() and explainer.multiple == ExplainerConfig().multiple:
+            begun = StudyConfig.load(file).explainer.multiple
+            explainer = explainer.model_copy(update={"multiple": begun})
+            self.config = self.config.model_copy(update={"explainer": explainer})
 
     def _teacher_with(self, weights: Path) -> nn.Module:
         with torch.random.fork_rng():
@@ -545,6 +596,7 @@ def _dataset(config: str, data_dir: str | None) -> Dataset:
         section.name,
         data_dir=data_dir,
         per_class=section.per_class,
+        test_per_class=section.test_per_class,
         val_fraction=section.val_fraction,
         split_seed=section.split_seed,
         size=section.size,

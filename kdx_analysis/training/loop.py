@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from functools import cached_property, wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import pandas as pd
 import torch
@@ -26,7 +27,9 @@ from kdx_analysis.models.vam import attended_layers, entropy, gate_parameters, s
 from kdx_analysis.objectives import Batch, Objective, scale_to
 from kdx_analysis.objectives.features import captured
 from kdx_analysis.records import EPOCH, SPLIT, kind, number, text
+from kdx_analysis.training.kept_logits import EpochLogits, Shelf, computed_by
 from kdx_analysis.training.schedules import learning_rate_factor, penalty_at, temperature_at
+from kdx_analysis.training.seconds import SCORING, TEACHER, TRAINING, Seconds
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -51,8 +54,10 @@ class Epoch:
     ``temperature`` is τ, None for models without gates that move; ``gate_entropy`` the mean over
     all gates of H/ln N (of VAM: H/ln M), None where gates are no parameters; ``loss`` is the
     objective's mean over the epoch, without VAM's penalty. ``scores`` are the epoch's rows of the
-    history by ``split/metric``. Before the first epoch, ``preparing`` says where a distiller's own
-    phase is.
+    history by ``split/metric``. ``val_accuracy`` is NaN after an epoch without validation (see
+    ``validate_every``), and ``scores`` then hold nothing of it. ``val_outputs`` are what the model
+    gave on validation, N×K, where there was one in full precision. Before the first epoch,
+    ``preparing`` says where a distiller's own phase is.
     """
 
     epoch: int
@@ -63,6 +68,7 @@ class Epoch:
     gate_entropy: float | None
     scores: Mapping[str, float] = field(default_factory=dict)
     preparing: str = ""
+    val_outputs: Tensor | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def before(cls, epochs: int, done: int, total: int) -> Epoch:
@@ -74,6 +80,29 @@ class Epoch:
 
 
 Callback = Callable[[Epoch, nn.Module], Any]
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass over the training images, for which a training waits.
+
+    Attributes:
+        training: that waits for it, and is told the objective's mean loss.
+        epoch: from 1.
+        frozen: parameters of its model that stay exactly as they are.
+        gamma: how many times VAM's entropy is added to the loss.
+    """
+
+    training: Training
+    epoch: int
+    frozen: tuple[nn.Parameter, ...]
+    gamma: float
+
+    def make(self) -> float:
+        """Make it, for this training alone; the mean loss."""
+        return self.training.train_epoch(self.epoch, self.frozen, self.gamma)
 
 
 @dataclass(frozen=True)
@@ -140,7 +169,34 @@ def fabric_for(config: TrainingConfig) -> Fabric:
         logger.setLevel(level)
 
 
-def fit(
+def by_itself(training: Generator[Pass, float, R]) -> R:
+    """What a training gives for which every pass is made when it waits for one."""
+    try:
+        waits = next(training)
+        while True:
+            try:
+                loss = waits.make()
+            except BaseException as error:  # what the training has open is closed by it
+                waits = training.throw(error)
+            else:
+                waits = training.send(loss)
+    except StopIteration as finished:
+        result: R = finished.value
+        return result
+
+
+def _trains(start: Callable[P, Generator[Pass, float, Fit]]) -> Callable[P, Fit]:
+    """A function that trains what ``start`` begins."""
+
+    @wraps(start)
+    def fit(*args: P.args, **kwargs: P.kwargs) -> Fit:
+        return by_itself(start(*args, **kwargs))
+
+    fit.__name__ = fit.__qualname__ = "fit"
+    return fit
+
+
+def fitting(
     model: nn.Module,
     data: Dataset,
     objective: ObjectiveConfig,
@@ -154,8 +210,14 @@ def fit(
     vam: VAMConfig | None = None,
     callbacks: Sequence[Callback] = (),
     preparing: Callable[[int, int], None] = lambda done, total: None,
-) -> Fit:
+    teacher_outputs: Mapping[str, Tensor] | None = None,
+    shelf: Shelf | None = None,
+    seconds: Seconds | None = None,
+) -> Generator[Pass, float, Fit]:
     """Train ``model`` in place.
+
+    It is :func:`fit` that trains; called ``fitting`` it only begins, and whoever drives it makes
+    the passes over the training images, as for several runs together.
 
     Args:
         model: images → B×K logits or margins.
@@ -174,6 +236,13 @@ def fit(
             penalty, and τ stays.
         callbacks: called after every epoch with the unwrapped model.
         preparing: called with steps done and all steps, in a distiller's phase before training.
+        teacher_outputs: what the teacher gives on ``val`` and ``test``, N×K each, where that is
+            known; it is asked otherwise.
+        shelf: where the teacher's logits on the augmented training images are kept for other runs
+            of the seed. They are asked for in every step where several processes train, since each
+            augments its own images, where the objective compares features, and where the teacher
+            draws random numbers.
+        seconds: counts what goes into training, teacher and scoring.
 
     Raises:
         KdxError: the objective needs a teacher and there is none, or one whose outputs can't be
@@ -181,31 +250,60 @@ def fit(
     """
     if Objective(objective).needs_teacher and teacher is None:
         raise KdxError(f"objective {objective.name!r} needs a teacher; pass teacher=")
-    run = _Training(model, data, objective, config, seed, fabric or fabric_for(config), teacher)
+    seconds = seconds or Seconds()
+    run = Training(
+        model, data, objective, config, seed, fabric or fabric_for(config), teacher, seconds
+    )
+    run.teacher_outputs |= teacher_outputs or {}
+    run.shelf = shelf
     run.prepare(preparing)
-    gates = _gate_parameters(model)
+    gates = tuple(_gate_parameters(model))
     rows: list[dict[str, Any]] = []
-    best: tuple[float, int, dict[str, Tensor], Tensor] | None = None
+    selection = _Selection(config)
     for epoch in range(1, config.epochs + 1):
         tau, gamma = _set_schedules(model, temperature, vam, epoch, config.epochs)
-        loss = run.train_epoch(epoch, gates if epoch <= gate_warmup else (), gamma)
-        train = {"split": "train", "metric": "loss", "value": loss, "n": run.samples}
-        validated, val_outputs = run.score(run.data.val)
-        scores = [train, *validated]
+        with seconds.of(TRAINING):
+            loss = yield Pass(run, epoch, gates if epoch <= gate_warmup else (), gamma)
+        scores, outputs = run.scores(loss, epoch)
         rows += [{"epoch": epoch, **row} for row in scores]
-        accuracy = next(row["value"] for row in scores if row["metric"] == "accuracy")
-        if config.selection == "best" and (best is None or accuracy > best[0]):
-            best = (accuracy, epoch, copy.deepcopy(model.state_dict()), val_outputs)
-        gate_entropy = _gate_entropy(model)
         named = by_name(scores)
-        run.tell(callbacks, Epoch(epoch, config.epochs, loss, accuracy, tau, gate_entropy, named))
-    selected = config.epochs
-    if best is not None:
-        _, selected, weights, val_outputs = best
-        model.load_state_dict(weights)
+        accuracy = named.get("val/accuracy", math.nan)
+        if outputs is not None:
+            selection.see(epoch, accuracy, outputs, model)
+        where = Epoch(epoch, config.epochs, loss, accuracy, tau, _gate_entropy(model), named)
+        full = outputs if config.precision == "32-true" else None
+        run.tell(callbacks, replace(where, val_outputs=full))
+    selection.restore(model)
     tested, test_outputs = run.score(run.data.test)
-    rows += [{"epoch": selected, **row} for row in tested]
-    return Fit(pd.DataFrame(rows), selected, {"val": val_outputs, "test": test_outputs})
+    rows += [{"epoch": selection.epoch, **row} for row in tested]
+    outputs_of = {"val": selection.outputs, "test": test_outputs}
+    return Fit(pd.DataFrame(rows), selection.epoch, outputs_of)
+
+
+class _Selection:
+    """The epoch that a training ends with: the last, or the first of the best on validation."""
+
+    def __init__(self, config: TrainingConfig) -> None:
+        self.rule = config.selection
+        self.epoch, self.outputs = 0, torch.empty(0)
+        self._accuracy: float | None = None
+        self._weights: dict[str, Any] | None = None
+
+    def see(self, epoch: int, accuracy: float, outputs: Tensor, model: nn.Module) -> None:
+        """An epoch with validation; the last of all is one of them."""
+        if self.rule == "best":
+            if self._accuracy is not None and not accuracy > self._accuracy:
+                return
+            self._accuracy, self._weights = accuracy, _copied(model)
+        self.epoch, self.outputs = epoch, outputs
+
+    def restore(self, model: nn.Module) -> None:
+        """Give ``model`` the weights of the epoch."""
+        if self._weights is not None:
+            model.load_state_dict(self._weights)
+
+
+fit = _trains(fitting)
 
 
 def by_name(rows: Iterable[Mapping[Any, Any]]) -> dict[str, float]:
@@ -265,7 +363,7 @@ def score(
     ]
 
 
-class _Training:
+class Training:
     """What the epochs of one training share: models on their device, optimiser, generators."""
 
     def __init__(
@@ -277,22 +375,21 @@ class _Training:
         seed: int,
         fabric: Fabric,
         teacher: nn.Module | None,
+        seconds: Seconds,
     ) -> None:
-        self.fabric, self.config, self.seed = fabric, config, seed
+        self.fabric, self.config, self.seed, self.seconds = fabric, config, seed, seconds
         self.data = data.to(fabric.device)
         if config.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = model.to(fabric.device)
-        self.teacher = teacher
-        if teacher is not None:
-            teacher = copy.deepcopy(teacher).to(fabric.device)
-            self.teacher = teacher.eval().requires_grad_(False)
+        self.teacher = None if teacher is None else as_teacher(teacher, fabric.device)
         self.generators = self._generators()
         self.objective = Objective(objective)
         self.paths = self._build_distiller()
         self.adapters = list(self.objective.distiller.parameters())
-        optimizer = _optimizer(model, config, self.adapters)
+        optimizer = optimizer_of(model, config, self.adapters)
         self.wrapped, self.optimizer = fabric.setup(model, optimizer)
+        self.teacher_draws = False
         self._check_teacher()
         self.batch_size = min(config.batch_size, len(data.train) // fabric.world_size)
         if self.batch_size < 2:
@@ -301,12 +398,17 @@ class _Training:
             )
         self.steps_per_epoch = len(data.train) // (self.batch_size * fabric.world_size)
         self.samples = self.steps_per_epoch * self.batch_size * fabric.world_size
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: learning_rate_factor(config, step, self.steps_per_epoch)
-        )
+        self.scheduler = self.schedule(optimizer)
         if objective.scale_to is not None:
             self.objective = self._scaled()
         self.teacher_outputs: dict[str, Tensor] = {}
+        self.shelf: Shelf | None = None
+
+    def schedule(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
+        """The learning rate's, for an optimiser."""
+        return torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: learning_rate_factor(self.config, step, self.steps_per_epoch)
+        )
 
     def prepare(self, tell: Callable[[int, int], None]) -> None:
         """The distiller's own phase before training."""
@@ -321,37 +423,73 @@ class _Training:
         VAM's entropy is added ``gamma`` times.
         """
         self.wrapped.train()
-        fabric, train = self.fabric, self.data.train
-        order = torch.randperm(len(train), generator=self.generators["order"])[: self.samples]
+        fabric = self.fabric
         total = torch.zeros((), device=fabric.device)
-        for drawn in order.split(self.batch_size * fabric.world_size):
+        kept = self.kept(epoch)
+        for drawn in self.order():
             indices = drawn[fabric.global_rank :: fabric.world_size]
-            loss = self._loss(indices)
-            self.optimizer.zero_grad()
-            fabric.backward(loss + gamma * entropy(self.model) if gamma else loss)
-            # Without a gradient the optimiser skips a parameter; DDP must still see one made.
-            for parameter in frozen:
-                parameter.grad = None
-            self._share_adapters_gradients()
-            self.optimizer.step()
-            self.scheduler.step()
-            total += loss.detach()
-        mean = float(self._mean_over_processes(total / self.steps_per_epoch))
-        if not math.isfinite(mean):
+            total += self.step(indices, frozen, gamma, kept)
+        return float(self._mean_over_processes(total / self.steps_per_epoch))
+
+    def order(self) -> tuple[Tensor, ...]:
+        """Positions of the images in each step of an epoch, of all processes together."""
+        train = self.data.train
+        order = torch.randperm(len(train), generator=self.generators["order"])[: self.samples]
+        steps: tuple[Tensor, ...] = order.split(self.batch_size * self.fabric.world_size)
+        return steps
+
+    def scores(self, loss: float, epoch: int) -> tuple[list[dict[str, Any]], Tensor | None]:
+        """An epoch's rows of the history, and the outputs on validation, where it is asked about.
+
+        Raises KdxError for a mean ``loss`` that is not finite.
+        """
+        self.check(loss, epoch)
+        validated, outputs = self.validate(epoch)
+        train = {"split": "train", "metric": "loss", "value": loss, "n": self.samples}
+        return [train, *validated], outputs
+
+    def check(self, loss: float, epoch: int) -> None:
+        """Raise KdxError for a mean ``loss`` of an ``epoch`` that is not finite."""
+        if not math.isfinite(loss):
             raise KdxError(
-                f"the loss of objective {self.objective.config.label!r} is {mean} in epoch "
+                f"the loss of objective {self.objective.config.label!r} is {loss} in epoch "
                 f"{epoch}; lower training.lr or use precision 32-true"
             )
-        return mean
+
+    def step(
+        self,
+        indices: Tensor,
+        frozen: Sequence[nn.Parameter] = (),
+        gamma: float = 0.0,
+        kept: EpochLogits | None = None,
+    ) -> Tensor:
+        """One step on the training images at these positions; its loss, without VAM's penalty."""
+        loss = self._loss(indices, kept)
+        self.optimizer.zero_grad()
+        self.fabric.backward(loss + gamma * entropy(self.model) if gamma else loss)
+        # Without a gradient the optimiser skips a parameter; DDP must still see one made.
+        for parameter in frozen:
+            parameter.grad = None
+        self._share_adapters_gradients()
+        self.optimizer.step()
+        self.scheduler.step()
+        return loss.detach()
+
+    def validate(self, epoch: int) -> tuple[list[dict[str, Any]], Tensor | None]:
+        """As :meth:`score` on validation; nothing and None after an epoch without it."""
+        if epoch % self.config.validate_every and epoch != self.config.epochs:
+            return [], None
+        return self.score(self.data.val)
 
     def score(self, split: Split) -> tuple[list[dict[str, Any]], Tensor]:
         """Rows of the history on a split, and the outputs that they are computed from.
 
         The teacher is asked once for each split.
         """
-        with self.fabric.autocast():
+        with self.fabric.autocast(), self.seconds.of(SCORING):
             if self.teacher is not None and split.name not in self.teacher_outputs:
-                self.teacher_outputs[split.name] = predict(self.teacher, split, self.data)
+                with self.seconds.of(TEACHER):
+                    self.teacher_outputs[split.name] = predict(self.teacher, split, self.data)
             decomposition = self.objective.config.decomposition
             outputs = predict(self.wrapped, split, self.data)
             taught = self.teacher_outputs.get(split.name)
@@ -377,13 +515,37 @@ class _Training:
             generators[stream] = torch.Generator().manual_seed(seed)
         return generators
 
-    def _loss(self, indices: Tensor) -> Tensor:
-        """The objective of the training images at these positions, augmented."""
+    def kept(self, epoch: int) -> EpochLogits | None:
+        """The teacher's logits in the steps of an epoch, where they are kept; see :func:`fit`."""
+        asked = self.objective.needs_teacher and not self.paths[1] and not self.teacher_draws
+        if self.shelf is None or not asked or self.fabric.world_size > 1:
+            return None
+        return self.shelf.epoch(self._decides, epoch, self.samples, self.data.num_classes)
+
+    @cached_property
+    def _decides(self) -> dict[str, Any]:
+        """Everything that decides the teacher's logits on the augmented images of an epoch."""
+        assert self.teacher is not None
+        return {
+            **computed_by(self.teacher, self.data, self.fabric.device),
+            "augmentation": [self.data.pad, self.data.flip],
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "precision": self.config.precision,
+            "channels_last": self.config.channels_last,
+        }
+
+    def augmented(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """The training images at these positions, augmented and normalised, and their labels."""
         train = self.data.train
-        images = self._images(train, indices, augmented=True)
         labels = train.labels[indices.to(train.labels.device)]
+        return self._images(train, indices, augmented=True), labels
+
+    def _loss(self, indices: Tensor, kept: EpochLogits | None) -> Tensor:
+        """The objective of the training images at these positions, augmented."""
+        images, labels = self.augmented(indices)
         taught = self.teacher if self.objective.needs_teacher else None
-        batch = self._batch(self.wrapped, taught, images, labels, self.fabric.autocast())
+        batch = self._batch(self.wrapped, taught, images, labels, self.fabric.autocast(), kept)
         return self.objective.of_batch(batch)
 
     def _batch(
@@ -393,17 +555,21 @@ class _Training:
         images: Tensor,
         labels: Tensor,
         precision: AbstractContextManager[Any],
+        kept: EpochLogits | None = None,
     ) -> Batch:
-        """Both models' outputs and features on some images; the teacher runs in ``precision``."""
+        """Both models' outputs and features on some images; the teacher runs in ``precision``.
+
+        It is not asked where ``kept`` has its logits.
+        """
         of_student, of_teacher = self.paths
         with captured(self.model, of_student) as features:
             outputs = student(images).float()
         batch = Batch(outputs, labels, None, self.generators["shuffling"], features)
         if teacher is None:
             return batch
-        with torch.no_grad(), precision, captured(teacher, of_teacher) as features:
-            outputs = teacher(images).float()
-        return replace(batch, teacher_outputs=outputs, teacher_features=features)
+        with self.seconds.of(TEACHER), captured(teacher, of_teacher) as features:
+            logits = logits_of(teacher, images, precision, kept)
+        return replace(batch, teacher_outputs=logits, teacher_features=features)
 
     def _images(self, split: Split, indices: Tensor, augmented: bool = False) -> Tensor:
         images = split.images.take(indices)
@@ -436,13 +602,16 @@ class _Training:
         return paths
 
     def _check_teacher(self) -> None:
+        """Refuse one whose outputs can't be logits; see whether it draws random numbers."""
         if self.teacher is None or not self.objective.needs_teacher:
             return
         train = self.data.train
         first = train.subset(torch.arange(min(len(train), _TEACHER_CHECKED)))
-        with self.fabric.autocast():
+        before = _random_state(self.fabric.device)
+        with self.fabric.autocast(), self.seconds.of(TEACHER):
             outputs = predict(self.teacher, first, self.data)
             check_logits(outputs, self.data.num_classes, "the teacher")
+        self.teacher_draws = not torch.equal(before, _random_state(self.fabric.device))
 
     def _share_adapters_gradients(self) -> None:
         """Average them over processes, as data parallelism does for the student's."""
@@ -479,6 +648,54 @@ class _Training:
         return self.objective.scaled(factor)
 
 
+def as_teacher(teacher: nn.Module, device: torch.device) -> nn.Module:
+    """The ``teacher`` on a device, in eval mode and without gradients.
+
+    It is a copy, unless it is so already.
+    """
+    parameters = list(teacher.parameters())
+    trains = any(module.training for module in teacher.modules())
+    if not trains and not any(p.requires_grad or p.device != device for p in parameters):
+        return teacher
+    return copy.deepcopy(teacher).to(device).eval().requires_grad_(False)
+
+
+def logits_of(
+    teacher: nn.Module,
+    images: Tensor,
+    precision: AbstractContextManager[Any],
+    kept: EpochLogits | None,
+) -> Tensor:
+    """The teacher's logits on images, B×K, from a forward pass in ``precision``.
+
+    It is not asked where ``kept`` has them.
+    """
+    logits = None if kept is None else kept.take(len(images))
+    if logits is not None:
+        return logits.to(images.device)
+    with torch.no_grad(), precision:
+        outputs: Tensor = teacher(images).float()
+    if kept is not None:
+        kept.add(outputs)
+    return outputs
+
+
+def _copied(model: nn.Module) -> dict[str, Any]:
+    """A model's state, of which tensors that are slices of larger ones are copied alone."""
+    return {
+        name: value.clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+        for name, value in model.state_dict().items()
+    }
+
+
+def _random_state(device: torch.device) -> Tensor:
+    """That of torch on the CPU and, behind it, on an accelerator that is used."""
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return torch.cat(states)
+
+
 def _set_schedules(
     model: nn.Module,
     temperature: TemperatureConfig | None,
@@ -512,13 +729,18 @@ def _gate_parameters(model: nn.Module) -> list[nn.Parameter]:
     return list(model.gate_parameters()) if isinstance(model, HME) else []
 
 
-def _optimizer(
-    model: nn.Module, config: TrainingConfig, adapters: Sequence[nn.Parameter] = ()
+def optimizer_of(
+    model: nn.Module,
+    config: TrainingConfig,
+    adapters: Sequence[nn.Parameter] = (),
+    instead: Mapping[nn.Parameter, Tensor] | None = None,
 ) -> torch.optim.Optimizer:
     """Weights in one group, gates in another, with a rate and a weight decay of their own.
 
-    VAM's gates never decay. A distiller's adapters are treated as weights are.
+    VAM's gates never decay. A distiller's adapters are treated as weights are. ``instead`` are
+    tensors that are trained in the place of the model's parameters.
     """
+    replaced = instead or {}
     gates, vam_gates = _gate_parameters(model), list(gate_parameters(model))
     apart = {id(p) for p in (*gates, *vam_gates)}
     weights = [p for p in model.parameters() if p.requires_grad and id(p) not in apart]
@@ -530,7 +752,8 @@ def _optimizer(
         (vam_gates, gate_rate, 0.0),
     ):
         if parameters:
-            groups.append({"params": parameters, "lr": rate, "weight_decay": decay})
+            trained = [replaced.get(parameter, parameter) for parameter in parameters]
+            groups.append({"params": trained, "lr": rate, "weight_decay": decay})
     match config.optimizer:
         case "sgd":
             return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=config.nesterov)

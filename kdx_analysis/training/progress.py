@@ -66,10 +66,15 @@ def rich_progress(runs: int) -> Iterator[Progress]:
 
 
 def describe(epoch: Epoch) -> str:
-    """Loss, validation accuracy and, for explainers, τ and mean gate entropy, in a few words."""
+    """Loss, validation accuracy and, for explainers, τ and mean gate entropy, in a few words.
+
+    The accuracy is left out after an epoch without validation.
+    """
     if epoch.preparing:
         return f"preparing {epoch.preparing}"
-    parts = [f"loss {epoch.loss:.3f}", f"val {epoch.val_accuracy:.1%}"]
+    parts = [f"loss {epoch.loss:.3f}"]
+    if not math.isnan(epoch.val_accuracy):
+        parts.append(f"val {epoch.val_accuracy:.1%}")
     if epoch.temperature is not None:
         parts.append(f"τ {epoch.temperature:.2f}")
     if epoch.gate_entropy is not None:
@@ -89,8 +94,8 @@ def write_plan(out: Path, runs: Iterable[tuple[Path, str]]) -> None:
 class ProgressFile:
     """A callback that keeps one small file: which training, in which process, at which epoch.
 
-    The file is whole at every moment and only for looking at: where it can't be written the
-    training goes on.
+    Its accuracy is that of the last epoch with validation. The file is whole at every moment and
+    only for looking at: where it can't be written the training goes on.
     """
 
     def __init__(self, path: Path, epochs: int) -> None:
@@ -110,10 +115,11 @@ class ProgressFile:
         self.state |= {
             "epoch": epoch.epoch,
             "loss": epoch.loss,
-            "val_accuracy": epoch.val_accuracy,
             "temperature": epoch.temperature,
             "gate_entropy": None if entropy is None or math.isnan(entropy) else entropy,
         }
+        if not math.isnan(epoch.val_accuracy):
+            self.state["val_accuracy"] = epoch.val_accuracy
         self._write()
 
     def _write(self) -> None:

@@ -84,9 +84,23 @@ def test_per_class_counts_validation_and_leaves_test_whole(digits):
     assert (small.mean, small.std) == (digits.mean, digits.std)
 
 
+def test_test_images_of_every_class_are_the_same_ones_in_every_study(digits):
+    few = load_dataset("digits", per_class=20, test_per_class=5, split_seed=3)
+    more = load_dataset("digits", test_per_class=12, size=4)
+    assert few.test.labels.bincount().tolist() == [5] * 10
+    assert more.test.labels.bincount().tolist() == [12] * 10
+    assert set(few.test.ids.tolist()) < set(more.test.ids.tolist()) < set(digits.test.ids.tolist())
+    assert few.describe()["test_per_class"] == 5
+    whole = load_dataset("digits", per_class=20, split_seed=3).describe()
+    assert "test_per_class" not in whole
+    assert whole["fingerprint"] != few.describe()["fingerprint"]
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
+        ("digits", {"test_per_class": 50}, "test_per_class is 50, but class '2' .* 35 test images"),
+        ("digits", {"test_per_class": 0}, "test_per_class is 0"),
         ("cifr10", {}, "unknown data set 'cifr10'; did you mean 'cifar10'"),
         ("digits", {"per_class": 1000}, r"per_class is 1000, but class '8' of digits has only 139"),
         ("digits", {"per_class": 0}, "per_class is 0"),

@@ -1,6 +1,7 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,8 +10,17 @@ from torch import Tensor, nn
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME, build_model
 from kdx_analysis.objectives import one_vs_rest_margins
+from kdx_analysis.probes import affinity as affinity_module
 from kdx_analysis.probes import conflict_of
 from kdx_analysis.probes.affinity import affinity_of, affinity_table, subtask_affinity
+from kdx_analysis.probes.conflict.grams import (
+    Kept,
+    residuals,
+    subtask_gradients,
+    subtask_grams,
+    with_null,
+)
+from kdx_analysis.probes.subtasks import OneVsRest
 
 
 class Linear(nn.Module):
@@ -190,3 +200,38 @@ def test_sure_models_are_probed_as_exactly_as_unsure_ones(confidence: float) -> 
         for of in (model, exact)
     )
     assert z == pytest.approx(exact_z, abs=2e-3)
+
+
+@pytest.mark.parametrize("gates", ["parameter", "input"])
+def test_gradients_that_conflict_has_at_hand_are_not_computed_anew(gates, monkeypatch) -> None:
+    torch.manual_seed(0)
+    model = HME.from_student(build_model("digits_student", 4, 1), 4, (2, 3, 2), gates=gates)
+    with torch.no_grad():
+        model(torch.randn(32, 1, 8, 8))
+    images, labels = torch.randn(12, 1, 8, 8), torch.arange(12) % 4
+    expected = affinity_of(model, images, labels, eta=0.1, null_draws=2)
+    probed = OneVsRest.of(model, images, labels, None, None)
+    sets = with_null(residuals(probed.loss, probed.outputs), 19, 0)
+    kept = Kept(sets[:3])
+    in_pieces = Kept(sets[:3])
+    subtask_grams(model, images, sets, kept=kept)
+    subtask_grams(model, images, sets, kept=in_pieces, max_memory=2**20)
+    gradients = subtask_gradients(model, images, sets[:3])
+    for each in (kept, in_pieces):
+        at_hand = each.of(sets[:3])
+        assert at_hand.keys() == gradients.keys()
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(at_hand[name], gradient, rtol=1e-4, atol=1e-7)
+
+    def never(*args: object, **options: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(affinity_module, "subtask_gradients", never)
+    table = affinity_of(model, images, labels, eta=0.1, null_draws=2, kept=kept)
+    for column in ("value", "null_mean"):
+        # Z is a small difference of losses in float32.
+        assert np.allclose(table[column], expected[column], rtol=0, atol=1e-5)
+    # Those of other residuals are of no use: another draw, and more than were kept.
+    for options in ({"seed": 1, "null_draws": 2}, {"null_draws": 3}):
+        with pytest.raises(AssertionError):
+            affinity_of(model, images, labels, eta=0.1, kept=kept, **options)

@@ -119,7 +119,12 @@ def test_permuting_classes_permutes_tables_and_splitting_the_set_in_memory_chang
     place = order.argsort()
     moved = conflict_of(Permuted(), pictures(), place[LABELS], groups=paths, null_draws=19)
     own = conflict_of(
-        model, pictures(), LABELS, groups=[[p[6:] for p in paths[0]]], null_draws=19, max_memory=1
+        model,
+        pictures(),
+        LABELS,
+        groups=[[p[6:] for p in paths[0]]],
+        null_draws=19,
+        max_memory=2**19,
     )
     tables = []
     for record in (moved, own):

@@ -103,4 +103,4 @@ def test_another_suffix_is_refused_before_anything_is_drawn(write, tmp_path):
         KdxError, match=r"'.*out\.docx' has a suffix .* choose \.html, \.md or \.pdf"
     ):
         report.save(tmp_path / "out.docx")
-    assert not {"answers", "_figures"} & report.__dict__.keys()
+    assert not {"answers", "album"} & report.__dict__.keys()

@@ -35,6 +35,22 @@ def test_one_seed_is_not_paired(write):
     assert "interval" not in text
 
 
+def test_draws_and_drawn_pairs_are_told(write):
+    runs = write(("hard",), seeds=1, roles=("explainer",))
+    for run in runs:
+        run.info["config"]["probes"] = {"null_draws": 49, "permutations": 99}
+    assert "permuted residuals over samples, 49 times." in methods(runs, {})
+    assert "drawn at random" not in methods(runs, {})
+    for run in runs:
+        run.info["config"]["probes"] |= {"inner_null_draws": 19, "pairs": 1}
+    text = methods(runs, {})
+    assert "over samples, 49 (19 before the last probed epoch) times." in text
+    assert (
+        "Of its 3 pairs of subtasks 1 were looked at, those among 2 subtasks drawn at random, the "
+        "same in every run" in text
+    )
+
+
 def test_a_teacher_that_was_given(write):
     text = methods(
         write(("hard",), seeds=1).filter(role=["student", "explainer"]),

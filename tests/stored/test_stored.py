@@ -16,7 +16,7 @@ from kdx_analysis import plots
 from kdx_analysis.probes import GateRecord
 from kdx_analysis.records import RECORDS
 from kdx_analysis.runs import RunSet
-from kdx_analysis.study.steps import Step
+from kdx_analysis.study.step import Step
 from kdx_analysis.study.study import Study
 
 KEYS = ["run", "metric", "attention", "split"]

@@ -77,9 +77,9 @@ def test_a_loss_that_is_scaled_to_kd_has_a_student_for_every_teacher(tmp_path):
 def test_siblings_are_added_to_a_finished_study_and_nothing_else_is_trained(tmp_path, monkeypatch):
     before = toy_study(**SMALL).run(tmp_path)
     trained = []
-    train = stepping.train_step
+    train = stepping.train_unit
     monkeypatch.setattr(
-        stepping, "train_step", lambda *step: trained.append(step[1].title) or train(*step)
+        stepping, "train_unit", lambda *unit: trained.append(unit[1][0].title) or train(*unit)
     )
     after = toy_study(**SMALL, siblings=2).run(tmp_path)
     assert trained == ["teacher seed 1 (sibling)", "teacher seed 2 (sibling)"]

@@ -4,16 +4,20 @@ import pickle
 import pandas as pd
 import pytest
 import torch
+import yaml
 
 from kdx_analysis.config import digest
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME
 from kdx_analysis.models.zoo import plain_stage
 from kdx_analysis.runs import Run, RunSet
-from kdx_analysis.study.steps import Step, train_steps
+from kdx_analysis.study.lessons import Lessons
+from kdx_analysis.study.step import Step
+from kdx_analysis.study.steps import train_steps
 from kdx_analysis.study.study import Study, ready_studies
-from kdx_analysis.training import fit, predict, score
+from kdx_analysis.training import predict, score
 from kdx_analysis.training.checkpoints import fingerprint, load_weights
+from kdx_analysis.training.loop import fitting
 from tests import toys
 from tests.conftest import toy_study
 
@@ -143,7 +147,7 @@ def test_a_study_may_leave_its_report_out(finished, monkeypatch):
 
 def test_finished_runs_are_not_trained_again(finished, monkeypatch):
     before = files(finished.out)
-    monkeypatch.setattr("kdx_analysis.study.steps.fit", None)
+    monkeypatch.setattr("kdx_analysis.study.steps.fitting", None)
     again = toy_study().run(finished.out)
     assert [run.id for run in again] == [run.id for run in finished.runs]
     after = files(finished.out)
@@ -164,6 +168,23 @@ def test_a_changed_configuration_is_trained_and_the_old_runs_are_kept(tmp_path):
     after = files(tmp_path / "runs")
     assert before.items() <= after.items()
     assert len(RunSet.load(tmp_path)) == 5
+
+
+def test_a_study_that_was_begun_before_widths_were_rounded_goes_on_as_it_was(tmp_path):
+    study = toy_study(objectives=("hard",), seeds=[0])
+    study.config.save(tmp_path / "study.yaml")
+    rounded = study.plan(tmp_path)
+    file = tmp_path / "study.yaml"
+    before = yaml.safe_load(file.read_text())
+    del before["explainer"]["multiple"]  # as versions without that key wrote it
+    file.write_text(yaml.safe_dump(before))
+    earlier = toy_study(objectives=("hard",), seeds=[0])
+    steps = earlier.plan(tmp_path)
+    assert earlier.config.explainer.multiple == 1
+    assert [step.path == other.path for step, other in zip(steps, rounded, strict=True)] == [
+        step.role != "explainer" for step in steps
+    ]
+    assert Study.load(file).config.explainer.multiple == 1
 
 
 def test_another_seed_adds_to_a_study(finished):
@@ -189,7 +210,7 @@ def test_another_seed_adds_to_a_study(finished):
 def test_a_directory_of_another_study_is_refused_and_left_as_it_was(
     finished, changes, message, monkeypatch
 ):
-    monkeypatch.setattr("kdx_analysis.study.steps.fit", None)
+    monkeypatch.setattr("kdx_analysis.study.steps.fitting", None)
     before = files(finished.out)
     with pytest.raises(KdxError, match=message):
         toy_study(**changes).run(finished.out)
@@ -197,7 +218,7 @@ def test_a_directory_of_another_study_is_refused_and_left_as_it_was(
 
 
 def test_a_directory_of_foreign_files_is_refused_and_left_as_it_was(tmp_path, monkeypatch):
-    monkeypatch.setattr("kdx_analysis.study.steps.fit", None)
+    monkeypatch.setattr("kdx_analysis.study.steps.fitting", None)
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(
         KdxError, match="is not empty and holds no study; choose another output directory"
@@ -344,7 +365,7 @@ def test_vam_is_on_students_alone_and_folded_into_the_weights_on_disk(finished, 
     assert [role for role in plain if plain[role] != planned[role]] == ["student"]
 
     teacher, attended, _ = study.plan(tmp_path)
-    train_steps(study, [teacher, attended], 1, lambda *_: None)
+    train_steps(study, [teacher, attended], 1, lambda *_: None, Lessons.of(tmp_path, [], 0))
     run = Run.load(attended.path)
     assert set(run.kinds) == {"metrics", "vam_gates", "vam_entropy"}
     assert run.record("vam_gates")["epoch"].unique().tolist() == [1, 2]
@@ -422,9 +443,9 @@ def test_arms_start_with_the_same_weights_and_images(monkeypatch, tmp_path):
             lambda module, inputs: batches.append(inputs[0].clone()) if module.training else None
         )
         seen.append((weights, batches))
-        return fit(model, data, objective, config, **keys)
+        return fitting(model, data, objective, config, **keys)
 
-    monkeypatch.setattr("kdx_analysis.study.steps.fit", look)
+    monkeypatch.setattr("kdx_analysis.study.steps.fitting", look)
     study = toy_study(
         roles=["student"], objectives=["kd"], vam=ARMS, seeds=1, teacher=toys.RowTeacher()
     )
@@ -563,7 +584,7 @@ def test_a_teacher_that_other_processes_cannot_import_is_refused_in_words(tmp_pa
     )
     steps = [Step.of(tmp_path, "student", study.config.objectives[0], seed, {}) for seed in (0, 1)]
     with pytest.raises(KdxError, match="use jobs=1"):
-        train_steps(study, steps, 2, lambda title, epoch: None)
+        train_steps(study, steps, 2, lambda title, epoch: None, Lessons.of(tmp_path, [], 0))
 
 
 def test_the_released_network_is_a_preset(tmp_path):

@@ -142,7 +142,7 @@ def test_a_missing_package_is_named_before_training_with_the_command(monkeypatch
         KdxError, match=r"the logger wandb needs its package: pip install 'kdx_analysis\[wandb\]'"
     ):
         check_loggers(["tensorboard", "wandb"])
-    monkeypatch.setattr("kdx_analysis.study.steps.fit", None)
+    monkeypatch.setattr("kdx_analysis.study.steps.fitting", None)
     with pytest.raises(KdxError, match="the logger wandb needs its package"):
         toy_study(loggers=["wandb"]).run(tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -1,3 +1,4 @@
+import math
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -21,7 +22,8 @@ from kdx_analysis.training import (
     temperature_at,
 )
 from kdx_analysis.training.checkpoints import fingerprint
-from kdx_analysis.training.loop import _optimizer
+from kdx_analysis.training.loop import optimizer_of
+from kdx_analysis.training.progress import describe
 from tests.toys import RowTeacher, dataset, staged_net
 
 HARD = ObjectiveConfig(name="hard")
@@ -454,7 +456,9 @@ def test_the_loss_that_is_told_is_the_objectives_without_vams_penalty():
 
 def test_vams_gates_never_decay():
     model = student()
-    optimizer = _optimizer(model, config(weight_decay=0.1, gate_weight_decay=0.1, gate_lr_factor=5))
+    optimizer = optimizer_of(
+        model, config(weight_decay=0.1, gate_weight_decay=0.1, gate_lr_factor=5)
+    )
     weights, gates = optimizer.param_groups
     assert [id(p) for p in gates["params"]] == [id(p) for p in vam.gate_parameters(model)]
     assert (weights["weight_decay"], gates["weight_decay"], gates["lr"]) == (
@@ -463,3 +467,60 @@ def test_vams_gates_never_decay():
         pytest.approx(0.05),
     )
     assert len(weights["params"]) + len(gates["params"]) == len(list(model.parameters()))
+
+
+def validated(run) -> list[int]:
+    history = run.history
+    return history[(history["split"] == "val") & (history["metric"] == "accuracy")][
+        "epoch"
+    ].tolist()
+
+
+def test_validation_is_asked_for_every_so_many_epochs_and_after_the_last():
+    seen = []
+    keys = {"epochs": 5, "validate_every": 2}
+    model, every = explainer(), explainer()
+    run = fit(
+        model,
+        dataset(),
+        HARD,
+        config(**keys),
+        seed=0,
+        callbacks=[lambda epoch, _: seen.append(epoch)],
+    )
+    whole = fit(every, dataset(), HARD, config(epochs=5), seed=0)
+    assert validated(run) == [2, 4, 5]
+    assert fingerprint(model) == fingerprint(every)
+    kept = whole.history["epoch"].isin([2, 4, 5]) | (whole.history["split"] != "val")
+    assert run.history.to_numpy().tolist() == whole.history[kept].to_numpy().tolist()
+    assert [math.isnan(epoch.val_accuracy) for epoch in seen] == [True, False, True, False, False]
+    assert [sorted(epoch.scores) for epoch in seen[:2]] == [
+        ["train/loss"],
+        ["train/loss", "val/accuracy", "val/hard_loss"],
+    ]
+    assert [epoch.val_outputs is None for epoch in seen] == [True, False, True, False, False]
+    assert torch.equal(seen[-1].val_outputs, run.outputs["val"])
+    assert "val" not in describe(seen[0])
+    assert "val" in describe(seen[1])
+
+
+def test_the_best_is_chosen_among_the_epochs_with_validation():
+    run = fit(
+        explainer(), dataset(), HARD, config(epochs=5, validate_every=3, selection="best"), seed=0
+    )
+    assert validated(run) == [3, 5]
+    accuracy = run.history.query("split == 'val' and metric == 'accuracy'").set_index("epoch")
+    assert run.epoch == accuracy["value"].idxmax()
+
+
+def test_outputs_of_half_precision_are_not_handed_to_probes():
+    seen = []
+    fit(
+        explainer(),
+        dataset(),
+        HARD,
+        config(epochs=1, precision="bf16-mixed"),
+        seed=0,
+        callbacks=[lambda epoch, _: seen.append(epoch.val_outputs)],
+    )
+    assert seen == [None]

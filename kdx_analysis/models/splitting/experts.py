@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models.redraw import draw_anew, moments
-from kdx_analysis.models.splitting.layers import ELEMENTWISE, Layout, is_layer, repeated
+from kdx_analysis.models.splitting.layers import ELEMENTWISE, Layout, is_layer, repeated, widened
 from kdx_analysis.models.splitting.tracing import fetch, on_meta, owner, trace
 
 _IN_PLACE: dict[Any, Any] = {
@@ -72,13 +73,17 @@ _EITHER: frozenset[Any] = _ELEMENTWISE | {
     "clone",
 }
 _EITHER_MODULES = (*ELEMENTWISE, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+# What gives another result every time has to be computed for each expert.
+_RANDOM = (nn.Dropout,)
 
 
 class Level(nn.Module):
     """N experts side by side: B×N×C×H×W to B×N×C'×H'×W', or B×N×T×D to B×N×T×D' for tokens.
 
     Every parameter stands expert by expert, its first axis divisible by N; convolutions of all
-    experts are one grouped convolution, linear layers one batched product.
+    experts are one grouped convolution, linear layers one batched product. Where all experts read
+    the same features, these come once, B×1×…, and the convolutions that read them are one dense
+    convolution.
 
     Args:
         template: one expert as a graph of layers; where its parameters lie on the meta device,
@@ -86,6 +91,7 @@ class Level(nn.Module):
         experts: N.
         scales: mean and deviation of parameters that no ``reset_parameters`` draws, by name.
         device: by default the template's.
+        shared: whether all experts read the same features.
     """
 
     def __init__(
@@ -94,29 +100,32 @@ class Level(nn.Module):
         experts: int,
         scales: Mapping[str, tuple[float, float]] | None = None,
         device: torch.device | str | None = None,
+        *,
+        shared: bool = False,
     ) -> None:
         super().__init__()
         if experts < 1:
             raise KdxError(f"experts = {experts} on a level; give 1 or more")
-        self.experts = experts
+        self.experts, self.shared = experts, shared
         first = next(template.parameters(), torch.empty(0))
         device = first.device if device is None else torch.device(device)
         self._template = (on_meta(template),)  # in a tuple, so that it is no part of the state
         self._scales = dict(scales or {})
         self.body, self._reads, self._gives = _side_by_side(
-            self._template[0], template, experts, device
+            self._template[0], template, experts, device, shared
         )
         if device.type != "meta":
             self.reset_parameters()
 
     @classmethod
-    def of(cls, expert: nn.Module, experts: int) -> Level:
+    def of(cls, expert: nn.Module, experts: int, *, shared: bool = False) -> Level:
         """Copies of ``expert``, as many as ``experts`` says, with weights drawn anew.
 
-        They are drawn by the ``reset_parameters`` of its layers.
+        They are drawn by the ``reset_parameters`` of its layers. ``shared``: all read the same
+        features.
         """
         scales = {name: moments(parameter) for name, parameter in expert.named_parameters()}
-        return cls(trace(expert), experts, scales)
+        return cls(trace(expert), experts, scales, shared=shared)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -141,8 +150,9 @@ class Level(nn.Module):
         level = Level.__new__(Level)
         nn.Module.__init__(level)
         level.experts, level._template, level._scales = len(experts), self._template, self._scales
+        level.shared = self.shared
         level.body, level._reads, level._gives = _side_by_side(
-            self._template[0], self.body, len(experts), device
+            self._template[0], self.body, len(experts), device, self.shared
         )
         level.body.to(
             next((tensor.dtype for tensor in mine.values() if tensor.is_floating_point()), None)
@@ -171,8 +181,8 @@ class Level(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """The experts' inputs, B×N×…, to their features, B×N×…."""
-        x = self.body(x.flatten(1, 2) if self._reads == "side" else x.flatten(0, 1))
+        """The experts' inputs, B×N×… or, where shared, B×1×…, to their features, B×N×…."""
+        x = self.body(x.flatten(0, 1) if self._reads == "batch" else x.flatten(1, 2))
         return (
             x.unflatten(1, (self.experts, -1))
             if self._gives == "side"
@@ -181,22 +191,32 @@ class Level(nn.Module):
 
 
 def _side_by_side(
-    template: fx.GraphModule, opaque: nn.Module, experts: int, device: torch.device
+    template: fx.GraphModule,
+    opaque: nn.Module,
+    experts: int,
+    device: torch.device,
+    shared: bool,
 ) -> tuple[fx.GraphModule, Layout, Layout]:
     """``template``'s graph for N experts, and the layouts of what it reads and gives.
 
     Its parameters are empty. ``opaque`` holds what has no parameters, under the template's names.
     """
-    return _Builder(template, opaque, experts, device).build()
+    return _Builder(template, opaque, experts, device, shared).build()
 
 
 class _Builder:
     """Goes through one expert's graph and writes that of N, converting between layouts."""
 
     def __init__(
-        self, template: fx.GraphModule, opaque: nn.Module, experts: int, device: torch.device
+        self,
+        template: fx.GraphModule,
+        opaque: nn.Module,
+        experts: int,
+        device: torch.device,
+        shared: bool,
     ) -> None:
         self.template, self.opaque, self.experts, self.device = template, opaque, experts, device
+        self.shared = shared
         self.graph = fx.Graph()
         self.parts: dict[str, Any] = {}
         self.written: dict[fx.Node, fx.Node] = {}
@@ -204,13 +224,14 @@ class _Builder:
         self.converted: dict[tuple[fx.Node, Layout], fx.Node] = {}
 
     def build(self) -> tuple[fx.GraphModule, Layout, Layout]:
-        reads = self._first_layout()
+        reads: Layout = "shared" if self.shared else self._first_layout()
         gives: Layout = reads
         for node in self.template.graph.nodes:
             if node.op == "output":
                 (result,) = node.all_input_nodes
-                gives = self.layout[result] or "batch"
-                self.graph.output(self.written[result])
+                layout = self.layout[result] or "batch"
+                gives = "side" if layout == "shared" else layout
+                self.graph.output(self._converted(result, gives))
             else:
                 self.written[node], self.layout[node] = self._write(node, reads)
         return fx.GraphModule(self.parts, self.graph), reads, gives
@@ -264,11 +285,16 @@ class _Builder:
         module = self.template.get_submodule(target)
         layout: Layout
         if is_layer(module):
+            if isinstance(module, nn.Conv2d) and self._can_share(node, module):
+                self._set(target, widened(module, self.experts))
+                args, kwargs = self._arguments(node, "shared")
+                return self.graph.call_module(target, args, kwargs), "side"
             new, layout = repeated(module, self.experts)
-            if target not in self.parts:
-                self.parts[target] = new.to_empty(device=self.device).train()
+            self._set(target, new)
         else:
             layout = self._common(node) if isinstance(module, _EITHER_MODULES) else "batch"
+            if layout == "shared" and isinstance(module, _RANDOM):
+                layout = "side"
             if target not in self.parts:
                 self.parts[target] = (
                     copy.deepcopy(self.opaque.get_submodule(target)).to(self.device).train()
@@ -277,6 +303,19 @@ class _Builder:
                     self.parts[target].inplace = False
         args, kwargs = self._arguments(node, layout)
         return self.graph.call_module(target, args, kwargs), layout
+
+    def _set(self, target: str, layer: nn.Module) -> None:
+        """Keep ``layer`` with empty parameters; one that is called again is there already."""
+        if target not in self.parts:
+            self.parts[target] = layer.to_empty(device=self.device).train()
+
+    def _can_share(self, node: fx.Node, layer: nn.Conv2d) -> bool:
+        """Whether a convolution reads the same features for all experts.
+
+        It must do so wherever it is called, since it has one set of weights.
+        """
+        calls = [n for n in self.template.graph.nodes if n.target == node.target]
+        return layer.groups == 1 and len(calls) == 1 and self._common(node) == "shared"
 
     def _join(self, node: fx.Node, target: Any) -> tuple[fx.Node, Layout]:
         """An operation on features and parameters that each expert has for itself."""
@@ -296,38 +335,70 @@ class _Builder:
         return name
 
     def _common(self, node: fx.Node) -> Layout:
-        return next((layout for n in node.all_input_nodes if (layout := self.layout[n])), "batch")
+        """The layout of a node's inputs; of those that differ the first that isn't shared."""
+        layouts = [layout for n in node.all_input_nodes if (layout := self.layout[n])]
+        apart = [layout for layout in layouts if layout != "shared"]
+        return next(iter([*apart, *layouts]), "batch")
 
     def _arguments(self, node: fx.Node, layout: Layout) -> tuple[Any, Any]:
-        def convert(n: fx.Node) -> fx.Node:
-            present = self.layout[n]
-            if present is None or present == layout:
-                return self.written[n]
-            if (n, layout) not in self.converted:
-                kind = _ToSide if layout == "side" else _ToBatch
-                name = self._add(f"to_{layout}", kind(self.experts))
-                self.converted[n, layout] = self.graph.call_module(name, (self.written[n],))
-            return self.converted[n, layout]
-
+        convert = partial(self._converted, layout=layout)
         return fx.node.map_arg(node.args, convert), fx.node.map_arg(node.kwargs, convert)
 
+    def _converted(self, node: fx.Node, layout: Layout) -> fx.Node:
+        """What a node gives in another layout."""
+        present = self.layout[node]
+        if present is None or present == layout:
+            return self.written[node]
+        if (node, layout) not in self.converted:
+            kind = _CONVERSIONS[present, layout]
+            name = self._add(f"{present}_to_{layout}", kind(self.experts))
+            self.converted[node, layout] = self.graph.call_module(name, (self.written[node],))
+        return self.converted[node, layout]
 
-class _ToBatch(nn.Module):
-    """B×(N·C)×H×W to (B·N)×C×H×W."""
+
+class _Conversion(nn.Module):
+    """From one layout to another."""
 
     def __init__(self, experts: int) -> None:
         super().__init__()
         self.experts = experts
 
+
+class _SideToBatch(_Conversion):
+    """B×(N·C)×H×W to (B·N)×C×H×W."""
+
     def forward(self, x: Tensor) -> Tensor:
         return x.unflatten(1, (self.experts, -1)).flatten(0, 1)
 
 
-class _ToSide(_ToBatch):
+class _BatchToSide(_Conversion):
     """(B·N)×C×H×W to B×(N·C)×H×W."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.unflatten(0, (-1, self.experts)).flatten(1, 2)
+
+
+class _SharedToSide(_Conversion):
+    """B×C×H×W to B×(N·C)×H×W."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Copies put side by side, unlike an expanded view, keep the memory format.
+        return torch.cat([x] * self.experts, dim=1)
+
+
+class _SharedToBatch(_Conversion):
+    """B×… to (B·N)×…."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.repeat_interleave(self.experts, dim=0)
+
+
+_CONVERSIONS: dict[tuple[Layout, Layout], type[_Conversion]] = {
+    ("side", "batch"): _SideToBatch,
+    ("batch", "side"): _BatchToSide,
+    ("shared", "side"): _SharedToSide,
+    ("shared", "batch"): _SharedToBatch,
+}
 
 
 class _Each(nn.Module):

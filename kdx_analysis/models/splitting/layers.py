@@ -3,7 +3,8 @@
 A narrowed layer is an ordinary layer of an expert alone. Side by side, every parameter of shape S
 becomes one whose entries stand expert by expert, N·|S| of them, under the same name. Two layouts
 hold N experts' features: ``side``, B×(N·C)×H×W, where convolutions are grouped, and ``batch``,
-(B·N)×…, where all else computes as it does for one.
+(B·N)×…, where all else computes as it does for one. A third, ``shared``, B×…, holds what is the
+same for all experts once; a convolution that reads it is dense and gives ``side``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from kdx_analysis.errors import KdxError
 
-Layout = Literal["side", "batch"]
+Layout = Literal["side", "batch", "shared"]
 
 
 @dataclass(frozen=True)
@@ -33,19 +34,25 @@ class Widths:
         units: number of channels → what its share is rounded to a multiple of, as the number of
             groups.
         every: one number for all, in place of a share.
+        multiple: what a share of no other unit is rounded to a multiple of, as long as it is that
+            wide.
     """
 
     share: float
     kept: frozenset[int] = frozenset()
     units: Mapping[int, int] = field(default_factory=dict)
     every: int | None = None
+    multiple: int = 1
 
     def __call__(self, channels: int) -> int:
         if self.every is not None:
             return self.every
         if channels in self.kept:
             return channels
-        wanted, unit = self.share * channels, self.units.get(channels, 1)
+        wanted = self.share * channels
+        unit = math.lcm(self.units.get(channels, 1), self.multiple)
+        if wanted < unit:
+            unit = self.units.get(channels, 1)
         # However small its share, an expert keeps one channel: without any it has no output.
         return unit * round(wanted / unit) if wanted >= unit else max(1, round(wanted))
 
@@ -240,6 +247,17 @@ def repeated(layer: nn.Module, experts: int) -> tuple[nn.Module, Layout]:
                 setattr(attention, name, ExpertLinear(experts, getattr(layer, name)))
             return attention, "batch"
     raise KdxError(f"a {type(layer).__name__} can't stand side by side")
+
+
+def widened(layer: nn.Conv2d, experts: int) -> nn.Conv2d:
+    """N copies of a narrowed convolution without groups as one that reads what all share.
+
+    Its parameters are empty, and their shapes are those of :func:`repeated`.
+    """
+    conv = copy.deepcopy(layer)
+    conv.out_channels = experts * layer.out_channels
+    _resize(conv, conv.out_channels, *layer.weight.shape[1:])
+    return conv
 
 
 def _narrow_convolution(conv: nn.Conv2d, in_channels: int, widths: Widths) -> None:

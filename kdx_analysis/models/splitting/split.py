@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
 from typing import Literal, get_args
 
 import pandas as pd
@@ -26,6 +29,9 @@ Budget = Literal["params", "flops", "width"]
 _STEPS = 8
 # Well within the tenth that a budget is kept to, so that whole channels can reach it.
 _CLOSE = 0.02
+_KEPT_TO = 0.1
+# Steps of a level's own share that let its widths fall to the next multiple below or above.
+_APART = (0.75, 1.0, 1.33)
 
 
 @dataclass(frozen=True)
@@ -124,14 +130,18 @@ def split_student(
     budget: Budget = "params",
     stages: Sequence[str] | None = None,
     image_shape: Sequence[int] | None = None,
+    multiple: int = 8,
 ) -> tuple[nn.Module, list[Level], Stages, StudentSplit]:
     """Trunk and levels with fresh weights, the student's stages, and the table without its heads.
 
     All stages are narrowed alike, to the share of their widths at which the levels together meet
     the budget of the stages that they stand for; ``width`` gives each of N experts an N-th of the
-    channels. Raises KdxError for a student that can't be split, and if ``experts`` does not fit its
+    channels. Widths are rounded to a ``multiple`` where levels then stay within a tenth of the
+    budget. Raises KdxError for a student that can't be split, and if ``experts`` does not fit its
     levels.
     """
+    if multiple < 1:
+        raise KdxError(f"multiple = {multiple} should be 1 or more")
     if budget not in get_args(Budget):
         raise KdxError(f"budget = {budget!r} should be one of {', '.join(get_args(Budget))}")
     parts = find_stages(student, stages, image_shape)
@@ -141,8 +151,7 @@ def split_student(
             f"experts = {experts!r} should be a number or {len(parts.body)} numbers above 0, one "
             f"for each level; the levels found are {', '.join(parts.names[1:])}"
         )
-    narrowing = _Narrowing(parts, counts)
-    shares = [1 / n for n in counts] if budget == "width" else narrowing.matched(budget)
+    narrowing, shares = _matched(parts, counts, budget, multiple)
     device = next((p.device for p in student.parameters()), torch.device("cpu"))
     trunk = copy.deepcopy(parts.trunk).requires_grad_(True).train()
     if device.type != "meta":
@@ -152,10 +161,28 @@ def split_student(
         for narrow, stage in zip(narrowing.experts(shares), parts.body, strict=True)
     ]
     levels = [
-        Level(template, n, _scales(stage), device)
-        for template, n, stage in zip(templates, counts, parts.body, strict=True)
+        Level(template, n, _scales(stage), device, shared=i == 0)
+        for i, (template, n, stage) in enumerate(zip(templates, counts, parts.body, strict=True))
     ]
     return trunk, levels, parts, narrowing.table(type(student).__name__, budget, shares)
+
+
+def _matched(
+    parts: Stages, counts: Sequence[int], budget: Budget, multiple: int
+) -> tuple[_Narrowing, list[float]]:
+    """The narrowing whose widths are multiples, or any where those miss the budget, and shares."""
+    narrowing = _Narrowing(parts, counts)
+    if budget == "width":
+        return narrowing, [1 / n for n in counts]
+    shares = narrowing.matched(budget)
+    if multiple > 1:
+        rounded = _Narrowing(parts, counts, multiple)
+        nearby = product(_APART, repeat=len(counts))
+        tried = [list(map(operator.mul, shares, steps)) for steps in nearby]
+        near = min(tried, key=lambda shares: abs(rounded.excess(shares, budget)))
+        if abs(rounded.excess(near, budget)) <= _KEPT_TO:
+            return rounded, near
+    return narrowing, shares
 
 
 def _scales(stage: nn.Module) -> dict[str, tuple[float, float]]:
@@ -165,8 +192,8 @@ def _scales(stage: nn.Module) -> dict[str, tuple[float, float]]:
 class _Narrowing:
     """Experts of every level at given shares of the student's widths, and what they cost."""
 
-    def __init__(self, student: Stages, counts: Sequence[int]) -> None:
-        self.student, self.counts = student, counts
+    def __init__(self, student: Stages, counts: Sequence[int], multiple: int = 1) -> None:
+        self.student, self.counts, self.multiple = student, counts, multiple
         self.on_meta = [on_meta(stage) for stage in student.body]
         self.units = units(self.on_meta)
         last = student.shapes[-1]
@@ -178,7 +205,8 @@ class _Narrowing:
         made: list[Narrow] = []
         shape = self.student.shapes[1]
         for stage, share in zip(self.on_meta, shares, strict=True):
-            made.append(narrow(stage, shape, Widths(share, self.kept, self.units)))
+            widths = Widths(share, self.kept, self.units, multiple=self.multiple)
+            made.append(narrow(stage, shape, widths))
             shape = made[-1].shape
         return made
 
@@ -187,20 +215,17 @@ class _Narrowing:
 
         They are one for all levels, then each for itself.
         """
+        return _nearest(partial(self.excess, budget=budget), self.counts)
+
+    def excess(self, shares: Sequence[float], budget: Budget) -> float:
+        """(levels − stages)/stages of the budgeted quantity at these shares."""
         wanted = sum(
             flops(stage, shape) if budget == "flops" else count_parameters(stage)
             for stage, shape in self._stages
         )
-
-        def excess(shares: Sequence[float]) -> float:
-            experts = zip(self.counts, self.experts(shares), strict=True)
-            return (
-                sum(n * (e.flops() if budget == "flops" else e.parameters) for n, e in experts)
-                / wanted
-                - 1
-            )
-
-        return _nearest(excess, self.counts)
+        experts = zip(self.counts, self.experts(shares), strict=True)
+        cost = sum(n * (e.flops() if budget == "flops" else e.parameters) for n, e in experts)
+        return cost / wanted - 1
 
     @property
     def _stages(self) -> list[tuple[fx.GraphModule, tuple[int, ...]]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -33,6 +35,10 @@ class Layer:
 
     ``rule`` gives its per-sample gradients from one backward pass over the batch; without one they
     are taken by torch.func, sample by sample at once.
+
+    Gradients are laid out as U units of C rows of d numbers. ``by_channel`` a row is an output
+    channel with all that it reads, and a unit lies in one expert and in one group of a convolution,
+    as rules need it. Otherwise a unit is an expert and a row one number, parameter by parameter.
     """
 
     name: str
@@ -40,6 +46,17 @@ class Layer:
     level: int
     rule: Rule | None
     experts: int
+    by_channel: bool
+
+    @classmethod
+    def of(cls, name: str, module: nn.Module, level: int, experts: int) -> Layer:
+        """With its rule, if there is one."""
+        rule = rule_of(module)
+        if rule is not None:
+            channels = next(p for _, p in own_parameters(module)).shape[0]
+            if channels % math.lcm(experts, getattr(module, "groups", 1)):
+                rule = None
+        return cls(name, module, level, rule, experts, rule is not None)
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -50,28 +67,88 @@ class Layer:
     def size(self) -> int:
         return sum(p.numel() for p in self.parameters.values())
 
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one number of its gradients."""
+        return max(p.element_size() for p in self.parameters.values())
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """U×C×d."""
+        if not self.by_channel:
+            return self.experts, self.size // self.experts, 1
+        units = math.lcm(self.experts, getattr(self.module, "groups", 1))
+        channels = len(next(iter(self.parameters.values())))
+        return units, channels // units, self.size // channels
+
     def apart(self, gradients: Tensor) -> dict[str, Tensor]:
-        """The layer's gradients, R×K×size as rules and torch.func give them, by parameter."""
-        parameters = self.parameters
-        rows = self.experts if self.rule is None else len(next(iter(parameters.values())))
-        pieces = gradients.unflatten(2, (rows, -1)).split(
-            [p.numel() // rows for p in parameters.values()], dim=3
-        )
-        named = zip(parameters.items(), pieces, strict=True)
-        return {name: piece.reshape(*piece.shape[:2], *p.shape) for (name, p), piece in named}
+        """The layer's gradients, U×R×K×C×d, by parameter, R×K×(its shape)."""
+        pieces = {}
+        for (name, parameter), piece in zip(
+            self.parameters.items(), self.segments(gradients), strict=True
+        ):
+            pieces[name] = piece.permute(1, 2, 0, 3, 4).reshape(
+                *gradients.shape[1:3], *parameter.shape
+            )
+        return pieces
+
+    def segments(self, gradients: Tensor) -> list[Tensor]:
+        """What of gradients …×C×d is each parameter's."""
+        U, rows, _ = self.shape
+        axis, each = (-1, U * rows) if self.by_channel else (-2, U)
+        sizes = [p.numel() // each for p in self.parameters.values()]
+        return list(gradients.split(sizes, dim=axis))
 
     def joined(self, gradients: Sequence[Tensor]) -> Tensor:
-        """Each parameter's gradients, *×(its shape), as a layer without a rule has them, *×size.
-
-        These are expert by expert.
-        """
+        """Each parameter's gradients, *×(its shape), laid out together, *×U×C×d."""
+        U, rows, _ = self.shape
+        kept = (U, rows, -1) if self.by_channel else (U, -1, 1)
         pieces = []
         for gradient, parameter in zip(gradients, self.parameters.values(), strict=True):
-            flat = gradient.reshape(
-                *gradient.shape[: gradient.ndim - parameter.ndim], self.experts, -1
+            free = gradient.shape[: gradient.ndim - parameter.ndim]
+            pieces.append(gradient.reshape(*free, *kept))
+        return torch.cat(pieces, dim=-1 if self.by_channel else -2)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some rows of every unit of a layer: what of it is computed at one time."""
+
+    layer: Layer
+    first: int
+    last: int
+
+    @classmethod
+    def whole(cls, layer: Layer) -> Piece:
+        return cls(layer, 0, layer.shape[1])
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.first, self.last)
+
+    @property
+    def size(self) -> int:
+        """Numbers in it."""
+        U, _, d = self.layer.shape
+        return U * (self.last - self.first) * d
+
+    def without_rule(self) -> Piece:
+        """The same numbers, to be taken in another way."""
+        return dataclasses.replace(self, layer=dataclasses.replace(self.layer, rule=None))
+
+    def segments(self, gradients: Tensor) -> list[Tensor]:
+        """What of the piece, …×c×d, is each parameter's; those that it doesn't touch are empty."""
+        layer = self.layer
+        if layer.by_channel:
+            return layer.segments(gradients)
+        ends, segments = 0, []
+        for parameter in layer.parameters.values():
+            starts, ends = ends, ends + parameter.numel() // layer.experts
+            first, last = max(starts, self.first), min(ends, self.last)
+            segments.append(
+                gradients[..., max(first - self.first, 0) : max(last - self.first, 0), :]
             )
-            pieces.append(flat)
-        return torch.cat(pieces, dim=-1).flatten(-2)
+        return segments
 
 
 @dataclass(frozen=True)
@@ -120,23 +197,35 @@ class Parts:
         if groups is None:
             groups = _groups(model, None, images.shape[1:], images, num_classes)
         layers = [
-            Layer(path, module, level, rule_of(module), 1)
+            Layer.of(path, module, level, 1)
             for level, paths in enumerate(groups)
             for path, module in _own_modules(model, paths)
         ]
         _check_layers(layers)
         return cls(model, prefix, margins, (1,) * len(groups), tuple(layers), False, num_classes)
 
-    def outputs(self, images: Tensor) -> tuple[Tensor, Trace | None]:
-        """Margins that losses are about, B×K, and an explainer's trace."""
+    def outputs(
+        self, images: Tensor, among: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Trace | None]:
+        """Margins that losses are about, B×K, and an explainer's trace.
+
+        ``among``: the model's outputs on all images, and which of these the given ones are, for
+        ``margins`` that know every image by its row.
+        """
         images = images.clone()  # a model may work in place
-        if not isinstance(self.model, HME):
-            given = answer(self.model(images), len(images), self.num_classes)
-            return given if self.margins is None else self.margins(given), None
-        trace = self.model.trace(images)
-        given = trace.margins if self.margins is None else self.model.outputs(trace)
+        trace = None
+        if isinstance(self.model, HME):
+            trace = self.model.trace(images)
+            given = trace.margins if self.margins is None else self.model.outputs(trace)
+        else:
+            given = self.model(images)
         given = answer(given, len(images), self.num_classes)
-        return given if self.margins is None else self.margins(given), trace
+        if self.margins is None:
+            return given, trace
+        if among is None:
+            return self.margins(given), trace
+        every, rows = among
+        return self.margins(every.index_copy(0, rows, given))[rows], trace
 
 
 def _of_explainer(model: HME) -> list[Layer]:
@@ -147,7 +236,7 @@ def _of_explainer(model: HME) -> list[Layer]:
         for name, module in whole.named_modules():
             if own_parameters(module):
                 path = f"{part}.{name}".rstrip(".")
-                layers.append(Layer(path, module, level, rule_of(module), model.experts[level]))
+                layers.append(Layer.of(path, module, level, model.experts[level]))
     return layers
 
 

@@ -1,11 +1,11 @@
 """Gradients of every subtask's margin from one forward pass, of each image by itself or summed.
 
-Sums are plain autograd's. Per-sample gradients live for one subtask and one chunk of layers and
-samples at a time.
+Sums are plain autograd's.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kdx_analysis.errors import KdxError
+from kdx_analysis.models import HME
+from kdx_analysis.probes.conflict.layer_rules import side_by_side_quickly
 from kdx_analysis.probes.conflict.parts import Layer, Parts
 from kdx_analysis.probes.conflict.sharing import nodes
 
@@ -32,32 +34,46 @@ class Pass:
         layers: that gradients are wanted of.
         images: B×C×H×W.
         num_classes: K.
+        among: as of :meth:`Parts.outputs`.
     """
 
     def __init__(
-        self, parts: Parts, layers: Sequence[Layer], images: Tensor, num_classes: int
+        self,
+        parts: Parts,
+        layers: Sequence[Layer],
+        images: Tensor,
+        num_classes: int,
+        among: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         self.parts, self.layers, self.images = parts, layers, images
         ruled = [layer for layer in layers if layer.rule is not None]
-        with _captured(ruled, len(images)) as (calls, self.unfit):
-            self.outputs, self.trace = parts.outputs(images)
-        if self.outputs.shape != (len(images), num_classes):
-            raise KdxError(
-                f"the model gives {tuple(self.outputs.shape)} where {len(images)}×{num_classes} "
-                "was expected"
-            )
-        if not _reads(self.outputs, parts.layers):
-            names = ", ".join(repr(layer.name) for layer in parts.layers[:5])
-            raise KdxError(
-                f"no gradient reaches {names}, as the model's forward detaches what they give or "
-                "runs them under torch.no_grad(); probe a model whose forward can be trained, or "
-                "name other modules as groups="
-            )
+        with (
+            captured(parts, ruled, len(images)) as (calls, self.unfit),
+            _entered(parts) as entries,
+        ):
+            self.outputs, self.trace = parts.outputs(images, among)
+        self._entry = entries[-1] if entries else None
+        self._check(num_classes)
         last = len(parts.experts) - 1
         self._on_top = [layer for layer in layers if parts.ungated and layer.level == last]
         calls = [call for call in calls if call.output.requires_grad]
         self._calls_on_top = [call for call in calls if call.layer in self._on_top]
         self._calls_below = [call for call in calls if call.layer not in self._on_top]
+
+    def _check(self, num_classes: int) -> None:
+        """KdxError unless the outputs are B×K and some layer's gradient reaches them."""
+        if self.outputs.shape != (len(self.images), num_classes):
+            raise KdxError(
+                f"the model gives {tuple(self.outputs.shape)} where "
+                f"{len(self.images)}×{num_classes} was expected"
+            )
+        if not _reads(self.outputs, self.parts.layers):
+            names = ", ".join(repr(layer.name) for layer in self.parts.layers[:5])
+            raise KdxError(
+                f"no gradient reaches {names}, as the model's forward detaches what they give or "
+                "runs them under torch.no_grad(); probe a model whose forward can be trained, or "
+                "name other modules as groups="
+            )
 
     def plain(self, weights: Tensor) -> dict[str, list[Tensor]]:
         """Σ_bk w_bk ∂m_bk/∂θ for weights B×K by plain autograd, by layer, in θ's shapes.
@@ -82,37 +98,49 @@ class Pass:
         every[:, k] = weights
         return self.plain(every)
 
-    def per_sample(self) -> Iterator[tuple[int, list[Tensor | None]]]:
-        """For every subtask k the gradients ∂m_bk/∂θ of each layer, B×size, None if not to be had.
+    def by_rules(self, subtasks: Sequence[int]) -> Iterator[tuple[Call, list[Tensor]]]:
+        """Every call of a layer with a rule, and ∂m_bk/∂(its output) of each of the ``subtasks``.
 
-        That is the case of a layer that torch.func can't take.
+        What is given is forgotten here, so that it is in memory no longer than it is used.
         """
-        failed = set(self.unfit)
-        for k in range(self.outputs.shape[1]):
-            cotangent = self.cotangent(k) if self._on_top else None
-            gradients = self._by_rules(k, cotangent)
-            for fixed in (None, cotangent):
-                gradients |= self._without_rules(k, fixed, failed)
-            yield k, [self._gradient(layer, gradients, failed) for layer in self.layers]
+        waiting = [deque(self._deltas(k)) for k in subtasks]
+        for call in (*self._calls_on_top, *self._calls_below):
+            yield call, [deltas.popleft() for deltas in waiting]
 
-    def _by_rules(self, k: int, cotangent: Tensor | None) -> dict[str, Tensor]:
-        """Gradients of the layers with a rule, added up over a layer's calls."""
-        below, on_top = self._calls_below, self._calls_on_top
-        deltas: list[Tensor] = []
-        if below:
+    def _deltas(self, k: int) -> list[Tensor]:
+        """∂m_bk/∂output of each call, those on top first.
+
+        An expert's gradient with the gates' factor is α_ki times that without, so that where the
+        last level was passed without, what lies below it needs no second pass through it.
+        """
+        top, below = self._calls_on_top, self._calls_below
+        wanted = [call.output for call in below]
+        if not self.parts.ungated:
             ones = torch.zeros_like(self.outputs)
             ones[:, k] = 1
-            deltas += self._grad(self.outputs, [call.output for call in below], ones)
-        if on_top:
-            assert self.trace is not None
-            assert cotangent is not None
-            deltas += self._grad(self.trace.pooled, [call.output for call in on_top], cotangent)
+            return self._grad(self.outputs, wanted, ones) if below else []
+        assert self.trace is not None
+        assert self._entry is not None
+        cotangent = self.cotangent(k)
+        entries = [self._entry] if below else []
+        deltas = self._grad(
+            self.trace.pooled, [*(call.output for call in top), *entries], cotangent
+        )
+        if below:
+            alpha = self.trace.attention[-1][k].detach()
+            entry = deltas.pop()
+            gated = alpha.to(entry).view(1, -1, *(1,) * (entry.ndim - 2)) * entry
+            deltas += self._grad(self._entry, wanted, gated)
+        return deltas
+
+    def by_functions(self, k: int) -> dict[str, Tensor]:
+        """∂m_bk/∂θ of every layer without a rule, B×U×C×d; not of those that torch.func can't take.
+
+        Those are ``unfit`` from then on.
+        """
         gradients: dict[str, Tensor] = {}
-        for call, delta in zip([*below, *on_top], deltas, strict=True):
-            assert call.layer.rule is not None
-            gradient = call.layer.rule.gradient(call.layer.module, call.prepared, delta).flatten(1)
-            name = call.layer.name
-            gradients[name] = gradients[name] + gradient if name in gradients else gradient
+        for fixed in (None, self.cotangent(k) if self._on_top else None):
+            gradients |= self._without_rules(k, fixed)
         return gradients
 
     def cotangent(self, k: int) -> Tensor:
@@ -129,23 +157,13 @@ class Pass:
             )
         return delta[:, k].unsqueeze(1).expand_as(self.trace.pooled)
 
-    def _gradient(
-        self, layer: Layer, gradients: dict[str, Tensor], failed: set[str]
-    ) -> Tensor | None:
-        if layer.name in failed:
-            return None
-        zero = self.images.new_zeros((), dtype=self.outputs.dtype)  # of a layer that is not called
-        return gradients.get(layer.name, zero.expand(len(self.images), layer.size))
-
-    def _without_rules(
-        self, k: int, cotangent: Tensor | None, failed: set[str]
-    ) -> dict[str, Tensor]:
+    def _without_rules(self, k: int, cotangent: Tensor | None) -> dict[str, Tensor]:
         """Gradients of the layers without a rule, of those on top by their ``cotangent``."""
         layers = [
             layer
             for layer in self.layers
             if layer.rule is None
-            and layer.name not in failed
+            and layer.name not in self.unfit
             and (layer in self._on_top) == (cotangent is not None)
         ]
         if not layers:
@@ -154,7 +172,7 @@ class Pass:
             return _by_functions(self.parts, layers, self.images, k, cotangent)
         # torch.func lacks some operations and all branches on values; plain autograd is left.
         except Exception:
-            failed |= {layer.name for layer in layers}
+            self.unfit |= {layer.name for layer in layers}
             return {}
 
     def _sums(
@@ -220,27 +238,47 @@ def _by_functions(
 
 
 @dataclass(frozen=True)
-class _Call:
+class Call:
     """A layer's call in a forward pass.
 
     Attributes:
         layer: that is called.
-        prepared: what its gradients need of its input.
+        given: its input, detached.
         output: on the graph.
     """
 
     layer: Layer
-    prepared: Tensor
+    given: Tensor
     output: Tensor
 
 
 @contextmanager
-def _captured(layers: Sequence[Layer], B: int) -> Iterator[tuple[list[_Call], set[str]]]:
+def _entered(parts: Parts) -> Iterator[list[Tensor]]:
+    """What enters an explainer's last level while the body runs."""
+    entries: list[Tensor] = []
+    if not isinstance(parts.model, HME):
+        yield entries
+        return
+
+    def keep(level: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        entries.append(inputs[0])
+
+    handle = parts.model.levels[-1].register_forward_pre_hook(keep)
+    try:
+        yield entries
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def captured(
+    parts: Parts, layers: Sequence[Layer], B: int
+) -> Iterator[tuple[list[Call], set[str]]]:
     """Every call of ``layers`` inside the body, and the names of those called on anything but B×….
 
-    Both are collected while the body runs.
+    Both are collected while the body runs, in which grouped convolutions are quick.
     """
-    calls: list[_Call] = []
+    calls: list[Call] = []
     unfit: set[str] = set()
 
     def keeper(
@@ -249,12 +287,11 @@ def _captured(layers: Sequence[Layer], B: int) -> Iterator[tuple[list[_Call], se
         def keep(
             module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor
         ) -> Tensor:
-            assert layer.rule is not None
             (given,) = (*inputs, *named.values())
             if given.ndim != 4 or len(given) != B:
                 unfit.add(layer.name)
                 return output
-            calls.append(_Call(layer, layer.rule.prepare(module, given.detach()), output))
+            calls.append(Call(layer, given.detach(), output))
             # An in-place activation behind the layer must not overwrite what was kept.
             return output.clone()
 
@@ -266,7 +303,8 @@ def _captured(layers: Sequence[Layer], B: int) -> Iterator[tuple[list[_Call], se
         for layer in layers
     ]
     try:
-        yield calls, unfit
+        with side_by_side_quickly(parts.model):
+            yield calls, unfit
     finally:
         for handle in handles:
             handle.remove()

@@ -21,21 +21,28 @@ from torch.utils._pytree import tree_leaves
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models import HME
 from kdx_analysis.models.modes import undisturbed
-from kdx_analysis.probes.conflict.parts import Layer
+from kdx_analysis.probes.conflict.parts import Piece
 from kdx_analysis.probes.subtasks import Asked, computes_in
 
 
 def check_fixed_function(
-    model: nn.Module, images: Tensor, num_classes: int | None = None
+    model: nn.Module, images: Tensor, num_classes: int | None = None, at_once: int | None = None
 ) -> Tensor:
     """The model's outputs on ``images``, B×K, if those on the set's halves are the same.
 
     The halves are drawn at random, so that no order in the set hides what passes between its
-    images; a half of one image has it twice, since some models can't take one.
+    images; a half of one image has it twice, since some models can't take one. A set of more than
+    ``at_once`` images is looked at part by part.
 
     Raises KdxError otherwise, which names the module that is random in eval mode or that computes
     an image's outputs from other images.
     """
+    parts = images.tensor_split(-(-len(images) // (at_once or len(images))))
+    return torch.cat([_checked(model, part, num_classes) for part in parts])
+
+
+def _checked(model: nn.Module, images: Tensor, num_classes: int | None) -> Tensor:
+    """:func:`check_fixed_function` of images that are run on together."""
     run = Asked(model, num_classes)
     with undisturbed(model), torch.no_grad():
         whole = _drawing_nothing(model, run, images)
@@ -121,25 +128,28 @@ def check_margins(margins: Callable[[Tensor], Tensor] | None, outputs: Tensor) -
 
 
 def agree(
-    layers: Sequence[Layer],
-    gradients: Mapping[str, list[Tensor]],
+    pieces: Sequence[Piece],
+    gradients: Mapping[str, Tensor],
     plain: Mapping[str, list[Tensor]],
 ) -> set[str]:
     """Names of the layers whose gradients, parameter by parameter, are plain autograd's.
 
-    A disagreement costs time, never a number.
+    Those of a piece, U×c×d, are held against what plain autograd gives of it. A disagreement costs
+    time, never a number.
     """
     right = set()
     levels: dict[int, float] = {}
-    for layer in layers:
-        size = sum(_norm(gradient) ** 2 for gradient in plain[layer.name])
-        levels[layer.level] = levels.get(layer.level, 0.0) + size
-    for layer in layers:
+    for piece in pieces:
+        size = sum(_norm(gradient) ** 2 for gradient in plain[piece.layer.name])
+        levels[piece.layer.level] = levels.get(piece.layer.level, 0.0) + size
+    for piece in pieces:
+        layer = piece.layer
         if layer.name not in gradients:
             continue
         eps, level = torch.finfo(plain[layer.name][0].dtype).eps, levels[layer.level]
-        pairs = zip(gradients[layer.name], plain[layer.name], strict=True)
-        if all(_agrees(gradient, expected, eps, level) for gradient, expected in pairs):
+        expected = layer.joined(plain[layer.name])[:, piece.rows]
+        pairs = zip(piece.segments(gradients[layer.name]), piece.segments(expected), strict=True)
+        if all(_agrees(gradient, wanted, eps, level) for gradient, wanted in pairs):
             right.add(layer.name)
     return right
 
@@ -152,7 +162,7 @@ def _agrees(gradient: Tensor, expected: Tensor, eps: float, level: float) -> boo
     # of its norm, and an error of the way is far larger. A gradient that cancels to nothing, as of
     # a bias before a normalisation, is rounding alone, of the size of its level's.
     allowed = eps**0.5 * _norm(expected) + 32 * eps * level**0.5
-    return _norm(gradient.view_as(expected) - expected) <= allowed
+    return _norm(gradient - expected) <= allowed
 
 
 def _norm(tensor: Tensor) -> float:

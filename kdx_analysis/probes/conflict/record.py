@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from kdx_analysis import null
+from kdx_analysis.config import LEAST_PAIRS
 from kdx_analysis.errors import KdxError
 from kdx_analysis.models.modes import fitted, in_full, unwrapped, usable
 from kdx_analysis.probes.conflict.grams import residuals, subtask_grams, with_null
+from kdx_analysis.probes.conflict.sample import drawn_subtasks, margins_of
 from kdx_analysis.probes.conflict.tables import conflict_tables, contention_table
 from kdx_analysis.probes.record import TableRecord
 from kdx_analysis.probes.subtasks import OneVsRest, asked, finite, integers, labelled, pictures
@@ -41,7 +43,8 @@ class ConflictRecord(TableRecord):
             NaN below 39), null_undefined, magnitude_similarity, undefined, null_draws, n.
         summary: one row a probe, level and metric: probe, level, pairs, undefined, metric, value,
             null_…, null_draws, n; of an explainer whose gates are parameters also separation and
-            modulation, on its last level.
+            modulation, on its last level. Where subtasks were drawn also all_pairs, standard_error,
+            low and high, as :func:`conflict_tables` has them.
     """
 
     FILES: ClassVar = {"pairs": "conflict", "summary": "conflict_summary"}
@@ -113,6 +116,9 @@ class ConflictRecord(TableRecord):
         table = table.join(grouped["undefined"].sum())
         n = ", ".join(map(str, sorted(set(self.summary["n"]))))
         caption = f"{self.probes} probes, n = {n} images; null: residuals permuted over samples"
+        if "all_pairs" in self.summary:
+            every = int(self.summary["all_pairs"].max())
+            caption += f"; estimated from some of {every} pairs, those of subtasks drawn at random"
         if not table["null_low"].notna().any():
             caption = f"{caption}, {null.NO_RANGE}"
         shown = table.reset_index().to_html(index=False, float_format="{:.3f}".format, na_rep="–")
@@ -132,6 +138,7 @@ def conflict_of(
     permutations: int = 999,
     seed: int = 0,
     max_memory: int = 2**30,
+    pairs: int | None = None,
 ) -> ConflictRecord:
     """Conflict between the K one-vs-rest losses of any classifier.
 
@@ -154,8 +161,11 @@ def conflict_of(
         null_draws: permutations of the residuals over samples; 19 or more, and below 39 the null
             has no range.
         permutations: of the gates over subtasks, for modulation.
-        seed: of both.
+        seed: of both, and of the subtasks that are drawn.
         max_memory: bytes, as for :func:`subtask_grams`.
+        pairs: at most so many are looked at, those among subtasks drawn at random, from which means
+            over all pairs are estimated; by default all. With fewer than all there is no
+            contention, which rests on every pair, and neither separation nor modulation.
 
     Raises KdxError for a class without a sample, images and labels that don't belong together,
     fewer than two classes, outputs that are no logits B×K, outputs or gradients that are not
@@ -164,23 +174,31 @@ def conflict_of(
     """
     if null_draws < _LEAST_DRAWS:
         raise KdxError(f"{null_draws} draws make no null; take {_LEAST_DRAWS} or more")
+    if pairs is not None and pairs < LEAST_PAIRS:
+        raise KdxError(
+            f"pairs = {pairs} are of too few subtasks for an interval; take {LEAST_PAIRS} or more"
+        )
     probed = OneVsRest.of(model, images, labels, classes, margins)
-    sets = with_null(residuals(probed.loss, probed.outputs), null_draws, seed)
+    K = len(probed.classes)
+    subtasks = drawn_subtasks(K, pairs, seed)
+    residual = residuals(probed.loss, probed.outputs)[:, list(subtasks)]
     grams = subtask_grams(
         probed.model,
         probed.images,
-        sets,
-        margins=probed.margins,
+        with_null(residual, null_draws, seed),
+        margins=margins_of(subtasks, K, probed.margins),
         groups=groups,
         max_memory=max_memory,
+        num_classes=K,
     )
-    pairs, summary = conflict_tables(grams, probed.classes)
+    table, summary = conflict_tables(grams, probed.classes, subtasks)
     if grams.gates is not None:
-        table = contention_table(grams.experts[-1], grams.gates, permutations, seed)
-        table = table[table["metric"] != "contention"].assign(level=str(len(grams.experts)))
-        summary = pd.concat([summary, table], ignore_index=True)
+        contended = contention_table(grams.experts[-1], grams.gates, permutations, seed)
+        contended = contended[contended["metric"] != "contention"]
+        contended = contended.assign(level=str(len(grams.experts)))
+        summary = pd.concat([summary, contended], ignore_index=True)
     counted: dict[str, Any] = {"probe": 0, "null_draws": null_draws, "n": len(images)}
-    return ConflictRecord(pairs.assign(**counted), summary.assign(**counted))
+    return ConflictRecord(table.assign(**counted), summary.assign(**counted))
 
 
 class ConflictProbe:

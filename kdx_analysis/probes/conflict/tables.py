@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kdx_analysis import null
-from kdx_analysis.metrics import evaluated
+from kdx_analysis.metrics import METRICS, evaluated
 from kdx_analysis.probes.conflict.formulas import (
     contention,
     contention_by_expert,
@@ -22,22 +22,34 @@ from kdx_analysis.probes.conflict.formulas import (
     upper,
 )
 from kdx_analysis.probes.conflict.grams import Grams
+from kdx_analysis.probes.conflict.sample import interval, standard_error
 from kdx_analysis.probes.subtasks import pair_columns
 from kdx_analysis.records import with_undefined
 
 
-def conflict_tables(grams: Grams, classes: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def conflict_tables(
+    grams: Grams, classes: Sequence[str], subtasks: Sequence[int] | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Pairs and their summary, per level and in all.
 
     Values are of the first set of residuals; the others are its null.
+
+    Args:
+        grams: of all subtasks, or of some drawn at random.
+        classes: the names of all.
+        subtasks: those that ``grams`` is of, by default all.
 
     Returns:
         Pairs: level, a, b, a_index, b_index, cosine, null_mean, null_low, null_high, null_undefined
         (draws without a cosine), magnitude_similarity, undefined (values of the row that are NaN,
         as where a gradient is zero). Summary: level, metric, value, null_…, pairs (that went into
         it), undefined (those that could not); contention, of the actual gradients, is not taken
-        over levels together.
+        over levels together. Where subtasks were drawn, values are estimates of the mean over all
+        pairs, with all_pairs (how many there are), standard_error, low and high (which hold that
+        mean with 95 %), and only metrics that are means over pairs are there; the null is that of
+        the same pairs.
     """
+    subtasks = range(len(classes)) if subtasks is None else subtasks
     levels: list[tuple[str, Tensor, Tensor | None]] = [
         (str(level), grams.level(level), grams.inside(level))
         for level in range(1, len(grams.experts) + 1)
@@ -46,20 +58,30 @@ def conflict_tables(grams: Grams, classes: Sequence[str]) -> tuple[pd.DataFrame,
     for level, gram, inside in [*levels, ("all", grams.total(), None)]:
         gram = gram.double().cpu()  # what is summed here rounds no further
         cosines, similarities = cosine(gram), magnitude_similarity(gram)
-        tables.append(_pairs(level, upper(cosines), upper(similarities), classes))
-        inside = None if inside is None else inside.double().cpu()
-        summaries += list(_summary(level, cosines, upper(similarities), inside))
+        tables.append(_pairs(level, upper(cosines), upper(similarities), classes, subtasks))
+        if len(subtasks) < len(classes):
+            summaries += list(_estimates(level, cosines, similarities, len(classes)))
+        else:
+            inside = None if inside is None else inside.double().cpu()
+            summaries += list(_summary(level, cosines, similarities, inside))
     return pd.concat(tables, ignore_index=True), pd.DataFrame(summaries)
 
 
 def _pairs(
-    level: str, cosines: Tensor, similarities: Tensor, classes: Sequence[str]
+    level: str,
+    cosines: Tensor,
+    similarities: Tensor,
+    classes: Sequence[str],
+    subtasks: Sequence[int],
 ) -> pd.DataFrame:
     """Every pair's row, of (1 + R)×P cosines and similarities of magnitude."""
+    columns = pair_columns([classes[k] for k in subtasks])
+    places = np.array(subtasks)
+    columns |= {name: places[columns[name]] for name in ("a_index", "b_index")}
     table = pd.DataFrame(
         {
             "level": level,
-            **pair_columns(classes),
+            **columns,
             "cosine": cosines[0].numpy(),
             **null.beside(cosines[1:]),
             "magnitude_similarity": similarities[0].numpy(),
@@ -71,26 +93,61 @@ def _pairs(
 def _summary(
     level: str, cosines: Tensor, similarities: Tensor, inside: Tensor | None
 ) -> Iterator[dict[str, Any]]:
-    """Every metric's row, of (1 + R)×K×K cosines, …×P similarities and …×N×K×K Gram matrices."""
+    """Every metric's row, of (1 + R)×K×K cosines and similarities and …×N×K×K Gram matrices."""
     pairs = upper(cosines)
-    # A null over pairs that the value lacks would be that of another figure.
-    cosines = cosines.where(~cosines[:1].isnan(), torch.nan)
-    similarities = similarities.where(~similarities[:1].isnan(), torch.nan)
-    metrics = {name: (each.value, pairs) for name, each in evaluated("cosines", cosines).items()}
-    metrics["mean_cosine"] = mean_cosine(cosines), pairs
-    metrics["magnitude_similarity"] = similarities.nanmean(dim=-1), similarities
+    metrics = dict(_over_pairs(cosines, similarities))
     if inside is not None:
         values = contention_inside(inside)
         metrics["contention"] = values, values.unsqueeze(1).expand_as(pairs)
     for metric, (values, of_pairs) in metrics.items():
-        undefined = int(of_pairs[0].isnan().sum())
-        yield {
-            "level": level,
-            "pairs": pairs.shape[1] - undefined,
-            "undefined": undefined,
-            "metric": metric,
-            **null.with_value(values),
-        }
+        yield _row(level, metric, values, of_pairs)
+
+
+def _estimates(
+    level: str, cosines: Tensor, similarities: Tensor, num_classes: int
+) -> Iterator[dict[str, Any]]:
+    """Rows of the metrics that are means over pairs, of m of K subtasks."""
+    by_pair: dict[str, tuple[Tensor, tuple[float, float]]] = {
+        "mean_cosine": (cosines[0], (-1, 1)),
+        "magnitude_similarity": (similarities[0], (0, 1)),
+    }
+    for each in METRICS.values():
+        if each.reads == "cosines" and each.over_pairs == "mean" and each.of_pair is not None:
+            of_pair = torch.as_tensor(each.of_pair(cosines[0].numpy()), dtype=torch.float64)
+            by_pair[each.recorded] = of_pair, each.range
+    for metric, (values, of_pairs) in _over_pairs(cosines, similarities).items():
+        if metric not in by_pair:
+            continue
+        table, bounds = by_pair[metric]
+        row = _row(level, metric, values, of_pairs)
+        error = standard_error(table, num_classes)
+        low, high = interval(row["value"], error, len(table), bounds)
+        all_pairs = num_classes * (num_classes - 1) // 2
+        yield {**row, "all_pairs": all_pairs, "standard_error": error, "low": low, "high": high}
+
+
+def _over_pairs(cosines: Tensor, similarities: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Metric → its 1 + R values, and (1 + R)×P of pairs that are NaN where one can't go into it."""
+    # A null over pairs that the value lacks would be that of another figure.
+    shared = cosines.where(~cosines[:1].isnan(), torch.nan)
+    similar = upper(similarities)
+    similar = similar.where(~similar[:1].isnan(), torch.nan)
+    pairs = upper(cosines)
+    metrics = {name: (each.value, pairs) for name, each in evaluated("cosines", shared).items()}
+    metrics["mean_cosine"] = mean_cosine(shared), pairs
+    metrics["magnitude_similarity"] = similar.nanmean(dim=-1), similar
+    return metrics
+
+
+def _row(level: str, metric: str, values: Tensor, of_pairs: Tensor) -> dict[str, Any]:
+    undefined = int(of_pairs[0].isnan().sum())
+    return {
+        "level": level,
+        "pairs": of_pairs.shape[1] - undefined,
+        "undefined": undefined,
+        "metric": metric,
+        **null.with_value(values),
+    }
 
 
 def contention_table(ungated: Tensor, alpha: Tensor, permutations: int, seed: int) -> pd.DataFrame:

@@ -251,21 +251,49 @@ class GateProbe(Probe):
         initial = _both(model.gated_by(self.initial.gates, self.initial.read), self.initial.spreads)
         drawn = [_both(attention, self.initial.spreads) for attention in self._random(model)]
         draws = len(drawn) if model.input_gated else self.setting.config.null_draws
-        rows = []
+        summaries = (self._each_shuffled if model.input_gated else _at_once)(
+            present, initial, drawn, labels
+        )
+        keys: list[dict[str, Any]] = []
+        for attention, summary in summaries.items():
+            for (of_what, level, metric), (_, n) in summary.items():
+                names = {"of": of_what, "level": level, "attention": attention, "metric": metric}
+                keys.append({**names, "n": n})
+        values = [value for summary in summaries.values() for value, _ in summary.values()]
+        # Without a level to choose on there are no rows, and nothing to stack.
+        table = torch.stack(values, dim=1) if values else torch.empty(2, 0)
+        columns = {
+            **pd.DataFrame(keys, columns=["of", "level", "attention", "metric", "n"]),
+            "value": table[0].double().numpy(),
+            "initial": table[1].double().numpy(),
+            **null.beside(table[2:]),
+            "null_draws": draws,
+            "tau": model.temperature,
+        }
+        order = ["of", "level", "attention", "metric", "value", "initial", *null.COLUMNS]
+        ordered = pd.DataFrame(columns)[[*order, "null_draws", "n", "tau"]]
+        return with_undefined(ordered, ["value", "initial"])
+
+    def _each_shuffled(
+        self,
+        present: Mapping[str, list[Tensor]],
+        initial: Mapping[str, list[Tensor]],
+        drawn: Sequence[Mapping[str, list[Tensor]]],
+        labels: Tensor,
+    ) -> dict[str, Summary]:
+        """:func:`_at_once` for gates that read the input, each summary with shuffles of its own."""
+        summaries = {}
         for attention, levels in present.items():
-            untrained = self._summary(model, initial[attention], labels)
-            random = [
-                self._summary(model, draw[attention], labels, _SHUFFLES_OF_A_DRAW) for draw in drawn
+            value = self._shuffled(levels, labels)
+            others = [self._shuffled(initial[attention], labels)]
+            others += [
+                self._shuffled(draw[attention], labels, _SHUFFLES_OF_A_DRAW) for draw in drawn
             ]
-            for key, (value, n) in self._summary(model, levels, labels).items():
-                row: dict[str, Any] = dict(zip(("of", "level", "metric"), key, strict=True))
-                row |= {"attention": attention, "value": float(value)}
-                row |= {"initial": float(untrained[key][0])}
-                row |= null.beside_one(torch.stack([draw[key][0] for draw in random]).flatten())
-                rows.append({**row, "null_draws": draws, "n": n, "tau": model.temperature})
-        names = ["of", "level", "attention", "metric", "value", "initial", *null.COLUMNS]
-        table = pd.DataFrame(rows, columns=[*names, "null_draws", "n", "tau"])
-        return with_undefined(table, ["value", "initial"])
+            summary: Summary = {}
+            for key, (first, n) in value.items():
+                summary[key] = torch.stack([first, *(other[key][0] for other in others)]), n
+            summaries[attention] = summary
+        return summaries
 
     def _random(self, model: HME) -> list[list[Tensor]]:
         """Attention of untrained gates: one list with all draws in front.
@@ -279,11 +307,9 @@ class GateProbe(Probe):
         drawn[0] = drawn[0].expand(self.setting.config.null_draws, -1, -1)
         return [drawn]
 
-    def _summary(
-        self, model: HME, attention: list[Tensor], labels: Tensor, shuffles: int = _SHUFFLES
+    def _shuffled(
+        self, attention: list[Tensor], labels: Tensor, shuffles: int = _SHUFFLES
     ) -> Summary:
-        if not model.input_gated:
-            return summarise(attention)
         # Seeded anew, so that all epochs and draws are shuffled alike.
         generator = torch.Generator().manual_seed(self.setting.config.seed)
         return summarise_samples(attention, labels, generator, shuffles)
@@ -360,6 +386,32 @@ def _both(attention: Sequence[Tensor], spreads: Sequence[Tensor]) -> dict[str, l
     """α, and A of experts with these ``spreads``."""
     alpha = [rows.detach().double().cpu() for rows in attention]
     return {"alpha": alpha, "effective": effective(alpha, spreads)}
+
+
+def _at_once(
+    present: Mapping[str, list[Tensor]],
+    initial: Mapping[str, list[Tensor]],
+    drawn: Sequence[Mapping[str, list[Tensor]]],
+    labels: Tensor,
+) -> dict[str, Summary]:
+    """Attention → metrics of present, initial and random gates, which is one axis of each value.
+
+    All are summarised in one go, as the tables are small and it is the calls that take time after
+    every epoch.
+    """
+    (random,) = drawn
+    levels = []
+    for level in range(len(present["alpha"])):
+        of_level = []
+        for attention, rows in present.items():
+            of_level += [rows[level][None], initial[attention][level][None]]
+            of_level.append(random[attention][level])
+        levels.append(torch.cat(of_level))
+    apart: dict[str, Summary] = {attention: {} for attention in present}
+    for key, (values, n) in summarise(levels).items():
+        for summary, part in zip(apart.values(), values.chunk(len(apart)), strict=True):
+            summary[key] = part, n
+    return apart
 
 
 def _reading(present: Mapping[str, list[Tensor]]) -> list[tuple[int, tuple[Tensor, ...]]]:

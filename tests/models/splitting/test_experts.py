@@ -60,17 +60,21 @@ def test_a_level_is_its_experts_one_by_one(family: str, training: bool) -> None:
     for i, level in enumerate(levels):
         level = disturbed(level).train(training)
         alone = lone(level)
-        x = torch.randn(3, N, *shape, dtype=torch.float64, requires_grad=True)
-        parts = [x[:, j].detach().clone().requires_grad_() for j in range(N)]
+        x = torch.randn(3, 1 if level.shared else N, *shape, dtype=torch.float64)
+        x.requires_grad_()
+        parts = [
+            part.detach().clone().requires_grad_() for part in x.expand(-1, N, *shape).unbind(1)
+        ]
         out = level(x)
         outs = [expert(part) for expert, part in zip(alone, parts, strict=True)]
         torch.testing.assert_close(out, torch.stack(outs, dim=1), rtol=1e-9, atol=1e-9)
         weights = torch.randn_like(out)
         (out * weights).sum().backward()
         torch.stack([(o * weights[:, j]).sum() for j, o in enumerate(outs)]).sum().backward()
-        torch.testing.assert_close(
-            x.grad, torch.stack([p.grad for p in parts], dim=1), rtol=1e-7, atol=1e-9
-        )
+        gradients = torch.stack([part.grad for part in parts], dim=1)
+        if level.shared:
+            gradients = gradients.sum(dim=1, keepdim=True)
+        torch.testing.assert_close(x.grad, gradients, rtol=1e-7, atol=1e-9)
         for name, parameter in level.body.named_parameters():
             expected = torch.stack([dict(expert.named_parameters())[name].grad for expert in alone])
             torch.testing.assert_close(

@@ -43,7 +43,7 @@ def test_probes_of_several_processes_merge_to_the_whole(images: Tensor) -> None:
         seen(model, images[part], LABELS[part], 2)
         for part in (slice(0, 3), slice(3, 7), slice(7, 12))
     ]
-    merged = probes[0].merge(*probes[1:]).compute(classes="abcde", max_memory=2**19, **OPTIONS)
+    merged = probes[0].merge(*probes[1:]).compute(classes="abcde", max_memory=2**22, **OPTIONS)
     whole = conflict_of(model, images, LABELS, classes="abcde", **OPTIONS)
     pd.testing.assert_frame_equal(merged.pairs, whole.pairs, rtol=1e-10, atol=1e-10)
     assert len(probes[0].images) == 2

@@ -161,13 +161,12 @@ def test_an_error_in_one_subtask_of_many_is_seen(monkeypatch: pytest.MonkeyPatch
 
     model, r = net().double(), torch.randn(3, 24, K, dtype=torch.float64)
     right = subtask_grams(model, IMAGES.double(), r, groups=[["a", "b"]]).total()
-    own = per_sample.Pass.per_sample
+    own = per_sample.Pass._deltas
 
-    def wrong(self: per_sample.Pass) -> Any:
-        for k, gradients in own(self):
-            yield k, [g if g is None or k != 2 else 1.01 * g for g in gradients]
+    def wrong(self: per_sample.Pass, k: int) -> list[Tensor]:
+        return [1.01 * delta if k == 2 else delta for delta in own(self, k)]
 
-    monkeypatch.setattr(per_sample.Pass, "per_sample", wrong)
+    monkeypatch.setattr(per_sample.Pass, "_deltas", wrong)
     torch.testing.assert_close(
         subtask_grams(model, IMAGES.double(), r, groups=[["a", "b"]]).total(), right
     )

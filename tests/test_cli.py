@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -294,7 +295,8 @@ def test_a_finished_run_is_probed_anew(kdx, study_file, tmp_path, monkeypatch):
 def test_a_report_on_finished_runs(kdx, finished, tmp_path, monkeypatch):
     monkeypatch.setattr(plots, "FIGURES", quick_figures())
     code, out, err = kdx("report", finished.out, "--out", "page")
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert re.fullmatch(r"\d+ figures? drawn; \d+ s in all\n", err)
     page = tmp_path / out.strip()
     assert page == tmp_path / "page" / "report.html"
     assert "<html" in page.read_text(encoding="utf-8")

@@ -41,7 +41,8 @@ def key(figure: Figure, data: pd.DataFrame, csv: bytes) -> str | None:
     if not is_known_elsewhere(figure) or not is_reproducible():
         return None
     index = b"" if isinstance(data.index, pd.RangeIndex) else data.index.to_frame().to_csv()
-    parts = [figure.name, csv, repr(list(data.dtypes.items())), index, repr(data.attrs), _code()]
+    types = repr(list(data.dtypes.items()))
+    parts: list[str | bytes] = [figure.name, csv, types, index, repr(data.attrs), _code()]
     parts += [extension.sha256 for extension in loaded_now()]
     return _digest(*parts)
 

@@ -13,8 +13,6 @@ from typing import Any
 
 import pandas as pd
 
-import kdx_analysis
-from kdx_analysis.drawing.style import DOTS
 from kdx_analysis.extensions import extension_of, loaded_now
 from kdx_analysis.io import read_json, write_json
 from kdx_analysis.metrics import METRICS
@@ -98,7 +96,7 @@ def write_manifest(folder: Path, drawn: Mapping[str, tuple[str, Mapping[str, byt
 @cache
 def _code() -> str:
     """A digest of this package, of what extends it, and of the versions of what draws."""
-    sources = sorted(Path(kdx_analysis.__path__[0]).rglob("*.py"))
+    sources = sorted(Path(__file__).parents[1].rglob("*.py"))
     parts: list[str | bytes] = [path.read_bytes() for path in sources]
     for point in _installed():
         file = getattr(sys.modules.get(point.module), "__file__", None)

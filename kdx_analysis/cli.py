@@ -729,8 +729,8 @@ def _run(
     start = time.perf_counter()
     report = Report(runs)
     report.save_html(out / "report")
-    reported = time.perf_counter() - start
     typer.echo(f"report: {report.album}", err=True)
+    reported = time.perf_counter() - start
     for i, (who, sentences) in enumerate(report.got):
         _tell([f"The same, asked of {who}:", *sentences] if i else sentences)
     for answer in report.answers:

@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +12,12 @@ from tests import toys
 torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
-def _reports_draw_in_one_process(monkeypatch):
-    """Workers take seconds to start, which a test's few figures are drawn in."""
-    monkeypatch.setattr("kdx_analysis.report.pictures.usual_jobs", lambda: 1)
+@pytest.fixture(scope="session", autouse=True)
+def one_process_draws() -> Iterator[None]:
+    """Draw a report's figures here unless a test asks for workers, which take seconds to start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kdx_analysis.report.pictures.usual_jobs", lambda: 1)
+        yield
 
 
 @dataclass(frozen=True)

@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -204,13 +205,14 @@ def test_a_study_runs_and_its_answer_is_printed(kdx, study_file, tmp_path, monke
             ]
             self.arms = None
             self.got = [("undivided students", ["what they got"])]
+            self.album = "2 figures drawn"
 
         def save_html(self, out) -> None: ...
 
     monkeypatch.setattr("kdx_analysis.report.Report", Report)
     options = ("--jobs", 1, "--set", "objectives=[kd]", "--set", "training.epochs=1")
     code, out, err = kdx("run", study_file, *options)
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, "report: 2 figures drawn\n")
     assert "digits_teacher → digits_student on toy, 48 + 24 + 24 images" in out
     assert "3 runs of 1 epochs, 0 done already" in out
     assert out.index("what they got") < out.index("the answer from")
@@ -293,7 +295,8 @@ def test_a_finished_run_is_probed_anew(kdx, study_file, tmp_path, monkeypatch):
 def test_a_report_on_finished_runs(kdx, finished, tmp_path, monkeypatch):
     monkeypatch.setattr(plots, "FIGURES", quick_figures())
     code, out, err = kdx("report", finished.out, "--out", "page")
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert re.fullmatch(r"\d+ figures? drawn; \d+ s in all\n", err)
     page = tmp_path / out.strip()
     assert page == tmp_path / "page" / "report.html"
     assert "<html" in page.read_text(encoding="utf-8")

@@ -13,8 +13,6 @@ from typing import Any
 
 import pandas as pd
 
-import kdx_analysis
-from kdx_analysis.drawing.style import DOTS
 from kdx_analysis.extensions import extension_of, loaded_now
 from kdx_analysis.io import read_json, write_json
 from kdx_analysis.metrics import METRICS
@@ -40,9 +38,9 @@ def key(figure: Figure, data: pd.DataFrame, csv: bytes) -> str | None:
     """
     if not is_known_elsewhere(figure) or not is_reproducible():
         return None
-    index = "" if isinstance(data.index, pd.RangeIndex) else data.index.to_frame().to_csv()
-    described = repr((list(data.dtypes.items()), data.attrs))
-    parts: list[str | bytes] = [figure.name, csv, described, index, _code()]
+    index = b"" if isinstance(data.index, pd.RangeIndex) else data.index.to_frame().to_csv()
+    types = repr(list(data.dtypes.items()))
+    parts: list[str | bytes] = [figure.name, csv, types, index, repr(data.attrs), _code()]
     parts += [extension.sha256 for extension in loaded_now()]
     return _digest(*parts)
 
@@ -98,7 +96,7 @@ def write_manifest(folder: Path, drawn: Mapping[str, tuple[str, Mapping[str, byt
 @cache
 def _code() -> str:
     """A digest of this package, of what extends it, and of the versions of what draws."""
-    sources = sorted(Path(kdx_analysis.__path__[0]).rglob("*.py"))
+    sources = sorted(Path(__file__).parents[1].rglob("*.py"))
     parts: list[str | bytes] = [path.read_bytes() for path in sources]
     for point in _installed():
         file = getattr(sys.modules.get(point.module), "__file__", None)

@@ -219,7 +219,7 @@ def test_a_study_runs_and_its_answer_is_printed(kdx, study_file, tmp_path, monke
     assert (
         "probes of every explainer (1 to train): gates, agreement, conflict, claims, affinity; "
         "gates after every epoch, all else on train and validation at epochs 1, with 19 null "
-        "draws: at most 40 forward and 24 backward passes over up to 6 images each" in out
+        "draws: at most 44 forward and 24 backward passes over up to 6 images each" in out
     )
     assert "the answer from 3 runs" in out
     assert (tmp_path / "out" / "little" / "study.yaml").is_file()
@@ -276,7 +276,7 @@ def test_a_finished_run_is_probed_anew(kdx, study_file, tmp_path, monkeypatch):
     code, out, err = kdx("probe", run)
     assert (code, err) == (0, "")
     assert (
-        "on train and val, 6 images; on each 131 forward and 12 backward passes over up to 6 "
+        "on train and val, 6 images; on each 133 forward and 12 backward passes over up to 6 "
         "images each" in out
     )
     assert (

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from kdx_analysis.drawing.style import DOTS
 from kdx_analysis.extensions import extension_of, loaded_now
 from kdx_analysis.io import read_json, write_json
 from kdx_analysis.metrics import METRICS

@@ -104,9 +104,10 @@ def test_what_a_killed_process_left_is_not_read(tmp_path, monkeypatch):
 
     options = {"objectives": ("kd", "kd_shuffled"), "seeds": 1, "teacher": toys.RowTeacher()}
     study = toy_study(**options, callbacks=[killed])
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(Lessons, "close", lambda self: None)  # as where the machine goes down
-        study.run(tmp_path / "killed")
+        with pytest.raises(KeyboardInterrupt):
+            study.run(tmp_path / "killed")
     (left,) = (tmp_path / "killed" / FOLDER).glob("teacher*/*.safetensors")
     # Whole, with the right header, and of other images: as where the middle ones have changed.
     with safe_open(left, "pt") as file:

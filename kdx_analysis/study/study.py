@@ -385,12 +385,17 @@ class Study:
         write_plan(out, [(step.path, step.title) for step in steps])
         waiting = [step for step in steps if not step.done]
         lessons = Lessons.of(out, waiting, self.config.keep_teacher)
-        with progress(len(waiting)) as show:
-            train_steps(self, given, 1, show, lessons)  # they are only asked for outputs
-            train_steps(self, teachers, jobs, show, lessons)
-            self._check_apart(teachers)
-            train_steps(self, steps, jobs, show, lessons)
+        # What a killed process left may be of other images or another forward pass: neither the
+        # data's fingerprint nor a model's weights say all, and a damaged file says nothing.
         lessons.close()
+        try:
+            with progress(len(waiting)) as show:
+                train_steps(self, given, 1, show, lessons)  # they are only asked for outputs
+                train_steps(self, teachers, jobs, show, lessons)
+                self._check_apart(teachers)
+                train_steps(self, steps, jobs, show, lessons)
+        finally:
+            lessons.close()
         runs = RunSet.of(Run.load(step.path) for step in steps)
         keep_outputs(self, runs)
         run_shift(self, runs)

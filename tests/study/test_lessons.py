@@ -3,6 +3,8 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from kdx_analysis.study.lessons import FOLDER, Lessons
 from kdx_analysis.training.loop import predict
@@ -94,3 +96,31 @@ def test_logits_are_kept_only_where_several_runs_ask_for_them(tmp_path):
     alone = [step for step in plan if step.role != "explainer"]
     assert not Lessons.of(tmp_path, alone, 10**6).shared
     assert replace(lessons, limit=0).shelf(plan[-1]) is None
+
+
+def test_what_a_killed_process_left_is_not_read(tmp_path, monkeypatch):
+    def killed(epoch, model):
+        raise KeyboardInterrupt
+
+    options = {"objectives": ("kd", "kd_shuffled"), "seeds": 1, "teacher": toys.RowTeacher()}
+    study = toy_study(**options, callbacks=[killed])
+    with monkeypatch.context() as patch:
+        patch.setattr(Lessons, "close", lambda self: None)  # as where the machine goes down
+        with pytest.raises(KeyboardInterrupt):
+            study.run(tmp_path / "killed")
+    (left,) = (tmp_path / "killed" / FOLDER).glob("teacher*/*.safetensors")
+    # Whole, with the right header, and of other images: as where the middle ones have changed.
+    with safe_open(left, "pt") as file:
+        logits, header = file.get_tensor("logits"), file.metadata()
+    save_file({"logits": -logits}, left, header)
+    study = toy_study(**options)
+    assert_same_results(study.run(tmp_path / "killed"), study.run(tmp_path / "whole"))
+
+
+def test_nothing_is_left_where_a_study_stops(tmp_path):
+    def stops(epoch, model):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        toy_study(teacher=toys.RowTeacher(), callbacks=[stops]).run(tmp_path)
+    assert not (tmp_path / FOLDER).exists()

@@ -101,8 +101,9 @@ def _sampled(explainers: RunSet) -> str:
     return (
         f" Of its {K * (K - 1) // 2:,} pairs of subtasks {some} were looked at, those among "
         f"{listed(list(map(str, drawn)))} subtasks drawn at random, the same in every run: figures "
-        "of conflict estimate means over all pairs, with the standard errors that are recorded; "
-        "intervals over seeds are for these pairs."
+        "of conflict estimate means over all pairs, with the standard errors that are recorded, "
+        "which are too small where a single subtask carries the conflict; intervals over seeds are "
+        "for these pairs."
     )
 
 

@@ -4,7 +4,9 @@ What takes the time are the gradients of subtasks, not the products of pairs. So
 are drawn at random and all pairs among them are looked at: every pair has the same chance, and the
 mean over these pairs is an unbiased estimate of the mean over all. It is less sure than that of as
 many pairs drawn one by one, since each subtask stands in m − 1 of them, which the standard error
-takes into account.
+takes into account. It rests on the subtasks that were drawn: where one subtask alone carries the
+conflict, most samples have not seen it; the mean is still unbiased, but 95 % intervals held in 31 %
+of samples (32 of 100 subtasks) to 50 % (6 of 12).
 """
 
 from __future__ import annotations

@@ -45,21 +45,21 @@ LEAST_PAIRS = 45
 class _Config(BaseModel):
     """A section of a study.
 
-    ``later`` are keys that came after runs had been made without them. They are told only where
-    they are not at their default: runs are found again by a digest of what is told.
+    ``later`` are keys that came after runs had been made without them, with the values that leave
+    all as it was. They are told only where they have others: runs are found again by a digest of
+    what is told.
     """
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, populate_by_name=True, protected_namespaces=()
     )
-    later: ClassVar[tuple[str, ...]] = ()
+    later: ClassVar[Mapping[str, Any]] = {}
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values: dict[str, Any] = serialize(self)
-        fields = type(self).model_fields
-        for name in self.later:
-            if getattr(self, name) == fields[name].default:
+        for name, before in self.later.items():
+            if getattr(self, name) == before:
                 values.pop(name, None)
         return values
 
@@ -72,7 +72,7 @@ class DataConfig(_Config):
     ``size`` resizes all images to so many pixels a side.
     """
 
-    later: ClassVar[tuple[str, ...]] = ("test_per_class",)
+    later: ClassVar[Mapping[str, Any]] = {"test_per_class": None}
 
     name: str
     per_class: Count | None = None
@@ -94,7 +94,7 @@ class TrainingConfig(_Config):
     asked about validation; with ``selection: best`` those epochs are the candidates.
     """
 
-    later: ClassVar[tuple[str, ...]] = ("validate_every",)
+    later: ClassVar[Mapping[str, Any]] = {"validate_every": 1}
 
     epochs: Count = 30
     batch_size: Annotated[int, Field(ge=2)] = 128
@@ -182,6 +182,8 @@ class ExplainerConfig(_Config):
     and those of training apply.
     """
 
+    later: ClassVar[Mapping[str, Any]] = {"multiple": 1}
+
     preset: Literal["learn_to_branch"] | None = None
     form: Literal["ce", "nce"] = "ce"
     experts: tuple[Count, ...] | Count = 4
@@ -214,7 +216,7 @@ class ObjectiveConfig(_Config):
     ``options`` are what the named objective takes beside these keys, which its distiller says.
     """
 
-    later: ClassVar[tuple[str, ...]] = ("options",)
+    later: ClassVar[Mapping[str, Any]] = {"options": {}}
 
     name: str
     decomposition: Literal["binary", "multiclass"] = "binary"
@@ -321,7 +323,7 @@ class ProbeConfig(_Config):
             False where it is off. In a study they stand beside the other keys, each under its name.
     """
 
-    later: ClassVar[tuple[str, ...]] = ("inner_null_draws", "pairs")
+    later: ClassVar[Mapping[str, Any]] = {"inner_null_draws": None, "pairs": None}
 
     per_class: Count = 20
     seed: Seed = 0
@@ -416,7 +418,7 @@ class StudyConfig(_Config):
     its own folder.
     """
 
-    later: ClassVar[tuple[str, ...]] = ("keep_teacher",)
+    later: ClassVar[Mapping[str, Any]] = {"keep_teacher": 2**30}
 
     name: str
     data: DataConfig

@@ -145,8 +145,13 @@ class Report:
     def save(self, out: str | Path, *, jobs: int | None = None) -> Path:
         """Write the report as the suffix says, ``.html``, ``.md`` or ``.pdf``; returns the path.
 
-        A path without suffix is a directory, for ``report.html`` in it. ``jobs`` is as for
-        :meth:`save_html`. Raises KdxError for another suffix.
+        A path without suffix is a directory, for ``report.html`` in it.
+
+        Args:
+            out: the file or directory.
+            jobs: as for :meth:`save_html`.
+
+        Raises KdxError for another suffix.
         """
         path = Path(out)
         if path.suffix not in _SAVERS:

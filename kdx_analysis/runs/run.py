@@ -136,7 +136,7 @@ class Run:
         """Names of the K classes, by label."""
         return tuple(self.info["data"]["classes"])
 
-    @cached_property
+    @property
     def keys(self) -> dict[str, Any]:
         """The columns that key this run's rows in a frame of many runs."""
         return {
@@ -178,6 +178,10 @@ class Run:
 
         The others are not read, unless they have been already: of 100 classes, the conflict of all
         pairs, levels and terms is half a million rows, of which a figure shows a thirtieth.
+
+        Args:
+            kind: of the record, as one of :attr:`kinds`.
+            values: column → value, as ``split="val"``.
         """
         name = f"{kind} {sorted(values.items())}"
         if kind in self._cache:

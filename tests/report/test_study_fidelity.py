@@ -106,7 +106,7 @@ def test_the_page_needs_no_other_file_but_those_it_links(page: Tag, path: Path) 
     beside = {
         file.relative_to(path.parent).as_posix()
         for file in path.parent.rglob("*")
-        if file.is_file() and file != path
+        if file.is_file() and file != path and not file.name.startswith(".")
     }
     linked = {str(a["href"]) for a in page.select("a[href]")}
     assert beside == {href for href in linked if not href.startswith(("#", "https:"))}

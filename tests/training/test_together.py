@@ -192,7 +192,7 @@ def test_temperature_and_gate_entropy_are_told_as_alone():
         for side, alone in pairs(kind):
             for (a, _), (b, _) in zip(side.epochs, alone.epochs, strict=True):
                 assert a.temperature == b.temperature
-                assert a.gate_entropy == pytest.approx(b.gate_entropy, rel=1e-4)
+                assert a.gate_entropy == pytest.approx(b.gate_entropy, rel=1e-3)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adam"])

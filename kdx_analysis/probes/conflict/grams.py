@@ -269,9 +269,15 @@ def probing_cost(
 ) -> Cost:
     """Passes and memory that :func:`subtask_grams` will take; no gradient is computed here.
 
-    ``sets`` of residuals are losses × (1 + null draws). What one image takes up is measured by a
-    forward pass over one or two. ``together``: of :func:`subtask_gradients`, whose sums are all
-    there at once. Raises KdxError where ``subtask_grams`` would, for want of memory.
+    What one image takes up is measured by a forward pass over one or two.
+
+    Args:
+        model, images, margins, groups, max_memory: as for :func:`subtask_grams`.
+        num_classes: K.
+        sets: of residuals: losses × (1 + null draws).
+        together: of :func:`subtask_gradients`, whose sums are all there at once.
+
+    Raises KdxError where ``subtask_grams`` would, for want of memory.
     """
     images = _ordinary(fitted(images, model))
     parts = Parts.of(model, margins, groups, images, num_classes)
